@@ -1,0 +1,178 @@
+// LayerCache: the tiered KV cache of one attention layer, and attention over it.
+//
+// A cell is the engine's own address of a token's K and V. The engine keeps deciding which cells exist and which query
+// may see them (through the mask); the cache decides only how a cell's payload is stored and how attention reads it.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "mikv/result.hpp"
+#include "mikv/spec.hpp"
+
+namespace mikv {
+
+using Cell = uint32_t;
+using FrameId = uint32_t;
+
+/// Largest cell number + 1 that a cache accepts: cells index a bitmap, so a hostile number must not size one.
+inline constexpr uint32_t kMaxCells = 1u << 27;
+inline constexpr uint32_t kMaxFrames = 1u << 12;
+
+struct LayerShape {
+  uint32_t n_heads = 0;     ///< query heads; a multiple of n_kv_heads, 1 to 16 of them on one KV head
+  uint32_t n_kv_heads = 0;  ///< key/value heads
+  uint32_t head_dim_k = 0;  ///< channels of a key and a query: a multiple of 8, up to 512
+  uint32_t head_dim_v = 0;  ///< channels of a value: the same
+  bool operator==(const LayerShape&) const = default;
+};
+
+/// Additive mask, one row a query token: element [t][cell] is added to the logit; -inf hides the cell.
+struct Mask {
+  enum class Type : uint8_t { none, f16, f32 };
+  Type type = Type::none;         ///< none: every cell is visible to every query
+  const void* data = nullptr;     ///< borrowed
+  size_t row_stride_bytes = 0;    ///< from token t to t+1
+  uint32_t n_cells = 0;           ///< columns; cells from here on are hidden
+};
+
+struct AttendArgs {
+  const float* q = nullptr;  ///< [n_tokens][n_heads][head_dim_k], channels contiguous; RoPE applied
+  size_t q_token_stride = 0; ///< in floats
+  size_t q_head_stride = 0;  ///< in floats
+  float* out = nullptr;      ///< [n_tokens][n_heads][head_dim_v], channels contiguous; written
+  size_t out_token_stride = 0;
+  size_t out_head_stride = 0;
+  uint32_t n_tokens = 0;
+  float scale = 1.0f;
+  float softcap = 0.0f;                ///< logits become softcap * tanh(logit / softcap); 0: off
+  Mask mask;
+  const float* mask_slopes = nullptr;  ///< [n_heads] factor on the mask (ALiBi), or null for 1
+  const float* sinks = nullptr;        ///< [n_heads] attention-sink logits, or null
+  std::span<const FrameId> frames;     ///< frames to attend; empty: all
+  bool record = true;                  ///< count this attention in importance scores and query statistics
+  bool commit = false;                 ///< commit each KV head as soon as its attention is done (a generation step)
+};
+
+/// Bytes by what they hold. Everything allocated for live data is in one of them.
+struct MemoryUsage {
+  uint64_t staged = 0;   ///< f16 payload not compressed yet (exact prefill), and the whole of an uncompressed cache
+  uint64_t hi = 0;       ///< codes of the hi tier
+  uint64_t lo = 0;       ///< codes of the lo tier
+  uint64_t scales = 0;   ///< scales and zeros of both tiers
+  uint64_t ids = 0;      ///< cell ids and the bitmap of live cells
+  uint64_t scores = 0;   ///< importance scores and arrival numbers
+  uint64_t frames = 0;   ///< balancers, centres, query statistics
+  uint64_t slack = 0;    ///< allocated, not in use: unused slots of open blocks, growth reserve
+  uint64_t n_elements = 0;  ///< elements of K and V that live cells stand for (evicted ones included)
+  uint64_t n_staged_tokens = 0, n_hi_tokens = 0, n_lo_tokens = 0, n_evicted_tokens = 0;  ///< summed over KV heads
+
+  uint64_t total() const { return staged + hi + lo + scales + ids + scores + frames + slack; }
+  double bits_per_element() const { return n_elements ? 8.0 * double(total()) / double(n_elements) : 0.0; }
+  MemoryUsage& operator+=(const MemoryUsage& other);
+};
+
+enum class TierName : uint8_t { staged, hi, lo, evicted };
+
+/// One stored token of one KV head, decoded to the engine's own coordinates. For tests and the reference.
+struct StoredToken {
+  Cell cell = 0;
+  TierName tier = TierName::staged;
+  float score = 0.0f;
+  std::vector<float> k;  ///< [head_dim_k]; empty if evicted
+  std::vector<float> v;  ///< [head_dim_v]; empty if evicted
+};
+
+/// Scratch memory of attention, shared by all layers that the same threads work on. Not cache content.
+class Workspace {
+ public:
+  explicit Workspace(uint32_t max_threads);
+  ~Workspace();
+  Workspace(const Workspace&) = delete;
+  Workspace& operator=(const Workspace&) = delete;
+  uint32_t max_threads() const;
+  uint64_t bytes() const;
+
+  struct Impl;
+  Impl& impl() { return *impl_; }
+
+ private:
+  std::unique_ptr<Impl> impl_;
+};
+
+/// The cache of one layer. Calls that change it (put, commit, erase, clear) need exclusive access, except that
+/// put_part and attend are made to be called by all threads of a step together.
+class LayerCache {
+ public:
+  /// Errors: a shape out of range; a spec whose group does not divide the head dimension.
+  static Result<std::unique_ptr<LayerCache>> create(const LayerShape& shape, const Spec& spec);
+  ~LayerCache();
+  LayerCache(const LayerCache&) = delete;
+  LayerCache& operator=(const LayerCache&) = delete;
+
+  const LayerShape& shape() const;
+  const Spec& spec() const;
+
+  /// Stores K and V of n tokens in `frame`, replacing what those cells held before.
+  /// k: row t at k + t*k_stride floats, [n_kv_heads][head_dim_k] contiguous; v the same with head_dim_v.
+  /// Errors: a cell >= kMaxCells or named twice, a frame >= kMaxFrames, out of memory. Nothing is stored then.
+  /// A non-finite element is stored as the nearest finite f16 (NaN as 0), so that one bad token cannot poison a group.
+  Status put(FrameId frame, std::span<const Cell> cells, const float* k, size_t k_stride, const float* v, size_t v_stride);
+
+  /// put() in two steps, for engines that hand over K and V apart and from several threads:
+  /// stage() reserves the cells once; then write_k / write_v fill them, each thread its share (thread of n_threads).
+  /// The cells and the order are those of the last stage().
+  Status stage(FrameId frame, std::span<const Cell> cells);
+  void write_k(const float* k, size_t k_stride, uint32_t thread = 0, uint32_t n_threads = 1);
+  void write_v(const float* v, size_t v_stride, uint32_t thread = 0, uint32_t n_threads = 1);
+
+  /// out = softmax(scale * q.k + mask) v over the cells of the frames that the mask admits (design section 4).
+  /// A query that sees no cell gets zeros. Collective: each of n_threads threads calls it with its own number and the same
+  /// args and workspace; out is complete when all have returned, and the next call on this layer may start only then.
+  Status attend(const AttendArgs& args, Workspace& workspace, uint32_t thread = 0, uint32_t n_threads = 1);
+
+  /// Compresses what is staged: freezes the frame if it has none, moves tokens to hi, demotes to lo down to the budget.
+  Status commit(FrameId frame);
+  Status commit_all();
+
+  /// Forgets cells, wherever they are. Unknown cells are no error.
+  void erase(FrameId frame, std::span<const Cell> cells);
+  void erase_if(FrameId frame, Cell first, Cell last);  ///< cells first..last-1
+  void clear();                                         ///< all frames
+
+  uint64_t n_cells(FrameId frame) const;    ///< live cells, evicted ones included
+  uint64_t n_staged(FrameId frame) const;   ///< tokens that commit would compress
+  MemoryUsage memory_usage() const;
+  uint64_t bytes_used() const { return memory_usage().total(); }
+
+  /// A copy of a cache in which nothing was compressed yet, to be compressed under another spec: how several policies
+  /// start from one exact prefill. Error: something was compressed already.
+  Result<std::unique_ptr<LayerCache>> clone(const Spec& spec) const;
+
+  /// What KV head `kv_head` holds of `frame`, decoded; slow. For tests, the reference and inspection.
+  std::vector<StoredToken> dump(FrameId frame, uint32_t kv_head) const;
+
+  struct Impl;
+
+ private:
+  explicit LayerCache(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+/// Attention as the formula says, in double precision over dump(): the oracle of every kernel. Same arguments as
+/// LayerCache::attend; records and commits nothing.
+Status reference_attend(const LayerCache& cache, const AttendArgs& args);
+
+/// SIMD target that attention runs on, e.g. "avx512", chosen once at first use: the best one of the machine, or the one
+/// that the environment variable MIKV_TARGET names.
+std::string simd_target();
+/// Targets that this build has and this machine can run, best first.
+std::vector<std::string> simd_targets();
+/// Forces one, for tests and benchmarks. Error: the name is unknown or the machine cannot run it.
+Status set_simd_target(const std::string& name);
+
+}  // namespace mikv

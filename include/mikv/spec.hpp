@@ -1,0 +1,86 @@
+// Spec: the one string that chooses everything a cache does, e.g. "mikv:keep=0.2,hi=f16,lo=int2".
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "mikv/result.hpp"
+
+namespace mikv {
+
+/// How a tier stores its elements. `evict` stores nothing (lo tier only): the token is lost, as in H2O.
+enum class Format : uint8_t { evict, int2, int3, int4, int8, f16 };
+
+/// Which tokens an importance policy keeps in the hi tier.
+///  full      all of them
+///  h2o       half of the budget the heaviest by accumulated attention, half the most recent (arXiv 2306.14048)
+///  window    the most recent
+///  streaming the first `sinks` tokens and the most recent (arXiv 2309.17453)
+///  random    a random subset, from `seed`: the control
+enum class Importance : uint8_t { full, h2o, window, streaming, random };
+
+/// When a prompt is compressed: once at its end (exact attention meanwhile), or after every chunk (bounded peak memory).
+enum class Prefill : uint8_t { exact, streaming };
+
+/// Number of channels that share a scale and a zero (Eq. 1 of MiKV). Always a divisor of the head dimension.
+struct GroupSize {
+  enum class Kind : uint8_t { automatic, half, head, channels };
+  Kind kind = Kind::automatic;
+  uint32_t channels = 0;  ///< used by Kind::channels only
+
+  /// Channels a group for a head of `head_dim` channels; `automatic` is the largest divisor up to 64.
+  /// 0 if `channels` does not divide `head_dim`.
+  uint32_t resolve(uint32_t head_dim) const;
+  bool operator==(const GroupSize&) const = default;
+};
+
+struct Spec {
+  std::string preset = "mikv";  ///< the name it was made from, for reports
+  Importance importance = Importance::h2o;
+  double keep = 0.1;  ///< share of the tokens in the hi tier, 0..1: hi holds floor(keep * S) of S tokens
+  Format hi = Format::int8;
+  Format lo = Format::int3;
+  GroupSize group;
+  bool balancer = true;   ///< channel balancer, Eq. 2 of MiKV
+  bool center = true;     ///< subtract the per-channel mean of the prompt's keys
+  bool hadamard = false;  ///< rotate K and V by an orthonormal Hadamard matrix before quantising
+  Prefill prefill = Prefill::exact;
+  uint32_t sinks = 4;  ///< first tokens that `streaming` keeps
+  uint64_t seed = 1;   ///< of `random`
+
+  bool operator==(const Spec&) const = default;
+
+  /// True if tokens stay as they were put (f16, nothing demoted): the uncompressed cache.
+  bool uncompressed() const { return importance == Importance::full && hi == Format::f16; }
+  /// True if a frame (balancer, centre) must be frozen from the prompt before a token can be compressed.
+  bool needs_frame() const { return balancer || center; }
+
+  /// Parses "preset[:key=value[,key=value...]]". Keys: keep, hi, lo, group, outlier, importance, prefill, sinks, seed.
+  /// An unknown preset or key, or a value out of range, is an Error that names it and the values that would do.
+  static Result<Spec> parse(std::string_view text);
+
+  /// The canonical full form; parse(to_string()) gives an equal Spec.
+  std::string to_string() const;
+};
+
+/// A named spec.
+struct Preset {
+  std::string_view name;
+  std::string_view keys;         ///< what it stands for, as key=value pairs
+  std::string_view description;  ///< one line
+};
+
+/// All presets, in the order in which help texts list them.
+const std::vector<Preset>& presets();
+
+/// Splits a comma-separated list of specs. A piece that is only "key=value" belongs to the spec before it:
+/// "full,mikv:keep=0.2,hi=f16,h2o" has three specs.
+std::vector<std::string> split_spec_list(std::string_view list);
+
+/// Bits an element of a format, without scales: 0, 2, 3, 4, 8, 16.
+uint32_t format_bits(Format format);
+std::string_view format_name(Format format);
+
+}  // namespace mikv
