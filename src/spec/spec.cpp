@@ -1,0 +1,339 @@
+// Spec: the one string that chooses everything a cache does, e.g. "mikv:keep=0.2,hi=f16,lo=int2".
+//
+// A preset is itself a list of key=value pairs, so there is one parser: it applies the preset's pairs, then the
+// user's. Choices that would be ignored are refused when the user wrote them, and dropped when a preset brought them.
+#include "mikv/spec.hpp"
+
+#include <algorithm>
+#include <array>
+#include <charconv>
+#include <cmath>
+#include <optional>
+#include <string>
+#include <type_traits>
+
+namespace mikv {
+namespace {
+
+constexpr size_t kMaxSpecLength = 512;  // the canonical form of any spec is under 200
+constexpr uint32_t kMaxGroupChannels = 512;
+constexpr uint32_t kMaxSinks = 1024;
+constexpr uint32_t kMaxAutomaticGroup = 64;
+
+template <typename E>
+struct Named {
+  std::string_view name;
+  E value;
+};
+
+constexpr std::array kFormats = {
+    Named<Format>{"evict", Format::evict}, Named<Format>{"int2", Format::int2}, Named<Format>{"int3", Format::int3},
+    Named<Format>{"int4", Format::int4},   Named<Format>{"int8", Format::int8}, Named<Format>{"f16", Format::f16},
+};
+constexpr std::array kHiFormats = {kFormats[5], kFormats[4], kFormats[3]};
+constexpr std::array kLoFormats = {kFormats[0], kFormats[1], kFormats[2], kFormats[3], kFormats[4]};
+constexpr std::array kImportances = {
+    Named<Importance>{"full", Importance::full},           Named<Importance>{"h2o", Importance::h2o},
+    Named<Importance>{"window", Importance::window},       Named<Importance>{"streaming", Importance::streaming},
+    Named<Importance>{"random", Importance::random},
+};
+constexpr std::array kPrefills = {Named<Prefill>{"exact", Prefill::exact},
+                                  Named<Prefill>{"streaming", Prefill::streaming}};
+constexpr std::array<std::string_view, 9> kKeys = {"keep",       "hi",      "lo",    "group", "outlier",
+                                                   "importance", "prefill", "sinks", "seed"};
+
+template <typename E, size_t n>
+std::string_view name_of(const std::array<Named<E>, n>& table, E value) {
+  for (const Named<E>& entry : table)
+    if (entry.value == value) return entry.name;
+  return "?";
+}
+
+/// What the user typed, fit for a one-line message: printable ASCII, not too long.
+std::string quoted(std::string_view text) {
+  constexpr size_t kMaxShown = 40;
+  std::string shown = "'";
+  for (const char c : text.substr(0, kMaxShown)) shown += c >= 0x20 && c < 0x7f ? c : '?';
+  if (text.size() > kMaxShown) shown += "...";
+  return shown + "'";
+}
+
+size_t edit_distance(std::string_view a, std::string_view b) {
+  std::vector<size_t> row(b.size() + 1);
+  for (size_t j = 0; j <= b.size(); ++j) row[j] = j;
+  for (size_t i = 1; i <= a.size(); ++i) {
+    size_t diagonal = row[0];
+    row[0] = i;
+    for (size_t j = 1; j <= b.size(); ++j) {
+      const size_t substituted = diagonal + (a[i - 1] != b[j - 1]);
+      diagonal = row[j];
+      row[j] = std::min({substituted, row[j] + 1, row[j - 1] + 1});
+    }
+  }
+  return row[b.size()];
+}
+
+/// ": did you mean 'x'?" for the nearest of `names`, or "" if none is within 2 edits (1 for short names).
+std::string suggestion(std::string_view typed, const std::vector<std::string_view>& names) {
+  if (typed.size() > 32) return "";
+  size_t best = 3;
+  std::string_view nearest;
+  for (const std::string_view name : names) {
+    const size_t distance = edit_distance(typed, name);
+    if (distance < best && 2 * distance < std::max(name.size(), size_t{3})) {
+      best = distance;
+      nearest = name;
+    }
+  }
+  return nearest.empty() ? "" : ": did you mean '" + std::string(nearest) + "'?";
+}
+
+std::string joined(const std::vector<std::string_view>& names) {
+  std::string list;
+  for (const std::string_view name : names) list += (list.empty() ? "" : ", ") + std::string(name);
+  return list;
+}
+
+Error bad_value(std::string_view key, std::string_view value, const std::string& would_do) {
+  return {"spec key '" + std::string(key) + "': " + quoted(value) + " is not possible; it takes " + would_do};
+}
+
+template <typename E, size_t n>
+Status set_named(E& target, std::string_view key, std::string_view value, const std::array<Named<E>, n>& table) {
+  std::vector<std::string_view> names;
+  for (const Named<E>& entry : table) {
+    if (entry.name == value) {
+      target = entry.value;
+      return {};
+    }
+    names.push_back(entry.name);
+  }
+  return bad_value(key, value, joined(names));
+}
+
+/// The whole of `text` as a number, or nothing: no sign but '-', no blanks, nothing after it.
+template <typename N>
+std::optional<N> number(std::string_view text) {
+  N parsed{};
+  const char* const end = text.data() + text.size();
+  const auto [stop, failure] = std::from_chars(text.data(), end, parsed);
+  if (failure != std::errc{} || stop != end) return std::nullopt;
+  return parsed;
+}
+
+template <typename N>
+Status set_number(N& target, std::string_view key, std::string_view value, N low, N high, const std::string& would_do) {
+  const std::optional<N> parsed = number<N>(value);
+  if (!parsed || !(*parsed >= low && *parsed <= high)) return bad_value(key, value, would_do);  // refuses NaN too
+  target = *parsed;
+  if constexpr (std::is_floating_point_v<N>) target += 0;  // -0 becomes 0
+  return {};
+}
+
+Status set_group(GroupSize& group, std::string_view value) {
+  if (value == "auto" || value == "half" || value == "head") {
+    group = {value == "auto"   ? GroupSize::Kind::automatic
+             : value == "half" ? GroupSize::Kind::half
+                               : GroupSize::Kind::head,
+             0};
+    return {};
+  }
+  uint32_t channels = 0;
+  Status status = set_number<uint32_t>(channels, "group", value, 1, kMaxGroupChannels,
+                                       "auto, half, head, or a number of channels from 1 to 512");
+  if (status) group = {GroupSize::Kind::channels, channels};
+  return status;
+}
+
+Status set_outlier(Spec& spec, std::string_view value) {
+  const std::string would_do = "none, or one or more of balancer, center, hadamard joined by '+'";
+  spec.balancer = spec.center = spec.hadamard = false;
+  if (value == "none") return {};
+  for (std::string_view rest = value;;) {
+    const size_t plus = rest.find('+');
+    const std::string_view name = rest.substr(0, plus);
+    bool* const flag = name == "balancer"                       ? &spec.balancer
+                       : name == "center" || name == "centre"   ? &spec.center
+                       : name == "hadamard"                     ? &spec.hadamard
+                                                                : nullptr;
+    if (!flag || *flag) return bad_value("outlier", value, would_do);  // unknown, or named twice
+    *flag = true;
+    if (plus == std::string_view::npos) return {};
+    rest.remove_prefix(plus + 1);
+  }
+}
+
+Status set_key(Spec& spec, std::string_view key, std::string_view value) {
+  if (key == "keep") return set_number(spec.keep, key, value, 0.0, 1.0, "a number from 0 to 1, e.g. keep=0.1");
+  if (key == "hi") return set_named(spec.hi, key, value, kHiFormats);
+  if (key == "lo") return set_named(spec.lo, key, value, kLoFormats);
+  if (key == "group") return set_group(spec.group, value);
+  if (key == "outlier") return set_outlier(spec, value);
+  if (key == "importance") return set_named(spec.importance, key, value, kImportances);
+  if (key == "prefill") return set_named(spec.prefill, key, value, kPrefills);
+  if (key == "sinks") return set_number<uint32_t>(spec.sinks, key, value, 0, kMaxSinks, "a whole number from 0 to 1024");
+  return set_number<uint64_t>(spec.seed, key, value, 0, UINT64_MAX, "a whole number from 0 to 2^64-1");
+}
+
+/// Applies "key=value,key=value"; adds the keys it met to `given`.
+Status apply_keys(Spec& spec, std::string_view pairs, std::vector<std::string_view>& given) {
+  for (std::string_view rest = pairs;;) {
+    const size_t comma = rest.find(',');
+    const std::string_view pair = rest.substr(0, comma);
+    const size_t equals = pair.find('=');
+    if (equals == std::string_view::npos || equals == 0)
+      return Error{"spec: " + quoted(pair) + " is not key=value; a spec reads preset:key=value,key=value"};
+    const std::string_view key = pair.substr(0, equals);
+    const std::vector<std::string_view> known(kKeys.begin(), kKeys.end());
+    if (std::find(known.begin(), known.end(), key) == known.end())
+      return Error{"unknown spec key " + quoted(key) + suggestion(key, known) + " (keys: " + joined(known) + ")"};
+    if (std::find(given.begin(), given.end(), key) != given.end())
+      return Error{"spec key '" + std::string(key) + "' is given twice; give it once"};
+    if (Status status = set_key(spec, key, pair.substr(equals + 1)); !status) return status;
+    given.push_back(key);
+    if (comma == std::string_view::npos) return {};
+    rest.remove_prefix(comma + 1);
+  }
+}
+
+/// Refuses what the user asked for and the rest of the spec would ignore; drops it where only a preset asked.
+Status reconcile(Spec& spec, const std::vector<std::string_view>& given) {
+  const auto user_gave = [&](std::string_view key) { return std::find(given.begin(), given.end(), key) != given.end(); };
+  if (spec.importance == Importance::full) {
+    if (user_gave("keep") && spec.keep != 1.0)
+      return Error{"spec: importance=full keeps every token in the hi tier, so keep must be 1; leave keep out, or choose "
+                   "importance=h2o, window, streaming or random"};
+    if (user_gave("lo") && spec.lo != Format::evict)
+      return Error{"spec: importance=full demotes no token, so lo=" + std::string(format_name(spec.lo)) +
+                   " would do nothing; leave lo out, or choose importance=h2o, window, streaming or random"};
+    spec.keep = 1.0;
+    spec.lo = Format::evict;
+  }
+  if (spec.lo == Format::evict && spec.keep == 0.0)
+    return Error{"spec: keep=0 with lo=evict would store nothing; choose keep above 0, or lo=int2, int3, int4 or int8"};
+  if (spec.lo == Format::evict && spec.hi == Format::f16) {  // nothing is quantised: no outliers to handle
+    if (user_gave("outlier") && (spec.balancer || spec.center || spec.hadamard))
+      return Error{"spec: hi=f16 with lo=evict quantises nothing, so outlier must be none; leave outlier out, or choose "
+                   "hi=int8 or int4, or lo=int2, int3, int4 or int8"};
+    spec.balancer = spec.center = spec.hadamard = false;
+  }
+  return {};
+}
+
+}  // namespace
+
+uint32_t GroupSize::resolve(uint32_t head_dim) const {
+  if (head_dim == 0) return 0;
+  switch (kind) {
+    case Kind::head: return head_dim;
+    case Kind::half: return head_dim % 2 == 0 ? head_dim / 2 : 0;
+    case Kind::channels: return channels != 0 && head_dim % channels == 0 ? channels : 0;
+    case Kind::automatic: break;
+  }
+  uint32_t largest = std::min(head_dim, kMaxAutomaticGroup);
+  while (head_dim % largest != 0) --largest;
+  return largest;
+}
+
+const std::vector<Preset>& presets() {
+  static const std::vector<Preset> all = {
+      {"full", "importance=full,hi=f16,outlier=none", "every token as it is in f16: the uncompressed cache"},
+      {"mikv", "importance=h2o,keep=0.1,hi=int8,lo=int3,group=auto,outlier=balancer+center",
+       "our default: about 4 bits an element"},
+      {"mikv-hq", "importance=h2o,keep=0.1,hi=int8,lo=int4,group=auto,outlier=balancer+center+hadamard",
+       "closest to the full cache: about 5 bits"},
+      {"mikv-max", "importance=h2o,keep=0.1,hi=int8,lo=int2,group=auto,outlier=balancer+center+hadamard",
+       "smallest: about 3 bits"},
+      {"mikv-paper", "importance=h2o,keep=0.2,hi=f16,lo=int4,group=half,outlier=balancer",
+       "MiKV as published (arXiv 2402.18096)"},
+      {"h2o", "importance=h2o,keep=0.2,hi=f16,lo=evict,outlier=none", "heavy hitters and recent; the rest is lost"},
+      {"streaming", "importance=streaming,keep=0.2,hi=f16,lo=evict,outlier=none", "first and recent; the rest is lost"},
+      {"window", "importance=window,keep=0.2,hi=f16,lo=evict,outlier=none", "most recent; the rest is lost"},
+      {"random", "importance=random,keep=0.2,hi=f16,lo=evict,outlier=none", "a random subset: the control"},
+      {"rtn8", "importance=window,keep=0,hi=f16,lo=int8,group=half,outlier=none", "every token in INT8"},
+      {"rtn4", "importance=window,keep=0,hi=f16,lo=int4,group=half,outlier=none", "every token in INT4"},
+      {"rtn3", "importance=window,keep=0,hi=f16,lo=int3,group=half,outlier=none", "every token in INT3"},
+      {"rtn2", "importance=window,keep=0,hi=f16,lo=int2,group=half,outlier=none", "every token in INT2"},
+  };
+  return all;
+}
+
+Result<Spec> Spec::parse(std::string_view text) {
+  if (text.size() > kMaxSpecLength)
+    return Error{"spec " + quoted(text) + " is " + std::to_string(text.size()) + " characters long; at most 512 are read"};
+  const size_t colon = text.find(':');
+  const std::string_view name = text.substr(0, colon);
+  std::vector<std::string_view> names;
+  const Preset* chosen = nullptr;
+  for (const Preset& preset : presets()) {
+    names.push_back(preset.name);
+    if (preset.name == name) chosen = &preset;
+  }
+  if (name.empty() || (!chosen && name.find('=') != std::string_view::npos))
+    return Error{"spec " + quoted(text) + " does not begin with a preset, e.g. mikv:keep=0.2 (presets: " +
+                 joined(names) + ")"};
+  if (!chosen)
+    return Error{"unknown spec preset " + quoted(name) + suggestion(name, names) + " (presets: " + joined(names) + ")"};
+
+  Spec spec;
+  spec.preset = std::string(chosen->name);
+  std::vector<std::string_view> given;
+  if (Status status = apply_keys(spec, chosen->keys, given); !status) return Error{status.error()};
+  given.clear();  // the user may override every key of the preset
+  if (colon != std::string_view::npos)
+    if (Status status = apply_keys(spec, text.substr(colon + 1), given); !status) return Error{status.error()};
+  if (Status status = reconcile(spec, given); !status) return Error{status.error()};
+  return spec;
+}
+
+std::string Spec::to_string() const {
+  std::array<char, 32> digits{};
+  const auto printed = std::to_chars(digits.data(), digits.data() + digits.size(), keep);  // shortest that reads back
+  std::string outlier;
+  for (const auto& [used, name] : {std::pair{balancer, "balancer"}, {center, "center"}, {hadamard, "hadamard"}})
+    if (used) outlier += (outlier.empty() ? "" : "+") + std::string(name);
+
+  std::string text = preset;
+  text += ":importance=" + std::string(name_of(kImportances, importance));
+  text += ",keep=" + std::string(digits.data(), printed.ptr);
+  text += ",hi=" + std::string(format_name(hi)) + ",lo=" + std::string(format_name(lo));
+  text += ",group=" + (group.kind == GroupSize::Kind::automatic ? "auto"
+                       : group.kind == GroupSize::Kind::half    ? "half"
+                       : group.kind == GroupSize::Kind::head    ? "head"
+                                                                : std::to_string(group.channels));
+  text += ",outlier=" + (outlier.empty() ? "none" : outlier);
+  text += ",prefill=" + std::string(name_of(kPrefills, prefill));
+  text += ",sinks=" + std::to_string(sinks) + ",seed=" + std::to_string(seed);
+  return text;
+}
+
+std::vector<std::string> split_spec_list(std::string_view list) {
+  std::vector<std::string> specs;
+  for (std::string_view rest = list;;) {
+    const size_t comma = rest.find(',');
+    const std::string_view piece = rest.substr(0, comma);
+    const bool only_key = piece.find('=') < piece.find(':');  // find gives npos, the largest, where there is none
+    if (only_key && !specs.empty())
+      specs.back() += (specs.back().find(':') == std::string::npos ? ":" : ",") + std::string(piece);
+    else
+      specs.emplace_back(piece);
+    if (comma == std::string_view::npos) return specs;
+    rest.remove_prefix(comma + 1);
+  }
+}
+
+uint32_t format_bits(Format format) {
+  switch (format) {
+    case Format::evict: return 0;
+    case Format::int2: return 2;
+    case Format::int3: return 3;
+    case Format::int4: return 4;
+    case Format::int8: return 8;
+    case Format::f16: return 16;
+  }
+  return 0;
+}
+
+std::string_view format_name(Format format) { return name_of(kFormats, format); }
+
+}  // namespace mikv
