@@ -1,0 +1,32 @@
+# Warnings, sanitizers and the compiler cache: what every target of ours is compiled with.
+
+add_library(mikv_warnings INTERFACE)
+target_compile_options(mikv_warnings INTERFACE -Wall -Wextra -Wshadow $<$<BOOL:${MIKV_WERROR}>:-Werror>)
+
+# Ours only: other people's code, when we compile any, keeps its own warning level.
+function(mikv_use_warnings)
+  foreach(target IN LISTS ARGN)
+    target_link_libraries(${target} PRIVATE mikv_warnings)
+  endforeach()
+endfunction()
+
+# Sanitizers are set for the whole tree: mixing checked and unchecked objects gives false reports.
+if(MIKV_SANITIZE STREQUAL "address")
+  set(mikv_sanitizers address,undefined)
+elseif(MIKV_SANITIZE STREQUAL "thread")
+  set(mikv_sanitizers thread)
+elseif(NOT MIKV_SANITIZE STREQUAL "")
+  message(FATAL_ERROR "MIKV_SANITIZE=${MIKV_SANITIZE} is unknown; use address, thread or leave it empty")
+endif()
+if(mikv_sanitizers)
+  # Not recovering turns every finding into a failed test instead of a line in a log.
+  add_compile_options(-fsanitize=${mikv_sanitizers} -fno-sanitize-recover=all -fno-omit-frame-pointer)
+  add_link_options(-fsanitize=${mikv_sanitizers})
+endif()
+
+find_program(MIKV_CCACHE ccache)
+mark_as_advanced(MIKV_CCACHE)
+if(MIKV_CCACHE AND NOT CMAKE_CXX_COMPILER_LAUNCHER)
+  set(CMAKE_C_COMPILER_LAUNCHER ${MIKV_CCACHE})
+  set(CMAKE_CXX_COMPILER_LAUNCHER ${MIKV_CCACHE})
+endif()

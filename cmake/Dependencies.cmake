@@ -1,0 +1,17 @@
+# Libraries from the system; scripts/setup.sh installs them. Only what the chosen options need is looked for.
+
+find_package(Threads REQUIRED)
+find_package(hwy REQUIRED)
+find_package(fmt REQUIRED)
+find_package(nlohmann_json REQUIRED)
+if(MIKV_BUILD_LLAMA AND MIKV_BUILD_CLI)
+  find_package(CLI11 REQUIRED)
+endif()
+if(MIKV_BUILD_TESTS)
+  find_package(GTest REQUIRED)
+  find_package(rapidcheck REQUIRED)
+  find_package(Python3 3.9 REQUIRED COMPONENTS Interpreter)
+endif()
+if(MIKV_BUILD_BENCH)
+  find_package(benchmark REQUIRED)
+endif()

@@ -1,0 +1,48 @@
+#!/usr/bin/env bash
+# Refuses what the layout forbids: llama.cpp's headers outside the adapter, host names of package registries,
+# paths of somebody's machine, and files too long to read in one go. Prints each finding; exits 1 if there is any.
+set -u
+cd "$(dirname "$0")/.." || exit 2
+
+if git rev-parse --is-inside-work-tree >/dev/null 2>&1; then
+  mapfile -t files < <(git ls-files)
+else
+  mapfile -t files < <(find . -type f -not -path './build/*' -printf '%P\n')
+fi
+existing=()
+for file in "${files[@]}"; do [ -f "$file" ] && existing+=("$file"); done
+[ "${#existing[@]}" -gt 0 ] || { echo "check_layout: no files to check" >&2; exit 2; }
+
+failed=0
+report() { # what, findings
+  [ -n "$2" ] || return 0
+  printf 'check_layout: %s:\n%s\n' "$1" "$2" >&2
+  failed=1
+}
+
+sources=() outside=()
+for file in "${existing[@]}"; do
+  case "$file" in *.h|*.hpp|*.c|*.cc|*.cpp|*.inc) ;; *) continue ;; esac
+  sources+=("$file")
+  case "$file" in adapters/*) ;; *) outside+=("$file") ;; esac
+done
+
+# The adapter is the only code that knows the engine; everything else sees mikv's own headers.
+engine='^[[:space:]]*#[[:space:]]*include[[:space:]]*[<"](llama(-cpp)?|ggml[-a-z]*|gguf|common|sampling|chat|arg|download)\.h[>"]'
+[ "${#outside[@]}" -eq 0 ] || report 'llama.cpp headers outside adapters/' "$(grep -nEH "$engine" "${outside[@]}")"
+
+# Packages are named, never located: pip on the user's machine knows where from.
+hosts='(pypi|pythonhosted|npmjs|crates|deb\.debian|archive\.ubuntu|security\.debian)\.(org|com|io)'
+report 'host names of package registries' "$(grep -nEIH "$hosts" "${existing[@]}")"
+
+paths='(^|[^A-Za-z0-9_.{}$-])/(work|root|farm)/|/tmp/[a-z]+_jobs'
+report 'paths of one machine' "$(grep -nEIH "$paths" "${existing[@]}")"
+
+for file in "${existing[@]}"; do
+  case "$file" in *.h|*.hpp|*.c|*.cc|*.cpp|*.inc|*.py|*.sh|*.cmake|*.md|*/CMakeLists.txt|Makefile) ;; *) continue ;; esac
+  lines=$(wc -l <"$file")
+  [ "$lines" -le 600 ] || report 'files over 600 lines' "$file: $lines"
+done
+
+[ "$failed" -eq 0 ] && echo "check_layout: ${#existing[@]} files, ${#sources[@]} sources: as the layout asks"
+exit "$failed"
