@@ -73,14 +73,14 @@ size_t edit_distance(std::string_view a, std::string_view b) {
   return row[b.size()];
 }
 
-/// ": did you mean 'x'?" for the nearest of `names`, or "" if none is within 2 edits (1 for short names).
+/// ": did you mean 'x'?" for the nearest of `names`, or "" if none is within 2 edits, and within half its length.
 std::string suggestion(std::string_view typed, const std::vector<std::string_view>& names) {
   if (typed.size() > 32) return "";
   size_t best = 3;
   std::string_view nearest;
   for (const std::string_view name : names) {
     const size_t distance = edit_distance(typed, name);
-    if (distance < best && 2 * distance < std::max(name.size(), size_t{3})) {
+    if (distance < best && 2 * distance <= std::max(name.size(), size_t{3})) {
       best = distance;
       nearest = name;
     }

@@ -1,0 +1,253 @@
+// Spec: every preset and key, the canonical form, and errors that name the key, the value and what would do.
+#include <gtest/gtest.h>
+#include <rapidcheck.h>
+#include <rapidcheck/gtest.h>
+
+#include <set>
+#include <string>
+
+#include "mikv/spec.hpp"
+
+namespace mikv {
+namespace {
+
+Spec parsed(std::string_view text) {
+  const Result<Spec> spec = Spec::parse(text);
+  if (!spec) throw std::runtime_error(spec.error());
+  return spec.value();
+}
+
+std::string error_of(std::string_view text) {
+  const Result<Spec> spec = Spec::parse(text);
+  return spec ? "accepted: " + spec.value().to_string() : spec.error();
+}
+
+TEST(SpecTest, DefaultIsThePresetOfItsName) { EXPECT_EQ(parsed("mikv"), Spec{}); }
+
+TEST(SpecTest, PresetsAreWhatTheirNamesPromise) {
+  const Spec full = parsed("full");
+  EXPECT_TRUE(full.uncompressed());
+  EXPECT_FALSE(full.needs_frame());
+  EXPECT_EQ(full.keep, 1.0);
+
+  for (const auto& [name, importance] : {std::pair{"h2o", Importance::h2o},
+                                         {"window", Importance::window},
+                                         {"streaming", Importance::streaming},
+                                         {"random", Importance::random}}) {
+    const Spec spec = parsed(name);
+    EXPECT_EQ(spec.importance, importance) << name;
+    EXPECT_EQ(spec.keep, 0.2) << name;
+    EXPECT_EQ(spec.hi, Format::f16) << name;
+    EXPECT_EQ(spec.lo, Format::evict) << name;
+    EXPECT_FALSE(spec.balancer || spec.center || spec.hadamard) << name;
+  }
+  for (const auto& [name, lo] :
+       {std::pair{"rtn8", Format::int8}, {"rtn4", Format::int4}, {"rtn3", Format::int3}, {"rtn2", Format::int2}}) {
+    const Spec spec = parsed(name);
+    EXPECT_EQ(spec.keep, 0.0) << name;
+    EXPECT_EQ(spec.lo, lo) << name;
+    EXPECT_EQ(spec.group.kind, GroupSize::Kind::half) << name;
+    EXPECT_FALSE(spec.needs_frame() || spec.hadamard) << name;
+  }
+  const Spec paper = parsed("mikv-paper");
+  EXPECT_EQ(paper.keep, 0.2);
+  EXPECT_EQ(paper.hi, Format::f16);
+  EXPECT_EQ(paper.lo, Format::int4);
+  EXPECT_EQ(paper.group.kind, GroupSize::Kind::half);
+  EXPECT_TRUE(paper.balancer && !paper.center && !paper.hadamard);
+
+  const Spec hq = parsed("mikv-hq"), max = parsed("mikv-max");
+  EXPECT_EQ(hq.lo, Format::int4);
+  EXPECT_EQ(max.lo, Format::int2);
+  for (const Spec& spec : {hq, max}) {
+    EXPECT_EQ(spec.keep, 0.1);
+    EXPECT_EQ(spec.hi, Format::int8);
+    EXPECT_TRUE(spec.balancer && spec.center && spec.hadamard);
+  }
+}
+
+TEST(SpecTest, EveryPresetIsListedOnceAndRoundTrips) {
+  std::set<std::string_view> names;
+  for (const Preset& preset : presets()) {
+    EXPECT_TRUE(names.insert(preset.name).second) << preset.name;
+    EXPECT_FALSE(preset.description.empty());
+    const Spec spec = parsed(preset.name);
+    EXPECT_EQ(spec.preset, preset.name);
+    EXPECT_EQ(parsed(spec.to_string()), spec) << spec.to_string();
+    EXPECT_EQ(parsed(std::string(preset.name) + ":" + std::string(preset.keys)), spec) << preset.name;
+  }
+  EXPECT_EQ(names.size(), 13u);
+}
+
+TEST(SpecTest, KeysOverrideThePreset) {
+  const Spec spec = parsed(
+      "mikv:keep=0.25,hi=int4,lo=int2,group=32,outlier=hadamard,importance=streaming,prefill=streaming,sinks=7,seed=9");
+  EXPECT_EQ(spec.keep, 0.25);
+  EXPECT_EQ(spec.hi, Format::int4);
+  EXPECT_EQ(spec.lo, Format::int2);
+  EXPECT_EQ(spec.group, (GroupSize{GroupSize::Kind::channels, 32}));
+  EXPECT_TRUE(spec.hadamard && !spec.balancer && !spec.center);
+  EXPECT_EQ(spec.importance, Importance::streaming);
+  EXPECT_EQ(spec.prefill, Prefill::streaming);
+  EXPECT_EQ(spec.sinks, 7u);
+  EXPECT_EQ(spec.seed, 9u);
+  EXPECT_EQ(parsed("mikv:outlier=centre+balancer"), parsed("mikv:outlier=balancer+center"));
+  EXPECT_EQ(parsed("mikv:seed=18446744073709551615").seed, UINT64_MAX);
+  EXPECT_FALSE(std::signbit(parsed("mikv:keep=-0").keep));
+}
+
+TEST(SpecTest, FullDropsWhatOnlyItsPresetAskedFor) {
+  const Spec spec = parsed("mikv:importance=full,hi=f16");
+  EXPECT_TRUE(spec.uncompressed());
+  EXPECT_FALSE(spec.needs_frame());
+  EXPECT_EQ(spec.lo, Format::evict);
+  const Spec uniform8 = parsed("mikv:importance=full");  // every token in INT8: possible, and keeps its outlier handling
+  EXPECT_EQ(uniform8.keep, 1.0);
+  EXPECT_TRUE(uniform8.center);
+}
+
+RC_GTEST_PROP(SpecProperty, CanonicalFormRoundTrips, ()) {
+  const auto pick = [](std::initializer_list<std::string> values) {
+    return *rc::gen::elementOf(std::vector<std::string>(values));
+  };
+  const double keep = *rc::gen::inRange(0, 1000001) / 1e6;
+  const std::string keep_text = std::to_string(keep);
+  const std::string text = pick({"mikv", "mikv-paper", "mikv-max", "rtn4"}) + ":keep=" + keep_text +
+                           ",hi=" + pick({"f16", "int8", "int4"}) + ",lo=" + pick({"int2", "int3", "int4", "int8"}) +
+                           ",group=" + pick({"auto", "half", "head", "1", "64", "512"}) +
+                           ",outlier=" + pick({"none", "balancer", "center+hadamard", "hadamard+balancer+center"}) +
+                           ",importance=" + pick({"h2o", "window", "streaming", "random"}) +
+                           ",prefill=" + pick({"exact", "streaming"}) +
+                           ",sinks=" + std::to_string(*rc::gen::inRange(0, 1025)) +
+                           ",seed=" + std::to_string(*rc::gen::arbitrary<uint64_t>());
+  const Spec spec = parsed(text);
+  RC_ASSERT(spec.keep == std::stod(keep_text));
+  RC_ASSERT(parsed(spec.to_string()) == spec);
+  RC_ASSERT(parsed(spec.to_string()).to_string() == spec.to_string());
+}
+
+// Never a crash, and never a message of several lines, whatever is typed.
+RC_GTEST_PROP(SpecProperty, AnyTextGivesASpecOrOneLine, (const std::string& noise)) {
+  for (const std::string& text : {noise, "mikv:" + noise, "mikv:keep=" + noise, "mikv:outlier=" + noise}) {
+    const Result<Spec> spec = Spec::parse(text);
+    if (spec) continue;
+    RC_ASSERT(!spec.error().empty());
+    for (const char c : spec.error()) RC_ASSERT(c >= 0x20 && c < 0x7f);
+  }
+}
+
+struct Refusal {
+  const char* text;
+  std::vector<const char*> named;  ///< what the message must contain
+};
+
+TEST(SpecTest, RefusalsNameTheKeyTheValueAndWhatWouldDo) {
+  const Refusal refusals[] = {
+      {"", {"begin with a preset", "mikv-paper"}},
+      {"keep=0.2", {"begin with a preset", "'keep=0.2'"}},
+      {"mikv,keep=0.2", {"begin with a preset"}},
+      {"mkiv", {"'mkiv'", "did you mean 'mikv'", "rtn4"}},
+      {"mikvpaper", {"did you mean 'mikv-paper'"}},
+      {"MIKV", {"'MIKV'"}},
+      {"mikv ", {"'mikv '", "did you mean 'mikv'"}},
+      {"gzip", {"unknown spec preset 'gzip'", "presets: full, mikv"}},
+      {"mikv:", {"key=value"}},
+      {"mikv:keep", {"'keep'", "key=value"}},
+      {"mikv:keep=0.2,", {"key=value"}},
+      {"mikv:=0.2", {"key=value"}},
+      {"mikv:kep=0.2", {"'kep'", "did you mean 'keep'", "outlier"}},
+      {"mikv:colour=red", {"'colour'", "keys: keep, hi, lo"}},
+      {"mikv:keep=0.2,keep=0.2", {"'keep'", "twice"}},
+      {"mikv:keep=", {"'keep'", "''", "0 to 1"}},
+      {"mikv:keep=1.5", {"'keep'", "'1.5'", "0 to 1"}},
+      {"mikv:keep=-0.1", {"'-0.1'", "0 to 1"}},
+      {"mikv:keep=nan", {"'nan'", "0 to 1"}},
+      {"mikv:keep=inf", {"'inf'", "0 to 1"}},
+      {"mikv:keep=-inf", {"'-inf'"}},
+      {"mikv:keep=1e999", {"'1e999'"}},
+      {"mikv:keep=0.2x", {"'0.2x'"}},
+      {"mikv:keep= 0.2", {"' 0.2'"}},
+      {"mikv:keep=20%", {"'20%'"}},
+      {"mikv:keep=0,2", {"'2'", "key=value"}},
+      {"mikv:hi=int2", {"'hi'", "'int2'", "f16, int8, int4"}},
+      {"mikv:hi=fp16", {"'fp16'", "f16"}},
+      {"mikv:lo=f16", {"'lo'", "'f16'", "evict, int2, int3, int4, int8"}},
+      {"mikv:lo=int5", {"'int5'"}},
+      {"mikv:group=0", {"'group'", "'0'", "1 to 512"}},
+      {"mikv:group=513", {"'513'"}},
+      {"mikv:group=-1", {"'-1'"}},
+      {"mikv:group=third", {"'third'", "auto, half, head"}},
+      {"mikv:outlier=", {"'outlier'", "none", "balancer, center, hadamard"}},
+      {"mikv:outlier=balancer+", {"'balancer+'"}},
+      {"mikv:outlier=balancer+balancer", {"'balancer+balancer'"}},
+      {"mikv:outlier=none+center", {"'none+center'"}},
+      {"mikv:importance=heavy", {"'importance'", "full, h2o, window, streaming, random"}},
+      {"mikv:prefill=fast", {"'prefill'", "exact, streaming"}},
+      {"mikv:sinks=1025", {"'sinks'", "'1025'", "0 to 1024"}},
+      {"mikv:sinks=-1", {"'-1'"}},
+      {"mikv:sinks=4294967296", {"'4294967296'"}},
+      {"mikv:seed=18446744073709551616", {"'seed'", "2^64-1"}},
+      {"mikv:seed=0x10", {"'0x10'"}},
+      {"mikv:importance=full,keep=0.5", {"importance=full", "keep"}},
+      {"full:keep=0.5", {"importance=full", "keep"}},
+      {"full:lo=int4", {"importance=full", "lo=int4"}},
+      {"full:outlier=center", {"outlier", "none"}},
+      {"h2o:outlier=balancer", {"outlier", "lo=evict"}},
+      {"h2o:keep=0", {"keep=0", "lo=evict"}},
+      {"rtn4:lo=evict", {"keep=0", "lo=evict"}},
+  };
+  for (const Refusal& refusal : refusals) {
+    const std::string error = error_of(refusal.text);
+    for (const char* part : refusal.named)
+      EXPECT_NE(error.find(part), std::string::npos) << "'" << refusal.text << "' gave: " << error;
+    EXPECT_EQ(error.find('\n'), std::string::npos);
+    EXPECT_NE(error.rfind("accepted", 0), 0u) << error;
+  }
+}
+
+TEST(SpecTest, HostileTextIsQuotedShortAndPrintable) {
+  const std::string huge(1 << 20, 'x');
+  EXPECT_LT(error_of(huge).size(), 200u);
+  EXPECT_LT(error_of("mikv:keep=" + std::string(400, '9')).size(), 200u);
+  EXPECT_NE(error_of("mi\nkv\x01\xff").find("'mi?kv" "??'"), std::string::npos);
+  EXPECT_NE(error_of(std::string_view("mikv\0", 5)).find("'mikv?'"), std::string::npos);
+}
+
+TEST(SpecTest, GroupResolves) {
+  using Kind = GroupSize::Kind;
+  struct Row { uint32_t head_dim, automatic, half; };
+  for (const Row& row : {Row{8, 8, 4}, {24, 24, 12}, {40, 40, 20}, {64, 64, 32}, {72, 36, 36}, {80, 40, 40},
+                         {96, 48, 48}, {128, 64, 64}, {256, 64, 128}, {512, 64, 256}}) {
+    EXPECT_EQ(GroupSize{}.resolve(row.head_dim), row.automatic) << row.head_dim;
+    EXPECT_EQ((GroupSize{Kind::half, 0}.resolve(row.head_dim)), row.half) << row.head_dim;
+    EXPECT_EQ((GroupSize{Kind::head, 0}.resolve(row.head_dim)), row.head_dim);
+    EXPECT_EQ((GroupSize{Kind::channels, 8}.resolve(row.head_dim)), 8u);
+  }
+  EXPECT_EQ((GroupSize{Kind::channels, 64}.resolve(80)), 0u);
+  EXPECT_EQ((GroupSize{Kind::channels, 0}.resolve(80)), 0u);
+  EXPECT_EQ((GroupSize{Kind::channels, 128}.resolve(64)), 0u);
+  EXPECT_EQ(GroupSize{}.resolve(0), 0u);
+}
+
+TEST(SpecTest, ListsSplitAtSpecsNotAtKeys) {
+  using List = std::vector<std::string>;
+  EXPECT_EQ(split_spec_list("full,mikv:keep=0.2,hi=f16,h2o"), (List{"full", "mikv:keep=0.2,hi=f16", "h2o"}));
+  EXPECT_EQ(split_spec_list("mikv"), List{"mikv"});
+  EXPECT_EQ(split_spec_list("full,llama:q4_0,llama:f16"), (List{"full", "llama:q4_0", "llama:f16"}));
+  EXPECT_EQ(split_spec_list("mikv,keep=0.2,lo=int2"), List{"mikv:keep=0.2,lo=int2"});
+  EXPECT_EQ(split_spec_list("keep=0.2,full"), (List{"keep=0.2", "full"}));  // parse says what is wrong with it
+  EXPECT_EQ(split_spec_list("full,,h2o"), (List{"full", "", "h2o"}));
+  EXPECT_EQ(split_spec_list(""), List{""});
+}
+
+TEST(SpecTest, FormatsHaveNamesAndBits) {
+  for (const auto& [format, name, bits] :
+       {std::tuple{Format::evict, "evict", 0u}, {Format::int2, "int2", 2u}, {Format::int3, "int3", 3u},
+        {Format::int4, "int4", 4u}, {Format::int8, "int8", 8u}, {Format::f16, "f16", 16u}}) {
+    EXPECT_EQ(format_name(format), name);
+    EXPECT_EQ(format_bits(format), bits);
+  }
+}
+
+}  // namespace
+}  // namespace mikv

@@ -1,0 +1,60 @@
+#include "test_cache.hpp"
+
+#include <algorithm>
+#include <numeric>
+#include <stdexcept>
+
+namespace mikv::test {
+
+Tokens::Tokens(const LayerShape& shape_, size_t n_, Random& random, size_t gap)
+    : shape(shape_),
+      n(n_),
+      k_stride(size_t{shape.n_kv_heads} * shape.head_dim_k + gap),
+      v_stride(size_t{shape.n_kv_heads} * shape.head_dim_v + gap),
+      k(random.normals(n * k_stride)),
+      v(random.normals(n * v_stride)) {}
+
+std::unique_ptr<LayerCache> make_layer(const LayerShape& shape, std::string_view spec_text) {
+  Result<Spec> spec = Spec::parse(spec_text);
+  if (!spec) throw std::runtime_error(spec.error());
+  Result<std::unique_ptr<LayerCache>> layer = LayerCache::create(shape, spec.value());
+  if (!layer) throw std::runtime_error(layer.error());
+  return std::move(layer).value();
+}
+
+std::vector<Cell> cell_range(Cell first, size_t n) {
+  std::vector<Cell> cells(n);
+  std::iota(cells.begin(), cells.end(), first);
+  return cells;
+}
+
+void put(LayerCache& layer, FrameId frame, std::span<const Cell> cells, const Tokens& tokens) {
+  const Status status = layer.put(frame, cells, tokens.k.data(), tokens.k_stride, tokens.v.data(), tokens.v_stride);
+  if (!status) throw std::runtime_error(status.error());
+}
+
+void commit(LayerCache& layer, FrameId frame) {
+  const Status status = layer.commit(frame);
+  if (!status) throw std::runtime_error(status.error());
+}
+
+std::vector<StoredToken> sorted_dump(const LayerCache& layer, FrameId frame, uint32_t kv_head) {
+  std::vector<StoredToken> tokens = layer.dump(frame, kv_head);
+  std::sort(tokens.begin(), tokens.end(), [](const auto& a, const auto& b) { return a.cell < b.cell; });
+  return tokens;
+}
+
+TierCounts count_tiers(const std::vector<StoredToken>& tokens) {
+  TierCounts counts;
+  for (const StoredToken& token : tokens) {
+    switch (token.tier) {
+      case TierName::staged: ++counts.staged; break;
+      case TierName::hi: ++counts.hi; break;
+      case TierName::lo: ++counts.lo; break;
+      case TierName::evicted: ++counts.evicted; break;
+    }
+  }
+  return counts;
+}
+
+}  // namespace mikv::test
