@@ -90,7 +90,8 @@ struct StoredToken {
 /// Scratch memory of attention, shared by all layers that the same threads work on. Not cache content.
 class Workspace {
  public:
-  explicit Workspace(uint32_t max_threads);
+  /// For calls by up to max_threads threads, with up to max_calls AttendArgs at once.
+  explicit Workspace(uint32_t max_threads, uint32_t max_calls = 1);
   ~Workspace();
   Workspace(const Workspace&) = delete;
   Workspace& operator=(const Workspace&) = delete;
@@ -134,6 +135,9 @@ class LayerCache {
   /// A query that sees no cell gets zeros. Collective: each of n_threads threads calls it with its own number and the same
   /// args and workspace; out is complete when all have returned, and the next call on this layer may start only then.
   Status attend(const AttendArgs& args, Workspace& workspace, uint32_t thread = 0, uint32_t n_threads = 1);
+
+  /// Several calls at once, one for each stream of a batch. Their frames must be disjoint.
+  Status attend(std::span<const AttendArgs> calls, Workspace& workspace, uint32_t thread = 0, uint32_t n_threads = 1);
 
   /// Compresses what is staged: freezes the frame if it has none, moves tokens to hi, demotes to lo down to the budget.
   Status commit(FrameId frame);

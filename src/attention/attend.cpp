@@ -1,0 +1,303 @@
+// LayerCache::attend: cuts the work of a call into items for the threads, and runs the kernels over staged, hi and lo.
+//
+// A generation step (one query token) has one item for each KV head, or several that split the blocks when heads do not
+// divide evenly among threads; the thread that finishes a head last merges, writes the output, adds the importance scores
+// from kept logits and commits the head. A chunk (more tokens) has an item for each KV head and tile of tokens, each with
+// its own output; scores need the finished softmax, hence a second QK pass, summed per thread and then over threads, so
+// that the result does not depend on timing. No barrier is needed in either case.
+#include <algorithm>
+#include <new>
+#include <string>
+
+#include "attention/rows.hpp"
+
+namespace mikv {
+namespace attention {
+namespace {
+
+// Rows of a chunk's tile: enough that decoding a tile is a few per cent of using it, few enough for the L2 cache.
+constexpr uint32_t kTileRows = 96;
+
+struct Call {
+  const AttendArgs& args;
+  LayerCache::Impl& layer;
+  Workspace::Impl& workspace;
+  uint32_t first_head;  // of this call, in the workspace's numbering
+  std::vector<cache::FrameStore*> frames;
+  uint32_t n_splits = 1, n_tiles = 1, tile_tokens = 1;
+
+  bool step() const { return args.n_tokens == 1; }
+  uint32_t items_per_head() const { return step() ? n_splits : n_tiles; }
+  bool scoring() const { return args.record && layer.scores_wanted(); }
+  size_t head_index(uint32_t kv_head) const { return first_head + kv_head; }
+};
+
+void plan(Call& call, uint32_t n_threads) {
+  const uint32_t n_heads = call.layer.shape.n_kv_heads, group = call.layer.shape.n_heads / n_heads;
+  if (call.step()) {
+    call.n_splits = n_heads % n_threads == 0 || n_heads >= 4 * n_threads ? 1 : n_threads;
+    return;
+  }
+  const uint32_t even_share = uint32_t(uint64_t{call.args.n_tokens} * n_heads / n_threads);
+  call.tile_tokens = std::max(1u, std::min(kTileRows / group, even_share));
+  call.n_tiles = (call.args.n_tokens + call.tile_tokens - 1) / call.tile_tokens;
+}
+
+Segment segment_of(const cache::Tier& tier, const Geometry& geometry) {
+  return {tier.blocks(), &tier.layout(), &geometry, tier.size()};
+}
+
+Scratch scratch_for(ThreadSlot& slot, const LayerCache::Impl& layer, uint32_t n_rows) {
+  const uint32_t n_tiles = std::max(layer.layouts.staged.tiles_k, layer.layouts.staged.tiles_v);
+  slot.logits.resize(size_t{n_rows} * kStepTokens);
+  slot.decoded.resize(size_t{kStepBlocks} * n_tiles * kLanes * kLanes);
+  slot.weights.resize(size_t{kStepBlocks} * 8 * kLanes);
+  return {slot.logits.data(), slot.decoded.data(), slot.weights.data()};
+}
+
+MaskTile mask_for(const Call& call, const RowTile& tile, ThreadSlot& slot) {
+  const Mask& mask = call.args.mask;
+  if (mask.type == Mask::Type::none) return {};
+  uint32_t n_cells = 0;
+  for (const cache::FrameStore* frame : call.frames) n_cells = std::max(n_cells, frame->live().end());
+  slot.mask_low.resize(n_cells);
+  slot.mask_high.resize(tile.n_tokens > 1 ? n_cells : 0);
+  float* high = tile.n_tokens > 1 ? slot.mask_high.data() : slot.mask_low.data();
+  kernels().mask_range(mask, tile.first_token, tile.n_tokens, n_cells, slot.mask_low.data(), high);
+  const float* slopes = call.args.mask_slopes ? call.args.mask_slopes + tile.kv_head * tile.group() : nullptr;
+  return {&mask, slot.mask_low.data(), high, tile.first_token, tile.group(), slopes};
+}
+
+// Calls work(segment, rows, state view, tier or null if its tokens have no scores) for every non-empty tier of the head.
+template <typename Work>
+void for_each_segment(const Call& call, const RowTile& tile, ThreadSlot& slot, RowState& state, Work work) {
+  const LayerCache::Impl& layer = call.layer;
+  const Rows raw = prepare_raw(tile, slot.raw);
+  for (cache::FrameStore* frame : call.frames) {
+    cache::HeadStore& head = frame->heads()[tile.kv_head];
+    if (head.staged.size()) work(segment_of(head.staged, layer.raw_geometry), raw, raw_view(state, layer), &head.staged);
+    if (!head.hi.size() && !head.lo.size()) continue;
+    const Rows rows = prepare_for_tier(tile, head.transform, slot.tier, slot.row);
+    if (head.hi.size()) work(segment_of(head.hi, layer.tier_geometry), rows, tier_view(state, layer), &head.hi);
+    if (head.lo.size()) {
+      work(segment_of(head.lo, layer.tier_geometry), rows, tier_view(state, layer), static_cast<cache::Tier*>(nullptr));
+    }
+  }
+}
+
+uint32_t blocks_of(const Segment& segment) { return (segment.n_tokens + kLanes - 1) / kLanes; }
+
+void note_queries(const Call& call, const RowTile& tile) {
+  if (!call.args.record) return;
+  for (cache::FrameStore* frame : call.frames) {
+    cache::HeadStore& head = frame->heads()[tile.kv_head];
+    if (head.q_max.empty()) continue;
+    for (uint32_t r = 0; r < tile.n_rows(); ++r) head.note_query(tile.query(r));
+  }
+}
+
+// ---------------------------------------------------------------- a generation step
+
+// Blocks of a segment that a split takes.
+std::pair<uint32_t, uint32_t> split_range(uint32_t n_blocks, uint32_t split, uint32_t n_splits) {
+  return {uint32_t(uint64_t{n_blocks} * split / n_splits), uint32_t(uint64_t{n_blocks} * (split + 1) / n_splits)};
+}
+
+void run_split(const Call& call, const RowTile& tile, uint32_t split, ThreadSlot& slot) {
+  Partial& partial = call.workspace.partial(call.head_index(tile.kv_head), split);
+  reset(partial.state, call.layer, tile.n_rows());
+  const MaskTile mask = mask_for(call, tile, slot);
+  const Scratch scratch = scratch_for(slot, call.layer, tile.n_rows());
+  size_t n_kept = 0;
+  for_each_segment(call, tile, slot, partial.state, [&](const Segment& segment, const Rows& rows, const State& state,
+                                                        cache::Tier* scored) {
+    float* keep = nullptr;
+    if (scored && call.scoring()) {
+      if (partial.kept.size() == n_kept) partial.kept.emplace_back();
+      partial.kept[n_kept].resize(size_t{rows.n} * segment.n_tokens);
+      keep = partial.kept[n_kept++].data();
+    }
+    const auto [begin, end] = split_range(blocks_of(segment), split, call.n_splits);
+    kernels().attend(segment, begin, end, rows, mask, call.args.softcap, state, keep, segment.n_tokens, scratch);
+  });
+}
+
+void add_kept_scores(const Call& call, const RowTile& tile, cache::Tier& tier, size_t kept_index, const RowState& state,
+                     ThreadSlot& slot) {
+  const uint32_t n = tier.size();
+  slot.sums.assign(n, 0.0f);
+  for (uint32_t split = 0; split < call.n_splits; ++split) {
+    const auto& kept = call.workspace.partial(call.head_index(tile.kv_head), split).kept[kept_index];
+    const auto [begin, end] = split_range(tier.n_blocks(), split, call.n_splits);
+    const uint32_t first = begin * kLanes, last = std::min(n, end * kLanes);
+    if (first >= last) continue;
+    kernels().score_kept(kept.data() + first, n, last - first, tile.n_rows(), state.max.data(), slot.inverse_sum.data(),
+                         slot.sums.data() + first);
+  }
+  for (uint32_t i = 0; i < n; ++i) tier.score(i) += slot.sums[i];
+}
+
+void finish_step(const Call& call, const RowTile& tile, ThreadSlot& slot) {
+  const size_t head_index = call.head_index(tile.kv_head);
+  RowState& state = call.workspace.partial(head_index, 0).state;
+  for (uint32_t split = 1; split < call.n_splits; ++split) {
+    merge(state, call.workspace.partial(head_index, split).state, tile.n_rows());
+  }
+  finish(tile, state, slot.inverse_sum);
+  if (!call.scoring()) return;
+  size_t kept_index = 0;
+  for (cache::FrameStore* frame : call.frames) {
+    cache::HeadStore& head = frame->heads()[tile.kv_head];
+    if (head.staged.size()) add_kept_scores(call, tile, head.staged, kept_index++, state, slot);
+    if (head.hi.size()) add_kept_scores(call, tile, head.hi, kept_index++, state, slot);
+  }
+}
+
+// ---------------------------------------------------------------- a chunk of tokens
+
+void run_tile(const Call& call, const RowTile& tile, ThreadSlot& slot) {
+  reset(slot.state, call.layer, tile.n_rows());
+  const MaskTile mask = mask_for(call, tile, slot);
+  const Scratch scratch = scratch_for(slot, call.layer, tile.n_rows());
+  for_each_segment(call, tile, slot, slot.state,
+                   [&](const Segment& segment, const Rows& rows, const State& state, cache::Tier*) {
+                     kernels().attend(segment, 0, blocks_of(segment), rows, mask, call.args.softcap, state, nullptr, 0,
+                                      scratch);
+                   });
+  finish(tile, slot.state, slot.inverse_sum);
+  if (!call.scoring()) return;
+
+  std::vector<float>& scores = slot.scores[call.head_index(tile.kv_head)];
+  size_t first = 0;
+  for_each_segment(call, tile, slot, slot.state,
+                   [&](const Segment& segment, const Rows& rows, const State&, cache::Tier* scored) {
+                     if (!scored) return;
+                     const size_t last = first + segment.n_tokens;
+                     if (scores.size() < last) scores.resize(last, 0.0f);
+                     kernels().score(segment, 0, blocks_of(segment), rows, mask, call.args.softcap,
+                                     slot.state.max.data(), slot.inverse_sum.data(), scores.data() + first, scratch);
+                     first = last;
+                   });
+}
+
+void finish_chunk(const Call& call, uint32_t kv_head) {
+  if (!call.scoring()) return;
+  const size_t head_index = call.head_index(kv_head);
+  for (ThreadSlot& slot : call.workspace.threads) {
+    std::vector<float>& scores = slot.scores[head_index];
+    size_t first = 0;
+    const auto add = [&](cache::Tier& tier) {
+      for (uint32_t i = 0; i < tier.size() && first + i < scores.size(); ++i) tier.score(i) += scores[first + i];
+      first += tier.size();
+    };
+    for (cache::FrameStore* frame : call.frames) {
+      add(frame->heads()[kv_head].staged);
+      add(frame->heads()[kv_head].hi);
+    }
+    std::fill(scores.begin(), scores.end(), 0.0f);
+  }
+}
+
+// ---------------------------------------------------------------- items
+
+void commit_head(const Call& call, uint32_t kv_head, ThreadSlot& slot) {
+  for (cache::FrameStore* frame : call.frames) {
+    frame->heads()[kv_head].commit(call.layer.spec, frame->n_live(), slot.commit);
+  }
+}
+
+void run_item(const Call& call, uint32_t kv_head, uint32_t part, ThreadSlot& slot) {
+  const uint32_t first = call.step() ? 0 : part * call.tile_tokens;
+  const uint32_t n_tokens = std::min(call.tile_tokens, call.args.n_tokens - first);
+  const RowTile tile{call.args, call.layer, kv_head, first, n_tokens};
+  if (!call.step() || part == 0) note_queries(call, tile);
+  call.step() ? run_split(call, tile, part, slot) : run_tile(call, tile, slot);
+
+  std::atomic<uint32_t>& done = call.workspace.done[call.head_index(kv_head)];
+  if (done.fetch_add(1, std::memory_order_acq_rel) + 1 != call.items_per_head()) return;
+  done.store(0, std::memory_order_relaxed);
+  call.step() ? finish_step(call, tile, slot) : finish_chunk(call, kv_head);
+  if (call.args.commit) commit_head(call, kv_head, slot);
+}
+
+Status check(const AttendArgs& args, const LayerShape& shape) {
+  if (args.n_tokens == 0) return {};
+  if (!args.q || !args.out) return Error{"attend: q and out must not be null"};
+  if (args.q_head_stride < shape.head_dim_k || args.out_head_stride < shape.head_dim_v) {
+    return Error{"attend: a head stride is smaller than the head dimension"};
+  }
+  if (args.mask.type != Mask::Type::none && !args.mask.data) return Error{"attend: the mask has a type but no data"};
+  return {};
+}
+
+}  // namespace
+}  // namespace attention
+
+Workspace::Workspace(uint32_t max_threads, uint32_t max_calls)
+    : impl_(std::make_unique<Impl>(std::max(1u, max_threads), std::max(1u, max_calls))) {}
+Workspace::~Workspace() = default;
+uint32_t Workspace::max_threads() const { return uint32_t(impl_->threads.size()); }
+
+Status LayerCache::attend(const AttendArgs& args, Workspace& workspace, uint32_t thread, uint32_t n_threads) {
+  return attend(std::span(&args, 1), workspace, thread, n_threads);
+}
+
+Status LayerCache::attend(std::span<const AttendArgs> calls, Workspace& workspace, uint32_t thread,
+                          uint32_t n_threads) {
+  Workspace::Impl& scratch = workspace.impl();
+  if (n_threads > scratch.threads.size() || thread >= n_threads) {
+    return Error{"attend: thread " + std::to_string(thread) + " of " + std::to_string(n_threads) +
+                 " with a workspace for " + std::to_string(scratch.threads.size())};
+  }
+  if (calls.size() > scratch.max_calls) {
+    return Error{"attend: " + std::to_string(calls.size()) + " calls with a workspace for " +
+                 std::to_string(scratch.max_calls)};
+  }
+  for (const AttendArgs& args : calls) {
+    if (const Status status = attention::check(args, impl_->shape); !status) return status;
+  }
+  try {
+    uint32_t item = 0, first_head = 0;
+    for (const AttendArgs& args : calls) {
+      attention::Call call{args, *impl_, scratch, first_head, {}};
+      first_head += impl_->shape.n_kv_heads;
+      if (args.n_tokens == 0) continue;
+      if (args.frames.empty()) {
+        for (const auto& frame : impl_->frames) {
+          if (frame) call.frames.push_back(frame.get());
+        }
+      }
+      for (const FrameId id : args.frames) {
+        if (cache::FrameStore* frame = impl_->frame(id)) call.frames.push_back(frame);
+      }
+      attention::plan(call, n_threads);
+      for (uint32_t head = 0; head < impl_->shape.n_kv_heads; ++head) {
+        for (uint32_t part = 0; part < call.items_per_head(); ++part, ++item) {
+          if (item % n_threads == thread) attention::run_item(call, head, part, scratch.threads[thread]);
+        }
+      }
+    }
+  } catch (const std::bad_alloc&) {
+    return Error{"out of memory in attention; use fewer or shorter contexts"};
+  }
+  return {};
+}
+
+uint64_t Workspace::bytes() const {
+  uint64_t bytes = 0;
+  const auto add = [&bytes](const auto&... vectors) { ((bytes += vectors.capacity() * sizeof(float)), ...); };
+  const auto add_state = [&](const attention::RowState& s) { add(s.max, s.sum, s.acc, s.rotated_acc, s.zeros); };
+  for (const attention::ThreadSlot& slot : impl_->threads) {
+    add(slot.raw.q, slot.raw.q_sums, slot.tier.q, slot.tier.q_sums, slot.tier.bias, slot.mask_low, slot.mask_high,
+        slot.logits, slot.decoded, slot.weights, slot.inverse_sum, slot.row, slot.sums);
+    add_state(slot.state);
+    for (const auto& scores : slot.scores) add(scores);
+  }
+  for (const attention::Partial& partial : impl_->partials) {
+    add_state(partial.state);
+    for (const auto& kept : partial.kept) add(kept);
+  }
+  return bytes;
+}
+
+}  // namespace mikv

@@ -1,0 +1,103 @@
+// What a SIMD target provides to attention: three functions in one dispatch table, chosen once.
+//
+// All of them work on blocks of one KV head and on "rows": a row is one query token with one of the query heads that
+// share the KV head. Rows r = token * group + head, so that consecutive `group` rows share a mask row.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "codec/block.hpp"
+#include "mikv/cache.hpp"
+
+namespace mikv::attention {
+
+inline constexpr uint32_t kLanes = codec::kTileSide;
+/// Blocks whose logits are held at once: amortises the maximum, the exponentials and the accumulator's traffic.
+inline constexpr uint32_t kStepBlocks = 4;
+inline constexpr uint32_t kStepTokens = kStepBlocks * codec::kBlockTokens;
+
+/// Lanes [first, last) of tile `tile` belong to scale group `group`. Where groups are multiples of 16 channels there is one
+/// pair a tile; otherwise a tile that spans groups has one pair for each of them.
+struct TilePair {
+  uint16_t tile, group, first, last;
+};
+std::vector<TilePair> tile_pairs(uint32_t dim, uint32_t group);
+
+/// The coordinates in which some tiers hold their tokens: how their tiles meet prepared queries and outputs.
+struct Geometry {
+  std::vector<TilePair> pairs_k, pairs_v;
+  uint32_t groups_k = 1;  ///< of Rows::q_sums
+};
+
+/// A run of blocks of one tier.
+struct Segment {
+  const uint8_t* blocks = nullptr;
+  const codec::BlockLayout* layout = nullptr;
+  const Geometry* geometry = nullptr;
+  uint32_t n_tokens = 0;
+};
+
+/// Queries prepared for a geometry, with the softmax scale folded in.
+struct Rows {
+  uint32_t n = 0;
+  const float* q = nullptr;       ///< [n][pairs_k][16]: channels of the pair's tile, 0 outside of its lanes
+  const float* q_sums = nullptr;  ///< [n][groups_k]: sum over the group's channels; what a zero is multiplied by
+  const float* bias = nullptr;    ///< [n] added to every logit (scale * q.mu of a centred frame), or null
+};
+
+/// Mask of the tokens of a row tile. low/high: per cell, the smallest and largest mask value over the tile's tokens.
+struct MaskTile {
+  const Mask* mask = nullptr;  ///< null: all visible
+  const float* low = nullptr;
+  const float* high = nullptr;
+  uint32_t first_token = 0;       ///< of the tile, in the mask
+  uint32_t group = 1;             ///< query heads a KV head
+  const float* slopes = nullptr;  ///< [group], or null for 1
+};
+
+/// Softmax over what was seen so far: out = (acc + zeros spread over their groups) / sum.
+struct State {
+  float* max = nullptr;    ///< [n]
+  float* sum = nullptr;    ///< [n]
+  float* acc = nullptr;    ///< [n][acc_stride]: the padded value channels
+  float* zeros = nullptr;  ///< [n][zeros_stride]: 16 partial sums of weight * zero for each group
+  size_t acc_stride = 0, zeros_stride = 0;
+  float* other_acc = nullptr;  ///< null, or a second accumulator (other V coordinates) under the same max and sum
+};
+
+struct Scratch {
+  float* logits = nullptr;   ///< [n][kStepTokens]
+  float* decoded = nullptr;  ///< [kStepBlocks][tiles][16][16], of K or V
+  float* weights = nullptr;  ///< [kStepBlocks][8][16]
+};
+
+struct Kernels {
+  const char* name;
+
+  /// low/high[cell] for tokens first..first+n-1 of `mask`; cells from mask.n_cells to n_cells get -inf.
+  /// With n == 1 only `low` is written: high is the same.
+  void (*mask_range)(const Mask& mask, uint32_t first, uint32_t n, uint32_t n_cells, float* low, float* high);
+
+  /// Adds blocks [begin, end) to the state. keep_logits: null, or [n][keep_stride] floats that receive the final logits,
+  /// token i of the segment at [i].
+  void (*attend)(const Segment&, uint32_t begin, uint32_t end, const Rows&, const MaskTile&, float softcap, const State&,
+                 float* keep_logits, size_t keep_stride, const Scratch&);
+
+  /// scores[i] += sum over rows of exp(logit - max) / sum, for the tokens of blocks [begin, end).
+  void (*score)(const Segment&, uint32_t begin, uint32_t end, const Rows&, const MaskTile&, float softcap,
+                const float* row_max, const float* row_inverse_sum, float* scores, const Scratch&);
+
+  /// scores[i] += sum over rows of exp(logits[row][i] - max) / sum, i < n: when the logits were kept.
+  void (*score_kept)(const float* logits, size_t stride, uint32_t n, uint32_t n_rows, const float* row_max,
+                     const float* row_inverse_sum, float* scores);
+};
+
+/// The table in use (dispatch.cpp).
+const Kernels& kernels();
+/// An error if MIKV_TARGET names a target that is not available.
+Status target_error();
+/// One table for each target that this build has and this machine can run, best first (kernels.cpp).
+std::vector<const Kernels*> all_kernels();
+
+}  // namespace mikv::attention

@@ -1,0 +1,141 @@
+#include "attention/rows.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "codec/hadamard.hpp"
+
+namespace mikv::attention {
+namespace {
+
+constexpr float kHidden = -std::numeric_limits<float>::infinity();
+
+uint32_t acc_stride(const LayerCache::Impl& layer) { return layer.layouts.staged.tiles_v * kLanes; }
+uint32_t zeros_stride(const LayerCache::Impl& layer) {
+  return layer.shape.head_dim_v / layer.tier_group_v * kLanes;
+}
+
+// One query in the kernels' order: for each pair the channels of its tile, 0 outside of its lanes; and the group sums.
+void store_row(const Geometry& geometry, const float* q, float scale, uint32_t row, PreparedRows& memory) {
+  float* to = memory.q.data() + size_t{row} * geometry.pairs_k.size() * kLanes;
+  float* sums = memory.q_sums.data() + size_t{row} * geometry.groups_k;
+  for (const TilePair& pair : geometry.pairs_k) {
+    for (uint32_t lane = pair.first; lane < pair.last; ++lane) {
+      to[lane] = q[pair.tile * kLanes + lane] * scale;
+      sums[pair.group] += to[lane];
+    }
+    to += kLanes;
+  }
+}
+
+Rows clear_rows(const Geometry& geometry, uint32_t n_rows, PreparedRows& memory) {
+  memory.q.assign(size_t{n_rows} * geometry.pairs_k.size() * kLanes, 0.0f);
+  memory.q_sums.assign(size_t{n_rows} * geometry.groups_k, 0.0f);
+  return {n_rows, memory.q.data(), memory.q_sums.data(), nullptr};
+}
+
+State view(RowState& state, const LayerCache::Impl& layer, std::vector<float>& acc, std::vector<float>* other) {
+  return {state.max.data(), state.sum.data(),   acc.data(), state.zeros.data(), acc_stride(layer),
+          zeros_stride(layer), other ? other->data() : nullptr};
+}
+
+void merge_part(std::vector<float>& into, const std::vector<float>& from, uint32_t n_rows, uint32_t row, float keep,
+                float add) {
+  const size_t stride = into.size() / n_rows;
+  for (size_t i = row * stride; i < (row + 1) * stride; ++i) into[i] = into[i] * keep + from[i] * add;
+}
+
+}  // namespace
+
+std::vector<TilePair> tile_pairs(uint32_t dim, uint32_t group) {
+  std::vector<TilePair> pairs;
+  for (uint32_t g = 0; g < dim / group; ++g) {
+    const uint32_t begin = g * group, end = begin + group;
+    for (uint32_t tile = begin / kLanes; tile * kLanes < end; ++tile) {
+      const uint32_t first = std::max(begin, tile * kLanes), last = std::min(end, (tile + 1) * kLanes);
+      pairs.push_back({uint16_t(tile), uint16_t(g), uint16_t(first - tile * kLanes), uint16_t(last - tile * kLanes)});
+    }
+  }
+  return pairs;
+}
+
+Rows prepare_raw(const RowTile& tile, PreparedRows& memory) {
+  const Geometry& geometry = tile.layer.raw_geometry;
+  const Rows rows = clear_rows(geometry, tile.n_rows(), memory);
+  for (uint32_t r = 0; r < rows.n; ++r) store_row(geometry, tile.query(r), tile.args.scale, r, memory);
+  return rows;
+}
+
+Rows prepare_for_tier(const RowTile& tile, const codec::Transform& transform, PreparedRows& memory,
+                      std::vector<float>& row) {
+  const Geometry& geometry = tile.layer.tier_geometry;
+  Rows rows = clear_rows(geometry, tile.n_rows(), memory);
+  const uint32_t dim = tile.layer.shape.head_dim_k;
+  memory.bias.resize(rows.n);
+  for (uint32_t r = 0; r < rows.n; ++r) {
+    row.assign(tile.query(r), tile.query(r) + dim);
+    memory.bias[r] = tile.args.scale * transform.query_bias(row);
+    transform.query_to_tier(row);
+    store_row(geometry, row.data(), tile.args.scale, r, memory);
+  }
+  rows.bias = memory.bias.data();
+  return rows;
+}
+
+void reset(RowState& state, const LayerCache::Impl& layer, uint32_t n_rows) {
+  state.max.assign(n_rows, kHidden);
+  state.sum.assign(n_rows, 0.0f);
+  state.acc.assign(size_t{n_rows} * acc_stride(layer), 0.0f);
+  state.rotated_acc.assign(layer.spec.hadamard ? state.acc.size() : 0, 0.0f);
+  state.zeros.assign(size_t{n_rows} * zeros_stride(layer), 0.0f);
+}
+
+State raw_view(RowState& state, const LayerCache::Impl& layer) {
+  return view(state, layer, state.acc, layer.spec.hadamard ? &state.rotated_acc : nullptr);
+}
+
+State tier_view(RowState& state, const LayerCache::Impl& layer) {
+  if (!layer.spec.hadamard) return view(state, layer, state.acc, nullptr);
+  return view(state, layer, state.rotated_acc, &state.acc);
+}
+
+void merge(RowState& into, const RowState& from, uint32_t n_rows) {
+  for (uint32_t r = 0; r < n_rows; ++r) {
+    const float max = std::max(into.max[r], from.max[r]);
+    if (max == kHidden) continue;
+    const float keep = std::exp(into.max[r] - max), add = std::exp(from.max[r] - max);
+    into.max[r] = max;
+    into.sum[r] = into.sum[r] * keep + from.sum[r] * add;
+    merge_part(into.acc, from.acc, n_rows, r, keep, add);
+    merge_part(into.rotated_acc, from.rotated_acc, n_rows, r, keep, add);
+    merge_part(into.zeros, from.zeros, n_rows, r, keep, add);
+  }
+}
+
+void finish(const RowTile& tile, RowState& state, std::vector<float>& inverse_sum) {
+  const LayerCache::Impl& layer = tile.layer;
+  const uint32_t dim = layer.shape.head_dim_v, group = layer.tier_group_v;
+  inverse_sum.resize(tile.n_rows());
+  for (uint32_t r = 0; r < tile.n_rows(); ++r) {
+    float* tier_acc = (layer.spec.hadamard ? state.rotated_acc : state.acc).data() + size_t{r} * acc_stride(layer);
+    const float* zeros = state.zeros.data() + size_t{r} * zeros_stride(layer);
+    for (uint32_t g = 0; g < dim / group; ++g) {
+      float zero = 0.0f;
+      for (uint32_t lane = 0; lane < kLanes; ++lane) zero += zeros[g * kLanes + lane];
+      for (uint32_t c = g * group; c < (g + 1) * group; ++c) tier_acc[c] += zero;
+    }
+    float denominator = state.sum[r];
+    if (tile.args.sinks) denominator += std::exp(tile.args.sinks[tile.head_of(r)] - state.max[r]);
+    // A row that saw no cell has max -inf and sum 0: its output is 0, with or without a sink.
+    inverse_sum[r] = state.max[r] == kHidden ? 0.0f : 1.0f / denominator;
+    if (layer.spec.hadamard) codec::hadamard(tier_acc, dim);
+    const float* raw_acc = state.acc.data() + size_t{r} * acc_stride(layer);
+    float* out = tile.output(r);
+    for (uint32_t c = 0; c < dim; ++c) {
+      out[c] = (layer.spec.hadamard ? raw_acc[c] + tier_acc[c] : raw_acc[c]) * inverse_sum[r];
+    }
+  }
+}
+
+}  // namespace mikv::attention

@@ -1,0 +1,42 @@
+// Rows: preparing queries for the coordinates of a tier, and turning a softmax state into outputs.
+#pragma once
+
+#include "attention/workspace.hpp"
+#include "cache/layer_impl.hpp"
+
+namespace mikv::attention {
+
+/// The query rows of one item: tokens [first_token, first_token + n_tokens) x the query heads of one KV head.
+struct RowTile {
+  const AttendArgs& args;
+  const LayerCache::Impl& layer;
+  uint32_t kv_head = 0, first_token = 0, n_tokens = 0;
+
+  uint32_t group() const { return layer.shape.n_heads / layer.shape.n_kv_heads; }
+  uint32_t n_rows() const { return n_tokens * group(); }
+  uint32_t head_of(uint32_t row) const { return kv_head * group() + row % group(); }
+  const float* query(uint32_t row) const {
+    return args.q + (first_token + row / group()) * args.q_token_stride + head_of(row) * args.q_head_stride;
+  }
+  float* output(uint32_t row) const {
+    return args.out + (first_token + row / group()) * args.out_token_stride + head_of(row) * args.out_head_stride;
+  }
+};
+
+/// Queries in the engine's own coordinates, for staged tokens.
+Rows prepare_raw(const RowTile& tile, PreparedRows& memory);
+/// Queries in a frame's coordinates, for its hi and lo tiers. `row` is working memory.
+Rows prepare_for_tier(const RowTile& tile, const codec::Transform& transform, PreparedRows& memory, std::vector<float>& row);
+
+/// An empty state for n rows: identity of merge().
+void reset(RowState& state, const LayerCache::Impl& layer, uint32_t n_rows);
+/// Views for the kernels: in the coordinates of staged tokens, and of tiers. They share max and sum.
+State raw_view(RowState& state, const LayerCache::Impl& layer);
+State tier_view(RowState& state, const LayerCache::Impl& layer);
+/// into = softmax over what either has seen.
+void merge(RowState& into, const RowState& from, uint32_t n_rows);
+
+/// Writes the outputs of the tile and, in inverse_sum[row], 1 / the softmax denominator (0 for a row that saw nothing).
+void finish(const RowTile& tile, RowState& state, std::vector<float>& inverse_sum);
+
+}  // namespace mikv::attention

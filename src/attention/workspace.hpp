@@ -1,0 +1,56 @@
+// Scratch memory of attention: per thread, and what threads hand to each other.
+#pragma once
+
+#include <atomic>
+#include <vector>
+
+#include "attention/kernel_api.hpp"
+#include "cache/head_store.hpp"
+#include "mikv/cache.hpp"
+
+namespace mikv {
+namespace attention {
+
+/// Rows of queries in one geometry, as Rows points to them.
+struct PreparedRows {
+  std::vector<float> q, q_sums, bias;
+};
+
+/// Memory of State for the rows of a tile.
+struct RowState {
+  std::vector<float> max, sum, acc, rotated_acc, zeros;
+};
+
+/// What one split of a generation step leaves for the thread that finishes the head last.
+struct Partial {
+  RowState state;
+  std::vector<std::vector<float>> kept;  ///< [scored segment][rows * n_tokens]: logits, in this split's blocks only
+};
+
+struct ThreadSlot {
+  PreparedRows raw, tier;
+  RowState state;
+  std::vector<float> mask_low, mask_high, logits, decoded, weights, inverse_sum, row, sums;
+  std::vector<std::vector<float>> scores;  ///< [head of a call][scored slot]: of this thread's row tiles; 0 between calls
+  cache::CommitScratch commit;
+};
+
+}  // namespace attention
+
+struct Workspace::Impl {
+  static constexpr uint32_t kMaxHeads = 256;  // KV heads of a layer, as LayerCache::create allows
+
+  Impl(uint32_t n_threads, uint32_t n_calls)
+      : max_calls(n_calls), threads(n_threads), partials(size_t{n_calls} * kMaxHeads * n_threads),
+        done(size_t{n_calls} * kMaxHeads) {
+    for (attention::ThreadSlot& slot : threads) slot.scores.resize(size_t{n_calls} * kMaxHeads);
+  }
+  attention::Partial& partial(size_t head, uint32_t split) { return partials[head * threads.size() + split]; }
+
+  uint32_t max_calls;
+  std::vector<attention::ThreadSlot> threads;
+  std::vector<attention::Partial> partials;  ///< [head of a call][split]
+  std::vector<std::atomic<uint32_t>> done;   ///< [head of a call]: items finished; 0 between calls
+};
+
+}  // namespace mikv

@@ -1,0 +1,55 @@
+// FrameStore: one frame of a layer: which cells live in it, and what each KV head holds of them.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "cache/head_store.hpp"
+#include "mikv/result.hpp"
+
+namespace mikv::cache {
+
+/// A set of cells as a bitmap that grows with the highest cell.
+class CellSet {
+ public:
+  bool contains(uint32_t cell) const { return cell / 64 < words_.size() && (words_[cell / 64] >> (cell % 64) & 1); }
+  void insert(uint32_t cell) { words_[cell / 64] |= uint64_t{1} << (cell % 64); }
+  void remove(uint32_t cell) { words_[cell / 64] &= ~(uint64_t{1} << (cell % 64)); }
+  /// Room for cells below `end`; may throw std::bad_alloc.
+  void reserve(uint32_t end);
+  uint32_t end() const { return uint32_t(words_.size() * 64); }
+  uint64_t bytes() const { return words_.capacity() * sizeof(uint64_t); }
+
+ private:
+  std::vector<uint64_t> words_;
+};
+
+class FrameStore {
+ public:
+  FrameStore(std::vector<HeadStore> heads) : heads_(std::move(heads)) {}
+  /// The staged tokens of `other` under other layouts (LayerCache::clone).
+  FrameStore(const FrameStore& other, const Layouts& layouts, bool hadamard, bool track_queries);
+
+  std::vector<HeadStore>& heads() { return heads_; }
+  const std::vector<HeadStore>& heads() const { return heads_; }
+  const CellSet& live() const { return live_; }
+  uint64_t n_live() const { return n_live_; }
+  bool compressed() const;
+
+  /// Replaces what `cells` held by n undefined staged tokens at the end of every head's staged tier.
+  /// May throw std::bad_alloc; nothing changes then. Cells are valid and distinct.
+  void stage(std::span<const uint32_t> cells);
+  void erase(std::span<const uint32_t> cells);
+  void erase_range(uint32_t first, uint32_t last);
+
+ private:
+  void erase_live(const CellSet& gone, uint64_t n_gone);
+
+  std::vector<HeadStore> heads_;
+  CellSet live_;
+  uint64_t n_live_ = 0;
+  uint32_t next_arrival_ = 0;
+};
+
+}  // namespace mikv::cache

@@ -1,0 +1,263 @@
+// LayerCache: input checks, staging, commit and erase. Attention is in attention/attend.cpp.
+#include <algorithm>
+#include <array>
+#include <functional>
+#include <new>
+#include <string>
+
+#include "attention/kernel_api.hpp"
+#include "cache/layer_impl.hpp"
+#include "codec/fp16.hpp"
+
+namespace mikv {
+namespace {
+
+Status check_shape(const LayerShape& shape) {
+  const auto dim_ok = [](uint32_t dim) { return dim >= 8 && dim <= codec::kMaxHeadDim && dim % 8 == 0; };
+  if (!dim_ok(shape.head_dim_k) || !dim_ok(shape.head_dim_v)) {
+    return Error{"head dimension " + std::to_string(shape.head_dim_k) + "/" + std::to_string(shape.head_dim_v) +
+                 " is not supported; K and V need a multiple of 8 from 8 to 512"};
+  }
+  if (shape.n_kv_heads < 1 || shape.n_kv_heads > 256 || shape.n_heads % shape.n_kv_heads != 0) {
+    return Error{std::to_string(shape.n_heads) + " query heads on " + std::to_string(shape.n_kv_heads) +
+                 " KV heads are not supported; use 1 to 256 KV heads and a multiple of them"};
+  }
+  const uint32_t group = shape.n_heads / shape.n_kv_heads;
+  if (group < 1 || group > 16) {
+    return Error{std::to_string(group) + " query heads on one KV head are not supported; use 1 to 16"};
+  }
+  return {};
+}
+
+Status check_groups(const LayerShape& shape, const Spec& spec) {
+  const bool grouped = spec.hi != Format::f16 || (spec.lo != Format::evict && spec.importance != Importance::full);
+  for (const uint32_t dim : {shape.head_dim_k, shape.head_dim_v}) {
+    if (grouped && spec.group.resolve(dim) == 0) {
+      return Error{"spec key group=" + std::to_string(spec.group.channels) + " does not divide the head dimension " +
+                   std::to_string(dim) + "; use auto, half, head or a divisor of it"};
+    }
+  }
+  return {};
+}
+
+cache::Layouts make_layouts(const LayerShape& shape, const Spec& spec) {
+  const uint32_t group_k = spec.group.resolve(shape.head_dim_k), group_v = spec.group.resolve(shape.head_dim_v);
+  const auto layout = [&](Format format, bool scored) {
+    const uint32_t bits = format == Format::evict ? 2 : format_bits(format);
+    const uint32_t k = group_k ? group_k : shape.head_dim_k, v = group_v ? group_v : shape.head_dim_v;
+    return codec::BlockLayout::make(bits, shape.head_dim_k, shape.head_dim_v, k, v, scored);
+  };
+  return {layout(Format::f16, true), layout(spec.hi, true), layout(spec.lo, false), spec.lo == Format::evict};
+}
+
+attention::Geometry make_geometry(const LayerShape& shape, uint32_t group_k, uint32_t group_v) {
+  return {attention::tile_pairs(shape.head_dim_k, group_k), attention::tile_pairs(shape.head_dim_v, group_v),
+          shape.head_dim_k / group_k};
+}
+
+Status check_cells(FrameId frame, std::span<const Cell> cells) {
+  if (frame >= kMaxFrames) return Error{"frame " + std::to_string(frame) + " is out of range; use 0 to 4095"};
+  for (const Cell cell : cells) {
+    if (cell >= kMaxCells) return Error{"cell " + std::to_string(cell) + " is out of range; use 0 to 2^27-1"};
+  }
+  if (cells.size() < 2 || std::is_sorted(cells.begin(), cells.end(), std::less_equal<>())) return {};  // strictly rising
+  std::vector<Cell> sorted(cells.begin(), cells.end());
+  std::sort(sorted.begin(), sorted.end());
+  const auto twice = std::adjacent_find(sorted.begin(), sorted.end());
+  if (twice != sorted.end()) return Error{"cell " + std::to_string(*twice) + " is named twice in one put; name it once"};
+  return {};
+}
+
+Error out_of_memory(size_t n_tokens) {
+  return Error{"out of memory storing " + std::to_string(n_tokens) + " tokens in the KV cache; use fewer or shorter contexts"};
+}
+
+// Thread's share of n items.
+std::pair<uint32_t, uint32_t> share(uint32_t n, uint32_t thread, uint32_t n_threads) {
+  return {uint32_t(uint64_t{n} * thread / n_threads), uint32_t(uint64_t{n} * (thread + 1) / n_threads)};
+}
+
+template <typename Encode>
+void write_part(cache::FrameStore& frame, uint32_t n, const float* rows, size_t stride, uint32_t dim, uint32_t thread,
+                uint32_t n_threads, Encode encode) {
+  std::array<float, codec::kMaxHeadDim> finite;
+  const uint32_t n_heads = uint32_t(frame.heads().size());
+  const auto [begin, end] = share(n_heads * n, thread, n_threads);
+  for (uint32_t item = begin; item < end; ++item) {
+    const uint32_t head = item / n, token = item % n;
+    cache::Tier& staged = frame.heads()[head].staged;
+    const uint32_t slot = staged.size() - n + token;
+    const float* row = rows + token * stride + size_t{head} * dim;
+    for (uint32_t c = 0; c < dim; ++c) finite[c] = codec::finite_f16_range(row[c]);
+    encode(staged.block_of(slot), staged.layout(), cache::Tier::lane_of(slot), finite.data());
+  }
+}
+
+}  // namespace
+
+cache::FrameStore& LayerCache::Impl::frame_for_put(FrameId id) {
+  if (id >= frames.size()) frames.resize(size_t{id} + 1);
+  if (!frames[id]) {
+    std::vector<cache::HeadStore> heads;
+    heads.reserve(shape.n_kv_heads);
+    for (uint32_t h = 0; h < shape.n_kv_heads; ++h) {
+      heads.emplace_back(layouts, spec.hadamard, shape.head_dim_k, spec.balancer);
+    }
+    frames[id] = std::make_unique<cache::FrameStore>(std::move(heads));
+  }
+  return *frames[id];
+}
+
+Status LayerCache::Impl::commit(cache::FrameStore& frame) {
+  try {
+    for (cache::HeadStore& head : frame.heads()) head.commit(spec, frame.n_live(), commit_scratch);
+  } catch (const std::bad_alloc&) {
+    return Error{"out of memory compressing the KV cache; its tokens stay in f16. Use fewer or shorter contexts"};
+  }
+  return {};
+}
+
+LayerCache::LayerCache(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+LayerCache::~LayerCache() = default;
+
+Result<std::unique_ptr<LayerCache>> LayerCache::create(const LayerShape& shape, const Spec& spec) {
+  for (const Status& status : {attention::target_error(), check_shape(shape), check_groups(shape, spec)}) {
+    if (!status) return Error{status.error()};
+  }
+  auto impl = std::make_unique<Impl>();
+  impl->shape = shape;
+  impl->spec = spec;
+  impl->layouts = make_layouts(shape, spec);
+  impl->raw_geometry = make_geometry(shape, shape.head_dim_k, shape.head_dim_v);
+  // Tiers of a frame share their groups: where hi is f16 and has none, it is read in lo's.
+  const codec::BlockLayout& grouped = impl->layouts.evict || impl->layouts.hi.groups_k ? impl->layouts.hi : impl->layouts.lo;
+  impl->tier_group_k = grouped.groups_k ? grouped.group_k : shape.head_dim_k;
+  impl->tier_group_v = grouped.groups_v ? grouped.group_v : shape.head_dim_v;
+  impl->tier_geometry = make_geometry(shape, impl->tier_group_k, impl->tier_group_v);
+  return std::unique_ptr<LayerCache>(new LayerCache(std::move(impl)));
+}
+
+const LayerShape& LayerCache::shape() const { return impl_->shape; }
+const Spec& LayerCache::spec() const { return impl_->spec; }
+
+Status LayerCache::stage(FrameId frame, std::span<const Cell> cells) {
+  impl_->staging = nullptr;
+  if (const Status status = check_cells(frame, cells); !status) return status;
+  try {
+    cache::FrameStore& store = impl_->frame_for_put(frame);
+    store.stage(cells);
+    impl_->staging = &store;
+    impl_->n_staging = uint32_t(cells.size());
+  } catch (const std::bad_alloc&) {
+    return out_of_memory(cells.size());
+  }
+  return {};
+}
+
+void LayerCache::write_k(const float* k, size_t k_stride, uint32_t thread, uint32_t n_threads) {
+  if (!impl_->staging) return;  // stage() reported why
+  write_part(*impl_->staging, impl_->n_staging, k, k_stride, impl_->shape.head_dim_k, thread, n_threads,
+             codec::encode_k_f16);
+}
+
+void LayerCache::write_v(const float* v, size_t v_stride, uint32_t thread, uint32_t n_threads) {
+  if (!impl_->staging) return;
+  write_part(*impl_->staging, impl_->n_staging, v, v_stride, impl_->shape.head_dim_v, thread, n_threads,
+             codec::encode_v_f16);
+}
+
+Status LayerCache::put(FrameId frame, std::span<const Cell> cells, const float* k, size_t k_stride, const float* v,
+                       size_t v_stride) {
+  const Status status = stage(frame, cells);
+  if (!status) return status;
+  write_k(k, k_stride);
+  write_v(v, v_stride);
+  return status;
+}
+
+Status LayerCache::commit(FrameId frame) {
+  cache::FrameStore* store = impl_->frame(frame);
+  return store ? impl_->commit(*store) : Status();
+}
+
+Status LayerCache::commit_all() {
+  for (const auto& frame : impl_->frames) {
+    if (!frame) continue;
+    if (const Status status = impl_->commit(*frame); !status) return status;
+  }
+  return {};
+}
+
+void LayerCache::erase(FrameId frame, std::span<const Cell> cells) {
+  if (cache::FrameStore* store = impl_->frame(frame)) store->erase(cells);
+}
+
+void LayerCache::erase_if(FrameId frame, Cell first, Cell last) {
+  if (cache::FrameStore* store = impl_->frame(frame)) store->erase_range(first, last);
+}
+
+void LayerCache::clear() {
+  impl_->staging = nullptr;
+  impl_->frames.clear();
+}
+
+uint64_t LayerCache::n_cells(FrameId frame) const {
+  const cache::FrameStore* store = impl_->frame(frame);
+  return store ? store->n_live() : 0;
+}
+
+uint64_t LayerCache::n_staged(FrameId frame) const {
+  const cache::FrameStore* store = impl_->frame(frame);
+  return store && !impl_->spec.uncompressed() ? store->heads().front().staged.size() : 0;
+}
+
+Result<std::unique_ptr<LayerCache>> LayerCache::clone(const Spec& spec) const {
+  for (const auto& frame : impl_->frames) {
+    if (frame && frame->compressed()) {
+      return Error{"a cache that was compressed already cannot start another spec; clone it before the first commit"};
+    }
+  }
+  auto copy = create(impl_->shape, spec);
+  if (!copy) return copy;
+  Impl& to = *copy.value()->impl_;
+  try {
+    for (const auto& frame : impl_->frames) {
+      to.frames.push_back(
+          frame ? std::make_unique<cache::FrameStore>(*frame, to.layouts, spec.hadamard, spec.balancer) : nullptr);
+    }
+  } catch (const std::bad_alloc&) {
+    return Error{"out of memory cloning a KV cache; use fewer specs or a shorter context"};
+  }
+  return copy;
+}
+
+std::vector<StoredToken> LayerCache::dump(FrameId frame, uint32_t kv_head) const {
+  std::vector<StoredToken> tokens;
+  const cache::FrameStore* store = impl_->frame(frame);
+  if (!store || kv_head >= impl_->shape.n_kv_heads) return tokens;
+  const cache::HeadStore& head = store->heads()[kv_head];
+  cache::CellSet stored;
+  stored.reserve(store->live().end());
+  const auto read = [&](const cache::Tier& tier, TierName name) {
+    for (uint32_t slot = 0; slot < tier.size(); ++slot) {
+      StoredToken token{tier.cell(slot), name, tier.layout().scored ? tier.score(slot) : 0.0f,
+                        std::vector<float>(impl_->shape.head_dim_k), std::vector<float>(impl_->shape.head_dim_v)};
+      codec::decode_token(tier.block_of(slot), tier.layout(), cache::Tier::lane_of(slot), token.k.data(), token.v.data());
+      if (name != TierName::staged) {
+        head.transform.key_from_tier(token.k);
+        head.transform.value_from_tier(token.v);
+      }
+      if (token.cell < stored.end()) stored.insert(token.cell);
+      tokens.push_back(std::move(token));
+    }
+  };
+  read(head.staged, TierName::staged);
+  read(head.hi, TierName::hi);
+  read(head.lo, TierName::lo);
+  for (uint32_t cell = 0; cell < store->live().end(); ++cell) {
+    if (store->live().contains(cell) && !stored.contains(cell)) tokens.push_back({cell, TierName::evicted, 0.0f, {}, {}});
+  }
+  return tokens;
+}
+
+}  // namespace mikv

@@ -1,0 +1,33 @@
+// What a LayerCache is made of; shared by the cache (layer_cache.cpp) and by attention (attention/attend.cpp).
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "attention/kernel_api.hpp"
+#include "cache/frame_store.hpp"
+#include "mikv/cache.hpp"
+
+namespace mikv {
+
+struct LayerCache::Impl {
+  LayerShape shape;
+  Spec spec;
+  cache::Layouts layouts;
+  attention::Geometry raw_geometry;   ///< of staged tokens: no groups
+  attention::Geometry tier_geometry;  ///< of hi and lo
+  uint32_t tier_group_k = 0, tier_group_v = 0;  ///< channels a scale group in hi and lo; the whole head if neither has scales
+  std::vector<std::unique_ptr<cache::FrameStore>> frames;  ///< by FrameId; null: never used
+  cache::CommitScratch commit_scratch;
+
+  /// Cells and frame of the last stage(), for write_k and write_v.
+  cache::FrameStore* staging = nullptr;
+  uint32_t n_staging = 0;
+
+  bool scores_wanted() const { return spec.importance == Importance::h2o && spec.keep > 0.0 && spec.keep < 1.0; }
+  cache::FrameStore* frame(FrameId id) const { return id < frames.size() ? frames[id].get() : nullptr; }
+  cache::FrameStore& frame_for_put(FrameId id);
+  Status commit(cache::FrameStore& frame);
+};
+
+}  // namespace mikv

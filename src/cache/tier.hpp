@@ -1,0 +1,68 @@
+// Tier: the tokens of one KV head in one format, in consecutive blocks. Always dense: removing a token moves the last one
+// into its place, which is allowed because RoPE is already in K, so that order within a tier means nothing.
+#pragma once
+
+#include <cstdint>
+#include <cstdlib>
+#include <memory>
+
+#include "codec/block.hpp"
+
+namespace mikv::cache {
+
+class Tier {
+ public:
+  /// `layout` is borrowed and outlives the tier: one layout serves the tiers of all heads.
+  explicit Tier(const codec::BlockLayout& layout) : layout_(&layout) {}
+  /// The tokens of `other` in a tier of their own; `layout` is equal to other's.
+  Tier(const Tier& other, const codec::BlockLayout& layout);
+  Tier(const Tier&) = delete;
+  Tier& operator=(const Tier&) = delete;
+  Tier(Tier&&) noexcept = default;
+
+  const codec::BlockLayout& layout() const { return *layout_; }
+  uint32_t size() const { return n_tokens_; }
+  uint32_t n_blocks() const { return (n_tokens_ + codec::kBlockTokens - 1) / codec::kBlockTokens; }
+  const uint8_t* blocks() const { return blocks_.get(); }
+  uint64_t allocated_bytes() const { return uint64_t{capacity_blocks_} * layout_->bytes; }
+
+  uint8_t* block_of(uint32_t slot) { return blocks_.get() + size_t{slot / codec::kBlockTokens} * layout_->bytes; }
+  const uint8_t* block_of(uint32_t slot) const { return const_cast<Tier*>(this)->block_of(slot); }
+  static uint32_t lane_of(uint32_t slot) { return slot % codec::kBlockTokens; }
+
+  uint32_t& cell(uint32_t slot) { return codec::block_ids(block_of(slot))[lane_of(slot)]; }
+  uint32_t cell(uint32_t slot) const { return const_cast<Tier*>(this)->cell(slot); }
+  /// Scored tiers only.
+  float& score(uint32_t slot) { return at<float>(slot, layout_->scores); }
+  float score(uint32_t slot) const { return const_cast<Tier*>(this)->score(slot); }
+  uint32_t& arrival(uint32_t slot) { return at<uint32_t>(slot, layout_->arrivals); }
+  uint32_t arrival(uint32_t slot) const { return const_cast<Tier*>(this)->arrival(slot); }
+
+  /// Makes room for n more tokens. May throw std::bad_alloc; nothing changes then. Grows by a sixteenth beyond what is
+  /// asked when it already holds tokens: a reserve of 6 % at most buys copying that is amortised over many steps.
+  void reserve(uint32_t n_more);
+  /// Adds n tokens with undefined payload; room must be reserved. Returns the first slot.
+  uint32_t append(uint32_t n);
+  void remove(uint32_t slot);
+  /// Empties the tier and gives its memory back.
+  void release();
+
+ private:
+  struct Free {
+    void operator()(uint8_t* memory) const { std::free(memory); }
+  };
+  using Memory = std::unique_ptr<uint8_t[], Free>;
+  static Memory allocate(size_t bytes);
+
+  template <typename T>
+  T& at(uint32_t slot, size_t offset) {
+    return reinterpret_cast<T*>(block_of(slot) + offset)[lane_of(slot)];
+  }
+
+  const codec::BlockLayout* layout_;
+  Memory blocks_;
+  uint32_t n_tokens_ = 0;
+  uint32_t capacity_blocks_ = 0;
+};
+
+}  // namespace mikv::cache

@@ -1,0 +1,61 @@
+// Block: 16 tokens of one KV head in one format; the unit of storage of a tier and of work of a kernel.
+//
+//   part       size                           present
+//   ids        16 x u32 cell numbers          always
+//   scores     16 x f32 importance            scored tiers (staged, hi)
+//   arrivals   16 x u32 put order             scored tiers
+//   scales K   groups x (16 alpha, 16 beta)   2, 3, 4, 8 bits; halves, by token
+//   scales V   groups x (16 alpha, 16 beta)   2, 3, 4, 8 bits
+//   tiles K    channels/16 tiles              lane = token,   row = channel   (codec/tile.hpp)
+//   tiles V    channels/16 tiles              lane = channel, row = token
+//
+// E.g. INT3, head_dim 128, groups of 64: 64 + 128 + 128 + 8*96 + 8*96 = 1856 bytes, 3.625 bits an element with ids.
+// Head dimensions that are no multiple of 16 are padded to one; the padding is counted as codes.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "codec/tile.hpp"
+
+namespace mikv::codec {
+
+inline constexpr uint32_t kBlockTokens = kTileSide;
+inline constexpr uint32_t kMaxHeadDim = 512;
+
+struct BlockLayout {
+  uint32_t bits = 16;  ///< 2, 3, 4, 8 or 16
+  uint32_t dim_k = 0, dim_v = 0;
+  uint32_t group_k = 0, group_v = 0;    ///< channels a group; 0 for 16 bits: no scales
+  uint32_t tiles_k = 0, tiles_v = 0;    ///< tiles a block
+  uint32_t groups_k = 0, groups_v = 0;  ///< groups a token; 0 for 16 bits
+  bool scored = false;
+  size_t scores = 0, arrivals = 0, scales_k = 0, scales_v = 0, data_k = 0, data_v = 0;  ///< byte offsets; ids are at 0
+  size_t bytes = 0;  ///< of a block; a multiple of 32
+
+  /// group sizes must divide the dimensions; both are ignored for 16 bits.
+  static BlockLayout make(uint32_t bits, uint32_t dim_k, uint32_t dim_v, uint32_t group_k, uint32_t group_v, bool scored);
+
+  size_t code_bytes_per_token() const { return (tile_bytes(bits) / kBlockTokens) * (tiles_k + tiles_v); }
+  size_t scale_bytes_per_token() const { return size_t{4} * (groups_k + groups_v); }
+};
+
+/// Bytes of the scales of one group in a block: 16 alphas, then 16 betas, halves.
+inline constexpr size_t kGroupScaleBytes = 2 * 2 * kBlockTokens;
+
+inline uint32_t* block_ids(uint8_t* block) { return reinterpret_cast<uint32_t*>(block); }
+inline const uint32_t* block_ids(const uint8_t* block) { return reinterpret_cast<const uint32_t*>(block); }
+
+/// Writes token `lane` of a block; k[dim_k], v[dim_v] finite and within the range of a half.
+void encode_token(uint8_t* block, const BlockLayout& layout, uint32_t lane, const float* k, const float* v);
+/// K or V alone, 16 bits only: what an engine hands over in two steps.
+void encode_k_f16(uint8_t* block, const BlockLayout& layout, uint32_t lane, const float* k);
+void encode_v_f16(uint8_t* block, const BlockLayout& layout, uint32_t lane, const float* v);
+
+/// Reads token `lane` back as alpha * code + beta.
+void decode_token(const uint8_t* block, const BlockLayout& layout, uint32_t lane, float* k, float* v);
+
+/// Copies everything a block holds of one token, ids and scores included, without decoding it.
+void copy_token(const uint8_t* from, uint32_t from_lane, uint8_t* to, uint32_t to_lane, const BlockLayout& layout);
+
+}  // namespace mikv::codec

@@ -1,0 +1,44 @@
+// IEEE half precision, scalar: what scales, zeros, frames and the f16 tier are stored in. Kernels convert with SIMD.
+#pragma once
+
+#include <bit>
+#include <cmath>
+#include <cstdint>
+
+namespace mikv::codec {
+
+inline constexpr float kF16Max = 65504.0f;
+
+/// Half to single precision, exact for every input.
+inline float f16_to_f32(uint16_t half) {
+  const uint32_t sign = uint32_t(half & 0x8000u) << 16;
+  const uint32_t magnitude = half & 0x7fffu;
+  // Shifting the half's fields into place leaves the exponent 112 too small; the product with 2^112 corrects that and
+  // normalises subnormals in one step.
+  const float scaled = std::bit_cast<float>(magnitude << 13) * 0x1p112f;
+  const uint32_t bits = magnitude >= 0x7c00u ? (magnitude << 13) | 0x7f800000u : std::bit_cast<uint32_t>(scaled);
+  return std::bit_cast<float>(bits | sign);
+}
+
+/// Single to half precision, round to nearest even. Beyond the range: infinity; NaN stays NaN.
+inline uint16_t f32_to_f16(float value) {
+  const uint32_t bits = std::bit_cast<uint32_t>(value);
+  const uint16_t sign = uint16_t((bits >> 16) & 0x8000u);
+  const uint32_t magnitude = bits & 0x7fffffffu;
+  if (magnitude >= 0x7f800000u) return uint16_t(sign | (magnitude > 0x7f800000u ? 0x7e00u : 0x7c00u));
+  if (magnitude >= 0x477ff000u) return uint16_t(sign | 0x7c00u);  // 65520 and above round to infinity
+  if (magnitude < 0x38800000u) {  // below 2^-14: a subnormal half; adding 0.5 rounds at its last bit, 2^-24
+    const float rounded = std::bit_cast<float>(magnitude) + 0.5f;
+    return uint16_t(sign | (std::bit_cast<uint32_t>(rounded) - 0x3f000000u));
+  }
+  const uint32_t round_up = 0xfffu + ((magnitude >> 13) & 1u);
+  return uint16_t(sign | ((magnitude - 0x38000000u + round_up) >> 13));
+}
+
+/// What a tier stores for an element: the nearest finite half, NaN as 0. One bad element must not poison a group.
+inline float finite_f16_range(float value) {
+  if (std::isnan(value)) return 0.0f;
+  return value > kF16Max ? kF16Max : value < -kF16Max ? -kF16Max : value;
+}
+
+}  // namespace mikv::codec

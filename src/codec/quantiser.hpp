@@ -1,0 +1,38 @@
+// Quantiser, Eq. 1 of MiKV (arXiv 2402.18096): asymmetric, round to nearest, one scale and one zero a group.
+//   alpha = (max - min) / (2^N - 1), beta = min, code = round((x - beta) / alpha), x' = alpha * code + beta
+// alpha and beta are stored as halves; codes are taken against the stored values, so their rounding costs no extra error
+// except at the ends of the range.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <span>
+
+#include "codec/fp16.hpp"
+
+namespace mikv::codec {
+
+struct GroupScale {
+  uint16_t alpha = 0;  ///< half: step between two codes
+  uint16_t beta = 0;   ///< half: value of code 0
+};
+
+/// Quantises one group of finite values to `bits` (2..8). codes: as many as values. A constant group gets alpha 0.
+inline GroupScale quantise_group(std::span<const float> values, uint32_t bits, uint8_t* codes) {
+  float low = values[0], high = values[0];
+  for (const float x : values) low = std::min(low, x), high = std::max(high, x);
+  const uint32_t top = (1u << bits) - 1;
+  const GroupScale scale{f32_to_f16(std::min(kF16Max, (high - low) / float(top))),
+                         f32_to_f16(std::clamp(low, -kF16Max, kF16Max))};
+  const float alpha = f16_to_f32(scale.alpha), beta = f16_to_f32(scale.beta);
+  const float inverse = alpha > 0.0f ? 1.0f / alpha : 0.0f;
+  for (size_t i = 0; i < values.size(); ++i) {
+    const float code = (values[i] - beta) * inverse + 0.5f;  // truncated below: round half up
+    codes[i] = uint8_t(std::clamp(code, 0.0f, float(top)));
+  }
+  return scale;
+}
+
+}  // namespace mikv::codec
