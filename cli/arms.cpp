@@ -1,0 +1,75 @@
+#include "arms.hpp"
+
+#include "check.hpp"
+#include "stopwatch.hpp"
+
+namespace mikv::cli {
+namespace {
+
+/// Keeps everything and records statistics: what all exact prefills have in common.
+llama::KvChoice recording_choice() { return unwrap(llama::KvChoice::parse("full")); }
+
+}  // namespace
+
+Arms::Arms(const llama::Model& model, std::vector<llama::KvChoice> choices, llama::ContextOptions options)
+    : model_(model), choices_(std::move(choices)), options_(std::move(options)), own_(choices_.size()) {
+  options_.rewindable = true;
+  if (!options_.should_stop) options_.should_stop = interrupted;
+}
+
+bool Arms::uses_shared_seat(size_t arm) const {
+  return !choices_[arm].stock() && choices_[arm].spec->prefill == Prefill::exact;
+}
+
+bool Arms::shares_prefill(size_t arm) const {
+  if (!uses_shared_seat(arm)) return false;
+  for (size_t earlier = 0; earlier < arm; ++earlier) {
+    if (uses_shared_seat(earlier)) return true;
+  }
+  return false;
+}
+
+void Arms::set_prompt(std::vector<llama::Token> prompt) {
+  prompt_ = std::move(prompt);
+  shared_.has_prompt = false;
+  for (Seat& seat : own_) seat.has_prompt = false;
+}
+
+Arms::Seat& Arms::seat_of(size_t arm) {
+  Seat& seat = uses_shared_seat(arm) ? shared_ : own_[arm];
+  if (!seat.context) {
+    const auto choice = uses_shared_seat(arm) ? recording_choice() : choices_[arm];
+    seat.context = unwrap(llama::Context::create(model_, choice, options_));
+  }
+  return seat;
+}
+
+void Arms::prefill(Seat& seat, size_t arm) {
+  seat.context->reset();
+  seat.checkpoint = {};  // frees the last prompt's before the next one is stored
+  const Stopwatch watch;
+  check(seat.context->prefill(prompt_, [&](size_t done) {
+    if (on_prefill) on_prefill(arm, done);
+  }));
+  const auto logits = seat.context->logits();
+  seat.logits.assign(logits.begin(), logits.end());
+  seat.prefill_s = watch.seconds();
+  if (&seat == &shared_) seat.checkpoint = unwrap(seat.context->checkpoint());
+  seat.has_prompt = true;
+}
+
+ArmStart Arms::start(size_t arm) {
+  throw_if_interrupted();
+  Seat& seat = seat_of(arm);
+  if (!seat.has_prompt) prefill(seat, arm);
+  if (uses_shared_seat(arm)) {
+    check(seat.context->restore(seat.checkpoint, *choices_[arm].spec));
+  } else {
+    check(seat.context->truncate(uint32_t(prompt_.size())));
+  }
+  const Stopwatch compression;
+  check(seat.context->end_prompt());
+  return {seat.context.get(), seat.logits, seat.prefill_s + compression.seconds(), seat.context->memory_usage()};
+}
+
+}  // namespace mikv::cli

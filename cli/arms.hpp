@@ -1,0 +1,67 @@
+// Several caches on the same prompt: what every comparison is made of.
+//
+// mikv's arms share one exact prefill: it is computed once, with statistics recorded and nothing compressed, and each arm
+// starts from a checkpoint of it. Stock llama.cpp arms, and specs with prefill=streaming (which compress on the way), each
+// have a context and a prefill of their own.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "engine.hpp"
+
+namespace mikv::cli {
+
+/// An arm at the end of the prompt, compressed and ready to generate.
+struct ArmStart {
+  llama::Context* context = nullptr;
+  std::vector<float> logits;    ///< of the prompt's last token
+  double prefill_s = 0.0;       ///< the whole prompt, compression included
+  MemoryUsage usage;            ///< after compression
+};
+
+class Arms {
+ public:
+  Arms(const llama::Model& model, std::vector<llama::KvChoice> choices, llama::ContextOptions options);
+
+  size_t size() const { return choices_.size(); }
+  const llama::KvChoice& choice(size_t arm) const { return choices_[arm]; }
+
+  /// The prompt that start() brings arms to from now on.
+  void set_prompt(std::vector<llama::Token> prompt);
+
+  /// Called with (arm, tokens of its prefill done); a prefill that is shared counts for the first arm that needs it.
+  std::function<void(size_t, size_t)> on_prefill;
+
+  /// Brings the arm to the end of the prompt, however far it had generated. Invalidates the start of the arm before it.
+  /// Throws UserError, Interrupted.
+  ArmStart start(size_t arm);
+
+  /// True if this arm's prefill is one that an earlier arm of the list has made.
+  bool shares_prefill(size_t arm) const;
+
+ private:
+  /// A context and where it stands with the present prompt.
+  struct Seat {
+    std::unique_ptr<llama::Context> context;
+    bool has_prompt = false;
+    std::vector<float> logits;
+    double prefill_s = 0.0;
+    llama::Checkpoint checkpoint;  ///< of the shared seat
+  };
+
+  bool uses_shared_seat(size_t arm) const;
+  void prefill(Seat& seat, size_t arm);
+  Seat& seat_of(size_t arm);
+
+  const llama::Model& model_;
+  std::vector<llama::KvChoice> choices_;
+  llama::ContextOptions options_;
+  std::vector<llama::Token> prompt_;
+  Seat shared_;
+  std::vector<Seat> own_;
+};
+
+}  // namespace mikv::cli

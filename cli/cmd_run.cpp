@@ -1,0 +1,149 @@
+// mikv run: one prompt, one streamed answer, and what its cache took.
+#include <fmt/format.h>
+
+#include <CLI/CLI.hpp>
+#include <memory>
+#include <random>
+
+#include "check.hpp"
+#include "commands.hpp"
+#include "model_options.hpp"
+#include "progress.hpp"
+#include "stopwatch.hpp"
+#include "terminal.hpp"
+
+namespace mikv::cli {
+namespace {
+
+struct Options {
+  ModelOptions model;
+  std::string prompt;
+  std::string prompt_file;
+  std::string kv = "mikv";
+  int n_predict = -1;
+  uint32_t n_ctx = 4096;
+  int64_t seed = -1;
+  double temperature = 0.8;
+  bool raw = false;
+};
+
+/// What a generation did, for the line at its end.
+struct Generation {
+  size_t n_prompt = 0;
+  double prompt_s = 0.0;
+  size_t n_steps = 0;   ///< tokens that were fed back; the first one comes from the prompt's logits
+  size_t n_tokens = 0;
+  double step_s = 0.0;
+};
+
+std::string prompt_text(const Options& options) {
+  if (!options.prompt_file.empty()) return read_file(options.prompt_file, "prompt file");
+  return options.prompt;
+}
+
+std::vector<llama::Token> prompt_tokens(const Options& options, const llama::Model& model) {
+  const std::string text = prompt_text(options);
+  if (text.empty()) throw UserError("the prompt is empty; give it with -p TEXT or -f FILE");
+  const bool templated = !options.raw && model.has_chat_template();
+  if (!options.raw && !templated) fmt::print(stderr, "mikv: this model has no chat template; the prompt goes in as it is\n");
+  auto tokens = model.tokenize(templated ? unwrap(model.chat_prompt(text)) : text, true);
+  if (tokens.empty()) throw UserError("the prompt has no tokens; give it with -p TEXT or -f FILE");
+  return tokens;
+}
+
+/// "KV 1.2 MiB (hi 0.3, lo 0.7, scales 0.1, other 0.1 MiB)": only what there is.
+std::string describe_bytes(const MemoryUsage& usage) {
+  std::string parts;
+  const auto part = [&](const char* name, uint64_t bytes) {
+    if (bytes) parts += fmt::format("{}{} {}", parts.empty() ? "" : ", ", name, format_bytes(double(bytes)));
+  };
+  part("f16", usage.staged);
+  part("hi", usage.hi);
+  part("lo", usage.lo);
+  part("scales", usage.scales);
+  part("ids and scores", usage.ids + usage.scores);
+  part("frames", usage.frames);
+  part("slack", usage.slack);
+  return fmt::format("KV {} ({}), {:.2f} bits an element, {:.0f} % of f16", format_bytes(double(usage.total())), parts,
+                     usage.bits_per_element(), 100.0 * usage.bits_per_element() / 16.0);
+}
+
+void print_summary(const Generation& done, const MemoryUsage& usage) {
+  std::fflush(stdout);
+  fmt::print(stderr, "\nmikv: {} tokens at {:.1f} tokens/s (prompt: {} at {:.1f}); {}\n", done.n_tokens,
+             done.n_steps ? double(done.n_steps) / done.step_s : 0.0, done.n_prompt,
+             done.prompt_s > 0 ? double(done.n_prompt) / done.prompt_s : 0.0, describe_bytes(usage));
+}
+
+void generate(const Options& options, const llama::Model& model, llama::Context& context, Generation& done) {
+  const uint32_t seed = options.seed >= 0 ? uint32_t(options.seed) : std::random_device{}();
+  llama::Sampler sampler(float(options.temperature), seed);
+  while (!interrupted() && (options.n_predict < 0 || done.n_tokens < size_t(options.n_predict))) {
+    const llama::Token token = sampler.sample(context);
+    if (model.is_end_of_generation(token)) return;
+    const std::string piece = model.piece(token);
+    std::fwrite(piece.data(), 1, piece.size(), stdout);
+    std::fflush(stdout);
+    ++done.n_tokens;
+    if (options.n_predict >= 0 && done.n_tokens >= size_t(options.n_predict)) return;
+    if (context.n_past() >= context.n_ctx()) {
+      fmt::print(stderr, "\nmikv: stopped: the context of {} tokens is full; raise it with -c\n", context.n_ctx());
+      return;
+    }
+    const Stopwatch watch;
+    const Status step = context.decode(token);
+    if (interrupted()) return;
+    check(step);
+    done.step_s += watch.seconds();
+    ++done.n_steps;
+  }
+}
+
+void run(const Options& options) {
+  const auto kv = unwrap(llama::KvChoice::parse(options.kv));
+  if (options.prompt.empty() && options.prompt_file.empty()) throw UserError("no prompt; give it with -p TEXT or -f FILE (- for standard input)");
+  const auto model = options.model.load();
+  const auto tokens = prompt_tokens(options, *model);
+  llama::ContextOptions context_options;
+  context_options.n_ctx = options.n_ctx ? options.n_ctx : model->info().n_ctx_train;
+  context_options.n_threads = options.model.threads();
+  context_options.should_stop = interrupted;
+  require_fits(tokens.size(), context_options.n_ctx, "the prompt");
+  const auto context = unwrap(llama::Context::create(*model, kv, context_options));
+
+  Generation done{.n_prompt = tokens.size()};
+  const Stopwatch watch;
+  {
+    Progress progress("reading the prompt", double(tokens.size()));
+    check(context->prefill(tokens, [&](size_t n) { progress.update(double(n)); }));
+  }
+  const double prefill_s = watch.seconds();
+  generate(options, *model, *context, done);
+  done.prompt_s = prefill_s;
+  // A prompt that nothing followed is compressed too, so that the line tells the size it would have.
+  if (done.n_steps == 0 && !interrupted()) check(context->end_prompt());
+  print_summary(done, context->memory_usage());
+  throw_if_interrupted();
+}
+
+}  // namespace
+
+void add_run_command(CLI::App& app) {
+  auto options = std::make_shared<Options>();
+  CLI::App* command = app.add_subcommand("run", "answer a prompt, streaming, under a chosen cache");
+  options->model.add_to(*command);
+  auto* prompt = command->add_option("-p,--prompt", options->prompt, "the prompt")->type_name("TEXT");
+  command->add_option("-f,--file", options->prompt_file, "file with the prompt; - reads standard input")->type_name("FILE")->excludes(prompt);
+  command->add_option("--kv", options->kv, "the cache: a preset or spec (see `mikv info`), or llama:TYPE for stock llama.cpp")
+      ->type_name("SPEC")
+      ->capture_default_str();
+  command->add_option("-n,--predict", options->n_predict, "tokens to generate; -1: until the answer ends")->type_name("N")->capture_default_str();
+  command->add_option("-c,--ctx-size", options->n_ctx, "context in tokens; 0: as many as the model was trained for")->type_name("N")->capture_default_str();
+  command->add_option("-s,--seed", options->seed, "of the sampler; -1: a random one")->type_name("N")->capture_default_str();
+  command->add_option("--temp", options->temperature, "temperature; 0: always the likeliest token")->type_name("T")->check(CLI::NonNegativeNumber)->capture_default_str();
+  command->add_flag("--raw", options->raw, "no chat template: the model continues the prompt");
+  command->footer("Example:\n  mikv run -m qwen2.5-coder-0.5b -p \"Write a haiku about memory.\" --kv mikv --temp 0");
+  command->callback([options] { run(*options); });
+}
+
+}  // namespace mikv::cli
