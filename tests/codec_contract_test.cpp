@@ -156,7 +156,7 @@ TEST_P(CodecContractTest, NonFiniteElementsDoNotPoisonTheirGroup) {
 
 INSTANTIATE_TEST_SUITE_P(Formats, CodecContractTest,
                          testing::Values(Format::int2, Format::int3, Format::int4, Format::int8, Format::f16),
-                         [](const auto& info) { return std::string(format_name(info.param)); });
+                         [](const auto& parameter) { return std::string(format_name(parameter.param)); });
 
 // The hi tier is quantised by the same rule.
 TEST(CodecContractHiTest, HiFormats) {

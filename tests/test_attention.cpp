@@ -115,6 +115,19 @@ std::vector<float> run_reference(const LayerCache& layer, const Request& request
   return compact(request, memory.out);
 }
 
+void for_each_target(const std::function<void(const std::string& target)>& test) {
+  const std::string before = simd_target();
+  for (const std::string& target : simd_targets()) {
+    const Status status = set_simd_target(target);
+    ASSERT_TRUE(status.ok()) << status.error();
+    ASSERT_EQ(simd_target(), target);
+    test(target);
+    if (testing::Test::HasFatalFailure()) break;
+  }
+  const Status status = set_simd_target(before);
+  ASSERT_TRUE(status.ok()) << status.error();
+}
+
 std::vector<StoredToken> stored_tokens(const LayerCache& layer, const std::vector<FrameId>& frames, uint32_t kv_head) {
   std::vector<StoredToken> tokens;
   for (const FrameId frame : frames)

@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -57,6 +58,10 @@ struct Request {
 /// fails the test if a gap was written.
 std::vector<float> run(LayerCache& layer, const Request& request, uint32_t n_threads = 1);
 std::vector<float> run_reference(const LayerCache& layer, const Request& request);
+
+/// Calls back with each SIMD target forced in turn, and then forces the one that was in use. Fails the test if forcing
+/// one did not make it the one in use.
+void for_each_target(const std::function<void(const std::string& target)>& test);
 
 /// Tokens of one KV head that are still stored, of the given frames.
 std::vector<StoredToken> stored_tokens(const LayerCache& layer, const std::vector<FrameId>& frames, uint32_t kv_head);

@@ -1,0 +1,214 @@
+// attend() against the formula, on every SIMD target of the machine: lengths around every boundary, groups, head
+// dimensions, formats, mixed tiers, prompts, threads, frames. Masks and other modifiers are in attention_masks_test.cpp.
+#include <gtest/gtest.h>
+
+#include <string>
+#include <vector>
+
+#include "test_attention.hpp"
+
+namespace mikv::test {
+namespace {
+
+constexpr const char* kSpecs[] = {
+    "full", "rtn8", "rtn4", "rtn3", "rtn2", "h2o", "mikv-paper", "mikv", "mikv-hq", "mikv-max", "mikv:importance=full",
+    "mikv:importance=full,hi=int4,outlier=hadamard", "mikv:keep=0.5,hi=f16,lo=int2,outlier=center",
+    "mikv:keep=0.3,hi=int4,lo=int8,outlier=balancer", "mikv:keep=0.4,lo=evict,outlier=center+hadamard"};
+
+/// n committed tokens in frame 0, then n_staged more that are not.
+std::unique_ptr<LayerCache> filled(const LayerShape& shape, const char* spec, size_t n, size_t n_staged, Random& random) {
+  auto layer = make_layer(shape, spec);
+  if (n > 0) {
+    put(*layer, 0, cell_range(0, n), Tokens(shape, n, random));
+    Request prompt(shape, 2, random);
+    prompt.record = true;
+    run(*layer, prompt);
+    commit(*layer, 0);
+  }
+  if (n_staged > 0) put(*layer, 0, cell_range(Cell(n), n_staged), Tokens(shape, n_staged, random));
+  return layer;
+}
+
+/// On every target, on the given numbers of threads, with and without recording.
+void check(LayerCache& layer, Request& request, const std::vector<FrameId>& frames, std::vector<uint32_t> n_threads = {1}) {
+  const Expected expected = expect(layer, frames, request);
+  for_each_target([&](const std::string& target) {
+    for (const uint32_t threads : n_threads) {
+      request.record = threads % 2 == 0;
+      ASSERT_TRUE(matches(run(layer, request, threads), expected)) << target << ", " << threads << " threads";
+    }
+  });
+}
+
+TEST(AttentionTest, ForcedTargetIsTheOneThatRuns) {
+  const std::string before = simd_target();
+  const std::vector<std::string> targets = simd_targets();
+  ASSERT_FALSE(targets.empty());
+  for (const std::string& target : targets) {
+    ASSERT_TRUE(set_simd_target(target).ok());
+    EXPECT_EQ(simd_target(), target);
+  }
+  const Status refused = set_simd_target("mmx");
+  EXPECT_FALSE(refused.ok());
+  EXPECT_NE(refused.error().find("mmx"), std::string::npos);
+  EXPECT_NE(refused.error().find(targets[0]), std::string::npos) << "it must name those that would do";
+  EXPECT_EQ(simd_target(), targets.back()) << "a refusal changes nothing";
+  ASSERT_TRUE(set_simd_target(before).ok());
+}
+
+class AttentionSpecTest : public testing::TestWithParam<const char*> {};
+
+TEST_P(AttentionSpecTest, LengthsAroundBlockBoundaries) {
+  Random random(30);
+  const LayerShape shape{4, 2, 64, 64};
+  for (const size_t n : {0, 1, 15, 16, 17, 31, 33, 63, 64, 65, 127, 129, 300, 1000}) {
+    for (const size_t n_staged : {0, 1, 18}) {
+      SCOPED_TRACE(std::to_string(n) + " cells and " + std::to_string(n_staged) + " staged");
+      const auto layer = filled(shape, GetParam(), n, n_staged, random);
+      Request request(shape, 1, random);
+      check(*layer, request, {0});
+      if (HasFatalFailure()) return;
+    }
+  }
+}
+
+TEST_P(AttentionSpecTest, GroupsOfQueryHeads) {
+  Random random(31);
+  for (uint32_t group = 1; group <= 16; ++group) {
+    SCOPED_TRACE("group " + std::to_string(group));
+    const LayerShape shape{2 * group, 2, 32, 48};
+    const auto layer = filled(shape, GetParam(), 70, 3, random);
+    for (const uint32_t n_tokens : {1u, 2u, 3u}) {
+      Request request(shape, n_tokens, random);
+      check(*layer, request, {0});
+    }
+    if (HasFatalFailure()) return;
+  }
+}
+
+TEST_P(AttentionSpecTest, HeadDimensions) {
+  Random random(32);
+  for (const uint32_t dim_k : {8u, 24u, 40u, 64u, 72u, 80u, 96u, 128u, 256u, 512u}) {
+    for (const uint32_t dim_v : {dim_k, 8u, 64u, 104u}) {
+      SCOPED_TRACE("dims " + std::to_string(dim_k) + " and " + std::to_string(dim_v));
+      const LayerShape shape{3, 1, dim_k, dim_v};
+      const auto layer = filled(shape, GetParam(), 50, 2, random);
+      for (const uint32_t n_tokens : {1u, 9u}) {  // the second has enough rows to decode a tile once for all
+        Request request(shape, n_tokens, random, 5);
+        check(*layer, request, {0});
+      }
+      if (HasFatalFailure()) return;
+    }
+  }
+}
+
+TEST_P(AttentionSpecTest, Prompts) {
+  Random random(33);
+  const LayerShape shape{6, 2, 32, 32};
+  for (uint32_t n_tokens = 1; n_tokens <= 70; n_tokens += n_tokens < 20 ? 1 : 7) {
+    SCOPED_TRACE(std::to_string(n_tokens) + " query tokens");
+    const auto layer = filled(shape, GetParam(), 40, n_tokens, random);
+    Request request(shape, n_tokens, random, n_tokens % 3);
+    request.set_causal(Mask::Type::f32, 40 + n_tokens, 40);
+    check(*layer, request, {0}, {1, 2});
+    if (HasFatalFailure()) return;
+  }
+}
+
+TEST_P(AttentionSpecTest, Threads) {
+  Random random(34);
+  const LayerShape shape{6, 2, 64, 64};
+  for (const size_t n : {1, 20, 64, 130, 1100}) {
+    for (const uint32_t n_tokens : {1u, 2u, 33u}) {
+      SCOPED_TRACE(std::to_string(n) + " cells, " + std::to_string(n_tokens) + " query tokens");
+      const auto layer = filled(shape, GetParam(), n, 0, random);
+      Request request(shape, n_tokens, random);
+      check(*layer, request, {0}, {1, 2, 3, 4});
+      if (HasFatalFailure()) return;
+    }
+  }
+}
+
+TEST_P(AttentionSpecTest, FramesOfDifferentCoordinates) {
+  Random random(35);
+  const LayerShape shape{4, 2, 64, 64};
+  auto layer = make_layer(shape, GetParam());
+  std::vector<FrameId> all;
+  for (const FrameId frame : {0u, 2u, 5u, 6u}) {  // 6 is too short to be frozen where a frame is needed
+    all.push_back(frame);
+    const size_t n = frame == 6 ? 7 : 40 + 13 * frame;
+    Tokens tokens(shape, n, random);
+    for (size_t t = 0; t < n; ++t)  // another centre in each frame, and another spread
+      for (uint32_t head = 0; head < 2; ++head)
+        for (uint32_t c = 0; c < 64; ++c)
+          tokens.key(t, head)[c] = tokens.key(t, head)[c] * float(1 + c % 3) + float(frame) - float(c % 5);
+    put(*layer, frame, cell_range(200 * frame, n), tokens);
+    Request prompt(shape, 1, random);
+    prompt.record = true;
+    prompt.frames = {frame};
+    run(*layer, prompt);
+    commit(*layer, frame);
+  }
+  for (const auto& frames : std::vector<std::vector<FrameId>>{{}, {0}, {5}, {5, 0}, {2, 6}, {3}, {3, 6, 4000}}) {
+    for (const uint32_t n_tokens : {1u, 11u}) {
+      Request request(shape, n_tokens, random);
+      request.frames = frames;
+      check(*layer, request, frames.empty() ? all : frames, {1, 3});
+    }
+    if (HasFatalFailure()) return;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Specs, AttentionSpecTest, testing::ValuesIn(kSpecs), [](const auto& parameter) {
+  std::string name(parameter.param);
+  for (char& c : name)
+    if (!std::isalnum(static_cast<unsigned char>(c))) c = '_';
+  return name;
+});
+
+// The library's reference is the oracle of its kernels and benchmarks, so it must be as good as this file's: in double
+// precision, with only the stored K and V and the result in single.
+TEST(AttentionTest, ReferenceIsTheFormula) {
+  Random random(36);
+  for (const char* spec : kSpecs) {
+    const LayerShape shape{4, 2, 40, 24};
+    const auto layer = filled(shape, spec, 100, 20, random);
+    Request request(shape, 3, random, 2);
+    request.set_causal(Mask::Type::f16, 115, 90);
+    request.softcap = 20.0f;
+    request.sinks = {0.5f, -1.0f, 2.0f, 0.0f};
+    request.slopes = {1.0f, 0.5f, 2.0f, 0.25f};
+    Expected expected = expect(*layer, {0}, request);
+    for (size_t i = 0; i < expected.out.size(); ++i) expected.bound[i] = kF32Epsilon * std::abs(expected.out[i]) + 1e-9;
+    EXPECT_TRUE(matches(run_reference(*layer, request), expected)) << spec;
+  }
+}
+
+// The check can fail: it sees one missing token of 1,000, two exchanged keys, one wrong value channel, and NaN.
+TEST(AttentionTest, WrongResultsAreCaught) {
+  Random random(37);
+  const LayerShape shape{2, 1, 64, 64};
+  for (const char* spec : {"full", "mikv", "mikv-max"}) {
+    const auto layer = filled(shape, spec, 1000, 0, random);
+    Request request(shape, 1, random);
+    std::vector<float> out = run(*layer, request);
+    std::vector<std::vector<StoredToken>> tokens = {stored_tokens(*layer, {0}, 0)};
+    const bool rotated = layer->spec().hadamard;
+    ASSERT_TRUE(matches(out, expect(tokens, request, rotated)));
+
+    auto missing = tokens;
+    missing[0].erase(missing[0].begin() + 500);
+    EXPECT_FALSE(matches(out, expect(missing, request, rotated))) << spec;
+    auto exchanged = tokens;
+    std::swap(exchanged[0][10].k, exchanged[0][900].k);
+    EXPECT_FALSE(matches(out, expect(exchanged, request, rotated))) << spec;
+    auto wrong = tokens;
+    wrong[0][77].v[63] += 2.0f;
+    EXPECT_FALSE(matches(out, expect(wrong, request, rotated))) << spec;
+    out[5] = std::numeric_limits<float>::quiet_NaN();
+    EXPECT_FALSE(matches(out, expect(tokens, request, rotated))) << spec;
+  }
+}
+
+}  // namespace
+}  // namespace mikv::test
