@@ -138,13 +138,18 @@ HWY_INLINE HWY_ATTR void TileRow(const Decoder& decoder, const float* coefficien
   }
 }
 
+// Rows kRow..15. Recursion, not a fold over a lambda: a call that is not inlined would force the sums into memory.
+template <class Decoder, uint32_t kRows, size_t kRow>
+HWY_INLINE HWY_ATTR void TileRowsFrom(const Decoder& decoder, const float* coefficients, size_t stride, VF* sums) {
+  TileRow<Decoder, kRows, kRow>(decoder, coefficients, stride, sums);
+  if constexpr (kRow + 1 < codec::kTileSide) TileRowsFrom<Decoder, kRows, kRow + 1>(decoder, coefficients, stride, sums);
+}
+
 // sums[chain][r] += sum over tile rows i of coefficients[r * stride + i] * row i, in lanes [lane, lane + width).
 template <class Decoder, uint32_t kRows>
 HWY_INLINE HWY_ATTR void TileDot(const uint8_t* tile, size_t lane, const float* coefficients, size_t stride, VF* sums) {
   const Decoder decoder(tile, lane);
-  [&]<size_t... kRow>(std::index_sequence<kRow...>) HWY_ATTR {
-    (TileRow<Decoder, kRows, kRow>(decoder, coefficients, stride, sums), ...);
-  }(std::make_index_sequence<16>());
+  TileRowsFrom<Decoder, kRows, 0>(decoder, coefficients, stride, sums);
 }
 
 template <uint32_t kRows>
