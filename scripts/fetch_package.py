@@ -73,9 +73,11 @@ class Progress:
             left = round((self.total - done) / rate)
             text += f"  {rate / 1e6:.1f} MB/s  {left // 60}:{left % 60:02} left"
         if self.terminal:
-            filled = 24 * done // self.total
-            text = f"{self.name} [{'#' * filled}{'.' * (24 - filled)}] {text}"
-            sys.stderr.write("\r" + text[: shutil.get_terminal_size().columns - 1] + "\x1b[K")
+            columns = shutil.get_terminal_size().columns - 1
+            bar = max(0, min(24, columns - len(self.name) - len(text) - 4))
+            filled = bar * done // self.total
+            text = f"{self.name} [{'#' * filled}{'.' * (bar - filled)}] {text}"
+            sys.stderr.write("\r" + text[:columns] + "\x1b[K")
             self.line_open = True
         else:
             sys.stderr.write(f"{self.name}: {text}\n")
@@ -161,10 +163,12 @@ def pip_download(pip, part, workdir, on_bytes):
         # A session of its own: Ctrl-C comes to us alone, and we end pip's whole group.
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment,
                                    start_new_session=True)
+    seen = 0  # the file leaves the scratch space before pip ends; that is no step back
     try:
         while process.poll() is None:
             time.sleep(POLL_SECONDS)
-            on_bytes(size_in_scratch(scratch, part["file"]))
+            seen = max(seen, size_in_scratch(scratch, part["file"]))
+            on_bytes(seen)
     finally:
         if process.poll() is None:
             stop_group(process)
@@ -295,17 +299,22 @@ def fetch_parts(entry, name, folder, quiet):
         raise FetchError(f"no space left in {folder}{detail}, {kept(partial, entry)}; "
                          "free some or set MIKV_CACHE to a folder on another disk, then try again") from error
     except Stopped as stop:
-        stop.message = f"stopped, {kept(partial, entry)}; the next try goes on from there"
+        stop.message = f"stopped, {kept(partial, entry)}; run the same command again to go on"
         raise
     finally:
         progress.close()
         shutil.rmtree(workdir, ignore_errors=True)
+        if os.path.exists(partial) and os.path.getsize(partial) == 0:
+            os.remove(partial)
     return final
 
 
 def kept(partial, entry):
+    """What the next try will go on from, in words."""
     size = os.path.getsize(partial) if os.path.exists(partial) else 0
-    return f"{megabytes(size)} of {megabytes(entry['size'])} are kept in {partial}"
+    if size == 0:
+        return "no part was complete yet"
+    return f"{megabytes(size)} of {megabytes(entry['size'])} are kept in {partial} for the next try"
 
 
 def is_complete(path, entry):
