@@ -124,12 +124,11 @@ class LayerCache {
   /// A non-finite element is stored as the nearest finite f16 (NaN as 0), so that one bad token cannot poison a group.
   Status put(FrameId frame, std::span<const Cell> cells, const float* k, size_t k_stride, const float* v, size_t v_stride);
 
-  /// put() in two steps, for engines that hand over K and V apart and from several threads:
-  /// stage() reserves the cells once; then write_k / write_v fill them, each thread its share (thread of n_threads).
-  /// The cells and the order are those of the last stage().
+  /// put() in two steps, for engines that hand over K and V apart and from several threads: stage() reserves the cells
+  /// once, then write_k / write_v fill the tokens of the last stage() of the frame, each thread its share.
   Status stage(FrameId frame, std::span<const Cell> cells);
-  void write_k(const float* k, size_t k_stride, uint32_t thread = 0, uint32_t n_threads = 1);
-  void write_v(const float* v, size_t v_stride, uint32_t thread = 0, uint32_t n_threads = 1);
+  void write_k(FrameId frame, const float* k, size_t k_stride, uint32_t thread = 0, uint32_t n_threads = 1);
+  void write_v(FrameId frame, const float* v, size_t v_stride, uint32_t thread = 0, uint32_t n_threads = 1);
 
   /// out = softmax(scale * q.k + mask) v over the cells of the frames that the mask admits (design section 4).
   /// A query that sees no cell gets zeros. Collective: each of n_threads threads calls it with its own number and the same
@@ -154,7 +153,8 @@ class LayerCache {
   uint64_t bytes_used() const { return memory_usage().total(); }
 
   /// A copy of a cache in which nothing was compressed yet, to be compressed under another spec: how several policies
-  /// start from one exact prefill. Error: something was compressed already.
+  /// start from one exact prefill. Errors: something was compressed already; the new spec needs importance scores or query
+  /// statistics that this one's spec did not record.
   Result<std::unique_ptr<LayerCache>> clone(const Spec& spec) const;
 
   /// What KV head `kv_head` holds of `frame`, decoded; slow. For tests, the reference and inspection.

@@ -21,10 +21,11 @@ bool FrameStore::compressed() const {
 }
 
 void FrameStore::stage(std::span<const uint32_t> cells) {
+  n_last_staged_ = 0;
   if (cells.empty()) return;
   live_.reserve(*std::max_element(cells.begin(), cells.end()) + 1);
   for (HeadStore& head : heads_) head.staged.reserve(uint32_t(cells.size()));
-  erase(cells);
+  erase(cells);  // keeps what was just reserved
   for (HeadStore& head : heads_) {
     const uint32_t first = head.staged.append(uint32_t(cells.size()));
     for (uint32_t i = 0; i < cells.size(); ++i) {
@@ -36,6 +37,7 @@ void FrameStore::stage(std::span<const uint32_t> cells) {
   for (const uint32_t cell : cells) live_.insert(cell);
   n_live_ += cells.size();
   next_arrival_ += uint32_t(cells.size());
+  n_last_staged_ = uint32_t(cells.size());
 }
 
 void FrameStore::erase(std::span<const uint32_t> cells) {
@@ -70,7 +72,6 @@ void FrameStore::erase_live(const CellSet& gone, uint64_t n_gone) {
       for (uint32_t slot = tier->size(); slot-- > 0;) {
         if (gone.contains(tier->cell(slot))) tier->remove(slot);
       }
-      if (tier->size() == 0) tier->release();
     }
   }
   for (uint32_t cell = 0; cell < live_.end(); ++cell) {

@@ -35,11 +35,13 @@ class FrameStore {
   const std::vector<HeadStore>& heads() const { return heads_; }
   const CellSet& live() const { return live_; }
   uint64_t n_live() const { return n_live_; }
+  uint32_t n_last_staged() const { return n_last_staged_; }
   bool compressed() const;
 
   /// Replaces what `cells` held by n undefined staged tokens at the end of every head's staged tier.
   /// May throw std::bad_alloc; nothing changes then. Cells are valid and distinct.
   void stage(std::span<const uint32_t> cells);
+  /// Memory is not given back: the owner drops a frame whose last cell went.
   void erase(std::span<const uint32_t> cells);
   void erase_range(uint32_t first, uint32_t last);
 
@@ -49,6 +51,7 @@ class FrameStore {
   std::vector<HeadStore> heads_;
   CellSet live_;
   uint64_t n_live_ = 0;
+  uint32_t n_last_staged_ = 0;  ///< of the last stage(): the last slots of every head's staged tier
   uint32_t next_arrival_ = 0;
 };
 

@@ -117,6 +117,10 @@ Status LayerCache::Impl::commit(cache::FrameStore& frame) {
   return {};
 }
 
+void LayerCache::Impl::drop_if_empty(FrameId id) {
+  if (cache::FrameStore* store = frame(id); store && store->n_live() == 0) frames[id].reset();
+}
+
 LayerCache::LayerCache(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 LayerCache::~LayerCache() = default;
 
@@ -141,37 +145,33 @@ const LayerShape& LayerCache::shape() const { return impl_->shape; }
 const Spec& LayerCache::spec() const { return impl_->spec; }
 
 Status LayerCache::stage(FrameId frame, std::span<const Cell> cells) {
-  impl_->staging = nullptr;
   if (const Status status = check_cells(frame, cells); !status) return status;
   try {
-    cache::FrameStore& store = impl_->frame_for_put(frame);
-    store.stage(cells);
-    impl_->staging = &store;
-    impl_->n_staging = uint32_t(cells.size());
+    impl_->frame_for_put(frame).stage(cells);
   } catch (const std::bad_alloc&) {
     return out_of_memory(cells.size());
   }
   return {};
 }
 
-void LayerCache::write_k(const float* k, size_t k_stride, uint32_t thread, uint32_t n_threads) {
-  if (!impl_->staging) return;  // stage() reported why
-  write_part(*impl_->staging, impl_->n_staging, k, k_stride, impl_->shape.head_dim_k, thread, n_threads,
-             codec::encode_k_f16);
+void LayerCache::write_k(FrameId frame, const float* k, size_t k_stride, uint32_t thread, uint32_t n_threads) {
+  cache::FrameStore* store = impl_->frame(frame);
+  if (!store) return;  // stage() reported why
+  write_part(*store, store->n_last_staged(), k, k_stride, impl_->shape.head_dim_k, thread, n_threads, codec::encode_k_f16);
 }
 
-void LayerCache::write_v(const float* v, size_t v_stride, uint32_t thread, uint32_t n_threads) {
-  if (!impl_->staging) return;
-  write_part(*impl_->staging, impl_->n_staging, v, v_stride, impl_->shape.head_dim_v, thread, n_threads,
-             codec::encode_v_f16);
+void LayerCache::write_v(FrameId frame, const float* v, size_t v_stride, uint32_t thread, uint32_t n_threads) {
+  cache::FrameStore* store = impl_->frame(frame);
+  if (!store) return;
+  write_part(*store, store->n_last_staged(), v, v_stride, impl_->shape.head_dim_v, thread, n_threads, codec::encode_v_f16);
 }
 
 Status LayerCache::put(FrameId frame, std::span<const Cell> cells, const float* k, size_t k_stride, const float* v,
                        size_t v_stride) {
   const Status status = stage(frame, cells);
   if (!status) return status;
-  write_k(k, k_stride);
-  write_v(v, v_stride);
+  write_k(frame, k, k_stride);
+  write_v(frame, v, v_stride);
   return status;
 }
 
@@ -190,16 +190,15 @@ Status LayerCache::commit_all() {
 
 void LayerCache::erase(FrameId frame, std::span<const Cell> cells) {
   if (cache::FrameStore* store = impl_->frame(frame)) store->erase(cells);
+  impl_->drop_if_empty(frame);
 }
 
 void LayerCache::erase_if(FrameId frame, Cell first, Cell last) {
   if (cache::FrameStore* store = impl_->frame(frame)) store->erase_range(first, last);
+  impl_->drop_if_empty(frame);
 }
 
-void LayerCache::clear() {
-  impl_->staging = nullptr;
-  impl_->frames.clear();
-}
+void LayerCache::clear() { impl_->frames.clear(); }
 
 uint64_t LayerCache::n_cells(FrameId frame) const {
   const cache::FrameStore* store = impl_->frame(frame);
@@ -218,6 +217,10 @@ Result<std::unique_ptr<LayerCache>> LayerCache::clone(const Spec& spec) const {
     }
   }
   auto copy = create(impl_->shape, spec);
+  if (copy && ((copy.value()->impl_->scores_wanted() && !impl_->scores_wanted()) || (spec.balancer && !impl_->spec.balancer))) {
+    return Error{"a cache under '" + impl_->spec.preset + "' records too little to start '" + spec.preset +
+                 "' from it; start from a spec with importance=h2o and outlier=balancer"};
+  }
   if (!copy) return copy;
   Impl& to = *copy.value()->impl_;
   try {

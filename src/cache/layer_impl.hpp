@@ -20,14 +20,12 @@ struct LayerCache::Impl {
   std::vector<std::unique_ptr<cache::FrameStore>> frames;  ///< by FrameId; null: never used
   cache::CommitScratch commit_scratch;
 
-  /// Cells and frame of the last stage(), for write_k and write_v.
-  cache::FrameStore* staging = nullptr;
-  uint32_t n_staging = 0;
-
   bool scores_wanted() const { return spec.importance == Importance::h2o && spec.keep > 0.0 && spec.keep < 1.0; }
   cache::FrameStore* frame(FrameId id) const { return id < frames.size() ? frames[id].get() : nullptr; }
   cache::FrameStore& frame_for_put(FrameId id);
   Status commit(cache::FrameStore& frame);
+  /// Drops a frame whose last cell went, with its centre and balancer: the next prompt freezes its own.
+  void drop_if_empty(FrameId id);
 };
 
 }  // namespace mikv
