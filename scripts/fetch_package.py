@@ -14,6 +14,7 @@ import argparse
 import errno
 import fcntl
 import hashlib
+import importlib.util
 import json
 import os
 import re
@@ -26,6 +27,7 @@ import zipfile
 
 FOLDERS = {"models": "models", "sources": "llama.cpp"}  # section of the manifest -> folder in the cache
 ATTEMPTS = 4
+BACKOFF_SECONDS = 1  # before the second attempt; doubled before each further one
 CHUNK = 1 << 20
 POLL_SECONDS = 0.1
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
@@ -99,9 +101,9 @@ class Progress:
 
 def find_pip():
     """pip as a command. Prefers this interpreter's, takes another's where there is none."""
-    candidates = [[sys.executable, "-m", "pip"]] if sys.executable else []
-    candidates += [[path] for path in map(shutil.which, ("pip3", "pip")) if path]
-    for command in candidates:
+    if sys.executable and importlib.util.find_spec("pip"):
+        return [sys.executable, "-m", "pip"]
+    for command in [[path] for path in map(shutil.which, ("pip3", "pip")) if path]:
         if subprocess.run(command + ["--version"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
                           stderr=subprocess.DEVNULL, check=False).returncode == 0:
             return command
@@ -282,7 +284,7 @@ def fetch_parts(entry, name, folder, quiet):
                 except Transient as error:
                     if attempt == ATTEMPTS:
                         raise
-                    wait = 2 ** (attempt - 1)
+                    wait = BACKOFF_SECONDS * 2 ** (attempt - 1)
                     cause = str(error).split(";", maxsplit=1)[0]
                     progress.note(f"{name}: {cause}; trying again in {wait} s ({attempt + 1} of {ATTEMPTS})")
                     time.sleep(wait)

@@ -1,0 +1,61 @@
+# mikv: set-up, build, tests and demo, each with one word. All of them can be repeated; nothing is done twice.
+#
+# CMake does the work; the presets in CMakePresets.json are the same builds without make.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := build
+
+JOBS ?= $(shell nproc)
+MIKV := build/bin/mikv
+FETCH := python3 scripts/fetch_package.py
+DEMO_MODEL := qwen2.5-coder-0.5b
+TEST_MODEL := smollm2-135m
+DEMO_KV := full,h2o,rtn4,mikv-paper,mikv,llama:f16,llama:q8_0,llama:q4_0
+CMAKE_ARGS ?=
+
+# Each step is its own make target for readability, but they must run in the order written.
+.NOTPARALLEL:
+.PHONY: help setup build test unit-test sanitize demo bench clean
+
+help: ## show this list
+	@echo "make TARGET, one of:"
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name what; do printf '%-12s %s\n' "$$name" "$$what"; done
+	@echo "CMAKE_ARGS=... is passed to CMake, for example CMAKE_ARGS=-DMIKV_LLAMA_SOURCE=DIR; JOBS=N sets the number of compilers."
+
+setup: ## install the system packages the build needs, where permitted
+	@scripts/setup.sh
+
+build: setup ## release build (the default): leaves the command at build/bin/mikv
+	@cmake --preset release --log-level=WARNING $(CMAKE_ARGS)
+	@cmake --build --preset release --parallel $(JOBS)
+
+test: unit-test sanitize ## all tests: release with llama.cpp and SmolLM2, then the unit tests under sanitizers
+
+unit-test: setup ## the tests of the release build alone
+	@cmake --preset release --log-level=WARNING -DMIKV_BUILD_TESTS=ON $(CMAKE_ARGS)
+	@cmake --build --preset release --parallel $(JOBS)
+	@$(FETCH) get $(TEST_MODEL) >build/test-model.txt
+	@MIKV_TEST_MODEL="$$(cat build/test-model.txt)" ctest --preset release --output-log build/ctest.log
+
+sanitize: setup ## the unit tests under the address, undefined-behaviour and thread sanitizers
+	@for preset in asan tsan; do \
+	  echo "--- $$preset"; \
+	  cmake --preset $$preset --log-level=WARNING $(CMAKE_ARGS); \
+	  cmake --build --preset $$preset --parallel $(JOBS); \
+	  ctest --preset $$preset --parallel $(JOBS) --output-log build/$$preset/ctest.log; \
+	done
+
+demo: build ## a real model answers from a small cache where eviction and 4-bit caches fail
+	@$(FETCH) get $(DEMO_MODEL) >/dev/null
+	@$(MIKV) eval lines -m $(DEMO_MODEL) --lines 20 --prompts 20 --seed 7 --kv $(DEMO_KV) -o build/demo.json --plot build/demo.svg
+
+bench: setup ## build and run the benchmarks
+	@cmake --preset release --log-level=WARNING -DMIKV_BUILD_BENCH=ON $(CMAKE_ARGS)
+	@cmake --build --preset release --parallel $(JOBS)
+	@$(FETCH) get $(DEMO_MODEL) >/dev/null
+	@$(MIKV) bench attention
+	@$(MIKV) bench decode -m $(DEMO_MODEL) --depth 0,4096 --kv full,mikv,llama:f16,llama:q4_0
+
+clean: ## remove the build folder; models and llama.cpp stay in the cache
+	@rm -rf build

@@ -1,0 +1,47 @@
+#!/usr/bin/env bash
+# Installs the system packages that the build needs, where that is permitted; else prints the one line to run.
+# Does nothing, quickly, when all are there.
+set -euo pipefail
+
+packages=(
+  git make cmake ninja-build g++ ccache pkg-config
+  python3 python3-pip                          # pip fetches llama.cpp's source and the models
+  libhwy-dev libfmt-dev nlohmann-json3-dev libcli11-dev
+  libgtest-dev librapidcheck-dev libbenchmark-dev
+  libssl-dev                                   # lets llama.cpp download models itself (--hf)
+)
+
+if ! command -v dpkg-query >/dev/null; then
+  echo "mikv: this is not a Debian or Ubuntu system; install what corresponds to: ${packages[*]}" >&2
+  # Not an error: CMake says what is missing, if anything is.
+  exit 0
+fi
+
+installed=$(dpkg-query -W -f '${db:Status-Abbrev} ${Package}\n' "${packages[@]}" 2>/dev/null |
+  sed -n 's/^.i *\([^ ]*\)$/\1/p' || true)
+missing=()
+for package in "${packages[@]}"; do
+  grep -qx "$package" <<<"$installed" || missing+=("$package")
+done
+[ "${#missing[@]}" -gt 0 ] || exit 0
+
+install="apt-get install -y --no-install-recommends ${missing[*]}"
+if [ "$(id -u)" -eq 0 ]; then
+  as_root=()
+elif command -v sudo >/dev/null && sudo -n true 2>/dev/null; then
+  as_root=(sudo -n)
+else
+  echo "mikv: system packages are missing and need an administrator; run: sudo $install" >&2
+  exit 2
+fi
+
+echo "setup: installing ${missing[*]} (a minute or two)"
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+apt() { "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive "$@" >"$log" 2>&1; }
+# The package lists of a fresh machine are empty or old; asked for only now that something has to be installed.
+{ apt apt-get update && apt $install; } || {
+  tail -n 15 "$log" >&2
+  echo "mikv: apt-get failed (its last lines are above); mend that, then run: sudo $install" >&2
+  exit 2
+}

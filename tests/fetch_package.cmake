@@ -1,0 +1,6 @@
+# scripts/fetch_package.py against a package index on this machine; needs pip, no network.
+# Not in sanitized builds: none of our compiled code runs in it.
+if(NOT MIKV_SANITIZE)
+  add_test(NAME fetch_package COMMAND ${Python3_EXECUTABLE} ${PROJECT_SOURCE_DIR}/tests/fetch_package_test.py)
+  set_tests_properties(fetch_package PROPERTIES TIMEOUT 300 LABELS unit)
+endif()
