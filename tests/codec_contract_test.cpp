@@ -14,17 +14,6 @@ namespace {
 constexpr uint32_t kHeadDims[] = {8, 24, 40, 64, 72, 80, 96, 128, 256};
 constexpr size_t kTokens = 37;  // two full blocks of 16 and an open one
 
-/// The most that Eq. 1 may change an element of a group, whose values are halves already (x is staged as one).
-///   alpha = (max - min) / top, top = 2^N - 1, is stored as a half: its error e_a is half an ulp, half_rounding(alpha).
-///   beta = min is a half, so it is exact. A code is the nearest step: alpha'/2 with alpha' <= alpha + e_a, unless x lies
-///   beyond the last step because alpha was rounded down: then it is off by top * e_a at most, the larger bound for
-///   subnormal alpha only. Computing in single precision adds a few roundings of the group's largest value.
-double group_bound(double low, double high, uint32_t bits) {
-  const double top = double((1u << bits) - 1), alpha = (high - low) / top, alpha_error = half_rounding(alpha);
-  return std::max((alpha + alpha_error) / 2.0, top * alpha_error) +
-         4.0 * kF32Epsilon * std::max({std::abs(low), std::abs(high), high - low});
-}
-
 /// The first element of `decoded` that is further from `given` than its group allows, or "".
 std::string violation(const float* given, const std::vector<float>& decoded, uint32_t group, uint32_t bits) {
   for (uint32_t first = 0; first < decoded.size(); first += group) {
@@ -33,7 +22,7 @@ std::string violation(const float* given, const std::vector<float>& decoded, uin
       const double stored = rounded_to_half(given[c]);
       low = std::min(low, stored), high = std::max(high, stored);
     }
-    const double bound = bits == 16 ? 0.0 : group_bound(low, high, bits);
+    const double bound = bits == 16 ? 0.0 : quantisation_bound(low, high, bits);
     for (uint32_t c = first; c < first + group; ++c) {
       const double error = std::abs(decoded[c] - double(rounded_to_half(given[c])));
       if (!(error <= bound)) {

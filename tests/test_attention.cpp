@@ -163,8 +163,8 @@ std::vector<double> weights(const std::vector<StoredToken>& tokens, const Reques
 //
 // Logit. A kernel sums D products in at least 4 lanes, so at most D/4 + 16 roundings are chained (16: reduction, scale,
 // zero, centre, mask). It may split a key into zero + alpha * code and centre + rest, so what is rounded is not q.k but
-// up to A = sum_c |q_c| * 3 max|k|; a rotated key is spread over all channels, so there sum|q| and max|k| become
-// sqrt(D) |q| and |k|, by Cauchy-Schwarz; a balancer moves range between the two factors and changes A by a factor below
+// up to A = sum_c |q_c| * 3 max|k|. After a rotation sum|q'| is at most sqrt(D) |q|, by Cauchy-Schwarz, and k' is as if
+// normally distributed with deviation |k| / sqrt(D), of which 5 are never exceeded: A = 3 * 5 |q| |k|. A balancer moves range between the two factors and changes A by a factor below
 // 2 for our data. The error of a logit is then d = u ((D/4 + 16) scale * 2A + 4 (|softcap| + |slope * mask| + 8)), where 8
 // is for exp(), good to a few u, and the mask counts by its largest finite value.
 // Weights have the relative error 2d (numerator and denominator), which reaches out_c as 2d sum_t w_t |v_tc|.
@@ -190,7 +190,7 @@ Expected expect(const std::vector<std::vector<StoredToken>>& tokens, const Reque
         const double x = request.query(t, h)[c];
         sum_q += std::abs(x), square_q += x * x;
       }
-      const double reach = rotated ? std::sqrt(dim_k * square_q) * longest_k : sum_q * highest_k;
+      const double reach = rotated ? 5.0 * std::sqrt(square_q) * longest_k : sum_q * highest_k;
       const double slope = request.slopes.empty() ? 1.0 : std::abs(request.slopes[h]);
       const double logit_error = kF32Epsilon * ((dim_k / 4.0 + 16.0) * std::abs(request.scale) * 6.0 * reach +
                                                 4.0 * (request.softcap + slope * largest_mask + 8.0));

@@ -2,6 +2,7 @@
 // (the distributions of <random> do not), and half precision written independently of the library's.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
@@ -76,6 +77,21 @@ inline float rounded_to_half(float x) { return float(from_half(to_half(x))); }
 inline double half_rounding(double x) { return std::max(std::abs(x) * 0x1p-11, 0x1p-25); }
 
 inline constexpr double kF32Epsilon = 0x1p-24;  ///< relative rounding error of one float operation
+
+/// The most that Eq. 1 of MiKV may change an element of a group of values from low to high, at `bits` bits.
+///   alpha = (high - low) / top, top = 2^N - 1, and beta = low are stored as halves: errors e_a, e_b of half an ulp.
+///   A code is the step nearest to x: alpha'/2 with alpha' <= alpha + e_a, unless x lies before the first step or beyond
+///   the last because beta or alpha was rounded: then top * e_a + e_b. That is the larger one for subnormal alpha, or
+///   where the group is narrow for its offset.
+///   Computing it in single precision adds a few roundings of the group's largest value.
+inline double quantisation_bound(double low, double high, uint32_t bits) {
+  const double top = double((1u << bits) - 1), alpha = (high - low) / top;
+  const double alpha_error = half_rounding(alpha);
+  const double beta_error = from_half(to_half(low)) == low ? 0.0 : half_rounding(low);
+  return std::max((alpha + alpha_error) / 2.0, top * alpha_error + beta_error) +
+         4.0 * kF32Epsilon * std::max({std::abs(low), std::abs(high), high - low});
+}
+
 inline constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 }  // namespace mikv::test

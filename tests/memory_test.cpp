@@ -1,0 +1,140 @@
+// Byte accounting: what memory_usage() says is what the allocator handed out, and the default preset is as small as it says.
+#include <gtest/gtest.h>
+
+#include <malloc.h>
+
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#include <sanitizer/allocator_interface.h>
+#endif
+
+#include <string>
+
+#include "test_attention.hpp"
+
+namespace mikv::test {
+namespace {
+
+/// Bytes that malloc and new have handed out and not got back.
+size_t allocated() {
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+  return __sanitizer_get_current_allocated_bytes();
+#else
+  const struct mallinfo2 info = mallinfo2();
+  return info.uordblks + info.hblkhd;
+#endif
+}
+
+constexpr size_t kChunk = 256;  // tokens put at once, so that the test's own data stays small
+
+/// Puts n tokens, all from the same chunk of data.
+void fill(LayerCache& layer, size_t n, const Tokens& chunk) {
+  for (size_t done = 0; done < n; done += kChunk) {
+    const std::vector<Cell> cells = cell_range(Cell(done), std::min(kChunk, n - done));
+    const Status status = layer.put(0, cells, chunk.k.data(), chunk.k_stride, chunk.v.data(), chunk.v_stride);
+    ASSERT_TRUE(status.ok()) << status.error();
+  }
+}
+
+class MemoryTest : public testing::TestWithParam<const char*> {};
+
+// Counted against allocated, before and after compression, and after a thousand generation steps.
+TEST_P(MemoryTest, BytesUsedAreBytesAllocated) {
+  Random random(80);
+  const LayerShape shape{4, 2, 64, 64};
+  const Tokens chunk(shape, kChunk, random);
+  Request query(shape, 1, random);
+  query.record = true;
+  run(*make_layer(shape, GetParam()), query);  // what is set up once per process is not the cache's
+
+  const size_t before = allocated();
+  const auto expect_counted = [&](const LayerCache& layer, const char* when) {
+    const double counted = double(layer.bytes_used()), used = double(allocated() - before);
+    // 2 %, and 16 KiB for what does not grow: the objects themselves, the commit's working memory, malloc's headers.
+    EXPECT_NEAR(counted, used, 0.02 * used + 16384.0) << when << ": counted " << counted << ", allocated " << used;
+  };
+  const auto layer = make_layer(shape, GetParam());
+  fill(*layer, 4096, chunk);
+  expect_counted(*layer, "staged");
+  run(*layer, query);
+  commit(*layer, 0);
+  expect_counted(*layer, "committed");
+  query.commit = true;
+  for (Cell cell = 4096; cell < 5096; ++cell) {
+    const Status status = layer->put(0, std::span(&cell, 1), chunk.k.data(), chunk.k_stride, chunk.v.data(), chunk.v_stride);
+    ASSERT_TRUE(status.ok()) << status.error();
+    if (cell % 10 == 0) run(*layer, query);
+    else commit(*layer, 0);
+  }
+  expect_counted(*layer, "after 1000 steps");
+  layer->erase_if(0, 0, 3000);
+  expect_counted(*layer, "3000 cells erased");
+  layer->clear();
+  expect_counted(*layer, "cleared");
+  EXPECT_LT(layer->bytes_used(), 4096u);
+}
+
+INSTANTIATE_TEST_SUITE_P(Specs, MemoryTest,
+                         testing::Values("full", "h2o", "rtn4", "mikv-paper", "mikv", "mikv-max", "mikv:importance=full"),
+                         [](const auto& parameter) {
+                           std::string name(parameter.param);
+                           for (char& c : name)
+                             if (!std::isalnum(static_cast<unsigned char>(c))) c = '_';
+                           return name;
+                         });
+
+/// Bits an element of a compressed cache of 4,096 tokens, all-in.
+MemoryUsage usage_at_4096(const LayerShape& shape, const std::string& spec) {
+  Random random(81);
+  const Tokens chunk(shape, kChunk, random);
+  const auto layer = make_layer(shape, spec);
+  fill(*layer, 4096, chunk);
+  Request query(shape, 1, random);
+  query.record = true;
+  run(*layer, query);
+  commit(*layer, 0);
+  return layer->memory_usage();
+}
+
+TEST(MemoryTest, TheDefaultIsAsSmallAsPromised) {
+  EXPECT_LE(usage_at_4096({12, 2, 128, 128}, "mikv").bits_per_element(), 4.4);
+  EXPECT_LE(usage_at_4096({14, 2, 64, 64}, "mikv").bits_per_element(), 4.6);
+  const double full = usage_at_4096({12, 2, 128, 128}, "full").bits_per_element();
+  EXPECT_GE(full, 16.0);
+  EXPECT_LE(full, 16.7);  // ids, scores and the bitmap: 12 bytes a token of 512, and a bit
+}
+
+// The parts are what the formats say: codes and scales of the tokens in each tier, by arithmetic.
+TEST(MemoryTest, PartsAreWhatTheFormatsSay) {
+  const LayerShape shape{12, 2, 128, 64};
+  struct Row { const char* spec; uint64_t hi_tokens, hi_bits, lo_bits, groups_k, groups_v; };
+  for (const Row& row : {Row{"mikv", 409, 8, 3, 2, 1}, {"mikv-max", 409, 8, 2, 2, 1}, {"rtn4", 0, 16, 4, 2, 2},
+                         {"mikv:hi=int4,lo=int2,keep=0.5,group=32", 2048, 4, 2, 4, 2}}) {
+    SCOPED_TRACE(row.spec);
+    const MemoryUsage usage = usage_at_4096(shape, row.spec);
+    const uint64_t hi = 2 * row.hi_tokens, lo = 2 * (4096 - row.hi_tokens), scaled_hi = row.hi_bits == 16 ? 0 : hi;
+    EXPECT_EQ(usage.n_hi_tokens, hi);
+    EXPECT_EQ(usage.n_lo_tokens, lo);
+    EXPECT_EQ(usage.n_staged_tokens, 0u);
+    EXPECT_EQ(usage.n_elements, uint64_t{2} * 4096 * (128 + 64));
+    EXPECT_EQ(usage.hi, hi * (128 + 64) * row.hi_bits / 8);
+    EXPECT_EQ(usage.lo, lo * (128 + 64) * row.lo_bits / 8);
+    EXPECT_EQ(usage.scales, (scaled_hi + lo) * (row.groups_k + row.groups_v) * 4);
+    EXPECT_EQ(usage.staged, 0u);
+    EXPECT_GE(usage.ids, (hi + lo) * 4 + 4096 / 8);
+    EXPECT_LE(usage.slack, usage.total() / 20);
+  }
+}
+
+TEST(MemoryTest, UsagesAdd) {
+  MemoryUsage a = usage_at_4096({4, 2, 64, 64}, "mikv");
+  const MemoryUsage b = usage_at_4096({4, 2, 64, 64}, "rtn2");
+  const uint64_t total = a.total() + b.total(), elements = a.n_elements + b.n_elements, lo = a.n_lo_tokens + b.n_lo_tokens;
+  a += b;
+  EXPECT_EQ(a.total(), total);
+  EXPECT_EQ(a.n_elements, elements);
+  EXPECT_EQ(a.n_lo_tokens, lo);
+  EXPECT_EQ(MemoryUsage{}.bits_per_element(), 0.0);
+}
+
+}  // namespace
+}  // namespace mikv::test
