@@ -28,7 +28,8 @@ std::string quoted(const std::string& argument) {
   if (plain) return argument;
   std::string text = "'";
   for (char c : argument) text += c == '\'' ? std::string("'\\''") : std::string(1, c);
-  return text + "'";
+  text += '\''';
+  return text;
 }
 
 }  // namespace
@@ -100,7 +101,7 @@ std::string cpu_name() {
 
 void set_command_line(int argc, const char* const* argv) {
   command_line_text = "mikv";
-  for (int i = 1; i < argc; ++i) command_line_text += " " + quoted(argv[i]);
+  for (int i = 1; i < argc; ++i) command_line_text.append(" ").append(quoted(argv[i]));
 }
 
 const std::string& command_line() { return command_line_text; }

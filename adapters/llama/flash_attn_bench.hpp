@@ -1,0 +1,48 @@
+// llama.cpp's own decode attention, alone: what mikv's kernels are compared with.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "mikv/mikv.hpp"
+
+namespace mikv::llama {
+
+struct FlashAttnProblem {
+  LayerShape shape;        ///< head_dim_k == head_dim_v
+  uint32_t n_tokens = 0;   ///< cached
+  uint32_t n_layers = 1;   ///< caches attended one after the other, as a model does
+  uint32_t n_threads = 1;
+};
+
+/// One query token over `n_layers` caches of a llama.cpp type, in ggml's own graph and thread pool, laid out as
+/// llama.cpp lays them out.
+class FlashAttnBench {
+ public:
+  /// k, v: a layer's [n_tokens][n_kv_heads][head_dim] each. Errors: unknown type; a head that its blocks do not divide.
+  static Result<std::unique_ptr<FlashAttnBench>> create(const FlashAttnProblem& problem, int stock_type,
+                                                        const std::vector<std::vector<float>>& k,
+                                                        const std::vector<std::vector<float>>& v);
+  ~FlashAttnBench();
+  FlashAttnBench(const FlashAttnBench&) = delete;
+  FlashAttnBench& operator=(const FlashAttnBench&) = delete;
+
+  /// q: [n_heads][head_dim], the same in all layers.
+  void set_query(std::span<const float> q);
+  /// Attends all layers once; gives the seconds it took.
+  double run();
+  /// [n_heads][head_dim] of a layer, after run().
+  std::vector<float> output(uint32_t layer) const;
+  uint64_t cache_bytes() const;  ///< of one layer
+
+  struct Impl;
+
+ private:
+  explicit FlashAttnBench(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace mikv::llama

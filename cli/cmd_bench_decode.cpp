@@ -1,0 +1,214 @@
+// mikv bench decode: generation speed of the whole model at a depth of context, ours and llama.cpp's in one run.
+//
+// Every arm is brought to the same prompt, then the arms take turns: a repetition lets each of them generate `steps` tokens
+// from that prompt's end. Ratios are taken within a repetition, so that slow moments of the machine cancel.
+#include <fmt/format.h>
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <cmath>
+#include <memory>
+
+#include "arms.hpp"
+#include "check.hpp"
+#include "commands.hpp"
+#include "line_retrieval.hpp"
+#include "model_options.hpp"
+#include "progress.hpp"
+#include "statistics.hpp"
+#include "stopwatch.hpp"
+#include "table.hpp"
+#include "terminal.hpp"
+
+namespace mikv::cli {
+namespace {
+
+constexpr const char* kBaseline = "llama:f16";
+constexpr const char* kReference = "full";
+
+// A step costs about as much as this many tokens of a prompt: for the time left only.
+constexpr double kStepInPromptTokens = 6.0;
+
+// Our uncompressed cache and llama.cpp's f16 hold the same numbers; only the order of sums differs. Measured divergences
+// are 1e-6 to 1e-4; a wrong cell or position gives 0.1 and more.
+constexpr double kMaxDivergence = 0.01;
+
+struct Options {
+  ModelOptions model;
+  std::string kv;
+  std::vector<uint32_t> depths = {0, 4096};
+  uint32_t n_steps = 16;
+  int n_repetitions = 5;
+  uint64_t seed = 7;
+  std::string output;
+};
+
+struct Timing {
+  std::vector<double> tokens_per_s;  ///< one a repetition
+  MemoryUsage usage;
+};
+
+/// Natural enough text of any length, the same on every machine.
+std::vector<llama::Token> make_tokens(const llama::Model& model, size_t n, uint64_t seed) {
+  std::vector<llama::Token> tokens;
+  for (uint32_t i = 0; tokens.size() < n; ++i) {
+    const auto more = model.tokenize(make_line_case(100, seed, i).prompt, i == 0);
+    tokens.insert(tokens.end(), more.begin(), more.end());
+  }
+  tokens.resize(n);
+  return tokens;
+}
+
+class DepthRun {
+ public:
+  DepthRun(const Options& options, const llama::Model& model, Arms& arms, Progress& progress)
+      : options_(options), arms_(arms), progress_(progress) {
+    const uint32_t deepest = *std::ranges::max_element(options.depths);
+    tokens_ = make_tokens(model, std::max<size_t>(deepest, 2) + options.n_steps + 1, options.seed);
+  }
+
+  std::vector<Timing> run(uint32_t depth) {
+    // Two tokens stand for an empty context: a step of one token would count as generation.
+    n_prompt_ = std::max(depth, 2u);
+    depth_ = depth;
+    arms_.set_prompt({tokens_.begin(), tokens_.begin() + n_prompt_});
+    check_answers();
+    std::vector<Timing> timings(arms_.size());
+    for (int repetition = 0; repetition < options_.n_repetitions; ++repetition) {
+      for (size_t arm = 0; arm < arms_.size(); ++arm) time(arm, timings[arm], repetition);
+    }
+    return timings;
+  }
+
+ private:
+  size_t index_of(const std::string& name) const {
+    for (size_t arm = 0; arm < arms_.size(); ++arm) {
+      if (arms_.choice(arm).name == name) return arm;
+    }
+    throw UserError("bench decode needs " + name);
+  }
+
+  std::vector<double> first_distribution(size_t arm) {
+    const ArmStart start = begin(arm);
+    check(start.context->decode(tokens_[n_prompt_]));
+    return log_softmax(start.context->logits());
+  }
+
+  ArmStart begin(size_t arm) {
+    size_t before = 0;
+    arms_.on_prefill = [&](size_t, size_t done) {
+      progress_.advance(double(done - before), fmt::format("depth {}: reading the prompt, {}", depth_, arms_.choice(arm).name));
+      before = done;
+    };
+    return arms_.start(arm);
+  }
+
+  void check_answers() {
+    const auto ours = first_distribution(index_of(kReference));
+    const auto stock = first_distribution(index_of(kBaseline));
+    const double divergence = kl_divergence(stock, ours);
+    if (!(divergence < kMaxDivergence)) {
+      throw UserError(fmt::format("refusing to time: at depth {} {} and {} disagree (KL divergence {:.2g}); please report it", depth_,
+                                  kReference, kBaseline, divergence));
+    }
+    for (size_t arm = 0; arm < arms_.size(); ++arm) {
+      if (!std::isfinite(kl_divergence(stock, first_distribution(arm)))) {
+        throw UserError(fmt::format("refusing to time: {} gives no finite answer at depth {}; please report it", arms_.choice(arm).name, depth_));
+      }
+    }
+  }
+
+  void time(size_t arm, Timing& timing, int repetition) {
+    const ArmStart start = begin(arm);
+    timing.usage = start.usage;
+    check(start.context->decode(tokens_[n_prompt_]));  // builds the graph, wakes the threads
+    const Stopwatch watch;
+    for (uint32_t i = 1; i <= options_.n_steps; ++i) {
+      throw_if_interrupted();
+      check(start.context->decode(tokens_[n_prompt_ + i]));
+    }
+    timing.tokens_per_s.push_back(double(options_.n_steps) / watch.seconds());
+    progress_.advance(kStepInPromptTokens * options_.n_steps,
+                      fmt::format("depth {}: repetition {} of {}, {}", depth_, repetition + 1, options_.n_repetitions, arms_.choice(arm).name));
+  }
+
+  const Options& options_;
+  Arms& arms_;
+  Progress& progress_;
+  std::vector<llama::Token> tokens_;
+  uint32_t n_prompt_ = 0, depth_ = 0;
+};
+
+void report_rows(const Arms& arms, size_t n_shown, uint32_t depth, const std::vector<Timing>& timings, Table& table, JsonReport& report) {
+  size_t baseline = 0;
+  while (arms.choice(baseline).name != kBaseline) ++baseline;
+  for (size_t arm = 0; arm < n_shown; ++arm) {
+    const auto& rates = timings[arm].tokens_per_s;
+    std::vector<double> ratios;
+    for (size_t i = 0; i < rates.size(); ++i) ratios.push_back(rates[i] / timings[baseline].tokens_per_s[i]);
+    const double ratio = median(ratios), bits = timings[arm].usage.bits_per_element();
+    table.add_row({arms.choice(arm).name, fmt::format("{}", depth), fmt::format("{:.1f}", median(rates)),
+                   fmt::format("{:.1f}", quantile(rates, 0.0)), fmt::format("{:.1f}", quantile(rates, 1.0)), fmt::format("{:.2f}", ratio),
+                   format_bytes(double(timings[arm].usage.total())), fmt::format("{:.2f}", bits)});
+    report.add_row({{"kv", arms.choice(arm).name}, {"depth", depth}, {"tokens_per_s", median(rates)}, {"ratio_to_llama_f16", ratio},
+                    {"tokens_per_s_min", quantile(rates, 0.0)}, {"tokens_per_s_max", quantile(rates, 1.0)},
+                    {"kv_bytes", timings[arm].usage.total()}, {"bits_per_element", bits}});
+  }
+}
+
+/// Prompt tokens that all depths and arms have to compute, and the steps after them.
+double amount_of_work(const Options& options, const Arms& arms) {
+  double work = 0.0;
+  for (uint32_t depth : options.depths) {
+    for (size_t arm = 0; arm < arms.size(); ++arm) {
+      if (!arms.shares_prefill(arm)) work += depth;
+      work += kStepInPromptTokens * options.n_steps * options.n_repetitions;
+    }
+  }
+  return work;
+}
+
+void run(const Options& options) {
+  auto choices = parse_kv_option(options.kv);
+  const size_t n_shown = choices.size();
+  for (const char* needed : {kReference, kBaseline}) {  // the check and the ratio need them
+    if (std::ranges::find(choices, needed, &llama::KvChoice::name) == choices.end()) choices.push_back(unwrap(llama::KvChoice::parse(needed)));
+  }
+  JsonReport report(options.output, "bench decode");
+  const auto model = options.model.load();
+  const uint32_t deepest = *std::ranges::max_element(options.depths);
+  Arms arms(*model, choices, {.n_ctx = (deepest + 2 + options.n_steps + 1 + 255) / 256 * 256, .n_threads = options.model.threads(), .should_stop = interrupted});
+  options.model.describe(*model, report.meta());
+  report.meta().update({{"seed", options.seed}, {"steps", options.n_steps}, {"repetitions", options.n_repetitions}});
+  using enum Table::Align;
+  Table table({{"kv", left}, {"depth"}, {"tokens/s"}, {"min"}, {"max"}, {"x llama:f16"}, {"KV bytes"}, {"bits/element"}});
+  Progress progress("bench decode", amount_of_work(options, arms));
+  try {
+    DepthRun depth_run(options, *model, arms, progress);
+    for (uint32_t depth : options.depths) report_rows(arms, n_shown, depth, depth_run.run(depth), table, report);
+  } catch (const Interrupted&) {
+    report.meta()["interrupted"] = true;
+  }
+  progress.clear();
+  table.print(stdout);
+  report.write();
+  throw_if_interrupted();
+}
+
+}  // namespace
+
+void add_bench_decode_command(CLI::App& bench) {
+  auto options = std::make_shared<Options>();
+  CLI::App* command = bench.add_subcommand("decode", "generation speed of the whole model after prompts of given lengths");
+  options->model.add_to(*command);
+  add_kv_option(*command, options->kv, "full,mikv,llama:f16,llama:q4_0");
+  command->add_option("-d,--depth", options->depths, "tokens in the cache before generation, a list")->type_name("N[,N...]")->delimiter(',')->check(in_range(0, 1 << 22))->capture_default_str();
+  command->add_option("-n,--steps", options->n_steps, "tokens to generate in a repetition")->type_name("N")->check(in_range(1, 4096))->capture_default_str();
+  command->add_option("-r,--repetitions", options->n_repetitions, "alternating repetitions")->type_name("N")->check(in_range(1, 1000))->capture_default_str();
+  command->add_option("-s,--seed", options->seed, "of the prompt's text")->type_name("N")->capture_default_str();
+  command->add_option("-o,--output", options->output, "write meta data and rows as JSON")->type_name("FILE.json");
+  command->footer("Example:\n  mikv bench decode -m qwen2.5-coder-0.5b --depth 0,4096 --kv full,mikv,llama:f16,llama:q4_0 -o decode.json");
+  command->callback([options] { run(*options); });
+}
+
+}  // namespace mikv::cli

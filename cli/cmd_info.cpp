@@ -1,0 +1,137 @@
+// mikv info: what this build is, what it runs on, and what each preset costs, for a model where one is given.
+#include <fmt/format.h>
+
+#include <CLI/CLI.hpp>
+#include <cmath>
+#include <memory>
+#include <set>
+
+#include "check.hpp"
+#include "commands.hpp"
+#include "model_options.hpp"
+#include "random.hpp"
+#include "table.hpp"
+#include "terminal.hpp"
+#include "version.hpp"
+
+namespace mikv::cli {
+namespace {
+
+constexpr uint32_t kTokens = 4096;
+
+struct Options {
+  ModelOptions model;
+  std::string output;
+};
+
+std::string joined(const std::vector<std::string>& names) {
+  std::string text;
+  for (const auto& name : names) text += (text.empty() ? "" : ", ") + name;
+  return text;
+}
+
+/// Random keys and values for a cache of any shape of the model.
+class Filler {
+ public:
+  explicit Filler(const LayerShape& shape) : shape_(shape), cells_(kTokens) {
+    for (uint32_t i = 0; i < kTokens; ++i) cells_[i] = i;
+    Random random(1);
+    k_.resize(size_t(kTokens) * shape.n_kv_heads * shape.head_dim_k);
+    v_.resize(size_t(kTokens) * shape.n_kv_heads * shape.head_dim_v);
+    for (float& value : k_) value = random.gaussian();
+    for (float& value : v_) value = random.gaussian();
+  }
+
+  /// The size of a layer that holds them, compressed.
+  MemoryUsage usage(const Spec& spec) const {
+    const auto cache = unwrap(LayerCache::create(shape_, spec));
+    check(cache->put(0, cells_, k_.data(), size_t(shape_.n_kv_heads) * shape_.head_dim_k, v_.data(), size_t(shape_.n_kv_heads) * shape_.head_dim_v));
+    check(cache->commit(0));
+    return cache->memory_usage();
+  }
+
+ private:
+  LayerShape shape_;
+  std::vector<Cell> cells_;
+  std::vector<float> k_, v_;
+};
+
+/// Presets with what a cache of kTokens tokens takes in all layers. Layers of one shape take the same.
+void print_presets_for(const llama::Model& model, JsonReport& report) {
+  using enum Table::Align;
+  Table table({{"preset", left}, {"bits/element"}, {fmt::format("KV of {} tokens", kTokens)}, {"of f16"}, {"keys", left}});
+  std::vector<std::pair<LayerShape, Filler>> fillers;
+  for (const LayerShape& layer : model.info().layers) {
+    const bool known = std::ranges::any_of(fillers, [&](const auto& f) { return f.first == layer; });
+    if (!known) fillers.emplace_back(layer, Filler(layer));
+  }
+  for (const Preset& preset : presets()) {
+    throw_if_interrupted();
+    const Spec spec = unwrap(Spec::parse(preset.name));
+    MemoryUsage total;
+    for (const auto& [shape, filler] : fillers) {
+      const MemoryUsage one = filler.usage(spec);
+      for (const LayerShape& layer : model.info().layers) {
+        if (layer == shape) total += one;
+      }
+    }
+    const double bits = total.bits_per_element();
+    table.add_row({std::string(preset.name), fmt::format("{:.2f}", bits), format_bytes(double(total.total())), fmt::format("{:.0f} %", 100.0 * bits / 16.0),
+                   std::string(preset.keys)});
+    report.add_row({{"preset", preset.name}, {"keys", preset.keys}, {"bits_per_element", bits}, {"kv_bytes", total.total()}, {"n_tokens", kTokens}});
+  }
+  table.print(stdout);
+}
+
+void print_presets(JsonReport& report) {
+  using enum Table::Align;
+  Table table({{"preset", left}, {"what it is", left}, {"keys", left}});
+  for (const Preset& preset : presets()) {
+    table.add_row({std::string(preset.name), std::string(preset.description), std::string(preset.keys)});
+    report.add_row({{"preset", preset.name}, {"keys", preset.keys}, {"description", preset.description}});
+  }
+  table.print(stdout);
+  fmt::print("\nWith -m MODEL: the bits an element of each preset in that model.\n");
+}
+
+void print_model(const llama::Model& model) {
+  const auto& info = model.info();
+  fmt::print("model          {} ({}, {:.2f} billion weights, {})\n", info.description, info.architecture, 1e-9 * double(info.n_params), format_bytes(double(info.n_bytes)));
+  if (info.layers.empty()) return;
+  const LayerShape& layer = info.layers.front();
+  fmt::print("attention      {} layers, {} query heads on {} KV heads, head_dim {}{}{}; trained for {} tokens\n", info.layers.size(), layer.n_heads,
+             layer.n_kv_heads, layer.head_dim_k, layer.head_dim_v == layer.head_dim_k ? "" : fmt::format(" (V {})", layer.head_dim_v),
+             info.sliding_window ? fmt::format(", some layers with a window of {}", info.sliding_window) : "", info.n_ctx_train);
+}
+
+void run(const Options& options) {
+  llama::set_verbose(options.model.verbose);
+  JsonReport report(options.output, "info");
+  const auto model = options.model.given() ? options.model.load() : nullptr;
+  fmt::print("mikv           {} ({})\n", kVersion, kCommit);
+  fmt::print("llama.cpp      {}, unmodified; cache types llama:{{{}}}\n", llama::llama_version(), llama::stock_type_names());
+  fmt::print("processor      {}\n", cpu_name());
+  fmt::print("SIMD target    {} (available: {}; MIKV_TARGET=NAME forces one)\n", simd_target(), joined(simd_targets()));
+  report.meta().update({{"llama_cpp", llama::llama_version()}, {"simd_targets", simd_targets()}});
+  if (model) {
+    options.model.describe(*model, report.meta());
+    print_model(*model);
+  }
+  fmt::print("\n");
+  if (model) print_presets_for(*model, report);
+  else print_presets(report);
+  report.write();
+}
+
+}  // namespace
+
+void add_info_command(CLI::App& app) {
+  auto options = std::make_shared<Options>();
+  CLI::App* command = app.add_subcommand("info", "versions, SIMD target, presets and their bits an element");
+  options->model.add_to(*command);
+  command->add_option("-o,--output", options->output, "write meta data and rows as JSON")->type_name("FILE.json");
+  command->footer("Example:\n  mikv info -m qwen2.5-coder-1.5b");
+  command->callback([options] { run(*options); });
+}
+
+}  // namespace mikv::cli
