@@ -1,0 +1,61 @@
+#include "registry.hpp"
+
+namespace mikv::llama {
+
+Registry& Registry::get() {
+  static Registry registry;
+  return registry;
+}
+
+void Registry::add(llama_context* context, std::unique_ptr<Binding> binding) {
+  const std::lock_guard lock(mutex_);
+  if (const llama_memory_t memory = llama_get_memory(context)) memories_[memory] = binding.get();
+  contexts_[context] = std::move(binding);
+}
+
+void Registry::remove(llama_context* context) {
+  const std::lock_guard lock(mutex_);
+  const auto found = contexts_.find(context);
+  if (found == contexts_.end()) return;
+  const auto ours = [&](const auto& entry) { return entry.second == found->second.get(); };
+  std::erase_if(memories_, ours);
+  std::erase_if(schedulers_, ours);
+  std::erase_if(cache_buffers_, ours);
+  contexts_.erase(found);
+}
+
+Binding* Registry::of_context(const llama_context* context) {
+  const std::lock_guard lock(mutex_);
+  const auto found = contexts_.find(context);
+  return found == contexts_.end() ? nullptr : found->second.get();
+}
+
+Binding* Registry::of_memory(llama_memory_t memory) {
+  const std::lock_guard lock(mutex_);
+  const auto found = memories_.find(memory);
+  return found == memories_.end() ? nullptr : found->second;
+}
+
+Binding* Registry::of_scheduler(ggml_backend_sched_t scheduler) {
+  const std::lock_guard lock(mutex_);
+  if (Binding* current = CurrentBinding::get()) schedulers_[scheduler] = current;
+  const auto found = schedulers_.find(scheduler);
+  return found == schedulers_.end() ? nullptr : found->second;
+}
+
+void Registry::forget_scheduler(ggml_backend_sched_t scheduler) {
+  const std::lock_guard lock(mutex_);
+  schedulers_.erase(scheduler);
+}
+
+void Registry::add_cache_buffer(ggml_backend_buffer_t buffer, Binding* owner) {
+  const std::lock_guard lock(mutex_);
+  cache_buffers_[buffer] = owner;
+}
+
+bool Registry::is_cache_buffer(ggml_backend_buffer_t buffer) {
+  const std::lock_guard lock(mutex_);
+  return cache_buffers_.contains(buffer);
+}
+
+}  // namespace mikv::llama
