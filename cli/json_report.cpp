@@ -28,7 +28,7 @@ std::string quoted(const std::string& argument) {
   if (plain) return argument;
   std::string text = "'";
   for (char c : argument) text += c == '\'' ? std::string("'\\''") : std::string(1, c);
-  text += '\''';
+  text += "'";
   return text;
 }
 
