@@ -6,8 +6,9 @@
 namespace mikv::cli {
 namespace {
 
-/// Keeps everything and records statistics: what all exact prefills have in common.
-llama::KvChoice recording_choice() { return unwrap(llama::KvChoice::parse("full")); }
+/// What all exact prefills have in common: nothing is compressed before end_prompt(), and this spec records what any
+/// other could need (importance scores and query statistics).
+llama::KvChoice recording_choice() { return unwrap(llama::KvChoice::parse("mikv")); }
 
 }  // namespace
 

@@ -21,6 +21,11 @@
 HWY_BEFORE_NAMESPACE();
 namespace mikv::attention::HWY_NAMESPACE {
 
+#if HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX2 || HWY_TARGET == HWY_NEON
+constexpr bool kHardwareHalves = true;
+#else
+constexpr bool kHardwareHalves = false;
+#endif
 constexpr float kHidden = -std::numeric_limits<float>::infinity();
 
 HWY_INLINE HWY_ATTR VF LoadHalves(const uint8_t* at) {
@@ -213,7 +218,9 @@ void MaskRange(const Mask& mask, uint32_t first, uint32_t n, uint32_t n_cells, f
   for (uint32_t t = 0; t < n; ++t) {
     const uint8_t* row = static_cast<const uint8_t*>(mask.data) + (first + t) * mask.row_stride_bytes;
     uint32_t cell = 0;
-    for (; cell + Width() <= in_mask; cell += uint32_t(Width())) {
+    // Where Highway emulates half precision it turns -inf into a large negative number: such targets go one by one.
+    const bool by_vector = mask.type == Mask::Type::f32 || kHardwareHalves;
+    for (; by_vector && cell + Width() <= in_mask; cell += uint32_t(Width())) {
       const VF value = mask.type == Mask::Type::f32 ? hn::LoadU(DF(), reinterpret_cast<const float*>(row) + cell)
                                                     : LoadHalves(row + 2 * cell);
       hn::StoreU(t == 0 ? value : hn::Min(value, hn::LoadU(DF(), low + cell)), DF(), low + cell);

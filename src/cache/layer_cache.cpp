@@ -109,8 +109,9 @@ cache::FrameStore& LayerCache::Impl::frame_for_put(FrameId id) {
 }
 
 Status LayerCache::Impl::commit(cache::FrameStore& frame) {
+  cache::CommitScratch scratch;  // not kept: after a long prompt it is as large as several per cent of the cache
   try {
-    for (cache::HeadStore& head : frame.heads()) head.commit(spec, frame.n_live(), commit_scratch);
+    for (cache::HeadStore& head : frame.heads()) head.commit(spec, frame.n_live(), scratch);
   } catch (const std::bad_alloc&) {
     return Error{"out of memory compressing the KV cache; its tokens stay in f16. Use fewer or shorter contexts"};
   }

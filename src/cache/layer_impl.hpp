@@ -18,7 +18,6 @@ struct LayerCache::Impl {
   attention::Geometry tier_geometry;  ///< of hi and lo
   uint32_t tier_group_k = 0, tier_group_v = 0;  ///< channels a scale group in hi and lo; the whole head if neither has scales
   std::vector<std::unique_ptr<cache::FrameStore>> frames;  ///< by FrameId; null: never used
-  cache::CommitScratch commit_scratch;
 
   bool scores_wanted() const { return spec.importance == Importance::h2o && spec.keep > 0.0 && spec.keep < 1.0; }
   cache::FrameStore* frame(FrameId id) const { return id < frames.size() ? frames[id].get() : nullptr; }
