@@ -15,7 +15,7 @@ set(mikv_llama_command ${PROJECT_SOURCE_DIR}/scripts/build_llama.sh --result ${m
 if(MIKV_LLAMA_SOURCE)
   list(APPEND mikv_llama_command --source ${MIKV_LLAMA_SOURCE})
 endif()
-# Neither output nor errors are captured: the script's progress goes where the user looks.
+# Neither output nor errors are captured: the script's progress is shown as it comes.
 execute_process(COMMAND ${mikv_llama_command} RESULT_VARIABLE mikv_llama_failed)
 if(mikv_llama_failed)
   message(FATAL_ERROR "llama.cpp is not available; the line above says why. "

@@ -16,6 +16,8 @@ fail() { # one line: cause; remedy
   exit 2
 }
 
+trap 'echo "mikv: stopped; run the same command again to go on" >&2; exit 130' INT TERM
+
 while [ $# -gt 0 ]; do
   [ $# -ge 2 ] || fail "$1 needs a value; see the first lines of scripts/build_llama.sh"
   case "$1" in
@@ -97,15 +99,19 @@ key=$({ echo "$source_dir $version ${targets[*]}"; printf '%s\n' "${flags[@]}"; 
 build=$cache/build-$version-$key
 done_mark=$build/.mikv-complete
 
+# A line each 5 % instead of one for each file: CMake hands our output on through a pipe, so a line that updates is not
+# to be had. What failed is shown below.
 build_with_progress() {
-  if [ -t 1 ]; then
-    NINJA_STATUS='llama.cpp [%f/%t, %es] ' ninja -C "$build" -j "$jobs" "${targets[@]}"
-    return
-  fi
-  # No terminal: a line each tenth instead of one for each file; what failed is shown below.
   NINJA_STATUS='[%f/%t] ' ninja -C "$build" -j "$jobs" "${targets[@]}" 2>&1 | tee "$build/build.log" |
-    awk -F'[][/]' '/^\[/ && $3 > 0 { tenth = int(10 * $2 / $3)
-      if (tenth != shown) { shown = tenth; printf "llama.cpp: %s of %s steps\n", $2, $3; fflush() } }'
+    awk -F'[][/]' -v start="$(date +%s)" '
+      /^\[/ && $3 > 0 {
+        step = int(20 * $2 / $3)
+        if (step == shown) next
+        shown = step
+        "date +%s" | getline now; close("date +%s")
+        printf "llama.cpp: %s of %s steps, %d s so far\n", $2, $3, now - start
+        fflush()
+      }'
 }
 
 # The pinned source never changes, so a complete build is left alone. A user's checkout does: it keeps its folder from
@@ -121,7 +127,7 @@ if ! is_pinned || [ ! -f "$done_mark" ]; then
       { tail -n 20 "$build/configure.log" >&2; fail "llama.cpp cannot be configured; see $build/configure.log"; }
   fi
   build_with_progress ||
-    { [ -t 1 ] || tail -n 30 "$build/build.log" >&2; fail "llama.cpp does not build; the compiler's message is above"; }
+    { tail -n 30 "$build/build.log" >&2; fail "llama.cpp does not build; the compiler's message is above"; }
   for library in llama llama-common ggml ggml-base ggml-cpu; do
     [ -e "$build/bin/lib$library.so" ] ||
       fail "the build has no lib$library.so; this llama.cpp differs too much, use the pinned one (no MIKV_LLAMA_SOURCE)"
