@@ -41,6 +41,7 @@ Arms::Seat& Arms::seat_of(size_t arm) {
   if (!seat.context) {
     const auto choice = uses_shared_seat(arm) ? recording_choice() : choices_[arm];
     seat.context = unwrap(llama::Context::create(model_, choice, options_));
+    if (uses_shared_seat(arm)) seat.blank = unwrap(seat.context->checkpoint());
   }
   return seat;
 }
@@ -48,6 +49,8 @@ Arms::Seat& Arms::seat_of(size_t arm) {
 void Arms::prefill(Seat& seat, size_t arm) {
   seat.context->reset();
   seat.checkpoint = {};  // frees the last prompt's before the next one is stored
+  // The last arm left its own spec, which may record less.
+  if (&seat == &shared_) check(seat.context->restore(seat.blank, *recording_choice().spec));
   const Stopwatch watch;
   check(seat.context->prefill(prompt_, [&](size_t done) {
     if (on_prefill) on_prefill(arm, done);

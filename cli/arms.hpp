@@ -49,7 +49,7 @@ class Arms {
     bool has_prompt = false;
     std::vector<float> logits;
     double prefill_s = 0.0;
-    llama::Checkpoint checkpoint;  ///< of the shared seat
+    llama::Checkpoint blank, checkpoint;  ///< of the shared seat: before and after the prompt
   };
 
   bool uses_shared_seat(size_t arm) const;

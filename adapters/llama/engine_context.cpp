@@ -120,7 +120,7 @@ void Context::reset() {
 
 MemoryUsage Context::memory_usage() const { return kv_.stock() ? stock_usage() : mikv::llama::memory_usage(context_); }
 
-/// What the stored tokens take in llama.cpp's cache type, in the terms of ours: codes count as hi.
+/// What the stored tokens take in llama.cpp's cache type, in the terms of ours: 16-bit floats count as staged, codes as hi.
 MemoryUsage Context::stock_usage() const {
   const ggml_type type = ggml_type(kv_.stock_type);
   const uint64_t block = uint64_t(ggml_blck_size(type)), block_bytes = ggml_type_size(type);
@@ -128,9 +128,9 @@ MemoryUsage Context::stock_usage() const {
   for (const LayerShape& layer : model_.info().layers) {
     const uint64_t elements = uint64_t(n_past_) * layer.n_kv_heads * (layer.head_dim_k + layer.head_dim_v);
     usage.n_elements += elements;
-    usage.hi += elements / block * (block_bytes - scale_bytes(type));
+    (block == 1 ? usage.staged : usage.hi) += elements / block * (block_bytes - scale_bytes(type));
     usage.scales += elements / block * scale_bytes(type);
-    usage.n_hi_tokens += uint64_t(n_past_) * layer.n_kv_heads;
+    (block == 1 ? usage.n_staged_tokens : usage.n_hi_tokens) += uint64_t(n_past_) * layer.n_kv_heads;
   }
   return usage;
 }
