@@ -134,7 +134,7 @@ void add_kept_scores(const Call& call, const RowTile& tile, cache::Tier& tier, s
     kernels().score_kept(kept.data() + first, n, last - first, tile.n_rows(), state.max.data(), slot.inverse_sum.data(),
                          slot.sums.data() + first);
   }
-  for (uint32_t i = 0; i < n; ++i) tier.score(i) += slot.sums[i];
+  for (uint32_t i = 0; i < n; ++i) tier.add_score(i, slot.sums[i]);
 }
 
 void finish_step(const Call& call, const RowTile& tile, ThreadSlot& slot) {
@@ -187,7 +187,7 @@ void finish_chunk(const Call& call, uint32_t kv_head) {
     std::vector<float>& scores = slot.scores[head_index];
     size_t first = 0;
     const auto add = [&](cache::Tier& tier) {
-      for (uint32_t i = 0; i < tier.size() && first + i < scores.size(); ++i) tier.score(i) += scores[first + i];
+      for (uint32_t i = 0; i < tier.size() && first + i < scores.size(); ++i) tier.add_score(i, scores[first + i]);
       first += tier.size();
     };
     for (cache::FrameStore* frame : call.frames) {

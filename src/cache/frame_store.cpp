@@ -30,8 +30,7 @@ void FrameStore::stage(std::span<const uint32_t> cells) {
     const uint32_t first = head.staged.append(uint32_t(cells.size()));
     for (uint32_t i = 0; i < cells.size(); ++i) {
       head.staged.cell(first + i) = cells[i];
-      head.staged.score(first + i) = 0.0f;
-      head.staged.arrival(first + i) = next_arrival_ + i;
+      head.staged.set_score(first + i, 0.0f, next_arrival_ + i);
     }
   }
   for (const uint32_t cell : cells) live_.insert(cell);

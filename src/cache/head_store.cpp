@@ -84,8 +84,7 @@ void HeadStore::keep_staged(uint32_t slot, CommitScratch& scratch) {
   transform.value_to_tier({scratch.v.data(), staged.layout().dim_v});
   const uint32_t to = hi.append(1);
   hi.cell(to) = staged.cell(slot);
-  hi.score(to) = staged.score(slot);
-  hi.arrival(to) = staged.arrival(slot);
+  hi.set_score(to, staged.score(slot), staged.arrival(slot));
   codec::encode_token(hi.block_of(to), hi.layout(), Tier::lane_of(to), scratch.k.data(), scratch.v.data());
 }
 
@@ -97,6 +96,23 @@ void HeadStore::drop_staged(uint32_t slot, CommitScratch& scratch) {
   append_lo(staged.cell(slot), scratch);
 }
 
+// Victims among the candidates: hi slots, then staged slots. All of them compete for the budget.
+void HeadStore::choose_victims(const Spec& spec, uint64_t n_live, CommitScratch& scratch) const {
+  scratch.victims.clear();
+  if (spec.importance == Importance::full) return;
+  const uint32_t n_hi = hi.size(), n_candidates = n_hi + staged.size();
+  scratch.scores.resize(n_candidates);
+  scratch.arrivals.resize(n_candidates);
+  for (uint32_t i = 0; i < n_candidates; ++i) {
+    const Tier& tier = i < n_hi ? hi : staged;
+    const uint32_t slot = i < n_hi ? i : i - n_hi;
+    scratch.scores[i] = tier.score(slot);
+    scratch.arrivals[i] = tier.arrival(slot);
+  }
+  policy::choose_demotions({spec.importance, spec.sinks, spec.seed}, scratch.scores, scratch.arrivals,
+                           policy::hi_budget(spec.keep, n_live), scratch.victims, scratch.policy);
+}
+
 void HeadStore::commit(const Spec& spec, uint64_t n_live, CommitScratch& scratch) {
   const uint32_t n_hi = hi.size(), n_staged = staged.size();
   if (n_staged == 0 || spec.uncompressed()) return;
@@ -104,20 +120,7 @@ void HeadStore::commit(const Spec& spec, uint64_t n_live, CommitScratch& scratch
   scratch.k.resize(codec::kMaxHeadDim);
   scratch.v.resize(codec::kMaxHeadDim);
 
-  // Candidates: hi slots, then staged slots. All of them compete for the budget.
-  scratch.scores.resize(n_hi + n_staged);
-  scratch.arrivals.resize(n_hi + n_staged);
-  for (uint32_t i = 0; i < n_hi + n_staged; ++i) {
-    const Tier& tier = i < n_hi ? hi : staged;
-    const uint32_t slot = i < n_hi ? i : i - n_hi;
-    scratch.scores[i] = tier.score(slot);
-    scratch.arrivals[i] = tier.arrival(slot);
-  }
-  scratch.victims.clear();
-  if (spec.importance != Importance::full) {
-    policy::choose_demotions({spec.importance, spec.sinks, spec.seed}, scratch.scores, scratch.arrivals,
-                             policy::hi_budget(spec.keep, n_live), scratch.victims, scratch.policy);
-  }
+  choose_victims(spec, n_live, scratch);
   const uint32_t n_victims = uint32_t(scratch.victims.size());
   if (!evict) lo.reserve(n_victims);
   // Victims leave hi before survivors enter it, so hi only grows by what it ends up with.

@@ -57,6 +57,7 @@ class HeadStore {
   uint64_t frame_bytes() const { return transform.bytes() + q_max.size() * sizeof(float); }
 
  private:
+  void choose_victims(const Spec& spec, uint64_t n_live, CommitScratch& scratch) const;
   void freeze(const Spec& spec, CommitScratch& scratch);
   void load_staged(uint32_t slot, CommitScratch& scratch) const;
   void demote_hi(uint32_t slot, CommitScratch& scratch);

@@ -47,7 +47,9 @@ cache::Layouts make_layouts(const LayerShape& shape, const Spec& spec) {
     const uint32_t k = group_k ? group_k : shape.head_dim_k, v = group_v ? group_v : shape.head_dim_v;
     return codec::BlockLayout::make(bits, shape.head_dim_k, shape.head_dim_v, k, v, scored);
   };
-  return {layout(Format::f16, true), layout(spec.hi, true), layout(spec.lo, false), spec.lo == Format::evict};
+  // Scores and arrivals decide about demotion; a cache that demotes nothing has no use for them.
+  const bool scored = spec.importance != Importance::full;
+  return {layout(Format::f16, scored), layout(spec.hi, scored), layout(spec.lo, false), spec.lo == Format::evict};
 }
 
 attention::Geometry make_geometry(const LayerShape& shape, uint32_t group_k, uint32_t group_v) {
@@ -244,7 +246,7 @@ std::vector<StoredToken> LayerCache::dump(FrameId frame, uint32_t kv_head) const
   stored.reserve(store->live().end());
   const auto read = [&](const cache::Tier& tier, TierName name) {
     for (uint32_t slot = 0; slot < tier.size(); ++slot) {
-      StoredToken token{tier.cell(slot), name, tier.layout().scored ? tier.score(slot) : 0.0f,
+      StoredToken token{tier.cell(slot), name, tier.score(slot),
                         std::vector<float>(impl_->shape.head_dim_k), std::vector<float>(impl_->shape.head_dim_v)};
       codec::decode_token(tier.block_of(slot), tier.layout(), cache::Tier::lane_of(slot), token.k.data(), token.v.data());
       if (name != TierName::staged) {

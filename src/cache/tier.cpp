@@ -16,9 +16,15 @@ Tier::Memory Tier::allocate(size_t bytes) {
 
 Tier::Tier(const Tier& other, const codec::BlockLayout& layout) : layout_(&layout) {
   if (other.n_tokens_ == 0) return;
-  capacity_blocks_ = other.n_blocks();
-  blocks_ = allocate(allocated_bytes());
-  std::memcpy(blocks_.get(), other.blocks_.get(), allocated_bytes());
+  reserve(other.n_tokens_);
+  const codec::BlockLayout& from = *other.layout_;
+  for (uint32_t block = 0; block < other.n_blocks(); ++block) {
+    const uint8_t* source = other.blocks_.get() + block * from.bytes;
+    uint8_t* target = blocks_.get() + block * layout.bytes;
+    std::memcpy(target, source, layout.scores);  // the ids stand before the scores
+    if (layout.scored && from.scored) std::memcpy(target + layout.scores, source + from.scores, layout.scales_k - layout.scores);
+    std::memcpy(target + layout.scales_k, source + from.scales_k, layout.bytes - layout.scales_k);
+  }
   n_tokens_ = other.n_tokens_;
 }
 

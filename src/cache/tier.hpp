@@ -14,7 +14,7 @@ class Tier {
  public:
   /// `layout` is borrowed and outlives the tier: one layout serves the tiers of all heads.
   explicit Tier(const codec::BlockLayout& layout) : layout_(&layout) {}
-  /// The tokens of `other` in a tier of their own; `layout` is equal to other's.
+  /// The tokens of `other` in a tier of their own; `layout` may differ from other's in whether it is scored only.
   Tier(const Tier& other, const codec::BlockLayout& layout);
   Tier(const Tier&) = delete;
   Tier& operator=(const Tier&) = delete;
@@ -32,11 +32,18 @@ class Tier {
 
   uint32_t& cell(uint32_t slot) { return codec::block_ids(block_of(slot))[lane_of(slot)]; }
   uint32_t cell(uint32_t slot) const { return const_cast<Tier*>(this)->cell(slot); }
-  /// Scored tiers only.
-  float& score(uint32_t slot) { return at<float>(slot, layout_->scores); }
-  float score(uint32_t slot) const { return const_cast<Tier*>(this)->score(slot); }
-  uint32_t& arrival(uint32_t slot) { return at<uint32_t>(slot, layout_->arrivals); }
-  uint32_t arrival(uint32_t slot) const { return const_cast<Tier*>(this)->arrival(slot); }
+  /// 0 in a tier that is not scored.
+  float score(uint32_t slot) const { return layout_->scored ? at<float>(slot, layout_->scores) : 0.0f; }
+  uint32_t arrival(uint32_t slot) const { return layout_->scored ? at<uint32_t>(slot, layout_->arrivals) : 0; }
+  /// Nothing happens in a tier that is not scored.
+  void set_score(uint32_t slot, float score, uint32_t arrival) {
+    if (!layout_->scored) return;
+    at<float>(slot, layout_->scores) = score;
+    at<uint32_t>(slot, layout_->arrivals) = arrival;
+  }
+  void add_score(uint32_t slot, float more) {
+    if (layout_->scored) at<float>(slot, layout_->scores) += more;
+  }
 
   /// Makes room for n more tokens. May throw std::bad_alloc; nothing changes then. Grows by a sixteenth beyond what is
   /// asked when it already holds tokens: a reserve of 6 % at most buys copying that is amortised over many steps.
@@ -57,6 +64,10 @@ class Tier {
   template <typename T>
   T& at(uint32_t slot, size_t offset) {
     return reinterpret_cast<T*>(block_of(slot) + offset)[lane_of(slot)];
+  }
+  template <typename T>
+  const T& at(uint32_t slot, size_t offset) const {
+    return const_cast<Tier*>(this)->at<T>(slot, offset);
   }
 
   const codec::BlockLayout* layout_;
