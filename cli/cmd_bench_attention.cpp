@@ -12,6 +12,7 @@
 #include "commands.hpp"
 #include "flash_attn_bench.hpp"
 #include "model_options.hpp"
+#include "noise.hpp"
 #include "progress.hpp"
 #include "random.hpp"
 #include "roofline.hpp"
@@ -254,6 +255,7 @@ void run(const Options& options) {
              options.n_layers, simd_target());
   using enum Table::Align;
   Table table({{"kv", left}, {"tokens"}, {"ns/token/head"}, {"min"}, {"x llama:f16"}, {"GB/s"}, {"GMAC/s"}, {"of roofline"}});
+  Noise noise;
   Progress progress("bench attention", double(options.n_tokens.size()) * options.n_repetitions);
   try {
     for (uint32_t n_tokens : options.n_tokens) {
@@ -263,12 +265,15 @@ void run(const Options& options) {
       auto arms = make_arms(choices, problem, content, team);
       measure(arms, options.n_repetitions, progress, fmt::format("{} tokens", n_tokens));
       report_rows(arms, problem, roofline, table, report);
+      for (const auto& arm : arms) noise.add(arm->seconds);
     }
   } catch (const Interrupted&) {
     report.meta()["interrupted"] = true;
   }
   progress.clear();
   table.print(stdout);
+  report.meta()["worst_spread"] = noise.worst();
+  noise.warn();
   report.write();
   throw_if_interrupted();
 }

@@ -11,7 +11,7 @@ namespace {
 
 // Pixels.
 constexpr double kMargin = 24, kTitleHeight = 64, kPanelTitleHeight = 26, kRowHeight = 30, kBarHeight = 18;
-constexpr double kCharWidth = 7.6, kPanelGap = 28, kBarWidth = 230, kValueWidth = 160;
+constexpr double kCharWidth = 7.6, kPanelGap = 36, kBarWidth = 230, kValueGap = 8;
 
 constexpr const char* kOursColours[] = {"#2f6fbb", "#3a9a7d"};
 constexpr const char* kMutedColour = "#9aa3ad";
@@ -34,6 +34,13 @@ std::string text_at(double x, double y, const char* style, const std::string& te
   return fmt::format("<text x=\"{:.1f}\" y=\"{:.1f}\" class=\"{}\">{}</text>\n", x, y, style, escaped(text));
 }
 
+/// Pixels that a panel's bars and their values take.
+double panel_width(const BarChart::Panel& panel) {
+  size_t longest = 0;
+  for (const auto& bar : panel.bars) longest = std::max(longest, display_width(bar.value));
+  return std::max(kBarWidth + kValueGap + kCharWidth * double(longest), kCharWidth * double(display_width(panel.title)));
+}
+
 std::string panel_svg(const BarChart& chart, size_t index, double x) {
   const BarChart::Panel& panel = chart.panels[index];
   const double top = kMargin + kTitleHeight;
@@ -47,7 +54,7 @@ std::string panel_svg(const BarChart& chart, size_t index, double x) {
     out += fmt::format("<rect x=\"{:.1f}\" y=\"{:.1f}\" width=\"{:.1f}\" height=\"{:.1f}\" rx=\"2\" fill=\"{}\"/>\n", x,
                        y + (kRowHeight - kBarHeight) / 2, width, kBarHeight,
                        chart.rows[i].muted ? kMutedColour : kOursColours[index % std::size(kOursColours)]);
-    out += text_at(x + width + 8, y + kRowHeight / 2 + 4.5, "value", panel.bars[i].value);
+    out += text_at(x + width + kValueGap, y + kRowHeight / 2 + 4.5, "value", panel.bars[i].value);
   }
   return out;
 }
@@ -58,8 +65,8 @@ std::string svg(const BarChart& chart) {
   size_t longest_label = 0;
   for (const auto& row : chart.rows) longest_label = std::max(longest_label, display_width(row.label));
   const double label_width = std::max(60.0, kCharWidth * double(longest_label)) + 12;
-  const double panel_width = kBarWidth + kValueWidth;
-  const double width = 2 * kMargin + label_width + double(chart.panels.size()) * (panel_width + kPanelGap) - kPanelGap;
+  double width = 2 * kMargin + label_width - kPanelGap;
+  for (const auto& panel : chart.panels) width += panel_width(panel) + kPanelGap;
   const double height = 2 * kMargin + kTitleHeight + kPanelTitleHeight + kRowHeight * double(chart.rows.size());
 
   std::string out = fmt::format(
@@ -78,7 +85,11 @@ std::string svg(const BarChart& chart) {
   for (size_t i = 0; i < chart.rows.size(); ++i) {
     out += text_at(kMargin + label_width - 12, rows_top + kRowHeight * (double(i) + 0.5) + 4.5, "label", chart.rows[i].label);
   }
-  for (size_t p = 0; p < chart.panels.size(); ++p) out += panel_svg(chart, p, kMargin + label_width + double(p) * (panel_width + kPanelGap));
+  double x = kMargin + label_width;
+  for (size_t p = 0; p < chart.panels.size(); ++p) {
+    out += panel_svg(chart, p, x);
+    x += panel_width(chart.panels[p]) + kPanelGap;
+  }
   return out + "</svg>\n";
 }
 
