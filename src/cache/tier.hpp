@@ -3,12 +3,17 @@
 #pragma once
 
 #include <cstdint>
-#include <cstdlib>
 #include <memory>
 
 #include "codec/block.hpp"
 
 namespace mikv::cache {
+
+/// Frees what Tier allocated: from the heap, or `mapped_bytes` that were mapped.
+struct FreeTierMemory {
+  size_t mapped_bytes = 0;
+  void operator()(uint8_t* memory) const;
+};
 
 class Tier {
  public:
@@ -24,7 +29,8 @@ class Tier {
   uint32_t size() const { return n_tokens_; }
   uint32_t n_blocks() const { return (n_tokens_ + codec::kBlockTokens - 1) / codec::kBlockTokens; }
   const uint8_t* blocks() const { return blocks_.get(); }
-  uint64_t allocated_bytes() const { return uint64_t{capacity_blocks_} * layout_->bytes; }
+  /// What the tier takes from the system, unused slots and rounding included.
+  uint64_t allocated_bytes() const;
 
   uint8_t* block_of(uint32_t slot) { return blocks_.get() + size_t{slot / codec::kBlockTokens} * layout_->bytes; }
   const uint8_t* block_of(uint32_t slot) const { return const_cast<Tier*>(this)->block_of(slot); }
@@ -55,10 +61,7 @@ class Tier {
   void release();
 
  private:
-  struct Free {
-    void operator()(uint8_t* memory) const { std::free(memory); }
-  };
-  using Memory = std::unique_ptr<uint8_t[], Free>;
+  using Memory = std::unique_ptr<uint8_t[], FreeTierMemory>;
   static Memory allocate(size_t bytes);
 
   template <typename T>
