@@ -1,0 +1,30 @@
+"""The README says what is: its C++ example is the one that is compiled, its paths exist, its presets are real."""
+import pathlib
+import re
+import unittest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+class Readme(unittest.TestCase):
+    def test_example_is_the_compiled_one(self):
+        blocks = re.findall(r"```cpp\n(.*?)```", README, re.S)
+        self.assertEqual(blocks, [(ROOT / "examples/quickstart.cpp").read_text()])
+
+    def test_paths_exist(self):
+        paths = re.findall(r"`((?:src|include|adapters|cli|docs|scripts|tests|examples|cmake)/[\w./-]+)`", README)
+        paths += re.findall(r"\]\((docs/[\w./-]+)\)", README)
+        self.assertGreater(len(paths), 8)
+        missing = [path for path in paths if not (ROOT / path).exists()]
+        self.assertEqual(missing, [])
+
+    def test_presets_are_in_the_parser(self):
+        spec = (ROOT / "src/spec/spec.cpp").read_text()
+        for preset in ("full", "h2o", "rtn4", "mikv", "mikv-paper"):
+            self.assertIn(f'"{preset}"', spec)
+            self.assertIn(preset, README)
+
+
+if __name__ == "__main__":
+    unittest.main()
