@@ -102,16 +102,18 @@ done_mark=$build/.mikv-complete
 # A line each 5 % instead of one for each file: CMake hands our output on through a pipe, so a line that updates is not
 # to be had. What failed is shown below.
 build_with_progress() {
-  NINJA_STATUS='[%f/%t] ' ninja -C "$build" -j "$jobs" "${targets[@]}" 2>&1 | tee "$build/build.log" |
-    awk -F'[][/]' -v start="$(date +%s)" '
-      /^\[/ && $3 > 0 {
-        step = int(20 * $2 / $3)
-        if (step == shown) next
-        shown = step
-        "date +%s" | getline now; close("date +%s")
-        printf "llama.cpp: %s of %s steps, %d s so far\n", $2, $3, now - start
-        fflush()
-      }'
+  NINJA_STATUS='[%f/%t] ' ninja -C "$build" -j "$jobs" "${targets[@]}" 2>&1 | tee "$build/build.log" | show_steps
+}
+show_steps() { # a loop in bash: awk may hold lines back
+  local line shown=-1 start=$SECONDS
+  while IFS= read -r line; do
+    [[ $line =~ ^\[([0-9]+)/([0-9]+)\] ]] || continue
+    local done=${BASH_REMATCH[1]} total=${BASH_REMATCH[2]}
+    local twentieth=$((20 * done / total))
+    [ "$twentieth" -ne "$shown" ] || continue
+    shown=$twentieth
+    echo "llama.cpp: $done of $total steps, $((SECONDS - start)) s so far"
+  done
 }
 
 # The pinned source never changes, so a complete build is left alone. A user's checkout does: it keeps its folder from
