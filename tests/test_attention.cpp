@@ -164,9 +164,10 @@ std::vector<double> weights(const std::vector<StoredToken>& tokens, const Reques
 // Logit. A kernel sums D products in at least 4 lanes, so at most D/4 + 16 roundings are chained (16: reduction, scale,
 // zero, centre, mask). It may split a key into zero + alpha * code and centre + rest, so what is rounded is not q.k but
 // up to A = sum_c |q_c| * 3 max|k|. After a rotation sum|q'| is at most sqrt(D) |q|, by Cauchy-Schwarz, and k' is as if
-// normally distributed with deviation |k| / sqrt(D), of which 5 are never exceeded: A = 3 * 5 |q| |k|. A balancer moves range between the two factors and changes A by a factor below
-// 2 for our data. The error of a logit is then d = u ((D/4 + 16) scale * 2A + 4 (|softcap| + |slope * mask| + 8)), where 8
-// is for exp(), good to a few u, and the mask counts by its largest finite value.
+// normally distributed with deviation |k| / sqrt(D), of which 5 are never exceeded: A = 3 * 5 |q| |k|. A balancer
+// moves range between the two factors and changes A by a factor below 2 for our data. The error of a logit is then
+// d = u ((D/4 + 16) scale * 2A + 4 (|softcap| + |slope * mask| + 8)), where 8 is for exp(), good to a few u, and the mask
+// counts by its largest finite value.
 // Weights have the relative error 2d (numerator and denominator), which reaches out_c as 2d sum_t w_t |v_tc|.
 // Sum over tokens: n/16 + 64 chained roundings of terms up to w_t * 3 max|v_t|, or |v_t| where values are rotated.
 // Hidden queries must give 0 exactly, and do: their bound is 0.
