@@ -97,7 +97,10 @@ void print_presets(JsonReport& report) {
 void print_model(const llama::Model& model) {
   const auto& info = model.info();
   fmt::print("model          {} ({}, {:.2f} billion weights, {})\n", info.description, info.architecture, 1e-9 * double(info.n_params), format_bytes(double(info.n_bytes)));
-  if (info.layers.empty()) return;
+  if (info.layers.empty()) {
+    fmt::print("attention      none that keeps keys and values: mikv has nothing to store for this model\n");
+    return;
+  }
   const LayerShape& layer = info.layers.front();
   fmt::print("attention      {} layers, {} query heads on {} KV heads, head_dim {}{}{}; trained for {} tokens\n", info.layers.size(), layer.n_heads,
              layer.n_kv_heads, layer.head_dim_k, layer.head_dim_v == layer.head_dim_k ? "" : fmt::format(" (V {})", layer.head_dim_v),
@@ -118,7 +121,7 @@ void run(const Options& options) {
     print_model(*model);
   }
   fmt::print("\n");
-  if (model) print_presets_for(*model, report);
+  if (model && !model->info().layers.empty()) print_presets_for(*model, report);
   else print_presets(report);
   report.write();
 }

@@ -18,12 +18,12 @@ namespace mikv::llama {
 namespace {
 
 std::atomic<bool> verbose_log = false;
-std::string last_llama_error;  // written and read by the thread that loads
+std::string first_llama_error;  // the cause; what follows it are consequences. Written and read by the thread that loads
 
 void on_llama_log(ggml_log_level level, const char* text, void*) {
-  if (level == GGML_LOG_LEVEL_ERROR) {
-    last_llama_error = text;
-    while (!last_llama_error.empty() && last_llama_error.back() == '\n') last_llama_error.pop_back();
+  if (level == GGML_LOG_LEVEL_ERROR && first_llama_error.empty()) {
+    first_llama_error = text;
+    while (!first_llama_error.empty() && first_llama_error.back() == '\n') first_llama_error.pop_back();
   }
   if (verbose_log) std::fputs(text, stderr);
 }
@@ -135,10 +135,10 @@ Result<std::unique_ptr<Model>> Model::load(const std::string& path) {
   static const bool backend_ready = (llama_backend_init(), true);
   (void)backend_ready;
   llama_model_params params = llama_model_default_params();
-  last_llama_error.clear();
+  first_llama_error.clear();
   llama_model* loaded = llama_model_load_from_file(path.c_str(), params);
   if (!loaded) {
-    const std::string reason = last_llama_error.empty() ? "no reason given; --verbose shows its log" : last_llama_error;
+    const std::string reason = first_llama_error.empty() ? "no reason given; --verbose shows its log" : first_llama_error;
     return Error{"llama.cpp cannot load \"" + path + "\": " + reason};
   }
   std::unique_ptr<Model> model(new Model(loaded));
@@ -150,9 +150,15 @@ Model::~Model() { llama_model_free(model_); }
 
 std::vector<Token> Model::tokenize(const std::string& text, bool special) const {
   const llama_vocab* vocab = llama_model_get_vocab(model_);
-  // A token stands for at least one byte; BOS and EOS may be added.
-  std::vector<Token> tokens(text.size() + 2);
-  const int32_t n = llama_tokenize(vocab, text.data(), int32_t(text.size()), tokens.data(), int32_t(tokens.size()), special, special);
+  const auto run = [&](std::vector<Token>& tokens) {
+    return llama_tokenize(vocab, text.data(), int32_t(text.size()), tokens.data(), int32_t(tokens.size()), special, special);
+  };
+  std::vector<Token> tokens(text.size() + 2);  // enough for most vocabularies
+  int32_t n = run(tokens);
+  if (n < 0) {  // -n is the size it wants
+    tokens.resize(size_t(-n));
+    n = run(tokens);
+  }
   tokens.resize(size_t(std::max(n, 0)));
   return tokens;
 }

@@ -43,6 +43,7 @@ Result<KvChoice> KvChoice::parse(std::string_view text) {
 }
 
 Result<std::vector<KvChoice>> parse_kv_list(std::string_view list) {
+  if (list.empty()) return Error{"--kv is empty; name at least one cache, e.g. --kv full,mikv,llama:f16"};
   std::vector<KvChoice> choices;
   for (const std::string& text : split_spec_list(list)) {
     auto choice = KvChoice::parse(text);
@@ -51,7 +52,6 @@ Result<std::vector<KvChoice>> parse_kv_list(std::string_view list) {
     if (twice) return Error{"--kv names \"" + text + "\" twice; name each cache once"};
     choices.push_back(std::move(choice).value());
   }
-  if (choices.empty()) return Error{"--kv is empty; name at least one cache, e.g. --kv full,mikv,llama:f16"};
   return choices;
 }
 

@@ -1,0 +1,195 @@
+"""Each command on good input: what it prints, what it writes, and how it ends when interrupted."""
+
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import time
+import unittest
+import xml.etree.ElementTree
+
+import tiny_gguf
+from mikv_process import BINARY, THREADS, Case, environment, mikv
+
+
+class Help(Case):
+    COMMANDS = [[], ["run"], ["eval"], ["eval", "lines"], ["eval", "kld"], ["bench"], ["bench", "attention"], ["bench", "decode"], ["info"],
+                ["model"], ["model", "get"], ["model", "path"], ["model", "list"]]
+
+    def test_every_command_has_help_with_an_example(self):
+        for command in self.COMMANDS:
+            with self.subTest(command=command):
+                result = mikv(*command, "--help")
+                self.assertSucceeded(result)
+                self.assertIn("Example:\n  mikv" if command[:2] != ["model", "path"] else "Example:", result.stdout)
+
+    def test_version(self):
+        result = mikv("--version")
+        self.assertSucceeded(result)
+        self.assertRegex(result.stdout, r"^mikv \d+\.\d+\.\d+ \(\w+\+?\)\n$")
+
+
+class Run(Case):
+    def run_model(self, *arguments):
+        return mikv("run", "-m", self.model(), "-t", THREADS, "--temp", 0, *arguments)
+
+    def test_streams_an_answer_and_ends_with_its_figures(self):
+        result = self.run_model("-p", "Name a colour.", "-n", 12)
+        self.assertSucceeded(result)
+        self.assertTrue(result.stdout.strip())
+        last = result.stderr.strip().splitlines()[-1]
+        self.assertRegex(last, r"tokens at [\d.]+ tokens/s .*; KV [\d.]+ \wiB \(.*hi .*lo .*\), [\d.]+ bits an element, \d+ % of f16")
+
+    def test_same_answer_twice_and_with_a_fixed_seed(self):
+        for sampling in ([], ["--temp", 0.8, "--seed", 5]):
+            arguments = ["run", "-m", self.model(), "-t", THREADS, "-p", "Tell me a story.", "-n", 16, *(sampling or ["--temp", 0])]
+            self.assertEqual(mikv(*arguments).stdout, mikv(*arguments).stdout)
+
+    def test_prompt_from_file_and_standard_input(self):
+        prompt = "Name a colour."
+        expected = self.run_model("-p", prompt, "-n", 8).stdout
+        self.assertEqual(self.run_model("-f", self.file("p.txt", prompt), "-n", 8).stdout, expected)
+        result = mikv("run", "-m", self.model(), "-t", THREADS, "--temp", 0, "-f", "-", "-n", 8, stdin=prompt)
+        self.assertEqual(result.stdout, expected)
+
+    def test_full_context_keeps_the_answer_so_far(self):
+        for kv in ("mikv", "full", "llama:q8_0"):
+            with self.subTest(kv=kv):
+                result = self.run_model("--raw", "-p", "One two three four", "-c", 32, "-n", 200, "--kv", kv)
+                self.assertSucceeded(result)
+                self.assertIn("context of 32 tokens is full", result.stderr)
+                self.assertIn("-c", result.stderr)
+                self.assertTrue(result.stdout.strip())
+
+    def test_stock_types_and_specs_run(self):
+        for kv in ("llama:q4_0", "llama:iq4_nl", "h2o", "rtn2", "mikv:prefill=streaming", "mikv-max"):
+            with self.subTest(kv=kv):
+                self.assertSucceeded(self.run_model("-p", "Name a colour.", "-n", 4, "--kv", kv))
+
+    def test_interrupt_keeps_what_was_generated(self):
+        process = subprocess.Popen([BINARY, "run", "-m", self.model(), "-t", THREADS, "--raw", "-p", "Once upon a time", "--temp", "1", "--seed", "1"],
+                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment())
+        process.stdout.read(1)  # it generates
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+        self.assertEqual(process.returncode, 130, err)
+        self.assertIn(b"bits an element", err)
+
+
+class Report(Case):
+    def report(self, *arguments):
+        path = self.path("report.json")
+        result = mikv(*arguments, "-o", path)
+        self.assertSucceeded(result)
+        with open(path) as file:
+            document = json.load(file)
+        self.assertEqual(sorted(document), ["meta", "rows"])
+        for key in ("command", "version", "commit", "model", "cpu", "threads", "seed"):
+            self.assertIn(key, document["meta"])
+        self.assertEqual(document["meta"]["command"], " ".join(arguments[:2]))
+        for row in document["rows"]:  # the table shows every row
+            self.assertIn(row["kv"], result.stdout)
+        return document
+
+    def assertKeys(self, row, keys):
+        for key in keys.split():
+            self.assertIn(key, row)
+
+    def test_eval_lines(self):
+        plot = self.path("plot.svg")
+        kvs = ["full", "mikv", "mikv:prefill=streaming", "h2o", "llama:f16", "llama:q8_0"]
+        document = self.report("eval", "lines", "-m", self.model(), "-t", THREADS, "--lines", 4, "--prompts", 2, "--kv", ",".join(kvs), "--plot", plot)
+        self.assertEqual([row["kv"] for row in document["rows"]], kvs)
+        rows = {row["kv"]: row for row in document["rows"]}
+        for row in rows.values():
+            self.assertKeys(row, "kv score correct n bits_per_element kv_bytes prefill_tokens_per_s decode_tokens_per_s")
+            self.assertEqual(row["n"], 2)
+            self.assertAlmostEqual(row["score"], row["correct"] / row["n"])
+            self.assertGreater(row["decode_tokens_per_s"], 0)
+        self.assertEqual(rows["llama:f16"]["bits_per_element"], 16)
+        self.assertEqual(rows["llama:q8_0"]["bits_per_element"], 8.5)
+        self.assertLess(rows["mikv"]["kv_bytes"], rows["full"]["kv_bytes"])
+        # Bytes and bits an element tell of the same cache.
+        for kv in ("full", "mikv", "h2o"):
+            elements = rows["llama:f16"]["kv_bytes"] / 2
+            self.assertAlmostEqual(rows[kv]["kv_bytes"] * 8 / elements / rows[kv]["bits_per_element"], 1, delta=0.01)
+        root = xml.etree.ElementTree.parse(plot).getroot()
+        texts = [element.text for element in root.iter("{http://www.w3.org/2000/svg}text")]
+        for kv in kvs:
+            self.assertIn(kv, texts)
+
+    def test_eval_lines_from_a_file(self):
+        cases = [{"expected_number": 5, "prompt": "line a-b: REGISTER_CONTENT is <5>\nTell me what is the <REGISTER_CONTENT> in line a-b? I need the number."}] * 3
+        path = self.file("cases.jsonl", "".join(json.dumps(case) + "\n" for case in cases))
+        document = self.report("eval", "lines", "-m", self.model(), "-t", THREADS, "--file", path, "--prompts", 2, "--kv", "full")
+        self.assertEqual(document["rows"][0]["n"], 2)
+
+    def test_eval_kld(self):
+        text = self.file("text.txt", "".join(f"The {i}th sentence is about number {i * i % 97}.\n" for i in range(60)))
+        document = self.report("eval", "kld", "-m", self.model(), "-t", THREADS, "--text", text, "--context", 96, "--tokens", 8, "--chunks", 2,
+                               "--kv", "full,rtn8,rtn2,llama:f16")
+        rows = {row["kv"]: row for row in document["rows"]}
+        for row in rows.values():
+            self.assertKeys(row, "kv bits_per_element mean median p99 p999 max same_top")
+            self.assertTrue(all(math.isfinite(value) for value in row.values() if isinstance(value, float)))
+            self.assertEqual(row["n"], 16)
+        self.assertLess(rows["full"]["max"], 1e-9)  # the reference itself
+        self.assertEqual(rows["full"]["same_top"], 1)
+        self.assertLess(rows["rtn8"]["mean"], rows["rtn2"]["mean"])
+
+    def test_bench_decode(self):
+        document = self.report("bench", "decode", "-m", self.model(), "-t", THREADS, "--depth", "0,64", "--steps", 2, "--repetitions", 5, "--kv", "mikv,llama:q4_0")
+        self.assertEqual([(row["kv"], row["depth"]) for row in document["rows"]], [("mikv", 0), ("llama:q4_0", 0), ("mikv", 64), ("llama:q4_0", 64)])
+        for row in document["rows"]:
+            self.assertKeys(row, "kv depth tokens_per_s ratio_to_llama_f16")
+            self.assertGreater(row["ratio_to_llama_f16"], 0)
+
+    def test_bench_attention(self):
+        document = self.report("bench", "attention", "-t", THREADS, "--tokens", "64,256", "--head-dim", 64, "--layers", 2, "--kv", "full,mikv,llama:f16,llama:q4_0")
+        self.assertEqual(len(document["rows"]), 8)
+        for row in document["rows"]:
+            self.assertKeys(row, "kv n_tokens head_dim group threads ns_per_token_head ratio_to_llama_f16 roofline_share")
+            self.assertGreater(row["ns_per_token_head"], 0)
+            if row["kv"] == "llama:f16":
+                self.assertEqual(row["ratio_to_llama_f16"], 1)
+
+    def test_interrupted_evaluation_keeps_its_rows(self):
+        path = self.path("report.json")
+        process = subprocess.Popen([BINARY, "eval", "lines", "-m", self.model(), "-t", THREADS, "--lines", "4", "--prompts", "10000", "--kv", "full,mikv", "-o", path],
+                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment())
+        time.sleep(5)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+        self.assertEqual(process.returncode, 130, err)
+        with open(path) as file:
+            document = json.load(file)
+        self.assertTrue(document["meta"]["interrupted"])
+        self.assertEqual(len(document["rows"]), 2)
+        self.assertIn(b"mikv", out)
+
+
+class Info(Case):
+    def test_versions_targets_and_presets(self):
+        result = mikv("info")
+        self.assertSucceeded(result)
+        for word in ("llama.cpp", "SIMD target", "mikv-paper", "keep=0.2"):
+            self.assertIn(word, result.stdout)
+
+    def test_bits_an_element_for_a_model(self):
+        result = mikv("info", "-m", self.model())
+        self.assertSucceeded(result)
+        bits = {match[1]: float(match[2]) for match in re.finditer(r"^(\S+) +(\d+\.\d+) .*=", result.stdout, re.M)}
+        self.assertLess(bits["mikv"], bits["mikv-paper"])
+        self.assertLess(bits["mikv"], 5)
+
+    def test_model_without_attention(self):
+        tiny_gguf.write_mamba(self.path("mamba.gguf"))
+        result = mikv("info", "-m", self.path("mamba.gguf"))
+        self.assertSucceeded(result)
+        self.assertIn("nothing to store", result.stdout)
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,119 @@
+"""Bad input: one line on stderr that names the cause and the remedy, exit code 2, nothing written."""
+
+import os
+import unittest
+
+import tiny_gguf
+from mikv_process import Case, mikv
+
+
+class CommandLine(Case):
+    def test_unknown_command_flag_and_value(self):
+        self.assertRefused(mikv("evil"), "evil", remedy="--help")
+        self.assertRefused(mikv("eval", "lins"), "lins", remedy="mikv eval --help")
+        self.assertRefused(mikv("eval", "lines", "--lnes", 3), "--lnes", remedy="mikv eval lines --help")
+        self.assertRefused(mikv("eval", "lines", "--lines", 0), "--lines", "0 is out of range")
+        self.assertRefused(mikv("eval", "lines", "--lines", "many"), "--lines", "many")
+        self.assertRefused(mikv(), remedy="--help")
+
+    def test_spec_errors_come_before_the_model_is_touched(self):
+        for command in (["run", "-p", "x"], ["eval", "lines"], ["bench", "decode"]):
+            run = lambda kv: mikv(*command, "-m", "/no/such/model.gguf", "--kv", kv)
+            with self.subTest(command=command):
+                self.assertRefused(run("mikv:kep=0.2"), "kep", remedy="keep")
+                self.assertRefused(run("mikv:keep=1.5"), "keep", "1.5")
+                self.assertRefused(run("mikv:lo=int5"), "int5", remedy="int4")
+                self.assertRefused(run("mikw"), "mikw", remedy="mikv")
+                self.assertRefused(run("llama:q3_0"), "q3_0", remedy="q4_0")
+
+    def test_no_model_and_no_prompt(self):
+        self.assertRefused(mikv("run", "-p", "x"), "no model", remedy="-m")
+        self.assertRefused(mikv("run", "-m", "smollm2-135m"), "no prompt", remedy="-p")
+        self.assertRefused(mikv("eval", "kld", "-m", "smollm2-135m"), "no text", remedy="--text")
+
+    def test_hugging_face_without_a_repository(self):
+        self.assertRefused(mikv("run", "--hf", "mikv-test/none", "-p", "x", timeout=120), "mikv-test/none", remedy="-m FILE")
+
+
+class ModelFiles(Case):
+    def refused(self, path, *words, **remedy):
+        self.assertRefused(mikv("run", "-m", path, "-p", "x"), path, *words, **remedy)
+        report = self.path("report.json")
+        self.assertRefused(mikv("eval", "lines", "-m", path, "-o", report, "--prompts", 1), *words, **remedy)
+        self.assertFalse(os.path.exists(report))
+
+    def tiny(self):
+        tiny_gguf.write_llama(self.path("tiny.gguf"))
+        return self.path("tiny.gguf")
+
+    def test_missing(self):
+        self.refused(self.path("none.gguf"), "no model file", remedy="mikv model list")
+
+    def test_folder(self):
+        self.refused(self.folder, "directory")
+
+    def test_not_a_gguf(self):
+        self.refused(self.file("text.gguf", "Once upon a time"), "not a GGUF", remedy="convert")
+        self.refused(self.file("empty.gguf", ""), "not a GGUF")
+        self.refused(self.file("short.gguf", b"GG"), "not a GGUF")
+
+    def test_truncated(self):
+        with open(self.tiny(), "rb") as file:
+            whole = file.read()
+        self.refused(self.file("cut.gguf", whole[:-1000]), "truncated", f"{len(whole)} bytes", remedy="fetch the file again")
+        for n_bytes in (4, 20, 1000):
+            self.refused(self.file("head.gguf", whole[:n_bytes]), "damaged", remedy="fetch the file again")
+
+    def test_truncated_real_model(self):
+        with open(self.model(), "rb") as file:
+            start = file.read(5_000_000)
+        self.refused(self.file("cut.gguf", start), "truncated")
+
+    def test_model_that_llama_cpp_refuses(self):
+        tiny_gguf.write(self.path("odd.gguf"), [("general.architecture", tiny_gguf.STRING, "no-such-architecture")], [])
+        self.refused(self.path("odd.gguf"), "no-such-architecture")
+
+    def test_attention_that_is_not_supported(self):
+        tiny_gguf.write_mamba(self.path("mamba.gguf"))
+        for command in (["run", "-p", "x", "--raw"], ["eval", "lines", "--prompts", 1, "--raw"], ["bench", "decode", "--depth", 0]):
+            with self.subTest(command=command):
+                self.assertRefused(mikv(*command, "-m", self.path("mamba.gguf")), "recurrent")
+
+
+class Inputs(Case):
+    def test_prompt_longer_than_the_context(self):
+        tiny_gguf.write_llama(self.path("tiny.gguf"))
+        result = mikv("run", "-m", self.path("tiny.gguf"), "--raw", "-p", "a word " * 100, "-c", 64)
+        self.assertRefused(result, "the context holds 64", remedy="-c")
+        result = mikv("eval", "lines", "-m", self.path("tiny.gguf"), "--raw", "-c", 64)
+        self.assertRefused(result, "the context holds 64", remedy="-c")
+
+    def test_unreadable_prompt_file(self):
+        self.assertRefused(mikv("run", "-m", "smollm2-135m", "-f", self.path("none.txt")), "none.txt", "No such file", remedy="check the path")
+        self.assertRefused(mikv("run", "-m", "smollm2-135m", "-f", self.folder), "folder")
+        if os.geteuid() != 0:  # root reads everything
+            path = self.file("secret.txt", "x")
+            os.chmod(path, 0)
+            self.assertRefused(mikv("run", "-m", "smollm2-135m", "-f", path), "Permission denied")
+
+    def test_unreadable_test_cases(self):
+        lines = lambda path: mikv("eval", "lines", "-m", "smollm2-135m", "--file", path)
+        self.assertRefused(lines(self.path("none.jsonl")), "none.jsonl", "No such file")
+        self.assertRefused(lines(self.file("bad.jsonl", "{}\n")), "bad.jsonl line 1", remedy="expected_number")
+        self.assertRefused(lines(self.file("bad2.jsonl", b"\xff\xfe\x00")), "bad2.jsonl line 1")
+        self.assertRefused(lines(self.file("empty.jsonl", "")), "no test case")
+
+    def test_text_that_is_missing_or_too_short(self):
+        tiny_gguf.write_llama(self.path("tiny.gguf"))
+        kld = lambda path: mikv("eval", "kld", "-m", self.path("tiny.gguf"), "--text", path)
+        self.assertRefused(kld(self.path("none.txt")), "none.txt", "No such file")
+        self.assertRefused(kld(self.file("short.txt", "too short")), "short.txt", "tokens", remedy="--chunks")
+
+    def test_report_that_cannot_be_written(self):
+        for flag in ("-o", "--plot"):
+            result = mikv("eval", "lines", "-m", "/no/such/model", flag, self.path("none/report"))
+            self.assertRefused(result, "none/report", "no folder", remedy="create it")
+
+
+if __name__ == "__main__":
+    unittest.main()
