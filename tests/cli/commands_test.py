@@ -57,9 +57,9 @@ class Run(Case):
     def test_full_context_keeps_the_answer_so_far(self):
         for kv in ("mikv", "full", "llama:q8_0"):
             with self.subTest(kv=kv):
-                result = self.run_model("--raw", "-p", "One two three four", "-c", 32, "-n", 200, "--kv", kv)
+                result = self.run_model("--raw", "-p", "One two three four", "-c", 12, "-n", 200, "--kv", kv)
                 self.assertSucceeded(result)
-                self.assertIn("context of 32 tokens is full", result.stderr)
+                self.assertIn("context of 12 tokens is full", result.stderr)
                 self.assertIn("-c", result.stderr)
                 self.assertTrue(result.stdout.strip())
 
