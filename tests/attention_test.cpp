@@ -160,6 +160,37 @@ TEST_P(AttentionSpecTest, FramesOfDifferentCoordinates) {
   }
 }
 
+// Streams of a batch, each with its own frame, mask and number of tokens, in one call: what each gives alone.
+TEST_P(AttentionSpecTest, StreamsInOneCall) {
+  Random random(38);
+  const LayerShape shape{6, 2, 32, 40};
+  for (const std::vector<uint32_t>& n_tokens : {std::vector<uint32_t>{1, 1}, {1, 1, 1, 1}, {5, 1, 9}, {33, 2}}) {
+    auto layer = make_layer(shape, GetParam());
+    std::vector<Request> requests;
+    for (FrameId frame = 0; frame < n_tokens.size(); ++frame) {  // each stream has its own cells 0..n
+      const size_t n = 30 + 25 * frame;
+      put(*layer, frame, cell_range(0, n), Tokens(shape, n, random));
+      commit(*layer, frame);
+      put(*layer, frame, cell_range(Cell(n), n_tokens[frame]), Tokens(shape, n_tokens[frame], random));
+      requests.emplace_back(shape, n_tokens[frame], random, frame);
+      requests.back().frames = {frame};
+      requests.back().set_causal(Mask::Type::f16, uint32_t(n) + n_tokens[frame], uint32_t(n));
+      requests.back().record = frame != 1;
+    }
+    std::vector<Expected> expected;
+    for (const Request& request : requests) expected.push_back(expect(*layer, request.frames, request));
+    for (const uint32_t threads : {1u, 2u, 3u}) {
+      for (Request& request : requests) request.commit = threads == 3;  // the last time
+      const auto outs = run_together(*layer, requests, threads);
+      for (size_t i = 0; i < outs.size(); ++i) ASSERT_TRUE(matches(outs[i], expected[i])) << "stream " << i;
+    }
+    const bool keeps_staged = layer->spec().uncompressed();
+    for (FrameId frame = 0; frame < n_tokens.size(); ++frame)
+      for (uint32_t head = 0; head < 2; ++head)
+        ASSERT_EQ(count_tiers(layer->dump(frame, head)).staged, keeps_staged ? layer->n_cells(frame) : 0u);
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Specs, AttentionSpecTest, testing::ValuesIn(kSpecs), [](const auto& parameter) {
   std::string name(parameter.param);
   for (char& c : name)

@@ -11,13 +11,14 @@ constexpr float kUntouched = 12345.0f;
 
 struct Memory {
   std::vector<float> out;
+  std::vector<float> mask_f32;
   std::vector<uint16_t> mask_f16;
 };
 
 /// Rows of the mask are handed over with a gap of 3 columns of zeros (visible), which must not be read as cells.
 constexpr uint32_t kMaskGap = 3;
 
-AttendArgs arguments(const Request& request, Memory& memory, std::vector<float>& mask_f32) {
+AttendArgs arguments(const Request& request, Memory& memory) {
   AttendArgs args;
   args.q = request.q.data();
   args.q_token_stride = request.q_token_stride();
@@ -38,17 +39,17 @@ AttendArgs arguments(const Request& request, Memory& memory, std::vector<float>&
 
   const size_t columns = request.mask_cells + kMaskGap;
   const bool half = request.mask_type == Mask::Type::f16;
-  mask_f32.assign(half ? 0 : request.n_tokens * columns, 0.0f);
+  memory.mask_f32.assign(half ? 0 : request.n_tokens * columns, 0.0f);
   memory.mask_f16.assign(half ? request.n_tokens * columns : 0, 0);
   for (uint32_t t = 0; t < request.n_tokens; ++t) {
     for (uint32_t cell = 0; cell < request.mask_cells; ++cell) {
       const float value = request.mask[size_t{t} * request.mask_cells + cell];
       if (half) memory.mask_f16[t * columns + cell] = to_half(value);
-      else mask_f32[t * columns + cell] = value;
+      else memory.mask_f32[t * columns + cell] = value;
     }
   }
   args.mask.type = request.mask_type;
-  args.mask.data = half ? static_cast<const void*>(memory.mask_f16.data()) : mask_f32.data();
+  args.mask.data = half ? static_cast<const void*>(memory.mask_f16.data()) : memory.mask_f32.data();
   args.mask.row_stride_bytes = columns * (half ? sizeof(uint16_t) : sizeof(float));
   args.mask.n_cells = request.mask_cells;
   return args;
@@ -90,26 +91,33 @@ float Request::mask_at(uint32_t token, Cell cell) const {
 }
 
 std::vector<float> run(LayerCache& layer, const Request& request, uint32_t n_threads) {
-  Memory memory;
-  std::vector<float> mask_f32;
-  const AttendArgs args = arguments(request, memory, mask_f32);
-  Workspace workspace(n_threads);
+  return run_together(layer, std::span(&request, 1), n_threads).front();
+}
+
+std::vector<std::vector<float>> run_together(LayerCache& layer, std::span<const Request> requests, uint32_t n_threads) {
+  std::vector<Memory> memories(requests.size());
+  std::vector<AttendArgs> calls;
+  for (size_t i = 0; i < requests.size(); ++i) calls.push_back(arguments(requests[i], memories[i]));
+  Workspace workspace(n_threads, uint32_t(calls.size()));
   std::vector<std::string> errors(n_threads);
   const auto work = [&](uint32_t thread) {
-    if (const Status status = layer.attend(args, workspace, thread, n_threads); !status) errors[thread] = status.error();
+    const Status status = calls.size() == 1 ? layer.attend(calls[0], workspace, thread, n_threads)
+                                            : layer.attend(calls, workspace, thread, n_threads);
+    if (!status) errors[thread] = status.error();
   };
   std::vector<std::thread> others;
   for (uint32_t thread = 1; thread < n_threads; ++thread) others.emplace_back(work, thread);
   work(0);
   for (std::thread& other : others) other.join();
   for (const std::string& error : errors) EXPECT_EQ(error, "");
-  return compact(request, memory.out);
+  std::vector<std::vector<float>> outs;
+  for (size_t i = 0; i < requests.size(); ++i) outs.push_back(compact(requests[i], memories[i].out));
+  return outs;
 }
 
 std::vector<float> run_reference(const LayerCache& layer, const Request& request) {
   Memory memory;
-  std::vector<float> mask_f32;
-  const AttendArgs args = arguments(request, memory, mask_f32);
+  const AttendArgs args = arguments(request, memory);
   const Status status = reference_attend(layer, args);
   EXPECT_TRUE(status.ok()) << status.error();
   return compact(request, memory.out);

@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <functional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -57,6 +58,8 @@ struct Request {
 /// attend() on n_threads threads, or reference_attend(). Returns out without gaps, [n_tokens][n_heads][head_dim_v], and
 /// fails the test if a gap was written.
 std::vector<float> run(LayerCache& layer, const Request& request, uint32_t n_threads = 1);
+/// Several requests in one call, as one for each stream of a batch.
+std::vector<std::vector<float>> run_together(LayerCache& layer, std::span<const Request> requests, uint32_t n_threads = 1);
 std::vector<float> run_reference(const LayerCache& layer, const Request& request);
 
 /// Calls back with each SIMD target forced in turn, and then forces the one that was in use. Fails the test if forcing
