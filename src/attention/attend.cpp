@@ -1,7 +1,6 @@
 // LayerCache::attend: cuts the work of a call into items for the threads, and runs the kernels over staged, hi and lo.
 //
-// A generation step (one query token) has one item for each KV head, or several that split the blocks when heads do not
-// divide evenly among threads; the thread that finishes a head last merges, writes the output, adds the importance scores
+// A generation step (one query token) has an item for each KV head, and in long contexts several that split the blocks; the thread that finishes a head last merges, writes the output, adds the importance scores
 // from kept logits and commits the head. A chunk (more tokens) has an item for each KV head and tile of tokens, each with
 // its own output; scores need the finished softmax, hence a second QK pass, summed per thread and then over threads, so
 // that the result does not depend on timing. No barrier is needed in either case.
@@ -17,6 +16,8 @@ namespace {
 
 // Rows of a chunk's tile: enough that decoding a tile is a few per cent of using it, few enough for the L2 cache.
 constexpr uint32_t kTileRows = 96;
+// Tokens of a split of a generation step: enough that preparing the queries once more is a few per cent of its work.
+constexpr uint32_t kSplitTokens = 2048;
 
 struct Call {
   const AttendArgs& args;
@@ -32,14 +33,17 @@ struct Call {
   size_t head_index(uint32_t kv_head) const { return first_head + kv_head; }
 };
 
-void plan(Call& call, uint32_t n_threads) {
+// How a call is cut does not depend on the number of threads, so that neither do the results: sums are rounded in the order
+// in which they are cut.
+void plan(Call& call) {
   const uint32_t n_heads = call.layer.shape.n_kv_heads, group = call.layer.shape.n_heads / n_heads;
   if (call.step()) {
-    call.n_splits = n_heads % n_threads == 0 || n_heads >= 4 * n_threads ? 1 : n_threads;
+    uint32_t n_tokens = 0;
+    for (const cache::FrameStore* frame : call.frames) n_tokens += frame->heads().front().stored();
+    call.n_splits = std::clamp(n_tokens / kSplitTokens, 1u, Workspace::Impl::kMaxSplits);
     return;
   }
-  const uint32_t even_share = uint32_t(uint64_t{call.args.n_tokens} * n_heads / n_threads);
-  call.tile_tokens = std::max(1u, std::min(kTileRows / group, even_share));
+  call.tile_tokens = std::max(1u, std::min(kTileRows / group, (call.args.n_tokens + 3) / 4));
   call.n_tiles = (call.args.n_tokens + call.tile_tokens - 1) / call.tile_tokens;
 }
 
@@ -270,7 +274,7 @@ Status LayerCache::attend(std::span<const AttendArgs> calls, Workspace& workspac
       for (const FrameId id : args.frames) {
         if (cache::FrameStore* frame = impl_->frame(id)) call.frames.push_back(frame);
       }
-      attention::plan(call, n_threads);
+      attention::plan(call);
       for (uint32_t head = 0; head < impl_->shape.n_kv_heads; ++head) {
         for (uint32_t part = 0; part < call.items_per_head(); ++part, ++item) {
           if (item % n_threads == thread) attention::run_item(call, head, part, scratch.threads[thread]);

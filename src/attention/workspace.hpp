@@ -39,13 +39,14 @@ struct ThreadSlot {
 
 struct Workspace::Impl {
   static constexpr uint32_t kMaxHeads = 256;  // KV heads of a layer, as LayerCache::create allows
+  static constexpr uint32_t kMaxSplits = 8;   // of the blocks of a KV head in a generation step
 
   Impl(uint32_t n_threads, uint32_t n_calls)
-      : max_calls(n_calls), threads(n_threads), partials(size_t{n_calls} * kMaxHeads * n_threads),
+      : max_calls(n_calls), threads(n_threads), partials(size_t{n_calls} * kMaxHeads * kMaxSplits),
         done(size_t{n_calls} * kMaxHeads) {
     for (attention::ThreadSlot& slot : threads) slot.scores.resize(size_t{n_calls} * kMaxHeads);
   }
-  attention::Partial& partial(size_t head, uint32_t split) { return partials[head * threads.size() + split]; }
+  attention::Partial& partial(size_t head, uint32_t split) { return partials[head * kMaxSplits + split]; }
 
   uint32_t max_calls;
   std::vector<attention::ThreadSlot> threads;
