@@ -1,8 +1,8 @@
 // Several caches on the same prompt: what every comparison is made of.
 //
-// mikv's arms share one exact prefill: it is computed once, with statistics recorded and nothing compressed, and each arm
-// starts from a checkpoint of it. Stock llama.cpp arms, and specs with prefill=streaming (which compress on the way), each
-// have a context and a prefill of their own.
+// mikv's arms share one exact prefill: it is computed once, with statistics recorded and nothing compressed, and each
+// arm starts from a checkpoint of it. Stock llama.cpp arms, and specs with prefill=streaming (which compress on the
+// way), each have a context and a prefill of their own.
 #pragma once
 
 #include <functional>
@@ -17,9 +17,9 @@ namespace mikv::cli {
 /// An arm at the end of the prompt, compressed and ready to generate.
 struct ArmStart {
   llama::Context* context = nullptr;
-  std::vector<float> logits;    ///< of the prompt's last token
-  double prefill_s = 0.0;       ///< the whole prompt, compression included
-  MemoryUsage usage;            ///< after compression
+  std::vector<float> logits;  ///< of the prompt's last token
+  double prefill_s = 0.0;     ///< the whole prompt, compression included
+  MemoryUsage usage;          ///< after compression
 };
 
 class Arms {

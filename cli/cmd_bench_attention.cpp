@@ -89,9 +89,9 @@ class Arm {
  public:
   explicit Arm(llama::KvChoice choice) : kv(std::move(choice)) {}
   virtual ~Arm() = default;
-  virtual double run() = 0;                       ///< seconds for all layers
-  virtual void check_answer() = 0;                ///< throws UserError if the kernel is wrong
-  virtual double bytes() const = 0;               ///< that one layer's attention reads
+  virtual double run() = 0;          ///< seconds for all layers
+  virtual void check_answer() = 0;   ///< throws UserError if the kernel is wrong
+  virtual double bytes() const = 0;  ///< that one layer's attention reads
   llama::KvChoice kv;
   std::vector<double> seconds = {};
 };
@@ -99,7 +99,11 @@ class Arm {
 class OurArm : public Arm {
  public:
   OurArm(llama::KvChoice choice, const llama::FlashAttnProblem& problem, const Content& content, ThreadTeam& team)
-      : Arm(std::move(choice)), problem_(problem), content_(content), team_(team), workspace_(team.size()),
+      : Arm(std::move(choice)),
+        problem_(problem),
+        content_(content),
+        team_(team),
+        workspace_(team.size()),
         out_(size_t(problem.shape.n_heads) * problem.shape.head_dim_v) {
     std::vector<Cell> cells(problem.n_tokens);
     for (uint32_t i = 0; i < problem.n_tokens; ++i) cells[i] = i;
@@ -107,7 +111,8 @@ class OurArm : public Arm {
     for (uint32_t layer = 0; layer < problem.n_layers; ++layer) {
       layers_.push_back(unwrap(LayerCache::create(problem.shape, *kv.spec)));
       check(layers_.back()->put(0, cells, content.k[layer].data(), row, content.v[layer].data(), row));
-      check(layers_.back()->attend(one_query(problem.shape, content.q.data(), out_.data()), workspace_));  // importance, query statistics
+      check(layers_.back()->attend(one_query(problem.shape, content.q.data(), out_.data()),
+                                   workspace_));  // importance, query statistics
       check(layers_.back()->commit(0));
     }
   }
@@ -133,7 +138,9 @@ class OurArm : public Arm {
     check(reference_attend(*layers_.back(), one_query(problem_.shape, content_.q.data(), wanted.data())));
     // fp32 sums against doubles over decoded f16 values: errors of some 1e-4 are rounding, of 1e-2 a wrong kernel.
     const double error = relative_error(out_, wanted);
-    if (!(error < 1e-2)) throw UserError(fmt::format("refusing to time {}: its attention is off by {:.1e} of the reference; please report it", kv.name, error));
+    if (!(error < 1e-2))
+      throw UserError(fmt::format(
+          "refusing to time {}: its attention is off by {:.1e} of the reference; please report it", kv.name, error));
   }
 
   double bytes() const override {
@@ -166,7 +173,9 @@ std::vector<float> exact_attention(const llama::FlashAttnProblem& problem, const
 class StockArm : public Arm {
  public:
   StockArm(llama::KvChoice choice, const llama::FlashAttnProblem& problem, const Content& content)
-      : Arm(std::move(choice)), problem_(problem), content_(content),
+      : Arm(std::move(choice)),
+        problem_(problem),
+        content_(content),
         bench_(unwrap(llama::FlashAttnBench::create(problem, kv.stock_type, content.k, content.v))) {
     bench_->set_query(content.q);
   }
@@ -177,8 +186,11 @@ class StockArm : public Arm {
     bench_->run();
     const uint32_t layer = problem_.n_layers - 1;
     const double error = relative_error(bench_->output(layer), exact_attention(problem_, content_, layer));
-    // The quantised types differ by their own rounding; this only has to catch a wrong layout, which is off by 1 and more.
-    if (!(error < 0.7)) throw UserError(fmt::format("refusing to time {}: its attention is off by {:.1e} of the exact one; please report it", kv.name, error));
+    // The quantised types differ by their own rounding; this only has to catch a wrong layout, which is off by 1 and
+    // more.
+    if (!(error < 0.7))
+      throw UserError(fmt::format(
+          "refusing to time {}: its attention is off by {:.1e} of the exact one; please report it", kv.name, error));
   }
 
   double bytes() const override { return double(bench_->cache_bytes()); }
@@ -189,18 +201,22 @@ class StockArm : public Arm {
   std::unique_ptr<llama::FlashAttnBench> bench_;
 };
 
-std::vector<std::unique_ptr<Arm>> make_arms(const std::vector<llama::KvChoice>& choices, const llama::FlashAttnProblem& problem,
-                                            const Content& content, ThreadTeam& team) {
+std::vector<std::unique_ptr<Arm>> make_arms(const std::vector<llama::KvChoice>& choices,
+                                            const llama::FlashAttnProblem& problem, const Content& content,
+                                            ThreadTeam& team) {
   std::vector<std::unique_ptr<Arm>> arms;
   for (const auto& choice : choices) {
-    if (choice.stock()) arms.push_back(std::make_unique<StockArm>(choice, problem, content));
-    else arms.push_back(std::make_unique<OurArm>(choice, problem, content, team));
+    if (choice.stock())
+      arms.push_back(std::make_unique<StockArm>(choice, problem, content));
+    else
+      arms.push_back(std::make_unique<OurArm>(choice, problem, content, team));
     arms.back()->check_answer();
   }
   return arms;
 }
 
-/// All arms once, repeated: slow moments of the machine hit all alike. The pause lets llama.cpp's spinning threads sleep.
+/// All arms once, repeated: slow moments of the machine hit all alike. The pause lets llama.cpp's spinning threads
+/// sleep.
 void measure(std::vector<std::unique_ptr<Arm>>& arms, int n_repetitions, Progress& progress, const std::string& note) {
   for (int repetition = 0; repetition < n_repetitions; ++repetition) {
     for (auto& arm : arms) {
@@ -220,47 +236,70 @@ double paired_ratio(const Arm& arm, const Arm& baseline) {
   return median(ratios);
 }
 
-void report_rows(const std::vector<std::unique_ptr<Arm>>& arms, const llama::FlashAttnProblem& problem, const Roofline& roofline,
-                 Table& table, JsonReport& report) {
+void report_rows(const std::vector<std::unique_ptr<Arm>>& arms, const llama::FlashAttnProblem& problem,
+                 const Roofline& roofline, Table& table, JsonReport& report) {
   const LayerShape& shape = problem.shape;
   const double n_units = double(problem.n_tokens) * shape.n_kv_heads * problem.n_layers;
   const double macs = double(problem.n_tokens) * shape.n_heads * (shape.head_dim_k + shape.head_dim_v);
   const auto baseline = std::ranges::find(arms, std::string(kBaseline), [](const auto& arm) { return arm->kv.name; });
   for (const auto& arm : arms) {
-    const double middle = median(arm->seconds), least = quantile(arm->seconds, 0.0), per_layer = middle / problem.n_layers;
+    const double middle = median(arm->seconds), least = quantile(arm->seconds, 0.0),
+                 per_layer = middle / problem.n_layers;
     const double ratio = paired_ratio(*arm, **baseline);
     const double share = roofline.seconds(macs, arm->bytes()) / per_layer;
     const double gbytes = 1e-9 * arm->bytes() / per_layer, gmacs = 1e-9 * macs / per_layer;
     table.add_row({arm->kv.name, fmt::format("{}", problem.n_tokens), fmt::format("{:.1f}", 1e9 * middle / n_units),
-                   fmt::format("{:.1f}", 1e9 * least / n_units), fmt::format("{:.2f}", ratio), fmt::format("{:.1f}", gbytes),
-                   fmt::format("{:.1f}", gmacs), fmt::format("{:.0f} %", 100.0 * share)});
-    report.add_row({{"kv", arm->kv.name}, {"n_tokens", problem.n_tokens}, {"head_dim", shape.head_dim_k}, {"group", shape.n_heads / shape.n_kv_heads},
-                    {"threads", problem.n_threads}, {"ns_per_token_head", 1e9 * middle / n_units}, {"ns_per_token_head_min", 1e9 * least / n_units},
-                    {"ratio_to_llama_f16", ratio}, {"gbyte_per_s", gbytes}, {"gmac_per_s", gmacs}, {"roofline_share", share}});
+                   fmt::format("{:.1f}", 1e9 * least / n_units), fmt::format("{:.2f}", ratio),
+                   fmt::format("{:.1f}", gbytes), fmt::format("{:.1f}", gmacs),
+                   fmt::format("{:.0f} %", 100.0 * share)});
+    report.add_row({{"kv", arm->kv.name},
+                    {"n_tokens", problem.n_tokens},
+                    {"head_dim", shape.head_dim_k},
+                    {"group", shape.n_heads / shape.n_kv_heads},
+                    {"threads", problem.n_threads},
+                    {"ns_per_token_head", 1e9 * middle / n_units},
+                    {"ns_per_token_head_min", 1e9 * least / n_units},
+                    {"ratio_to_llama_f16", ratio},
+                    {"gbyte_per_s", gbytes},
+                    {"gmac_per_s", gmacs},
+                    {"roofline_share", share}});
   }
 }
 
 void run(const Options& options) {
   auto choices = parse_kv_option(options.kv);
-  if (std::ranges::find(choices, kBaseline, &llama::KvChoice::name) == choices.end()) choices.push_back(unwrap(llama::KvChoice::parse(kBaseline)));
+  if (std::ranges::find(choices, kBaseline, &llama::KvChoice::name) == choices.end())
+    choices.push_back(unwrap(llama::KvChoice::parse(kBaseline)));
   JsonReport report(options.output, "bench attention");
   const uint32_t n_threads = uint32_t(options.n_threads > 0 ? options.n_threads : llama::default_threads());
   ThreadTeam team(n_threads);
   const Roofline roofline = measure_roofline(team);
-  report.meta().update({{"model", nullptr}, {"threads", n_threads}, {"seed", options.seed}, {"llama_cpp", llama::llama_version()},
-                        {"peak_gmac_per_s", roofline.gmac_per_s}, {"peak_gbyte_per_s", roofline.gbyte_per_s},
-                        {"kv_heads", options.n_kv_heads}, {"layers", options.n_layers}, {"repetitions", options.n_repetitions}});
-  fmt::print("{} threads: {:.0f} GMAC/s in fp32, {:.0f} GB/s from memory; head_dim {}, {} query heads on {} KV heads, {} layers, {}\n\n",
-             n_threads, roofline.gmac_per_s, roofline.gbyte_per_s, options.head_dim, options.group * options.n_kv_heads, options.n_kv_heads,
-             options.n_layers, simd_target());
+  report.meta().update({{"model", nullptr},
+                        {"threads", n_threads},
+                        {"seed", options.seed},
+                        {"llama_cpp", llama::llama_version()},
+                        {"peak_gmac_per_s", roofline.gmac_per_s},
+                        {"peak_gbyte_per_s", roofline.gbyte_per_s},
+                        {"kv_heads", options.n_kv_heads},
+                        {"layers", options.n_layers},
+                        {"repetitions", options.n_repetitions}});
+  fmt::print(
+      "{} threads: {:.0f} GMAC/s in fp32, {:.0f} GB/s from memory; head_dim {}, {} query heads on {} KV heads, {} "
+      "layers, {}\n\n",
+      n_threads, roofline.gmac_per_s, roofline.gbyte_per_s, options.head_dim, options.group * options.n_kv_heads,
+      options.n_kv_heads, options.n_layers, simd_target());
   using enum Table::Align;
-  Table table({{"kv", left}, {"tokens"}, {"ns/token/head"}, {"min"}, {"x llama:f16"}, {"GB/s"}, {"GMAC/s"}, {"of roofline"}});
+  Table table(
+      {{"kv", left}, {"tokens"}, {"ns/token/head"}, {"min"}, {"x llama:f16"}, {"GB/s"}, {"GMAC/s"}, {"of roofline"}});
   Noise noise;
   Progress progress("bench attention", double(options.n_tokens.size()) * options.n_repetitions);
   try {
     for (uint32_t n_tokens : options.n_tokens) {
-      const llama::FlashAttnProblem problem{{options.group * options.n_kv_heads, options.n_kv_heads, options.head_dim, options.head_dim},
-                                            n_tokens, options.n_layers, n_threads};
+      const llama::FlashAttnProblem problem{
+          {options.group * options.n_kv_heads, options.n_kv_heads, options.head_dim, options.head_dim},
+          n_tokens,
+          options.n_layers,
+          n_threads};
       const Content content = make_content(problem, options.seed);
       auto arms = make_arms(choices, problem, content, team);
       measure(arms, options.n_repetitions, progress, fmt::format("{} tokens", n_tokens));
@@ -284,16 +323,39 @@ void add_bench_attention_command(CLI::App& bench) {
   auto options = std::make_shared<Options>();
   CLI::App* command = bench.add_subcommand("attention", "attention kernels alone: one query token over a filled cache");
   add_kv_option(*command, options->kv, options->kv);
-  command->add_option("--tokens", options->n_tokens, "cached tokens, a list")->type_name("N[,N...]")->delimiter(',')->check(in_range(2, 1 << 22))->capture_default_str();
-  command->add_option("--head-dim", options->head_dim, "channels of a head")->type_name("N")->check(in_range(8, 512))->capture_default_str();
-  command->add_option("--group", options->group, "query heads on one KV head")->type_name("N")->check(in_range(1, 16))->capture_default_str();
-  command->add_option("--kv-heads", options->n_kv_heads, "KV heads")->type_name("N")->check(in_range(1, 256))->capture_default_str();
-  command->add_option("--layers", options->n_layers, "caches attended one after the other, as a model's layers are")->type_name("N")->check(in_range(1, 256))->capture_default_str();
-  command->add_option("-t,--threads", options->n_threads, "threads (default: the physical cores)")->type_name("N")->check(in_range(1, 512));
-  command->add_option("-r,--repetitions", options->n_repetitions, "alternating repetitions")->type_name("N")->check(in_range(5, 10000))->capture_default_str();
+  command->add_option("--tokens", options->n_tokens, "cached tokens, a list")
+      ->type_name("N[,N...]")
+      ->delimiter(',')
+      ->check(in_range(2, 1 << 22))
+      ->capture_default_str();
+  command->add_option("--head-dim", options->head_dim, "channels of a head")
+      ->type_name("N")
+      ->check(in_range(8, 512))
+      ->capture_default_str();
+  command->add_option("--group", options->group, "query heads on one KV head")
+      ->type_name("N")
+      ->check(in_range(1, 16))
+      ->capture_default_str();
+  command->add_option("--kv-heads", options->n_kv_heads, "KV heads")
+      ->type_name("N")
+      ->check(in_range(1, 256))
+      ->capture_default_str();
+  command->add_option("--layers", options->n_layers, "caches attended one after the other, as a model's layers are")
+      ->type_name("N")
+      ->check(in_range(1, 256))
+      ->capture_default_str();
+  command->add_option("-t,--threads", options->n_threads, "threads (default: the physical cores)")
+      ->type_name("N")
+      ->check(in_range(1, 512));
+  command->add_option("-r,--repetitions", options->n_repetitions, "alternating repetitions")
+      ->type_name("N")
+      ->check(in_range(5, 10000))
+      ->capture_default_str();
   command->add_option("-s,--seed", options->seed, "of the random content")->type_name("N")->capture_default_str();
   command->add_option("-o,--output", options->output, "write meta data and rows as JSON")->type_name("FILE.json");
-  command->footer("Example:\n  mikv bench attention --tokens 1024,4096,16384 --head-dim 128 --group 6 --kv mikv,llama:f16,llama:q4_0");
+  command->footer(
+      "Example:\n  mikv bench attention --tokens 1024,4096,16384 --head-dim 128 --group 6 --kv "
+      "mikv,llama:f16,llama:q4_0");
   command->callback([options] { run(*options); });
 }
 

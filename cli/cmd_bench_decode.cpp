@@ -1,7 +1,7 @@
 // mikv bench decode: generation speed of the whole model at a depth of context, ours and llama.cpp's in one run.
 //
-// Every arm is brought to the same prompt, then the arms take turns: a repetition lets each of them generate `steps` tokens
-// from that prompt's end. Ratios are taken within a repetition, so that slow moments of the machine cancel.
+// Every arm is brought to the same prompt, then the arms take turns: a repetition lets each of them generate `steps`
+// tokens from that prompt's end. Ratios are taken within a repetition, so that slow moments of the machine cancel.
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
@@ -30,8 +30,8 @@ constexpr const char* kReference = "full";
 // A step costs about as much as this many tokens of a prompt: for the time left only.
 constexpr double kStepInPromptTokens = 6.0;
 
-// Our uncompressed cache and llama.cpp's f16 hold the same numbers, summed in another order; the model's own int8 activations
-// amplify that to 0.02 at most on SmolLM2. A wrong cell or position gives 1 and more.
+// Our uncompressed cache and llama.cpp's f16 hold the same numbers, summed in another order; the model's own int8
+// activations amplify that to 0.02 at most on SmolLM2. A wrong cell or position gives 1 and more.
 constexpr double kMaxDivergence = 0.1;
 
 struct Options {
@@ -98,7 +98,8 @@ class DepthRun {
   ArmStart begin(size_t arm) {
     size_t before = 0;
     arms_.on_prefill = [&](size_t, size_t done) {
-      progress_.advance(double(done - before), fmt::format("depth {}: reading the prompt, {}", depth_, arms_.choice(arm).name));
+      progress_.advance(double(done - before),
+                        fmt::format("depth {}: reading the prompt, {}", depth_, arms_.choice(arm).name));
       before = done;
     };
     return arms_.start(arm);
@@ -109,12 +110,14 @@ class DepthRun {
     const auto stock = first_distribution(index_of(kBaseline));
     const double divergence = kl_divergence(stock, ours);
     if (!(divergence < kMaxDivergence)) {
-      throw UserError(fmt::format("refusing to time: at depth {} {} and {} disagree (KL divergence {:.2g}); please report it", depth_,
-                                  kReference, kBaseline, divergence));
+      throw UserError(
+          fmt::format("refusing to time: at depth {} {} and {} disagree (KL divergence {:.2g}); please report it",
+                      depth_, kReference, kBaseline, divergence));
     }
     for (size_t arm = 0; arm < arms_.size(); ++arm) {
       if (!std::isfinite(kl_divergence(stock, first_distribution(arm)))) {
-        throw UserError(fmt::format("refusing to time: {} gives no finite answer at depth {}; please report it", arms_.choice(arm).name, depth_));
+        throw UserError(fmt::format("refusing to time: {} gives no finite answer at depth {}; please report it",
+                                    arms_.choice(arm).name, depth_));
       }
     }
   }
@@ -130,7 +133,8 @@ class DepthRun {
     }
     timing.tokens_per_s.push_back(double(options_.n_steps) / watch.seconds());
     progress_.advance(kStepInPromptTokens * options_.n_steps,
-                      fmt::format("depth {}: repetition {} of {}, {}", depth_, repetition + 1, options_.n_repetitions, arms_.choice(arm).name));
+                      fmt::format("depth {}: repetition {} of {}, {}", depth_, repetition + 1, options_.n_repetitions,
+                                  arms_.choice(arm).name));
   }
 
   const Options& options_;
@@ -140,7 +144,8 @@ class DepthRun {
   uint32_t n_prompt_ = 0, depth_ = 0;
 };
 
-void report_rows(const Arms& arms, size_t n_shown, uint32_t depth, const std::vector<Timing>& timings, Table& table, JsonReport& report) {
+void report_rows(const Arms& arms, size_t n_shown, uint32_t depth, const std::vector<Timing>& timings, Table& table,
+                 JsonReport& report) {
   size_t baseline = 0;
   while (arms.choice(baseline).name != kBaseline) ++baseline;
   for (size_t arm = 0; arm < n_shown; ++arm) {
@@ -149,11 +154,16 @@ void report_rows(const Arms& arms, size_t n_shown, uint32_t depth, const std::ve
     for (size_t i = 0; i < rates.size(); ++i) ratios.push_back(rates[i] / timings[baseline].tokens_per_s[i]);
     const double ratio = median(ratios), bits = timings[arm].usage.bits_per_element();
     table.add_row({arms.choice(arm).name, fmt::format("{}", depth), fmt::format("{:.1f}", median(rates)),
-                   fmt::format("{:.1f}", quantile(rates, 0.0)), fmt::format("{:.1f}", quantile(rates, 1.0)), fmt::format("{:.2f}", ratio),
-                   format_bytes(double(timings[arm].usage.total()))});
-    report.add_row({{"kv", arms.choice(arm).name}, {"depth", depth}, {"tokens_per_s", median(rates)}, {"ratio_to_llama_f16", ratio},
-                    {"tokens_per_s_min", quantile(rates, 0.0)}, {"tokens_per_s_max", quantile(rates, 1.0)},
-                    {"kv_bytes", timings[arm].usage.total()}, {"bits_per_element", bits}});
+                   fmt::format("{:.1f}", quantile(rates, 0.0)), fmt::format("{:.1f}", quantile(rates, 1.0)),
+                   fmt::format("{:.2f}", ratio), format_bytes(double(timings[arm].usage.total()))});
+    report.add_row({{"kv", arms.choice(arm).name},
+                    {"depth", depth},
+                    {"tokens_per_s", median(rates)},
+                    {"ratio_to_llama_f16", ratio},
+                    {"tokens_per_s_min", quantile(rates, 0.0)},
+                    {"tokens_per_s_max", quantile(rates, 1.0)},
+                    {"kv_bytes", timings[arm].usage.total()},
+                    {"bits_per_element", bits}});
   }
 }
 
@@ -173,12 +183,16 @@ void run(const Options& options) {
   auto choices = parse_kv_option(options.kv);
   const size_t n_shown = choices.size();
   for (const char* needed : {kReference, kBaseline}) {  // the check and the ratio need them
-    if (std::ranges::find(choices, needed, &llama::KvChoice::name) == choices.end()) choices.push_back(unwrap(llama::KvChoice::parse(needed)));
+    if (std::ranges::find(choices, needed, &llama::KvChoice::name) == choices.end())
+      choices.push_back(unwrap(llama::KvChoice::parse(needed)));
   }
   JsonReport report(options.output, "bench decode");
   const auto model = options.model.load();
   const uint32_t deepest = *std::ranges::max_element(options.depths);
-  Arms arms(*model, choices, {.n_ctx = (deepest + 2 + options.n_steps + 1 + 255) / 256 * 256, .n_threads = options.model.threads(), .should_stop = interrupted});
+  Arms arms(*model, choices,
+            {.n_ctx = (deepest + 2 + options.n_steps + 1 + 255) / 256 * 256,
+             .n_threads = options.model.threads(),
+             .should_stop = interrupted});
   options.model.describe(*model, report.meta());
   report.meta().update({{"seed", options.seed}, {"steps", options.n_steps}, {"repetitions", options.n_repetitions}});
   using enum Table::Align;
@@ -207,15 +221,28 @@ void run(const Options& options) {
 
 void add_bench_decode_command(CLI::App& bench) {
   auto options = std::make_shared<Options>();
-  CLI::App* command = bench.add_subcommand("decode", "generation speed of the whole model after prompts of given lengths");
+  CLI::App* command =
+      bench.add_subcommand("decode", "generation speed of the whole model after prompts of given lengths");
   options->model.add_to(*command);
   add_kv_option(*command, options->kv, "full,mikv,llama:f16,llama:q4_0");
-  command->add_option("-d,--depth", options->depths, "tokens in the cache before generation, a list")->type_name("N[,N...]")->delimiter(',')->check(in_range(0, 1 << 22))->capture_default_str();
-  command->add_option("-n,--steps", options->n_steps, "tokens to generate in a repetition")->type_name("N")->check(in_range(1, 4096))->capture_default_str();
-  command->add_option("-r,--repetitions", options->n_repetitions, "alternating repetitions")->type_name("N")->check(in_range(1, 1000))->capture_default_str();
+  command->add_option("-d,--depth", options->depths, "tokens in the cache before generation, a list")
+      ->type_name("N[,N...]")
+      ->delimiter(',')
+      ->check(in_range(0, 1 << 22))
+      ->capture_default_str();
+  command->add_option("-n,--steps", options->n_steps, "tokens to generate in a repetition")
+      ->type_name("N")
+      ->check(in_range(1, 4096))
+      ->capture_default_str();
+  command->add_option("-r,--repetitions", options->n_repetitions, "alternating repetitions")
+      ->type_name("N")
+      ->check(in_range(1, 1000))
+      ->capture_default_str();
   command->add_option("-s,--seed", options->seed, "of the prompt's text")->type_name("N")->capture_default_str();
   command->add_option("-o,--output", options->output, "write meta data and rows as JSON")->type_name("FILE.json");
-  command->footer("Example:\n  mikv bench decode -m qwen2.5-coder-0.5b --depth 0,4096 --kv full,mikv,llama:f16,llama:q4_0 -o decode.json");
+  command->footer(
+      "Example:\n  mikv bench decode -m qwen2.5-coder-0.5b --depth 0,4096 --kv full,mikv,llama:f16,llama:q4_0 -o "
+      "decode.json");
   command->callback([options] { run(*options); });
 }
 

@@ -1,7 +1,8 @@
 // mikv eval kld: how far each cache moves the model's next-token distribution from the full cache's.
 //
-// The text is tokenised once. Chunk i is `context` tokens as a prompt, compressed at its end, and the next `tokens` tokens
-// fed one by one. After each of these the distribution is compared with the one that our uncompressed cache gives.
+// The text is tokenised once. Chunk i is `context` tokens as a prompt, compressed at its end, and the next `tokens`
+// tokens fed one by one. After each of these the distribution is compared with the one that our uncompressed cache
+// gives.
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
@@ -46,7 +47,8 @@ struct Tally {
 size_t top(std::span<const double> log_p) { return size_t(std::ranges::max_element(log_p) - log_p.begin()); }
 
 /// Feeds the tokens and gives each distribution that follows one to `use`.
-void feed(llama::Context& context, std::span<const llama::Token> tokens, const std::function<void(size_t, std::vector<double>)>& use) {
+void feed(llama::Context& context, std::span<const llama::Token> tokens,
+          const std::function<void(size_t, std::vector<double>)>& use) {
   for (size_t i = 0; i < tokens.size(); ++i) {
     throw_if_interrupted();
     check(context.decode(tokens[i]));
@@ -58,8 +60,9 @@ std::vector<llama::Token> read_tokens(const Options& options, const std::string&
   auto tokens = model.tokenize(text, true);
   const size_t needed = size_t(options.n_chunks) * (options.n_context + options.n_tokens);
   if (tokens.size() < needed) {
-    throw UserError(fmt::format("--text {} has {} tokens, but {} chunks of {} need {}; use a longer text or fewer --chunks", options.text,
-                                tokens.size(), options.n_chunks, options.n_context + options.n_tokens, needed));
+    throw UserError(
+        fmt::format("--text {} has {} tokens, but {} chunks of {} need {}; use a longer text or fewer --chunks",
+                    options.text, tokens.size(), options.n_chunks, options.n_context + options.n_tokens, needed));
   }
   return tokens;
 }
@@ -76,7 +79,8 @@ class ChunkRun {
     const std::string note = fmt::format("chunk {} of {}, ", index + 1, options_.n_chunks);
     progress_.advance(0, note + arms_.choice(0).name);
     Reference reference(continuation.size());
-    feed(*arms_.start(0).context, continuation, [&](size_t i, std::vector<double> log_p) { reference[i] = std::move(log_p); });
+    feed(*arms_.start(0).context, continuation,
+         [&](size_t i, std::vector<double> log_p) { reference[i] = std::move(log_p); });
     progress_.advance(1);
     for (size_t arm = 1; arm < arms_.size(); ++arm) {
       progress_.advance(0, note + arms_.choice(arm).name);
@@ -112,10 +116,17 @@ void report_rows(const Arms& arms, const std::vector<Tally>& tallies, JsonReport
     const auto& d = t.divergences;
     const double p50 = median(d), p99 = quantile(d, 0.99), p999 = quantile(d, 0.999), max = quantile(d, 1.0);
     const auto number = [](double value) { return fmt::format("{:.4f}", value); };
-    table.add_row({arms.choice(arm).name, fmt::format("{:.2f}", t.mean_bits()), number(mean(d)), number(p50), number(p99), number(p999),
-                   number(max), fmt::format("{:.1f} %", 100.0 * t.same_top())});
-    report.add_row({{"kv", arms.choice(arm).name}, {"bits_per_element", t.mean_bits()}, {"mean", mean(d)}, {"median", p50}, {"p99", p99},
-                    {"p999", p999}, {"max", max}, {"same_top", t.same_top()}, {"n", d.size()}});
+    table.add_row({arms.choice(arm).name, fmt::format("{:.2f}", t.mean_bits()), number(mean(d)), number(p50),
+                   number(p99), number(p999), number(max), fmt::format("{:.1f} %", 100.0 * t.same_top())});
+    report.add_row({{"kv", arms.choice(arm).name},
+                    {"bits_per_element", t.mean_bits()},
+                    {"mean", mean(d)},
+                    {"median", p50},
+                    {"p99", p99},
+                    {"p999", p999},
+                    {"max", max},
+                    {"same_top", t.same_top()},
+                    {"n", d.size()}});
   }
   table.print(stdout);
 }
@@ -130,17 +141,25 @@ void run(const Options& options) {
   // The reference runs as an arm of its own, ahead of the others.
   choices.insert(choices.begin(), unwrap(llama::KvChoice::parse("full")));
   const size_t chunk_size = options.n_context + options.n_tokens;
-  Arms arms(*model, choices, {.n_ctx = uint32_t((chunk_size + 255) / 256 * 256), .n_ubatch = options.n_ubatch,
-                              .n_threads = options.model.threads(), .should_stop = interrupted});
+  Arms arms(*model, choices,
+            {.n_ctx = uint32_t((chunk_size + 255) / 256 * 256),
+             .n_ubatch = options.n_ubatch,
+             .n_threads = options.model.threads(),
+             .should_stop = interrupted});
   options.model.describe(*model, report.meta());
-  report.meta().update({{"seed", nullptr}, {"text", options.text}, {"context", options.n_context}, {"tokens", options.n_tokens},
-                        {"chunks", options.n_chunks}, {"n_ubatch", options.n_ubatch}});
+  report.meta().update({{"seed", nullptr},
+                        {"text", options.text},
+                        {"context", options.n_context},
+                        {"tokens", options.n_tokens},
+                        {"chunks", options.n_chunks},
+                        {"n_ubatch", options.n_ubatch}});
 
   std::vector<Tally> tallies(arms.size());
   Progress progress("eval kld", double(options.n_chunks * arms.size()));
   ChunkRun chunk_run(options, arms, tallies, progress);
   try {
-    for (size_t i = 0; i < options.n_chunks; ++i) chunk_run.run(std::span(tokens).subspan(i * chunk_size, chunk_size), i);
+    for (size_t i = 0; i < options.n_chunks; ++i)
+      chunk_run.run(std::span(tokens).subspan(i * chunk_size, chunk_size), i);
   } catch (const Interrupted&) {
     report.meta()["interrupted"] = true;
   }
@@ -158,13 +177,28 @@ void add_eval_kld_command(CLI::App& eval) {
   options->model.add_to(*command);
   add_kv_option(*command, options->kv, "mikv,mikv-paper,h2o,rtn4,llama:q8_0,llama:q4_0");
   command->add_option("--text,-f", options->text, "plain text to measure on")->type_name("FILE");
-  command->add_option("--context", options->n_context, "tokens of a chunk that are the prompt")->type_name("N")->check(in_range(2, 1 << 24))->capture_default_str();
-  command->add_option("--tokens", options->n_tokens, "tokens of a chunk that are fed one by one after it")->type_name("N")->check(in_range(1, 1 << 16))->capture_default_str();
-  command->add_option("--chunks", options->n_chunks, "chunks of the text, from its beginning")->type_name("N")->check(in_range(1, 1 << 16))->capture_default_str();
-  command->add_option("--ubatch", options->n_ubatch, "tokens of a prompt that are computed at once; the chunk of prefill=streaming")->type_name("N")->check(in_range(2, 1 << 16))->capture_default_str();
+  command->add_option("--context", options->n_context, "tokens of a chunk that are the prompt")
+      ->type_name("N")
+      ->check(in_range(2, 1 << 24))
+      ->capture_default_str();
+  command->add_option("--tokens", options->n_tokens, "tokens of a chunk that are fed one by one after it")
+      ->type_name("N")
+      ->check(in_range(1, 1 << 16))
+      ->capture_default_str();
+  command->add_option("--chunks", options->n_chunks, "chunks of the text, from its beginning")
+      ->type_name("N")
+      ->check(in_range(1, 1 << 16))
+      ->capture_default_str();
+  command
+      ->add_option("--ubatch", options->n_ubatch,
+                   "tokens of a prompt that are computed at once; the chunk of prefill=streaming")
+      ->type_name("N")
+      ->check(in_range(2, 1 << 16))
+      ->capture_default_str();
   command->add_option("-o,--output", options->output, "write meta data and rows as JSON")->type_name("FILE.json");
-  command->footer("Example:\n  mikv eval kld -m qwen2.5-coder-1.5b --text book.txt --context 1024 --tokens 64 --chunks 5 \\\n"
-                  "    --kv mikv,mikv-paper,llama:q8_0,llama:q4_0 -o kld.json");
+  command->footer(
+      "Example:\n  mikv eval kld -m qwen2.5-coder-1.5b --text book.txt --context 1024 --tokens 64 --chunks 5 \\\n"
+      "    --kv mikv,mikv-paper,llama:q8_0,llama:q4_0 -o kld.json");
   command->callback([options] { run(*options); });
 }
 

@@ -67,7 +67,8 @@ std::vector<LineCase> make_cases(const Options& options) {
   return cases;
 }
 
-std::vector<Prompt> make_prompts(const Options& options, const std::vector<LineCase>& cases, const llama::Model& model) {
+std::vector<Prompt> make_prompts(const Options& options, const std::vector<LineCase>& cases,
+                                 const llama::Model& model) {
   const bool templated = !options.raw && model.has_chat_template();
   std::vector<Prompt> prompts;
   for (const LineCase& line_case : cases) {
@@ -92,7 +93,8 @@ llama::Token likeliest(std::span<const float> logits) {
 }
 
 /// Greedy; stops where a number that follows the prefix has ended, because nothing after it can change the answer.
-std::string answer(const Options& options, const llama::Model& model, const Prompt& prompt, const ArmStart& start, Tally& tally) {
+std::string answer(const Options& options, const llama::Model& model, const Prompt& prompt, const ArmStart& start,
+                   Tally& tally) {
   std::string text;
   llama::Token token = likeliest(start.logits);
   for (uint32_t i = 0; i < options.n_predict && !model.is_end_of_generation(token); ++i) {
@@ -108,7 +110,8 @@ std::string answer(const Options& options, const llama::Model& model, const Prom
   return text;
 }
 
-void measure(const Options& options, const llama::Model& model, const Prompt& prompt, Arms& arms, size_t arm, Tally& tally) {
+void measure(const Options& options, const llama::Model& model, const Prompt& prompt, Arms& arms, size_t arm,
+             Tally& tally) {
   const ArmStart start = arms.start(arm);
   Tally next = tally;  // a prompt counts only when its answer is complete
   const std::string text = answer(options, model, prompt, start, next);
@@ -123,11 +126,19 @@ void measure(const Options& options, const llama::Model& model, const Prompt& pr
 
 void print_table(const Arms& arms, const std::vector<Tally>& tallies) {
   using enum Table::Align;
-  Table table({{"kv", left}, {"score"}, {"correct"}, {"bits/element"}, {"KV bytes"}, {"of f16"}, {"prefill t/s"}, {"decode t/s"}});
+  Table table({{"kv", left},
+               {"score"},
+               {"correct"},
+               {"bits/element"},
+               {"KV bytes"},
+               {"of f16"},
+               {"prefill t/s"},
+               {"decode t/s"}});
   for (size_t arm = 0; arm < arms.size(); ++arm) {
     const Tally& t = tallies[arm];
-    table.add_row({arms.choice(arm).name, fmt::format("{:.0f} %", 100.0 * t.score()), fmt::format("{}/{}", t.n_correct, t.n),
-                   fmt::format("{:.2f}", t.mean_bits()), format_bytes(t.mean_bytes()), fmt::format("{:.0f} %", 100.0 * t.mean_bits() / 16.0),
+    table.add_row({arms.choice(arm).name, fmt::format("{:.0f} %", 100.0 * t.score()),
+                   fmt::format("{}/{}", t.n_correct, t.n), fmt::format("{:.2f}", t.mean_bits()),
+                   format_bytes(t.mean_bytes()), fmt::format("{:.0f} %", 100.0 * t.mean_bits() / 16.0),
                    fmt::format("{:.0f}", t.prefill_rate()), fmt::format("{:.1f}", t.decode_rate())});
   }
   table.print(stdout);
@@ -136,22 +147,30 @@ void print_table(const Arms& arms, const std::vector<Tally>& tallies) {
 void add_rows(JsonReport& report, const Arms& arms, const std::vector<Tally>& tallies) {
   for (size_t arm = 0; arm < arms.size(); ++arm) {
     const Tally& t = tallies[arm];
-    report.add_row({{"kv", arms.choice(arm).name}, {"score", t.score()}, {"correct", t.n_correct}, {"n", t.n},
-                    {"bits_per_element", t.mean_bits()}, {"kv_bytes", t.mean_bytes()},
-                    {"prefill_tokens_per_s", t.prefill_rate()}, {"decode_tokens_per_s", t.decode_rate()}});
+    report.add_row({{"kv", arms.choice(arm).name},
+                    {"score", t.score()},
+                    {"correct", t.n_correct},
+                    {"n", t.n},
+                    {"bits_per_element", t.mean_bits()},
+                    {"kv_bytes", t.mean_bytes()},
+                    {"prefill_tokens_per_s", t.prefill_rate()},
+                    {"decode_tokens_per_s", t.decode_rate()}});
   }
 }
 
 void write_plot(const Options& options, const llama::Model& model, const Arms& arms, const std::vector<Tally>& tallies,
                 const std::string& subtitle) {
-  BarChart chart{.title = "Line retrieval: " + model.info().description, .subtitle = subtitle, .panels = {{"correct answers", {}}, {"KV cache at the end of the prompt", {}}}};
+  BarChart chart{.title = "Line retrieval: " + model.info().description,
+                 .subtitle = subtitle,
+                 .panels = {{"correct answers", {}}, {"KV cache at the end of the prompt", {}}}};
   double largest = 0.0;
   for (const Tally& t : tallies) largest = std::max(largest, t.mean_bytes());
   for (size_t arm = 0; arm < arms.size(); ++arm) {
     const Tally& t = tallies[arm];
     chart.rows.push_back({arms.choice(arm).name, arms.choice(arm).stock()});
     chart.panels[0].bars.push_back({t.score(), fmt::format("{:.0f} %", 100.0 * t.score())});
-    chart.panels[1].bars.push_back({largest > 0 ? t.mean_bytes() / largest : 0.0, fmt::format("{} ({:.1f} bits)", format_bytes(t.mean_bytes()), t.mean_bits())});
+    chart.panels[1].bars.push_back({largest > 0 ? t.mean_bytes() / largest : 0.0,
+                                    fmt::format("{} ({:.1f} bits)", format_bytes(t.mean_bytes()), t.mean_bits())});
   }
   write_file(options.plot, svg(chart));
 }
@@ -163,11 +182,16 @@ void run(const Options& options) {
   if (!options.plot.empty()) check_writable(options.plot, "--plot");
   const auto model = options.model.load();
   const auto prompts = make_prompts(options, cases, *model);
-  llama::ContextOptions context_options{.n_ctx = context_size(options, prompts), .n_threads = options.model.threads(), .should_stop = interrupted};
+  llama::ContextOptions context_options{
+      .n_ctx = context_size(options, prompts), .n_threads = options.model.threads(), .should_stop = interrupted};
   Arms arms(*model, choices, context_options);
   options.model.describe(*model, report.meta());
-  report.meta().update({{"seed", options.seed}, {"lines", options.n_lines}, {"prompts", prompts.size()}, {"file", options.file},
-                        {"prefix", options.prefix}, {"n_ctx", context_options.n_ctx}});
+  report.meta().update({{"seed", options.seed},
+                        {"lines", options.n_lines},
+                        {"prompts", prompts.size()},
+                        {"file", options.file},
+                        {"prefix", options.prefix},
+                        {"n_ctx", context_options.n_ctx}});
 
   std::vector<Tally> tallies(arms.size());
   Progress progress("eval lines", double(prompts.size() * arms.size()));
@@ -175,7 +199,8 @@ void run(const Options& options) {
     for (size_t i = 0; i < prompts.size(); ++i) {
       arms.set_prompt(prompts[i].tokens);
       for (size_t arm = 0; arm < arms.size(); ++arm) {
-        progress.update(double(i * arms.size() + arm), fmt::format("prompt {} of {}, {}", i + 1, prompts.size(), arms.choice(arm).name));
+        progress.update(double(i * arms.size() + arm),
+                        fmt::format("prompt {} of {}, {}", i + 1, prompts.size(), arms.choice(arm).name));
         measure(options, *model, prompts[i], arms, arm, tallies[arm]);
       }
     }
@@ -188,7 +213,9 @@ void run(const Options& options) {
   report.write();
   if (!options.plot.empty()) {
     const size_t n_tokens = prompts.front().tokens.size();
-    write_plot(options, *model, arms, tallies, fmt::format("{} prompts of about {} tokens, greedy; mikv {}", tallies.front().n, n_tokens, report.meta()["commit"].get<std::string>()));
+    write_plot(options, *model, arms, tallies,
+               fmt::format("{} prompts of about {} tokens, greedy; mikv {}", tallies.front().n, n_tokens,
+                           report.meta()["commit"].get<std::string>()));
   }
   throw_if_interrupted();
 }
@@ -200,18 +227,34 @@ void add_eval_lines_command(CLI::App& eval) {
   CLI::App* command = eval.add_subcommand("lines", "LongEval line retrieval: is a number of the prompt still found?");
   options->model.add_to(*command);
   add_kv_option(*command, options->kv, kDefaultKv);
-  auto* lines = command->add_option("--lines", options->n_lines, "lines in a prompt; about 20 tokens each")->type_name("N")->check(in_range(1, max_lines() / 2))->capture_default_str();
-  command->add_option("--prompts", options->n_prompts, "prompts to try, at most")->type_name("N")->check(in_range(1, 100000))->capture_default_str();
+  auto* lines = command->add_option("--lines", options->n_lines, "lines in a prompt; about 20 tokens each")
+                    ->type_name("N")
+                    ->check(in_range(1, max_lines() / 2))
+                    ->capture_default_str();
+  command->add_option("--prompts", options->n_prompts, "prompts to try, at most")
+      ->type_name("N")
+      ->check(in_range(1, 100000))
+      ->capture_default_str();
   command->add_option("-s,--seed", options->seed, "of the generated prompts")->type_name("N")->capture_default_str();
-  command->add_option("--file", options->file, "LongEval's own test cases instead: .jsonl with prompt and expected_number")->type_name("FILE")->excludes(lines);
-  command->add_flag("--prefix,!--no-prefix", options->prefix, "give the answer's beginning, \"The <REGISTER_CONTENT> in line NAME is <\" (on by default)");
+  command
+      ->add_option("--file", options->file, "LongEval's own test cases instead: .jsonl with prompt and expected_number")
+      ->type_name("FILE")
+      ->excludes(lines);
+  command->add_flag("--prefix,!--no-prefix", options->prefix,
+                    "give the answer's beginning, \"The <REGISTER_CONTENT> in line NAME is <\" (on by default)");
   command->add_flag("--raw", options->raw, "no chat template");
-  command->add_option("-n,--predict", options->n_predict, "longest answer in tokens")->type_name("N")->check(in_range(1, 4096))->capture_default_str();
-  command->add_option("-c,--ctx-size", options->n_ctx, "context in tokens; 0: what the prompts need")->type_name("N")->capture_default_str();
+  command->add_option("-n,--predict", options->n_predict, "longest answer in tokens")
+      ->type_name("N")
+      ->check(in_range(1, 4096))
+      ->capture_default_str();
+  command->add_option("-c,--ctx-size", options->n_ctx, "context in tokens; 0: what the prompts need")
+      ->type_name("N")
+      ->capture_default_str();
   command->add_option("-o,--output", options->output, "write meta data and rows as JSON")->type_name("FILE.json");
   command->add_option("--plot", options->plot, "write a bar chart of scores and bytes")->type_name("FILE.svg");
-  command->footer("Example:\n  mikv eval lines -m qwen2.5-coder-0.5b --lines 20 --prompts 20 --seed 7 \\\n"
-                  "    --kv full,h2o,mikv-paper,mikv,llama:f16,llama:q4_0 -o lines.json --plot lines.svg");
+  command->footer(
+      "Example:\n  mikv eval lines -m qwen2.5-coder-0.5b --lines 20 --prompts 20 --seed 7 \\\n"
+      "    --kv full,h2o,mikv-paper,mikv,llama:f16,llama:q4_0 -o lines.json --plot lines.svg");
   command->callback([options] { run(*options); });
 }
 

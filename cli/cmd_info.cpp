@@ -45,7 +45,8 @@ class Filler {
   /// The size of a layer that holds them, compressed.
   MemoryUsage usage(const Spec& spec) const {
     const auto cache = unwrap(LayerCache::create(shape_, spec));
-    check(cache->put(0, cells_, k_.data(), size_t(shape_.n_kv_heads) * shape_.head_dim_k, v_.data(), size_t(shape_.n_kv_heads) * shape_.head_dim_v));
+    check(cache->put(0, cells_, k_.data(), size_t(shape_.n_kv_heads) * shape_.head_dim_k, v_.data(),
+                     size_t(shape_.n_kv_heads) * shape_.head_dim_v));
     check(cache->commit(0));
     return cache->memory_usage();
   }
@@ -59,7 +60,8 @@ class Filler {
 /// Presets with what a cache of kTokens tokens takes in all layers. Layers of one shape take the same.
 void print_presets_for(const llama::Model& model, JsonReport& report) {
   using enum Table::Align;
-  Table table({{"preset", left}, {"bits/element"}, {fmt::format("KV of {} tokens", kTokens)}, {"of f16"}, {"keys", left}});
+  Table table(
+      {{"preset", left}, {"bits/element"}, {fmt::format("KV of {} tokens", kTokens)}, {"of f16"}, {"keys", left}});
   std::vector<std::pair<LayerShape, Filler>> fillers;
   for (const LayerShape& layer : model.info().layers) {
     const bool known = std::ranges::any_of(fillers, [&](const auto& f) { return f.first == layer; });
@@ -76,9 +78,13 @@ void print_presets_for(const llama::Model& model, JsonReport& report) {
       }
     }
     const double bits = total.bits_per_element();
-    table.add_row({std::string(preset.name), fmt::format("{:.2f}", bits), format_bytes(double(total.total())), fmt::format("{:.0f} %", 100.0 * bits / 16.0),
-                   std::string(preset.keys)});
-    report.add_row({{"preset", preset.name}, {"keys", preset.keys}, {"bits_per_element", bits}, {"kv_bytes", total.total()}, {"n_tokens", kTokens}});
+    table.add_row({std::string(preset.name), fmt::format("{:.2f}", bits), format_bytes(double(total.total())),
+                   fmt::format("{:.0f} %", 100.0 * bits / 16.0), std::string(preset.keys)});
+    report.add_row({{"preset", preset.name},
+                    {"keys", preset.keys},
+                    {"bits_per_element", bits},
+                    {"kv_bytes", total.total()},
+                    {"n_tokens", kTokens}});
   }
   table.print(stdout);
 }
@@ -96,15 +102,18 @@ void print_presets(JsonReport& report) {
 
 void print_model(const llama::Model& model) {
   const auto& info = model.info();
-  fmt::print("model          {} ({}, {:.2f} billion weights, {})\n", info.description, info.architecture, 1e-9 * double(info.n_params), format_bytes(double(info.n_bytes)));
+  fmt::print("model          {} ({}, {:.2f} billion weights, {})\n", info.description, info.architecture,
+             1e-9 * double(info.n_params), format_bytes(double(info.n_bytes)));
   if (info.layers.empty()) {
     fmt::print("attention      none that keeps keys and values: mikv has nothing to store for this model\n");
     return;
   }
   const LayerShape& layer = info.layers.front();
-  fmt::print("attention      {} layers, {} query heads on {} KV heads, head_dim {}{}{}; trained for {} tokens\n", info.layers.size(), layer.n_heads,
-             layer.n_kv_heads, layer.head_dim_k, layer.head_dim_v == layer.head_dim_k ? "" : fmt::format(" (V {})", layer.head_dim_v),
-             info.sliding_window ? fmt::format(", some layers with a window of {}", info.sliding_window) : "", info.n_ctx_train);
+  fmt::print("attention      {} layers, {} query heads on {} KV heads, head_dim {}{}{}; trained for {} tokens\n",
+             info.layers.size(), layer.n_heads, layer.n_kv_heads, layer.head_dim_k,
+             layer.head_dim_v == layer.head_dim_k ? "" : fmt::format(" (V {})", layer.head_dim_v),
+             info.sliding_window ? fmt::format(", some layers with a window of {}", info.sliding_window) : "",
+             info.n_ctx_train);
 }
 
 void run(const Options& options) {
@@ -112,7 +121,8 @@ void run(const Options& options) {
   JsonReport report(options.output, "info");
   const auto model = options.model.given() ? options.model.load() : nullptr;
   fmt::print("mikv           {} ({})\n", kVersion, kCommit);
-  fmt::print("llama.cpp      {}, unmodified; cache types llama:{{{}}}\n", llama::llama_version(), llama::stock_type_names());
+  fmt::print("llama.cpp      {}, unmodified; cache types llama:{{{}}}\n", llama::llama_version(),
+             llama::stock_type_names());
   fmt::print("processor      {}\n", cpu_name());
   fmt::print("SIMD target    {} (available: {}; MIKV_TARGET=NAME forces one)\n", simd_target(), joined(simd_targets()));
   report.meta().update({{"llama_cpp", llama::llama_version()}, {"simd_targets", simd_targets()}});
@@ -121,8 +131,10 @@ void run(const Options& options) {
     print_model(*model);
   }
   fmt::print("\n");
-  if (model && !model->info().layers.empty()) print_presets_for(*model, report);
-  else print_presets(report);
+  if (model && !model->info().layers.empty())
+    print_presets_for(*model, report);
+  else
+    print_presets(report);
   report.write();
 }
 

@@ -31,7 +31,7 @@ struct Options {
 struct Generation {
   size_t n_prompt = 0;
   double prompt_s = 0.0;
-  size_t n_steps = 0;   ///< tokens that were fed back; the first one comes from the prompt's logits
+  size_t n_steps = 0;  ///< tokens that were fed back; the first one comes from the prompt's logits
   size_t n_tokens = 0;
   double step_s = 0.0;
 };
@@ -45,7 +45,8 @@ std::vector<llama::Token> prompt_tokens(const Options& options, const llama::Mod
   const std::string text = prompt_text(options);
   if (text.empty()) throw UserError("the prompt is empty; give it with -p TEXT or -f FILE");
   const bool templated = !options.raw && model.has_chat_template();
-  if (!options.raw && !templated) fmt::print(stderr, "mikv: this model has no chat template; the prompt goes in as it is\n");
+  if (!options.raw && !templated)
+    fmt::print(stderr, "mikv: this model has no chat template; the prompt goes in as it is\n");
   auto tokens = model.tokenize(templated ? unwrap(model.chat_prompt(text)) : text, true);
   if (tokens.empty()) throw UserError("the prompt has no tokens; give it with -p TEXT or -f FILE");
   return tokens;
@@ -101,7 +102,8 @@ void generate(const Options& options, const llama::Model& model, llama::Context&
 
 void run(const Options& options) {
   const auto kv = unwrap(llama::KvChoice::parse(options.kv));
-  if (options.prompt.empty() && options.prompt_file.empty()) throw UserError("no prompt; give it with -p TEXT or -f FILE (- for standard input)");
+  if (options.prompt.empty() && options.prompt_file.empty())
+    throw UserError("no prompt; give it with -p TEXT or -f FILE (- for standard input)");
   const auto model = options.model.load();
   const auto tokens = prompt_tokens(options, *model);
   llama::ContextOptions context_options;
@@ -133,14 +135,27 @@ void add_run_command(CLI::App& app) {
   CLI::App* command = app.add_subcommand("run", "answer a prompt, streaming, under a chosen cache");
   options->model.add_to(*command);
   auto* prompt = command->add_option("-p,--prompt", options->prompt, "the prompt")->type_name("TEXT");
-  command->add_option("-f,--file", options->prompt_file, "file with the prompt; - reads standard input")->type_name("FILE")->excludes(prompt);
-  command->add_option("--kv", options->kv, "the cache: a preset or spec (see `mikv info`), or llama:TYPE for stock llama.cpp")
+  command->add_option("-f,--file", options->prompt_file, "file with the prompt; - reads standard input")
+      ->type_name("FILE")
+      ->excludes(prompt);
+  command
+      ->add_option("--kv", options->kv,
+                   "the cache: a preset or spec (see `mikv info`), or llama:TYPE for stock llama.cpp")
       ->type_name("SPEC")
       ->capture_default_str();
-  command->add_option("-n,--predict", options->n_predict, "tokens to generate; -1: until the answer ends")->type_name("N")->capture_default_str();
-  command->add_option("-c,--ctx-size", options->n_ctx, "context in tokens; 0: as many as the model was trained for")->type_name("N")->capture_default_str();
-  command->add_option("-s,--seed", options->seed, "of the sampler; -1: a random one")->type_name("N")->capture_default_str();
-  command->add_option("--temp", options->temperature, "temperature; 0: always the likeliest token")->type_name("T")->check(CLI::NonNegativeNumber)->capture_default_str();
+  command->add_option("-n,--predict", options->n_predict, "tokens to generate; -1: until the answer ends")
+      ->type_name("N")
+      ->capture_default_str();
+  command->add_option("-c,--ctx-size", options->n_ctx, "context in tokens; 0: as many as the model was trained for")
+      ->type_name("N")
+      ->capture_default_str();
+  command->add_option("-s,--seed", options->seed, "of the sampler; -1: a random one")
+      ->type_name("N")
+      ->capture_default_str();
+  command->add_option("--temp", options->temperature, "temperature; 0: always the likeliest token")
+      ->type_name("T")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
   command->add_flag("--raw", options->raw, "no chat template: the model continues the prompt");
   command->footer("Example:\n  mikv run -m qwen2.5-coder-0.5b -p \"Write a haiku about memory.\" --kv mikv --temp 0");
   command->callback([options] { run(*options); });

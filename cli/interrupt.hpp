@@ -1,4 +1,5 @@
-// Ctrl-C: the first one asks the running command to stop at the next token and to keep what it has; the second one kills.
+// Ctrl-C: the first one asks the running command to stop at the next token and to keep what it has; the second one
+// kills.
 #pragma once
 
 namespace mikv::cli {

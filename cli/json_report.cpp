@@ -54,9 +54,11 @@ void check_writable(const std::string& path, const std::string& option) {
   const fs::path folder = fs::path(path).has_parent_path() ? fs::path(path).parent_path() : fs::path(".");
   std::error_code error;
   if (!fs::is_directory(folder, error)) {
-    throw UserError(fmt::format("cannot write {} {}: there is no folder {}; create it first", option, path, folder.string()));
+    throw UserError(
+        fmt::format("cannot write {} {}: there is no folder {}; create it first", option, path, folder.string()));
   }
-  if (fs::is_directory(path, error)) throw UserError(fmt::format("cannot write {} {}: it is a folder; name a file", option, path));
+  if (fs::is_directory(path, error))
+    throw UserError(fmt::format("cannot write {} {}: it is a folder; name a file", option, path));
   if (access(folder.c_str(), W_OK) != 0) {
     throw UserError(fmt::format("cannot write {} {}: {}; choose another folder", option, path, std::strerror(errno)));
   }
@@ -71,7 +73,8 @@ void write_file(const std::string& path, const std::string& text) {
   if (!file) {
     const int cause = errno;
     fs::remove(partial, error);
-    throw UserError(fmt::format("cannot write {}: {}; free some space or choose another folder", path, std::strerror(cause)));
+    throw UserError(
+        fmt::format("cannot write {}: {}; free some space or choose another folder", path, std::strerror(cause)));
   }
   fs::rename(partial, path, error);
   if (error) throw UserError(fmt::format("cannot write {}: {}", path, error.message()));
@@ -80,9 +83,12 @@ void write_file(const std::string& path, const std::string& text) {
 std::string read_file(const std::string& path, const std::string& what) {
   if (path == "-") return {std::istreambuf_iterator<char>(std::cin), {}};
   std::error_code error;
-  if (fs::is_directory(path, error)) throw UserError(fmt::format("cannot read {} {}: it is a folder; name a file", what, path));
+  if (fs::is_directory(path, error))
+    throw UserError(fmt::format("cannot read {} {}: it is a folder; name a file", what, path));
   std::ifstream file(path, std::ios::binary);
-  if (!file) throw UserError(fmt::format("cannot read {} {}: {}; check the path and its permissions", what, path, std::strerror(errno)));
+  if (!file)
+    throw UserError(
+        fmt::format("cannot read {} {}: {}; check the path and its permissions", what, path, std::strerror(errno)));
   std::ostringstream text;
   text << file.rdbuf();
   if (file.bad()) throw UserError(fmt::format("cannot read {} {}: {}", what, path, std::strerror(errno)));

@@ -20,7 +20,8 @@ namespace {
 constexpr std::string_view kHeader =
     "Below is a record of lines I want you to remember. Each line begins with 'line <line index>' and contains a "
     "'<REGISTER_CONTENT>' at the end of the line as a numerical value. For each line index, memorize its corresponding "
-    "<REGISTER_CONTENT>. At the end of the record, I will ask you to retrieve the corresponding <REGISTER_CONTENT> of a "
+    "<REGISTER_CONTENT>. At the end of the record, I will ask you to retrieve the corresponding <REGISTER_CONTENT> of "
+    "a "
     "certain line index. Now the record start:\n\n";
 constexpr uint32_t kLargestNumber = 50000;
 
@@ -74,8 +75,9 @@ LineCase make_line_case(uint32_t n_lines, uint64_t seed, uint32_t index) {
       result.expected_number = std::to_string(number);
     }
   }
-  result.prompt += fmt::format("\nNow the record is over. Tell me what is the <REGISTER_CONTENT> in line {}? I need the number.",
-                               result.line_name);
+  result.prompt +=
+      fmt::format("\nNow the record is over. Tell me what is the <REGISTER_CONTENT> in line {}? I need the number.",
+                  result.line_name);
   return result;
 }
 
@@ -89,11 +91,14 @@ std::vector<LineCase> read_line_cases(const std::string& path) {
     try {
       cases.push_back(read_line_case(line));
     } catch (const nlohmann::json::exception&) {
-      throw UserError(fmt::format("{} line {} is not a test case; each line must be a JSON object with \"prompt\" (text) and "
-                                  "\"expected_number\" (a whole number)", path, line_number));
+      throw UserError(
+          fmt::format("{} line {} is not a test case; each line must be a JSON object with \"prompt\" (text) and "
+                      "\"expected_number\" (a whole number)",
+                      path, line_number));
     }
   }
-  if (cases.empty()) throw UserError(fmt::format("{} holds no test case; LongEval's files have one JSON object a line", path));
+  if (cases.empty())
+    throw UserError(fmt::format("{} holds no test case; LongEval's files have one JSON object a line", path));
   return cases;
 }
 

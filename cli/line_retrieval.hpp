@@ -1,5 +1,5 @@
-// Line retrieval, as LongEval (lmsys.org/blog/2023-06-29-longchat) words it: a record of named lines, each with a number;
-// the model is asked for the number of one of them. Names come from our own word lists.
+// Line retrieval, as LongEval (lmsys.org/blog/2023-06-29-longchat) words it: a record of named lines, each with a
+// number; the model is asked for the number of one of them. Names come from our own word lists.
 #pragma once
 
 #include <cstdint>

@@ -30,17 +30,20 @@ void declare(CLI::App& app) {
   app.set_version_flag("--version", fmt::format("mikv {} ({})", kVersion, kCommit));
   app.require_subcommand(1);
   app.fallthrough(false);
-  app.footer("Example:\n  mikv run -m qwen2.5-coder-0.5b -p \"Explain what a KV cache is.\" --kv mikv\n"
-             "Each command has its own --help with an example.");
+  app.footer(
+      "Example:\n  mikv run -m qwen2.5-coder-0.5b -p \"Explain what a KV cache is.\" --kv mikv\n"
+      "Each command has its own --help with an example.");
   add_run_command(app);
   CLI::App* eval = app.add_subcommand("eval", "compare caches on the same prompts: accuracy, divergence, bytes, speed");
   eval->require_subcommand(1);
-  eval->footer("Example:\n  mikv eval lines -m qwen2.5-coder-0.5b --lines 20 --prompts 20 --kv full,h2o,mikv,llama:q4_0");
+  eval->footer(
+      "Example:\n  mikv eval lines -m qwen2.5-coder-0.5b --lines 20 --prompts 20 --kv full,h2o,mikv,llama:q4_0");
   add_eval_lines_command(*eval);
   add_eval_kld_command(*eval);
   CLI::App* bench = app.add_subcommand("bench", "time caches against llama.cpp's, answers checked first");
   bench->require_subcommand(1);
-  bench->footer("Example:\n  mikv bench decode -m qwen2.5-coder-0.5b --depth 0,4096 --kv full,mikv,llama:f16,llama:q4_0");
+  bench->footer(
+      "Example:\n  mikv bench decode -m qwen2.5-coder-0.5b --depth 0,4096 --kv full,mikv,llama:f16,llama:q4_0");
   add_bench_attention_command(*bench);
   add_bench_decode_command(*bench);
   add_info_command(app);
@@ -58,7 +61,8 @@ int report_bad_command_line(const CLI::App& app, const CLI::ParseError& error) {
   }
   // CLI11 reports a mistyped command as a missing one.
   const auto unknown = chosen->remaining();
-  const std::string cause = unknown.empty() ? one_line(error.what()) : fmt::format("unknown argument \"{}\"", unknown.front());
+  const std::string cause =
+      unknown.empty() ? one_line(error.what()) : fmt::format("unknown argument \"{}\"", unknown.front());
   fmt::print(stderr, "mikv: {}; see `{} --help`\n", cause, command);
   return kBadInputExitCode;
 }

@@ -9,7 +9,8 @@
 namespace mikv::cli {
 
 void ModelOptions::add_to(CLI::App& command) {
-  auto* file = command.add_option("-m,--model", model, "GGUF file, or a name from `mikv model list`")->type_name("FILE|NAME");
+  auto* file =
+      command.add_option("-m,--model", model, "GGUF file, or a name from `mikv model list`")->type_name("FILE|NAME");
   command.add_option("--hf", hugging_face, "model from Hugging Face, e.g. Qwen/Qwen2.5-1.5B-Instruct-GGUF:Q4_K_M")
       ->type_name("USER/MODEL[:QUANT]")
       ->excludes(file);
@@ -24,7 +25,8 @@ int ModelOptions::threads() const { return n_threads > 0 ? n_threads : llama::de
 std::unique_ptr<llama::Model> ModelOptions::load() const {
   llama::set_verbose(verbose);
   if (!given()) throw UserError("no model given; use -m FILE, -m NAME (see `mikv model list`) or --hf user/model");
-  const std::string path = hugging_face.empty() ? resolve_model(model) : unwrap(llama::fetch_hugging_face(hugging_face));
+  const std::string path =
+      hugging_face.empty() ? resolve_model(model) : unwrap(llama::fetch_hugging_face(hugging_face));
   return unwrap(llama::Model::load(path));
 }
 
@@ -48,7 +50,9 @@ CLI::Validator in_range(double low, double high) {
 
 void add_kv_option(CLI::App& command, std::string& list, const std::string& default_list) {
   list = default_list;
-  command.add_option("--kv", list, "caches to compare, e.g. full,mikv:keep=0.2,lo=int2,llama:q8_0; see `mikv info` for the presets")
+  command
+      .add_option("--kv", list,
+                  "caches to compare, e.g. full,mikv:keep=0.2,lo=int2,llama:q8_0; see `mikv info` for the presets")
       ->type_name("SPEC[,SPEC...]")
       ->capture_default_str();
 }

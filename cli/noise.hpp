@@ -23,7 +23,10 @@ class Noise {
 
   void warn() const {
     if (worst_ < kQuietMachine) return;
-    fmt::print(stderr, "\nmikv: the machine was busy: repetitions of the same work differ by {:.1f} times; run it alone for figures to rely on\n", worst_);
+    fmt::print(stderr,
+               "\nmikv: the machine was busy: repetitions of the same work differ by {:.1f} times; run it alone for "
+               "figures to rely on\n",
+               worst_);
   }
 
  private:

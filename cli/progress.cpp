@@ -24,7 +24,8 @@ std::string Progress::line(double elapsed_s) const {
   const double share = std::clamp(done_ / total_, 0.0, 1.0);
   std::string text = fmt::format("{}  {:3.0f} %", label_, 100.0 * share);
   // The first moments say little about the rest.
-  if (share > 0.0 && elapsed_s > 1.0) text += fmt::format("  {} left", format_duration(elapsed_s * (1.0 - share) / share));
+  if (share > 0.0 && elapsed_s > 1.0)
+    text += fmt::format("  {} left", format_duration(elapsed_s * (1.0 - share) / share));
   if (!note_.empty()) text += "  " + note_;
   return text;
 }

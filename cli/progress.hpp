@@ -1,5 +1,5 @@
-// One line on stderr that says how far long work is and how long it will take: redrawn in place on a terminal, a new line
-// every few seconds elsewhere, so that a log shows life without being flooded.
+// One line on stderr that says how far long work is and how long it will take: redrawn in place on a terminal, a new
+// line every few seconds elsewhere, so that a log shows life without being flooded.
 #pragma once
 
 #include <string>

@@ -1,6 +1,9 @@
-// Peak arithmetic and memory bandwidth, in the widest vectors that the machine has (Highway compiles one copy a target).
+// Peak arithmetic and memory bandwidth, in the widest vectors that the machine has (Highway compiles one copy a
+// target).
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "roofline.cpp"
+#include "roofline.hpp"
+
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>
 
@@ -8,7 +11,6 @@
 #include <cstdint>
 #include <vector>
 
-#include "roofline.hpp"
 #include "stopwatch.hpp"
 
 HWY_BEFORE_NAMESPACE();
@@ -19,14 +21,16 @@ namespace hn = hwy::HWY_NAMESPACE;
 double MultiplyAdd(uint64_t n_rounds, float* sink) {
   const hn::ScalableTag<float> d;
   const auto factor = hn::Set(d, 0.999f), term = hn::Set(d, 1e-3f);
-  auto a = term, b = term, c = term, e = term, f = term, g = term, h = term, i = term, j = term, k = term, l = term, m = term;
+  auto a = term, b = term, c = term, e = term, f = term, g = term, h = term, i = term, j = term, k = term, l = term,
+       m = term;
   for (uint64_t round = 0; round < n_rounds; ++round) {
     a = hn::MulAdd(a, factor, term), b = hn::MulAdd(b, factor, term), c = hn::MulAdd(c, factor, term);
     e = hn::MulAdd(e, factor, term), f = hn::MulAdd(f, factor, term), g = hn::MulAdd(g, factor, term);
     h = hn::MulAdd(h, factor, term), i = hn::MulAdd(i, factor, term), j = hn::MulAdd(j, factor, term);
     k = hn::MulAdd(k, factor, term), l = hn::MulAdd(l, factor, term), m = hn::MulAdd(m, factor, term);
   }
-  const auto sum = hn::Add(hn::Add(hn::Add(a, b), hn::Add(c, e)), hn::Add(hn::Add(hn::Add(f, g), hn::Add(h, i)), hn::Add(hn::Add(j, k), hn::Add(l, m))));
+  const auto sum = hn::Add(hn::Add(hn::Add(a, b), hn::Add(c, e)),
+                           hn::Add(hn::Add(hn::Add(f, g), hn::Add(h, i)), hn::Add(hn::Add(j, k), hn::Add(l, m))));
   *sink = hn::GetLane(hn::SumOfLanes(d, sum));
   return 12.0 * double(n_rounds) * double(hn::Lanes(d));
 }
@@ -81,18 +85,22 @@ double best_rate(ThreadTeam& team, const std::function<double(uint32_t)>& work) 
 
 }  // namespace
 
-double Roofline::seconds(double macs, double bytes) const { return std::max(macs / (1e9 * gmac_per_s), bytes / (1e9 * gbyte_per_s)); }
+double Roofline::seconds(double macs, double bytes) const {
+  return std::max(macs / (1e9 * gmac_per_s), bytes / (1e9 * gbyte_per_s));
+}
 
 Roofline measure_roofline(ThreadTeam& team) {
   std::vector<float> sinks(team.size() * 64);  // a cache line and more each
   std::vector<std::vector<float>> memory(team.size());
   team.run([&](uint32_t thread) { memory[thread].assign(kFloatsPerThread, 1.0f); });
   Roofline result;
-  result.gmac_per_s = 1e-9 * best_rate(team, [&](uint32_t thread) { return HWY_DYNAMIC_DISPATCH(MultiplyAdd)(kRounds, &sinks[thread * 64]); });
+  result.gmac_per_s = 1e-9 * best_rate(team, [&](uint32_t thread) {
+                        return HWY_DYNAMIC_DISPATCH(MultiplyAdd)(kRounds, &sinks[thread * 64]);
+                      });
   result.gbyte_per_s = 1e-9 * best_rate(team, [&](uint32_t thread) {
-    HWY_DYNAMIC_DISPATCH(Read)(memory[thread].data(), kFloatsPerThread, &sinks[thread * 64]);
-    return double(kFloatsPerThread * sizeof(float));
-  });
+                         HWY_DYNAMIC_DISPATCH(Read)(memory[thread].data(), kFloatsPerThread, &sinks[thread * 64]);
+                         return double(kFloatsPerThread * sizeof(float));
+                       });
   return result;
 }
 

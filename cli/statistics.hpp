@@ -8,7 +8,8 @@ namespace mikv::cli {
 
 double mean(std::span<const double> values);  ///< 0 of none
 
-/// The q-quantile, 0 <= q <= 1, interpolated linearly between order statistics (R's type 7, numpy's default); 0 of none.
+/// The q-quantile, 0 <= q <= 1, interpolated linearly between order statistics (R's type 7, numpy's default); 0 of
+/// none.
 double quantile(std::span<const double> values, double q);
 
 inline double median(std::span<const double> values) { return quantile(values, 0.5); }

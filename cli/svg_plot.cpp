@@ -20,11 +20,20 @@ std::string escaped(const std::string& text) {
   std::string result;
   for (char c : text) {
     switch (c) {
-      case '&': result += "&amp;"; break;
-      case '<': result += "&lt;"; break;
-      case '>': result += "&gt;"; break;
-      case '"': result += "&quot;"; break;
-      default: result += c;
+      case '&':
+        result += "&amp;";
+        break;
+      case '<':
+        result += "&lt;";
+        break;
+      case '>':
+        result += "&gt;";
+        break;
+      case '"':
+        result += "&quot;";
+        break;
+      default:
+        result += c;
     }
   }
   return result;
@@ -38,7 +47,8 @@ std::string text_at(double x, double y, const char* style, const std::string& te
 double panel_width(const BarChart::Panel& panel) {
   size_t longest = 0;
   for (const auto& bar : panel.bars) longest = std::max(longest, display_width(bar.value));
-  return std::max(kBarWidth + kValueGap + kCharWidth * double(longest), kCharWidth * double(display_width(panel.title)));
+  return std::max(kBarWidth + kValueGap + kCharWidth * double(longest),
+                  kCharWidth * double(display_width(panel.title)));
 }
 
 std::string panel_svg(const BarChart& chart, size_t index, double x) {
@@ -46,7 +56,8 @@ std::string panel_svg(const BarChart& chart, size_t index, double x) {
   const double top = kMargin + kTitleHeight;
   const double bottom = top + kPanelTitleHeight + kRowHeight * double(chart.rows.size());
   std::string out = text_at(x, top + 14, "head", panel.title);
-  out += fmt::format("<line x1=\"{0:.1f}\" y1=\"{1:.1f}\" x2=\"{0:.1f}\" y2=\"{2:.1f}\" class=\"axis\"/>\n", x, top + kPanelTitleHeight - 4, bottom);
+  out += fmt::format("<line x1=\"{0:.1f}\" y1=\"{1:.1f}\" x2=\"{0:.1f}\" y2=\"{2:.1f}\" class=\"axis\"/>\n", x,
+                     top + kPanelTitleHeight - 4, bottom);
   for (size_t i = 0; i < panel.bars.size() && i < chart.rows.size(); ++i) {
     const double y = top + kPanelTitleHeight + kRowHeight * double(i);
     // A bar of nothing still shows a hairline, so that the row is not read as missing.
@@ -70,11 +81,13 @@ std::string svg(const BarChart& chart) {
   const double height = 2 * kMargin + kTitleHeight + kPanelTitleHeight + kRowHeight * double(chart.rows.size());
 
   std::string out = fmt::format(
-      "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {0:.0f} {1:.0f}\" width=\"{0:.0f}\" height=\"{1:.0f}\" role=\"img\">\n"
+      "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {0:.0f} {1:.0f}\" width=\"{0:.0f}\" height=\"{1:.0f}\" "
+      "role=\"img\">\n"
       "<title>{2}</title>\n"
       "<style>\n"
       "  text {{ font: 13px system-ui, sans-serif; fill: #24292f }} .title {{ font-size: 18px; font-weight: 600 }}\n"
-      "  .note {{ fill: #57606a }} .head {{ font-weight: 600 }} .label {{ text-anchor: end; font-family: ui-monospace, monospace; font-size: 12.5px }}\n"
+      "  .note {{ fill: #57606a }} .head {{ font-weight: 600 }} .label {{ text-anchor: end; font-family: ui-monospace, "
+      "monospace; font-size: 12.5px }}\n"
       "  .axis {{ stroke: #8c959f; stroke-width: 1 }} .paper {{ fill: #ffffff }}\n"
       "</style>\n"
       "<rect class=\"paper\" width=\"100%\" height=\"100%\" rx=\"8\"/>\n",
@@ -83,7 +96,8 @@ std::string svg(const BarChart& chart) {
   out += text_at(kMargin, kMargin + 38, "note", chart.subtitle);
   const double rows_top = kMargin + kTitleHeight + kPanelTitleHeight;
   for (size_t i = 0; i < chart.rows.size(); ++i) {
-    out += text_at(kMargin + label_width - 12, rows_top + kRowHeight * (double(i) + 0.5) + 4.5, "label", chart.rows[i].label);
+    out += text_at(kMargin + label_width - 12, rows_top + kRowHeight * (double(i) + 0.5) + 4.5, "label",
+                   chart.rows[i].label);
   }
   double x = kMargin + label_width;
   for (size_t p = 0; p < chart.panels.size(); ++p) {

@@ -6,11 +6,11 @@
 
 namespace mikv::cli {
 
-bool is_terminal(std::FILE* stream);   ///< a terminal that takes cursor movement
-bool has_colours(std::FILE* stream);   ///< the same, unless NO_COLOR is set (https://no-color.org)
+bool is_terminal(std::FILE* stream);  ///< a terminal that takes cursor movement
+bool has_colours(std::FILE* stream);  ///< the same, unless NO_COLOR is set (https://no-color.org)
 
-std::string format_bytes(double bytes);      ///< "12.3 MiB"
-std::string format_duration(double seconds); ///< "3 min 20 s"
+std::string format_bytes(double bytes);       ///< "12.3 MiB"
+std::string format_duration(double seconds);  ///< "3 min 20 s"
 
 /// Columns that `text` takes on a terminal, for UTF-8 without wide characters.
 size_t display_width(const std::string& text);

@@ -21,7 +21,8 @@ class ThreadTeam {
   /// Calls work(thread) on all threads, the caller's being number 0, and returns when all have returned.
   void run(const std::function<void(uint32_t)>& work);
 
-  /// To be called by all threads inside work(): none goes on before the last has come. Spins, as layers are microseconds long.
+  /// To be called by all threads inside work(): none goes on before the last has come. Spins, as layers are
+  /// microseconds long.
   void barrier();
 
  private:

@@ -47,19 +47,19 @@ void set_verbose(bool verbose);
 std::string llama_version();
 int default_threads();  ///< what llama.cpp would take: the physical cores
 
-/// Fetches "user/model[:quant]" from Hugging Face with llama.cpp's own download code (its cache, its HF_TOKEN) and gives
-/// the file. Error: no network, no such repository, no GGUF in it.
+/// Fetches "user/model[:quant]" from Hugging Face with llama.cpp's own download code (its cache, its HF_TOKEN) and
+/// gives the file. Error: no network, no such repository, no GGUF in it.
 Result<std::string> fetch_hugging_face(const std::string& repo);
 
 struct ModelInfo {
   std::string path;
-  std::string architecture;         ///< "qwen2"
-  std::string description;          ///< "qwen2 1.5B Q4_K - Medium"
+  std::string architecture;  ///< "qwen2"
+  std::string description;   ///< "qwen2 1.5B Q4_K - Medium"
   uint64_t n_params = 0;
-  uint64_t n_bytes = 0;             ///< of the weights
+  uint64_t n_bytes = 0;  ///< of the weights
   uint32_t n_ctx_train = 0;
-  uint32_t sliding_window = 0;      ///< tokens; 0: no layer has one
-  std::vector<LayerShape> layers;   ///< of the layers that keep K and V
+  uint32_t sliding_window = 0;     ///< tokens; 0: no layer has one
+  std::vector<LayerShape> layers;  ///< of the layers that keep K and V
 };
 
 class Model {
@@ -95,7 +95,7 @@ struct ContextOptions {
   uint32_t n_ctx = 4096;
   uint32_t n_ubatch = 512;  ///< tokens that pass through the model at once; also the chunk of prefill=streaming
   int n_threads = 1;
-  bool rewindable = false;  ///< sliding-window layers keep all tokens, so that truncate() works at any depth
+  bool rewindable = false;            ///< sliding-window layers keep all tokens, so that truncate() works at any depth
   std::function<bool()> should_stop;  ///< asked often while computing; true makes the running step fail soon
 };
 

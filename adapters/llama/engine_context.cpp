@@ -30,10 +30,13 @@ uint64_t scale_bytes(ggml_type type) {
     case GGML_TYPE_Q8_0:
     case GGML_TYPE_Q5_0:
     case GGML_TYPE_Q4_0:
-    case GGML_TYPE_IQ4_NL: return 2;
+    case GGML_TYPE_IQ4_NL:
+      return 2;
     case GGML_TYPE_Q5_1:
-    case GGML_TYPE_Q4_1: return 4;
-    default: return 0;
+    case GGML_TYPE_Q4_1:
+      return 4;
+    default:
+      return 0;
   }
 }
 
@@ -46,14 +49,15 @@ Context::Context(const Model& model, llama_context* context, KvChoice kv, Contex
 
 Context::~Context() { llama_free(context_); }
 
-Result<std::unique_ptr<Context>> Context::create(const Model& model, const KvChoice& kv, const ContextOptions& options) {
+Result<std::unique_ptr<Context>> Context::create(const Model& model, const KvChoice& kv,
+                                                 const ContextOptions& options) {
   const llama_context_params params = context_params(kv, options);
   llama_context* context = nullptr;
   if (kv.stock()) {
     context = llama_init_from_model(model.get(), params);
     if (!context) {
-      return Error{"llama.cpp could not create a context of " + std::to_string(options.n_ctx) + " tokens for " + kv.name +
-                   "; try a smaller -c, or --verbose for its log"};
+      return Error{"llama.cpp could not create a context of " + std::to_string(options.n_ctx) + " tokens for " +
+                   kv.name + "; try a smaller -c, or --verbose for its log"};
     }
   } else {
     auto created = init_context(model.get(), params, *kv.spec);
@@ -68,7 +72,9 @@ Status Context::step(std::span<const Token> tokens) {
   auto batch = llama_batch_get_one(const_cast<Token*>(tokens.data()), int32_t(tokens.size()));
   const int32_t code = llama_decode(context_, batch);
   if (code == 2) return Error{"stopped"};
-  if (code != 0) return Error{"llama.cpp failed on a step of " + std::to_string(tokens.size()) + " tokens (code " + std::to_string(code) + "); --verbose shows its log"};
+  if (code != 0)
+    return Error{"llama.cpp failed on a step of " + std::to_string(tokens.size()) + " tokens (code " +
+                 std::to_string(code) + "); --verbose shows its log"};
   if (!kv_.stock()) {
     if (Status cache = status(context_); !cache.ok()) return cache;
   }
@@ -95,7 +101,8 @@ Status Context::prefill(std::span<const Token> tokens, const std::function<void(
 }
 
 Status Context::decode(Token token) {
-  if (n_past_ >= n_ctx()) return Error{"the context is full (" + std::to_string(n_ctx()) + " tokens); raise it with -c"};
+  if (n_past_ >= n_ctx())
+    return Error{"the context is full (" + std::to_string(n_ctx()) + " tokens); raise it with -c"};
   return step({&token, 1});
 }
 
@@ -120,7 +127,8 @@ void Context::reset() {
 
 MemoryUsage Context::memory_usage() const { return kv_.stock() ? stock_usage() : mikv::llama::memory_usage(context_); }
 
-/// What the stored tokens take in llama.cpp's cache type, in the terms of ours: 16-bit floats count as staged, codes as hi.
+/// What the stored tokens take in llama.cpp's cache type, in the terms of ours: 16-bit floats count as staged, codes as
+/// hi.
 MemoryUsage Context::stock_usage() const {
   const ggml_type type = ggml_type(kv_.stock_type);
   const uint64_t block = uint64_t(ggml_blck_size(type)), block_bytes = ggml_type_size(type);
@@ -143,11 +151,13 @@ Result<Checkpoint> Context::checkpoint() const {
 
 Status Context::restore(const Checkpoint& checkpoint, const Spec& spec) {
   if (Status cut = truncate(checkpoint.n_past); !cut.ok()) return cut;
-  if (n_past_ != checkpoint.n_past) return Error{"a checkpoint can only be restored in a context that holds its prompt"};
+  if (n_past_ != checkpoint.n_past)
+    return Error{"a checkpoint can only be restored in a context that holds its prompt"};
   return mikv::llama::restore(context_, checkpoint.snapshot, spec);
 }
 
-Sampler::Sampler(float temperature, uint32_t seed) : chain_(llama_sampler_chain_init(llama_sampler_chain_default_params())) {
+Sampler::Sampler(float temperature, uint32_t seed)
+    : chain_(llama_sampler_chain_init(llama_sampler_chain_default_params())) {
   if (temperature <= 0.0f) {
     llama_sampler_chain_add(chain_, llama_sampler_init_greedy());
     return;

@@ -18,7 +18,8 @@ namespace mikv::llama {
 namespace {
 
 std::atomic<bool> verbose_log = false;
-std::string first_llama_error;  // the cause; what follows it are consequences. Written and read by the thread that loads
+std::string
+    first_llama_error;  // the cause; what follows it are consequences. Written and read by the thread that loads
 
 void on_llama_log(ggml_log_level level, const char* text, void*) {
   if (level == GGML_LOG_LEVEL_ERROR && first_llama_error.empty()) {
@@ -37,7 +38,8 @@ using GgufPtr = std::unique_ptr<gguf_context, GgufDeleter>;
 uint64_t expected_file_bytes(const gguf_context* gguf) {
   uint64_t end = gguf_get_data_offset(gguf);
   for (int64_t i = 0; i < gguf_get_n_tensors(gguf); ++i) {
-    end = std::max<uint64_t>(end, gguf_get_data_offset(gguf) + gguf_get_tensor_offset(gguf, i) + gguf_get_tensor_size(gguf, i));
+    end = std::max<uint64_t>(
+        end, gguf_get_data_offset(gguf) + gguf_get_tensor_offset(gguf, i) + gguf_get_tensor_size(gguf, i));
   }
   return end;
 }
@@ -49,21 +51,24 @@ Result<GgufPtr> examine(const std::string& path) {
   if (!std::filesystem::exists(status)) {
     return Error{"no model file \"" + path + "\"; give -m a GGUF file or a name from `mikv model list`"};
   }
-  if (std::filesystem::is_directory(status)) return Error{"\"" + path + "\" is a directory; give -m the GGUF file in it"};
+  if (std::filesystem::is_directory(status))
+    return Error{"\"" + path + "\" is a directory; give -m the GGUF file in it"};
   std::ifstream file(path, std::ios::binary);
   if (!file) return Error{"cannot read model \"" + path + "\": " + std::strerror(errno) + "; check its permissions"};
   char magic[4] = {};
   file.read(magic, sizeof magic);
   if (file.gcount() != sizeof magic || std::memcmp(magic, GGUF_MAGIC, sizeof magic) != 0) {
-    return Error{"\"" + path + "\" is not a GGUF file; convert it with llama.cpp's convert_hf_to_gguf.py, or take a name from `mikv model list`"};
+    return Error{"\"" + path +
+                 "\" is not a GGUF file; convert it with llama.cpp's convert_hf_to_gguf.py, or take a name from `mikv "
+                 "model list`"};
   }
   GgufPtr gguf(gguf_init_from_file(path.c_str(), {.no_alloc = true, .ctx = nullptr}));
   if (!gguf) return Error{"the header of model \"" + path + "\" is damaged or cut short; fetch the file again"};
   const uint64_t expected = expected_file_bytes(gguf.get());
   const uint64_t actual = std::filesystem::file_size(path, error);
   if (actual < expected) {
-    return Error{"model \"" + path + "\" is truncated: it has " + std::to_string(actual) + " of " + std::to_string(expected) +
-                 " bytes; fetch the file again"};
+    return Error{"model \"" + path + "\" is truncated: it has " + std::to_string(actual) + " of " +
+                 std::to_string(expected) + " bytes; fetch the file again"};
   }
   return gguf;
 }
@@ -74,14 +79,20 @@ uint32_t layer_value(const gguf_context* gguf, const std::string& key, uint32_t 
   if (id < 0) return otherwise;
   auto read = [](gguf_type type, const void* data, uint32_t i) -> uint32_t {
     switch (type) {
-      case GGUF_TYPE_UINT32: return static_cast<const uint32_t*>(data)[i];
-      case GGUF_TYPE_INT32: return uint32_t(static_cast<const int32_t*>(data)[i]);
-      case GGUF_TYPE_UINT16: return static_cast<const uint16_t*>(data)[i];
-      case GGUF_TYPE_UINT64: return uint32_t(static_cast<const uint64_t*>(data)[i]);
-      default: return 0;
+      case GGUF_TYPE_UINT32:
+        return static_cast<const uint32_t*>(data)[i];
+      case GGUF_TYPE_INT32:
+        return uint32_t(static_cast<const int32_t*>(data)[i]);
+      case GGUF_TYPE_UINT16:
+        return static_cast<const uint16_t*>(data)[i];
+      case GGUF_TYPE_UINT64:
+        return uint32_t(static_cast<const uint64_t*>(data)[i]);
+      default:
+        return 0;
     }
   };
-  if (gguf_get_kv_type(gguf, id) != GGUF_TYPE_ARRAY) return read(gguf_get_kv_type(gguf, id), gguf_get_val_data(gguf, id), 0);
+  if (gguf_get_kv_type(gguf, id) != GGUF_TYPE_ARRAY)
+    return read(gguf_get_kv_type(gguf, id), gguf_get_val_data(gguf, id), 0);
   if (layer >= gguf_get_arr_n(gguf, id)) return otherwise;
   return read(gguf_get_arr_type(gguf, id), gguf_get_arr_data(gguf, id), layer);
 }
@@ -138,7 +149,8 @@ Result<std::unique_ptr<Model>> Model::load(const std::string& path) {
   first_llama_error.clear();
   llama_model* loaded = llama_model_load_from_file(path.c_str(), params);
   if (!loaded) {
-    const std::string reason = first_llama_error.empty() ? "no reason given; --verbose shows its log" : first_llama_error;
+    const std::string reason =
+        first_llama_error.empty() ? "no reason given; --verbose shows its log" : first_llama_error;
     return Error{"llama.cpp cannot load \"" + path + "\": " + reason};
   }
   std::unique_ptr<Model> model(new Model(loaded));
@@ -151,7 +163,8 @@ Model::~Model() { llama_model_free(model_); }
 std::vector<Token> Model::tokenize(const std::string& text, bool special) const {
   const llama_vocab* vocab = llama_model_get_vocab(model_);
   const auto run = [&](std::vector<Token>& tokens) {
-    return llama_tokenize(vocab, text.data(), int32_t(text.size()), tokens.data(), int32_t(tokens.size()), special, special);
+    return llama_tokenize(vocab, text.data(), int32_t(text.size()), tokens.data(), int32_t(tokens.size()), special,
+                          special);
   };
   std::vector<Token> tokens(text.size() + 2);  // enough for most vocabularies
   int32_t n = run(tokens);

@@ -29,7 +29,8 @@ struct FlashAttnBench::Impl {
 
   /// A cache as llama.cpp stores it: a row of all heads for each token.
   ggml_tensor* new_cache() const {
-    return ggml_new_tensor_2d(tensors, type, int64_t(problem.shape.head_dim_k) * problem.shape.n_kv_heads, problem.n_tokens);
+    return ggml_new_tensor_2d(tensors, type, int64_t(problem.shape.head_dim_k) * problem.shape.n_kv_heads,
+                              problem.n_tokens);
   }
 
   /// [head_dim, n_tokens, n_kv_heads], a view.
@@ -47,7 +48,8 @@ struct FlashAttnBench::Impl {
     for (uint32_t layer = 0; layer < problem.n_layers; ++layer) {
       k.push_back(new_cache());
       v.push_back(new_cache());
-      out.push_back(ggml_flash_attn_ext(tensors, q, by_head(k.back()), by_head(v.back()), mask, 1.0f / std::sqrt(float(head_dim)), 0.0f, 0.0f));
+      out.push_back(ggml_flash_attn_ext(tensors, q, by_head(k.back()), by_head(v.back()), mask,
+                                        1.0f / std::sqrt(float(head_dim)), 0.0f, 0.0f));
       ggml_prec_set_acc(out.back(), GGML_PREC_F32);  // as llama.cpp asks for
       ggml_build_forward_expand(graph, out.back());
     }
@@ -70,8 +72,9 @@ Result<std::unique_ptr<FlashAttnBench>> FlashAttnBench::create(const FlashAttnPr
   impl->problem = problem;
   impl->type = ggml_type(stock_type);
   if (problem.shape.head_dim_k % uint64_t(ggml_blck_size(impl->type)) != 0) {
-    return Error{std::string("llama:") + ggml_type_name(impl->type) + " stores blocks of " + std::to_string(ggml_blck_size(impl->type)) +
-                 " channels, which do not divide a head of " + std::to_string(problem.shape.head_dim_k)};
+    return Error{std::string("llama:") + ggml_type_name(impl->type) + " stores blocks of " +
+                 std::to_string(ggml_blck_size(impl->type)) + " channels, which do not divide a head of " +
+                 std::to_string(problem.shape.head_dim_k)};
   }
   // Headers only: the data is allocated by the backend. 16 tensors a layer is more than are made.
   const size_t n_tensors = 16 * size_t(problem.n_layers) + 16;
@@ -89,7 +92,9 @@ Result<std::unique_ptr<FlashAttnBench>> FlashAttnBench::create(const FlashAttnPr
   return std::unique_ptr<FlashAttnBench>(new FlashAttnBench(std::move(impl)));
 }
 
-void FlashAttnBench::set_query(std::span<const float> q) { ggml_backend_tensor_set(impl_->q, q.data(), 0, q.size_bytes()); }
+void FlashAttnBench::set_query(std::span<const float> q) {
+  ggml_backend_tensor_set(impl_->q, q.data(), 0, q.size_bytes());
+}
 
 double FlashAttnBench::run() {
   const auto start = std::chrono::steady_clock::now();

@@ -17,7 +17,9 @@ Result<std::string> fetch_hugging_face(const std::string& repo) {
     const auto plan = common_download_get_hf_plan(wanted, options);
     if (plan.primary.path.empty()) {
       if (std::string path = cached(); !path.empty()) return path;
-      return Error{"cannot fetch --hf " + repo + ": no network, no such repository, or no GGUF in it; check the name as user/model[:quant], or use -m FILE"};
+      return Error{
+          "cannot fetch --hf " + repo +
+          ": no network, no such repository, or no GGUF in it; check the name as user/model[:quant], or use -m FILE"};
     }
     std::string path;
     std::vector<common_download_task> tasks;

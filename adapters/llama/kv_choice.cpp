@@ -27,7 +27,8 @@ Result<KvChoice> KvChoice::parse(std::string_view text) {
   choice.name = text;
   if (!text.starts_with(kStockPrefix)) {
     auto spec = Spec::parse(text);
-    if (!spec) return Error{spec.error() + (text.starts_with("llama") ? "; stock llama.cpp is llama:TYPE, e.g. llama:f16" : "")};
+    if (!spec)
+      return Error{spec.error() + (text.starts_with("llama") ? "; stock llama.cpp is llama:TYPE, e.g. llama:f16" : "")};
     choice.spec = std::move(spec).value();
     return choice;
   }
@@ -36,8 +37,8 @@ Result<KvChoice> KvChoice::parse(std::string_view text) {
     if (type_name == ggml_type_name(type)) choice.stock_type = type;
   }
   if (choice.stock_type < 0) {
-    return Error{"unknown llama.cpp cache type \"" + std::string(type_name) + "\" in \"" + choice.name + "\"; use one of " +
-                 stock_type_names()};
+    return Error{"unknown llama.cpp cache type \"" + std::string(type_name) + "\" in \"" + choice.name +
+                 "\"; use one of " + stock_type_names()};
   }
   return choice;
 }

@@ -119,11 +119,13 @@ TEST(LineRetrieval, CasesHoldWhatTheyAskFor) {
   for (uint32_t n_lines : {1u, 2u, 20u, 200u}) {
     for (uint32_t index = 0; index < 20; ++index) {
       const LineCase line_case = make_line_case(n_lines, 7, index);
-      const std::string line = fmt::format("line {}: REGISTER_CONTENT is <{}>\n", line_case.line_name, line_case.expected_number);
+      const std::string line =
+          fmt::format("line {}: REGISTER_CONTENT is <{}>\n", line_case.line_name, line_case.expected_number);
       EXPECT_NE(line_case.prompt.find(line), std::string::npos);
       EXPECT_TRUE(line_case.prompt.ends_with("in line " + line_case.line_name + "? I need the number."));
       size_t n_found = 0;
-      for (size_t at = 0; (at = line_case.prompt.find("REGISTER_CONTENT is <", at)) != std::string::npos; ++at) ++n_found;
+      for (size_t at = 0; (at = line_case.prompt.find("REGISTER_CONTENT is <", at)) != std::string::npos; ++at)
+        ++n_found;
       EXPECT_EQ(n_found, n_lines);
     }
   }
@@ -154,7 +156,8 @@ TEST(LineRetrieval, AnswerEndsWhereItsNumberEnds) {
 
 class TemporaryFile {
  public:
-  explicit TemporaryFile(const std::string& text) : path_(fs::temp_directory_path() / fmt::format("mikv-test-{}", std::rand())) {
+  explicit TemporaryFile(const std::string& text)
+      : path_(fs::temp_directory_path() / fmt::format("mikv-test-{}", std::rand())) {
     std::ofstream(path_) << text;
   }
   ~TemporaryFile() { fs::remove(path_); }
@@ -174,10 +177,11 @@ std::string message_of(const std::function<void()>& call) {
 }
 
 TEST(LineRetrieval, ReadsLongEvalFiles) {
-  const TemporaryFile file(R"({"expected_number": 42, "num_lines": 1, "prompt": "... what is the <REGISTER_CONTENT> in line torpid-kid? I need the number."})"
-                           "\n\n"
-                           R"({"expected_number": "7", "prompt": "no question"})"
-                           "\n");
+  const TemporaryFile file(
+      R"({"expected_number": 42, "num_lines": 1, "prompt": "... what is the <REGISTER_CONTENT> in line torpid-kid? I need the number."})"
+      "\n\n"
+      R"({"expected_number": "7", "prompt": "no question"})"
+      "\n");
   const auto cases = read_line_cases(file.path());
   ASSERT_EQ(cases.size(), 2u);
   EXPECT_EQ(cases[0].expected_number, "42");
@@ -237,7 +241,10 @@ TEST(Report, RefusesAPathThatCannotBeWritten) {
 }
 
 TEST(Plot, EscapesTextAndDrawsABarForEachValue) {
-  const BarChart chart{.title = "a < b & c", .subtitle = "s", .rows = {{"one", false}, {"two", true}}, .panels = {{"p", {{0.5, "50 %"}, {2.0, "200 %"}}}}};
+  const BarChart chart{.title = "a < b & c",
+                       .subtitle = "s",
+                       .rows = {{"one", false}, {"two", true}},
+                       .panels = {{"p", {{0.5, "50 %"}, {2.0, "200 %"}}}}};
   const std::string text = svg(chart);
   EXPECT_NE(text.find("a &lt; b &amp; c"), std::string::npos);
   EXPECT_EQ(text.find("a < b"), std::string::npos);
