@@ -38,7 +38,7 @@ unit-test: setup ## the tests of the release build alone
 	@$(FETCH) get $(TEST_MODEL) >build/test-model.txt
 	@MIKV_TEST_MODEL="$$(cat build/test-model.txt)" ctest --preset release --output-log build/ctest.log
 
-sanitize: setup ## the unit tests under the address, undefined-behaviour and thread sanitizers
+sanitize: setup ## the unit tests under the address and undefined-behaviour sanitizers, those with threads under the thread sanitizer
 	@for preset in asan tsan; do \
 	  echo "--- $$preset"; \
 	  cmake --preset $$preset --log-level=WARNING $(CMAKE_ARGS); \
