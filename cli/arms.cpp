@@ -22,12 +22,10 @@ bool Arms::uses_shared_seat(size_t arm) const {
   return !choices_[arm].stock() && choices_[arm].spec->prefill == Prefill::exact;
 }
 
-bool Arms::shares_prefill(size_t arm) const {
-  if (!uses_shared_seat(arm)) return false;
-  for (size_t earlier = 0; earlier < arm; ++earlier) {
-    if (uses_shared_seat(earlier)) return true;
-  }
-  return false;
+size_t Arms::n_prefills() const {
+  size_t n_shared = 0;
+  for (size_t arm = 0; arm < size(); ++arm) n_shared += uses_shared_seat(arm);
+  return size() - n_shared + (n_shared ? 1 : 0);
 }
 
 void Arms::set_prompt(std::vector<llama::Token> prompt) {
@@ -46,14 +44,16 @@ Arms::Seat& Arms::seat_of(size_t arm) {
   return seat;
 }
 
-void Arms::prefill(Seat& seat, size_t arm) {
+void Arms::prefill(Seat& seat) {
   seat.context->reset();
   seat.checkpoint = {};  // frees the last prompt's before the next one is stored
   // The last arm left its own spec, which may record less.
   if (&seat == &shared_) check(seat.context->restore(seat.blank, *recording_choice().spec));
   const Stopwatch watch;
+  size_t reported = 0;
   check(seat.context->prefill(prompt_, [&](size_t done) {
-    if (on_prefill) on_prefill(arm, done);
+    if (on_prefill) on_prefill(done - reported);
+    reported = done;
   }));
   const auto logits = seat.context->logits();
   seat.logits.assign(logits.begin(), logits.end());
@@ -65,7 +65,7 @@ void Arms::prefill(Seat& seat, size_t arm) {
 ArmStart Arms::start(size_t arm) {
   throw_if_interrupted();
   Seat& seat = seat_of(arm);
-  if (!seat.has_prompt) prefill(seat, arm);
+  if (!seat.has_prompt) prefill(seat);
   if (uses_shared_seat(arm)) {
     check(seat.context->restore(seat.checkpoint, *choices_[arm].spec));
   } else {

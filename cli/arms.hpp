@@ -14,6 +14,9 @@
 
 namespace mikv::cli {
 
+/// A generated token takes about as long as this many tokens of a prompt do. For estimates of the time left only.
+inline constexpr double kStepInPromptTokens = 6.0;
+
 /// An arm at the end of the prompt, compressed and ready to generate.
 struct ArmStart {
   llama::Context* context = nullptr;
@@ -32,15 +35,15 @@ class Arms {
   /// The prompt that start() brings arms to from now on.
   void set_prompt(std::vector<llama::Token> prompt);
 
-  /// Called with (arm, tokens of its prefill done); a prefill that is shared counts for the first arm that needs it.
-  std::function<void(size_t, size_t)> on_prefill;
+  /// Called during prefills with the number of tokens done since the last call.
+  std::function<void(size_t)> on_prefill;
 
   /// Brings the arm to the end of the prompt, however far it had generated. Invalidates the start of the arm before it.
   /// Throws UserError, Interrupted.
   ArmStart start(size_t arm);
 
-  /// True if this arm's prefill is one that an earlier arm of the list has made.
-  bool shares_prefill(size_t arm) const;
+  /// Prefills that a prompt takes until every arm has started from it.
+  size_t n_prefills() const;
 
  private:
   /// A context and where it stands with the present prompt.
@@ -53,7 +56,7 @@ class Arms {
   };
 
   bool uses_shared_seat(size_t arm) const;
-  void prefill(Seat& seat, size_t arm);
+  void prefill(Seat& seat);
   Seat& seat_of(size_t arm);
 
   const llama::Model& model_;

@@ -27,9 +27,6 @@ namespace {
 constexpr const char* kBaseline = "llama:f16";
 constexpr const char* kReference = "full";
 
-// A step costs about as much as this many tokens of a prompt: for the time left only.
-constexpr double kStepInPromptTokens = 6.0;
-
 // Our uncompressed cache and llama.cpp's f16 hold the same numbers, summed in another order; the model's own int8
 // activations amplify that to 0.02 at most on SmolLM2. A wrong cell or position gives 1 and more.
 constexpr double kMaxDivergence = 0.1;
@@ -96,12 +93,7 @@ class DepthRun {
   }
 
   ArmStart begin(size_t arm) {
-    size_t before = 0;
-    arms_.on_prefill = [&](size_t, size_t done) {
-      progress_.advance(double(done - before),
-                        fmt::format("depth {}: reading the prompt, {}", depth_, arms_.choice(arm).name));
-      before = done;
-    };
+    progress_.advance(0, fmt::format("depth {}: {}", depth_, arms_.choice(arm).name));
     return arms_.start(arm);
   }
 
@@ -167,14 +159,12 @@ void report_rows(const Arms& arms, size_t n_shown, uint32_t depth, const std::ve
   }
 }
 
-/// Prompt tokens that all depths and arms have to compute, and the steps after them.
+/// In prompt tokens.
 double amount_of_work(const Options& options, const Arms& arms) {
   double work = 0.0;
   for (uint32_t depth : options.depths) {
-    for (size_t arm = 0; arm < arms.size(); ++arm) {
-      if (!arms.shares_prefill(arm)) work += depth;
-      work += kStepInPromptTokens * options.n_steps * options.n_repetitions;
-    }
+    work += double(depth) * double(arms.n_prefills());
+    work += kStepInPromptTokens * options.n_steps * options.n_repetitions * double(arms.size());
   }
   return work;
 }
@@ -199,6 +189,7 @@ void run(const Options& options) {
   Table table({{"kv", left}, {"depth"}, {"tokens/s"}, {"min"}, {"max"}, {"x llama:f16"}, {"KV bytes"}});
   Noise noise;
   Progress progress("bench decode", amount_of_work(options, arms));
+  arms.on_prefill = [&](size_t n_tokens) { progress.advance(double(n_tokens)); };
   try {
     DepthRun depth_run(options, *model, arms, progress);
     for (uint32_t depth : options.depths) {

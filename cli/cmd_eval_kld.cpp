@@ -47,12 +47,13 @@ struct Tally {
 size_t top(std::span<const double> log_p) { return size_t(std::ranges::max_element(log_p) - log_p.begin()); }
 
 /// Feeds the tokens and gives each distribution that follows one to `use`.
-void feed(llama::Context& context, std::span<const llama::Token> tokens,
+void feed(llama::Context& context, std::span<const llama::Token> tokens, Progress& progress,
           const std::function<void(size_t, std::vector<double>)>& use) {
   for (size_t i = 0; i < tokens.size(); ++i) {
     throw_if_interrupted();
     check(context.decode(tokens[i]));
     use(i, log_softmax(context.logits()));
+    progress.advance(kStepInPromptTokens);
   }
 }
 
@@ -79,13 +80,11 @@ class ChunkRun {
     const std::string note = fmt::format("chunk {} of {}, ", index + 1, options_.n_chunks);
     progress_.advance(0, note + arms_.choice(0).name);
     Reference reference(continuation.size());
-    feed(*arms_.start(0).context, continuation,
+    feed(*arms_.start(0).context, continuation, progress_,
          [&](size_t i, std::vector<double> log_p) { reference[i] = std::move(log_p); });
-    progress_.advance(1);
     for (size_t arm = 1; arm < arms_.size(); ++arm) {
       progress_.advance(0, note + arms_.choice(arm).name);
       compare(arm, continuation, reference);
-      progress_.advance(1);
     }
   }
 
@@ -93,7 +92,7 @@ class ChunkRun {
   void compare(size_t arm, std::span<const llama::Token> continuation, const Reference& reference) {
     const ArmStart start = arms_.start(arm);
     Tally next = tallies_[arm];
-    feed(*start.context, continuation, [&](size_t i, const std::vector<double>& log_q) {
+    feed(*start.context, continuation, progress_, [&](size_t i, const std::vector<double>& log_q) {
       next.divergences.push_back(kl_divergence(reference[i], log_q));
       next.n_same_top += top(reference[i]) == top(log_q);
     });
@@ -155,7 +154,10 @@ void run(const Options& options) {
                         {"n_ubatch", options.n_ubatch}});
 
   std::vector<Tally> tallies(arms.size());
-  Progress progress("eval kld", double(options.n_chunks * arms.size()));
+  const double work_per_chunk = double(options.n_context) * double(arms.n_prefills()) +
+                                kStepInPromptTokens * double(options.n_tokens) * double(arms.size());
+  Progress progress("eval kld", options.n_chunks * work_per_chunk);
+  arms.on_prefill = [&](size_t n_tokens) { progress.advance(double(n_tokens)); };
   ChunkRun chunk_run(options, arms, tallies, progress);
   try {
     for (size_t i = 0; i < options.n_chunks; ++i)
@@ -189,12 +191,7 @@ void add_eval_kld_command(CLI::App& eval) {
       ->type_name("N")
       ->check(in_range(1, 1 << 16))
       ->capture_default_str();
-  command
-      ->add_option("--ubatch", options->n_ubatch,
-                   "tokens of a prompt that are computed at once; the chunk of prefill=streaming")
-      ->type_name("N")
-      ->check(in_range(2, 1 << 16))
-      ->capture_default_str();
+  add_ubatch_option(*command, options->n_ubatch);
   command->add_option("-o,--output", options->output, "write meta data and rows as JSON")->type_name("FILE.json");
   command->footer(
       "Example:\n  mikv eval kld -m qwen2.5-coder-1.5b --text book.txt --context 1024 --tokens 64 --chunks 5 \\\n"

@@ -21,6 +21,8 @@ namespace {
 
 constexpr const char* kDefaultKv = "full,h2o,rtn4,mikv-paper,mikv,llama:f16,llama:q8_0,llama:q4_0";
 
+constexpr double kUsualSteps = 7;  // five digits, their end, and the compression before them
+
 struct Options {
   ModelOptions model;
   std::string kv;
@@ -32,6 +34,7 @@ struct Options {
   bool raw = false;
   uint32_t n_predict = 24;
   uint32_t n_ctx = 0;
+  uint32_t n_ubatch = 256;
   std::string output;
   std::string plot;
 };
@@ -124,6 +127,13 @@ void measure(const Options& options, const llama::Model& model, const Prompt& pr
   tally = next;
 }
 
+/// In prompt tokens.
+double amount_of_work(const std::vector<Prompt>& prompts, const Arms& arms) {
+  double work = 0.0;
+  for (const Prompt& prompt : prompts) work += double(prompt.tokens.size() * arms.n_prefills());
+  return work + double(prompts.size() * arms.size()) * kUsualSteps * kStepInPromptTokens;
+}
+
 void print_table(const Arms& arms, const std::vector<Tally>& tallies) {
   using enum Table::Align;
   Table table({{"kv", left},
@@ -182,26 +192,30 @@ void run(const Options& options) {
   if (!options.plot.empty()) check_writable(options.plot, "--plot");
   const auto model = options.model.load();
   const auto prompts = make_prompts(options, cases, *model);
-  llama::ContextOptions context_options{
-      .n_ctx = context_size(options, prompts), .n_threads = options.model.threads(), .should_stop = interrupted};
+  llama::ContextOptions context_options{.n_ctx = context_size(options, prompts),
+                                        .n_ubatch = options.n_ubatch,
+                                        .n_threads = options.model.threads(),
+                                        .should_stop = interrupted};
   Arms arms(*model, choices, context_options);
   options.model.describe(*model, report.meta());
   report.meta().update({{"seed", options.seed},
-                        {"lines", options.n_lines},
+                        {"lines", options.file.empty() ? Json(options.n_lines) : Json()},
                         {"prompts", prompts.size()},
-                        {"file", options.file},
+                        {"file", options.file.empty() ? Json() : Json(options.file)},
                         {"prefix", options.prefix},
-                        {"n_ctx", context_options.n_ctx}});
+                        {"n_ctx", context_options.n_ctx},
+                        {"n_ubatch", options.n_ubatch}});
 
   std::vector<Tally> tallies(arms.size());
-  Progress progress("eval lines", double(prompts.size() * arms.size()));
+  Progress progress("eval lines", amount_of_work(prompts, arms));
+  arms.on_prefill = [&](size_t n_tokens) { progress.advance(double(n_tokens)); };
   try {
     for (size_t i = 0; i < prompts.size(); ++i) {
       arms.set_prompt(prompts[i].tokens);
       for (size_t arm = 0; arm < arms.size(); ++arm) {
-        progress.update(double(i * arms.size() + arm),
-                        fmt::format("prompt {} of {}, {}", i + 1, prompts.size(), arms.choice(arm).name));
+        progress.advance(0, fmt::format("prompt {} of {}, {}", i + 1, prompts.size(), arms.choice(arm).name));
         measure(options, *model, prompts[i], arms, arm, tallies[arm]);
+        progress.advance(kUsualSteps * kStepInPromptTokens);
       }
     }
   } catch (const Interrupted&) {
@@ -250,6 +264,7 @@ void add_eval_lines_command(CLI::App& eval) {
   command->add_option("-c,--ctx-size", options->n_ctx, "context in tokens; 0: what the prompts need")
       ->type_name("N")
       ->capture_default_str();
+  add_ubatch_option(*command, options->n_ubatch);
   command->add_option("-o,--output", options->output, "write meta data and rows as JSON")->type_name("FILE.json");
   command->add_option("--plot", options->plot, "write a bar chart of scores and bytes")->type_name("FILE.svg");
   command->footer(

@@ -22,6 +22,7 @@ struct Options {
   std::string kv = "mikv";
   int n_predict = -1;
   uint32_t n_ctx = 4096;
+  uint32_t n_ubatch = 512;
   int64_t seed = -1;
   double temperature = 0.8;
   bool raw = false;
@@ -108,6 +109,7 @@ void run(const Options& options) {
   const auto tokens = prompt_tokens(options, *model);
   llama::ContextOptions context_options;
   context_options.n_ctx = options.n_ctx ? options.n_ctx : model->info().n_ctx_train;
+  context_options.n_ubatch = options.n_ubatch;
   context_options.n_threads = options.model.threads();
   context_options.should_stop = interrupted;
   require_fits(tokens.size(), context_options.n_ctx, "the prompt");
@@ -156,6 +158,7 @@ void add_run_command(CLI::App& app) {
       ->type_name("T")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
+  add_ubatch_option(*command, options->n_ubatch);
   command->add_flag("--raw", options->raw, "no chat template: the model continues the prompt");
   command->footer("Example:\n  mikv run -m qwen2.5-coder-0.5b -p \"Write a haiku about memory.\" --kv mikv --temp 0");
   command->callback([options] { run(*options); });

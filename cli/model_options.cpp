@@ -48,6 +48,15 @@ CLI::Validator in_range(double low, double high) {
   return CLI::Validator(check, fmt::format("{}..{}", low, high));
 }
 
+void add_ubatch_option(CLI::App& command, uint32_t& n_ubatch) {
+  command
+      .add_option("--ub,--ubatch-size", n_ubatch,
+                  "tokens of a prompt that are computed at once; prefill=streaming compresses after each such chunk")
+      ->type_name("N")
+      ->check(in_range(2, 1 << 16))
+      ->capture_default_str();
+}
+
 void add_kv_option(CLI::App& command, std::string& list, const std::string& default_list) {
   list = default_list;
   command
