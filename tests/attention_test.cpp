@@ -130,6 +130,22 @@ TEST_P(AttentionSpecTest, Threads) {
   }
 }
 
+// Contexts long enough that a generation step is cut into several parts for the threads, which are merged.
+TEST_P(AttentionSpecTest, LongContexts) {
+  Random random(39);
+  const LayerShape shape{3, 1, 16, 8};
+  for (const size_t n : {4095, 4200, 9000}) {
+    SCOPED_TRACE(std::to_string(n) + " cells");
+    const auto layer = filled(shape, GetParam(), n, 30, random);
+    Request request(shape, 1, random);
+    request.set_mask(Mask::Type::f32, uint32_t(n) + 30, [&](uint32_t, uint32_t cell) {
+      return cell / 2500 == 1 || cell % 11 == 3 ? -kInfinity : 0.0f;  // whole parts that see nothing
+    });
+    check(*layer, request, {0}, {1, 2, 4});
+    if (HasFatalFailure()) return;
+  }
+}
+
 TEST_P(AttentionSpecTest, FramesOfDifferentCoordinates) {
   Random random(35);
   const LayerShape shape{4, 2, 64, 64};

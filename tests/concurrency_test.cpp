@@ -115,6 +115,26 @@ TEST(ConcurrencyTest, MoreThreadsThanWork) {
   }
 }
 
+// A generation step is cut by the length of the context. Threads that enter it late, when a faster one has committed a head
+// already, must cut it in the same way as the others.
+TEST(ConcurrencyTest, StepsAcrossACutOfALongContext) {
+  const LayerShape shape{2, 2, 16, 16};
+  Random random(72);
+  for (const char* spec : {"rtn4", "mikv:keep=0.5", "h2o:keep=0.99"}) {
+    const auto layer = make_layer(shape, spec);
+    put(*layer, 0, cell_range(0, 4080), Tokens(shape, 4080, random));
+    commit(*layer, 0);
+    for (Cell cell = 4080; cell < 4110; ++cell) {
+      put(*layer, 0, cell_range(cell, 1), Tokens(shape, 1, random));
+      Request request(shape, 1, random);
+      const Expected expected = expect(*layer, {0}, request);
+      request.record = request.commit = true;
+      ASSERT_TRUE(matches(run(*layer, request, 4), expected)) << spec << ", cell " << cell;
+      ASSERT_EQ(layer->n_staged(0), 0u);
+    }
+  }
+}
+
 TEST(ConcurrencyTest, IndependentLayersOnIndependentThreads) {
   std::vector<std::vector<float>> outs(4);
   std::vector<std::thread> threads;

@@ -188,6 +188,25 @@ TEST(RecordingTest, GenerationDemotesTheLowestThatIsNotRecent) {
   check_generation("h2o:keep=0.02", 20, 90, 1);  // a budget of 0, then 1: nothing but the most recent
 }
 
+// Contexts long enough that a step is cut into parts, each of which leaves its share of the logits.
+TEST(RecordingTest, LongContexts) {
+  Random random(56);
+  const uint32_t n_prompt = 6000;
+  const auto layer = make_layer(kShape, "mikv:keep=0.9,outlier=none");
+  put(*layer, 0, cell_range(0, n_prompt), Tokens(kShape, n_prompt, random));
+  Scores scores[kShape.n_kv_heads];
+  for (uint32_t step = 0; step < 4; ++step) {
+    put(*layer, 0, cell_range(n_prompt + step, 1), Tokens(kShape, 1, random));
+    Request request(kShape, 1, random);
+    request.record = request.commit = true;
+    for (uint32_t head = 0; head < kShape.n_kv_heads; ++head) add_column_sums(*layer, request, head, scores[head]);
+    run(*layer, request, step + 1);
+    for (uint32_t head = 0; head < kShape.n_kv_heads; ++head) expect_scores(*layer, head, scores[head], 3 * (step + 1));
+    const auto n_cells = n_prompt + step + 1;
+    ASSERT_EQ(count_tiers(layer->dump(0, 0)).hi, policy::hi_budget(0.9, n_cells));
+  }
+}
+
 // A chunk of several tokens after a commit (a second turn, or streaming prefill): hi and staged tokens both collect.
 TEST(RecordingTest, ChunksAfterACommitAddToo) {
   Random random(55);
