@@ -71,34 +71,50 @@ std::string describe_bytes(const MemoryUsage& usage) {
 }
 
 void print_summary(const Generation& done, const MemoryUsage& usage) {
-  std::fflush(stdout);
-  fmt::print(stderr, "\nmikv: {} tokens at {:.1f} tokens/s (prompt: {} at {:.1f}); {}\n", done.n_tokens,
+  fmt::print(stderr, "mikv: {} tokens at {:.1f} tokens/s (prompt: {} at {:.1f}); {}\n", done.n_tokens,
              done.n_steps ? double(done.n_steps) / done.step_s : 0.0, done.n_prompt,
              done.prompt_s > 0 ? double(done.n_prompt) / done.prompt_s : 0.0, describe_bytes(usage));
 }
 
-void generate(const Options& options, const llama::Model& model, llama::Context& context, Generation& done) {
-  const uint32_t seed = options.seed >= 0 ? uint32_t(options.seed) : std::random_device{}();
-  llama::Sampler sampler(float(options.temperature), seed);
-  while (!interrupted() && (options.n_predict < 0 || done.n_tokens < size_t(options.n_predict))) {
-    const llama::Token token = sampler.sample(context);
-    if (model.is_end_of_generation(token)) return;
-    const std::string piece = model.piece(token);
+/// The answer as it grows.
+class Stream {
+ public:
+  void add(const std::string& piece) {
+    if (piece.empty()) return;
     std::fwrite(piece.data(), 1, piece.size(), stdout);
     std::fflush(stdout);
+    at_line_start_ = piece.back() == '\n';
+  }
+  ~Stream() {
+    if (!at_line_start_) add("\n");
+  }
+
+ private:
+  bool at_line_start_ = true;
+};
+
+enum class End { finished, context_full, interrupted };
+
+End generate(const Options& options, const llama::Model& model, llama::Context& context, Generation& done) {
+  const uint32_t seed = options.seed >= 0 ? uint32_t(options.seed) : std::random_device{}();
+  llama::Sampler sampler(float(options.temperature), seed);
+  const size_t n_max = options.n_predict < 0 ? SIZE_MAX : size_t(options.n_predict);
+  Stream stream;
+  while (done.n_tokens < n_max) {
+    const llama::Token token = sampler.sample(context);
+    if (model.is_end_of_generation(token)) return End::finished;
+    stream.add(model.piece(token));
     ++done.n_tokens;
-    if (options.n_predict >= 0 && done.n_tokens >= size_t(options.n_predict)) return;
-    if (context.n_past() >= context.n_ctx()) {
-      fmt::print(stderr, "\nmikv: stopped: the context of {} tokens is full; raise it with -c\n", context.n_ctx());
-      return;
-    }
+    if (done.n_tokens == n_max) return End::finished;
+    if (context.n_past() >= context.n_ctx()) return End::context_full;
     const Stopwatch watch;
-    const Status step = context.decode(token);
-    if (interrupted()) return;
+    const Status step = interrupted() ? Status{} : context.decode(token);
+    if (interrupted()) return End::interrupted;
     check(step);
     done.step_s += watch.seconds();
     ++done.n_steps;
   }
+  return End::finished;
 }
 
 void run(const Options& options) {
@@ -122,10 +138,13 @@ void run(const Options& options) {
     check(context->prefill(tokens, [&](size_t n) { progress.update(double(n)); }));
   }
   const double prefill_s = watch.seconds();
-  generate(options, *model, *context, done);
   done.prompt_s = prefill_s;
+  const End end = generate(options, *model, *context, done);
+  if (end == End::context_full) {
+    fmt::print(stderr, "mikv: stopped: the context of {} tokens is full; raise it with -c\n", context->n_ctx());
+  }
   // A prompt that nothing followed is compressed too, so that the line tells the size it would have.
-  if (done.n_steps == 0 && !interrupted()) check(context->end_prompt());
+  if (done.n_steps == 0 && end != End::interrupted) check(context->end_prompt());
   print_summary(done, context->memory_usage());
   throw_if_interrupted();
 }
