@@ -38,7 +38,9 @@ void Progress::update(double done, const std::string& note) {
   // A log needs no line for work that is over before it could be read.
   if (!on_terminal_ && (done >= total_ || now < 2.0)) return;
   last_drawn_s_ = now;
-  const std::string text = line(now);
+  std::string text = line(now);
+  // A line that wraps cannot be redrawn in place.
+  if (on_terminal_) text.resize(std::min(text.size(), terminal_columns(stderr) - 1));
   fmt::print(stderr, "{}{}{}", on_terminal_ ? "\r" : "", text, on_terminal_ ? "\033[K" : "\n");
   std::fflush(stderr);
   visible_ = true;

@@ -1,6 +1,7 @@
 #include "terminal.hpp"
 
 #include <fmt/format.h>
+#include <sys/ioctl.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -13,6 +14,12 @@ namespace mikv::cli {
 bool is_terminal(std::FILE* stream) {
   const char* term = std::getenv("TERM");
   return isatty(fileno(stream)) && !(term && std::string_view(term) == "dumb");
+}
+
+size_t terminal_columns(std::FILE* stream) {
+  winsize size{};
+  if (ioctl(fileno(stream), TIOCGWINSZ, &size) != 0 || size.ws_col == 0) return 80;
+  return size.ws_col;
 }
 
 bool has_colours(std::FILE* stream) {

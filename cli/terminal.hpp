@@ -6,8 +6,9 @@
 
 namespace mikv::cli {
 
-bool is_terminal(std::FILE* stream);  ///< a terminal that takes cursor movement
-bool has_colours(std::FILE* stream);  ///< the same, unless NO_COLOR is set (https://no-color.org)
+bool is_terminal(std::FILE* stream);         ///< a terminal that takes cursor movement
+size_t terminal_columns(std::FILE* stream);  ///< 80 where it cannot be known
+bool has_colours(std::FILE* stream);         ///< the same, unless NO_COLOR is set (https://no-color.org)
 
 std::string format_bytes(double bytes);       ///< "12.3 MiB"
 std::string format_duration(double seconds);  ///< "3 min 20 s"

@@ -1,6 +1,8 @@
 """Bad input: one line on stderr that names the cause and the remedy, exit code 2, nothing written."""
 
 import os
+import resource
+import signal
 import unittest
 
 import tiny_gguf
@@ -113,6 +115,20 @@ class Inputs(Case):
         for flag in ("-o", "--plot"):
             result = mikv("eval", "lines", "-m", "/no/such/model", flag, self.path("none/report"))
             self.assertRefused(result, "none/report", "no folder", remedy="create it")
+
+    def test_report_on_a_full_disk(self):
+        def no_room():  # every write to a file fails, as on a full disk
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+
+        path = self.file("report.json", "kept")
+        result = mikv("info", "-o", path, preexec_fn=no_room)
+        self.assertEqual(result.returncode, 2, result.stderr)
+        self.assertIn(path, result.stderr)
+        self.assertIn("free some space", result.stderr)
+        self.assertEqual(os.listdir(self.folder), ["report.json"])
+        with open(path) as file:
+            self.assertEqual(file.read(), "kept")
 
 
 if __name__ == "__main__":
