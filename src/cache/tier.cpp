@@ -12,8 +12,8 @@ namespace mikv::cache {
 namespace {
 
 // From this size on, memory is mapped: freeing it gives it back to the system at once, where the heap would keep it.
-// That is what makes a compressed prompt's memory really smaller. At most 2 % of it is rounding to pages.
-constexpr size_t kMapFrom = size_t{192} << 10;
+// That is what makes a compressed prompt's memory really smaller. At most 3 % of it is rounding to pages.
+constexpr size_t kMapFrom = size_t{128} << 10;
 constexpr size_t kPage = 4096;
 constexpr size_t kLine = 64;  // kernels load whole cache lines
 
