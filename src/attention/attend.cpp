@@ -38,9 +38,10 @@ struct Call {
 void plan(Call& call) {
   const uint32_t n_heads = call.layer.shape.n_kv_heads, group = call.layer.shape.n_heads / n_heads;
   if (call.step()) {
-    uint32_t n_tokens = 0;
-    for (const cache::FrameStore* frame : call.frames) n_tokens += frame->heads().front().stored();
-    call.n_splits = std::clamp(n_tokens / kSplitTokens, 1u, Workspace::Impl::kMaxSplits);
+    // Live cells, not stored tokens: a faster thread may be committing a head already, and all must cut alike.
+    uint64_t n_tokens = 0;
+    for (const cache::FrameStore* frame : call.frames) n_tokens += frame->n_live();
+    call.n_splits = uint32_t(std::clamp<uint64_t>(n_tokens / kSplitTokens, 1, Workspace::Impl::kMaxSplits));
     return;
   }
   call.tile_tokens = std::max(1u, std::min(kTileRows / group, (call.args.n_tokens + 3) / 4));
