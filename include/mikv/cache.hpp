@@ -120,7 +120,8 @@ class LayerCache {
 
   /// Stores K and V of n tokens in `frame`, replacing what those cells held before.
   /// k: row t at k + t*k_stride floats, [n_kv_heads][head_dim_k] contiguous; v the same with head_dim_v.
-  /// Errors: a cell >= kMaxCells or named twice, a frame >= kMaxFrames, out of memory. Nothing is stored then.
+  /// Errors: a cell >= kMaxCells or named twice, a frame >= kMaxFrames, out of memory. Nothing is stored then; out of memory, the
+  /// cells hold nothing.
   /// A non-finite element is stored as the nearest finite f16 (NaN as 0), so that one bad token cannot poison a group.
   Status put(FrameId frame, std::span<const Cell> cells, const float* k, size_t k_stride, const float* v, size_t v_stride);
 

@@ -23,9 +23,9 @@ bool FrameStore::compressed() const {
 void FrameStore::stage(std::span<const uint32_t> cells) {
   n_last_staged_ = 0;
   if (cells.empty()) return;
+  erase(cells);  // first: a sliding window overwrites as many tokens as it adds, and needs no more room
   live_.reserve(*std::max_element(cells.begin(), cells.end()) + 1);
   for (HeadStore& head : heads_) head.staged.reserve(uint32_t(cells.size()));
-  erase(cells);  // keeps what was just reserved
   for (HeadStore& head : heads_) {
     const uint32_t first = head.staged.append(uint32_t(cells.size()));
     for (uint32_t i = 0; i < cells.size(); ++i) {

@@ -39,7 +39,7 @@ class FrameStore {
   bool compressed() const;
 
   /// Replaces what `cells` held by n undefined staged tokens at the end of every head's staged tier.
-  /// May throw std::bad_alloc; nothing changes then. Cells are valid and distinct.
+  /// May throw std::bad_alloc; the cells hold nothing then. Cells are valid and distinct.
   void stage(std::span<const uint32_t> cells);
   /// Memory is not given back: the owner drops a frame whose last cell went.
   void erase(std::span<const uint32_t> cells);
