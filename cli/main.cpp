@@ -3,7 +3,9 @@
 
 #include <CLI/CLI.hpp>
 #include <exception>
+#include <string_view>
 
+#include "busy_machine.hpp"
 #include "commands.hpp"
 #include "errors.hpp"
 #include "interrupt.hpp"
@@ -81,6 +83,9 @@ int run(int argc, char** argv) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  // Benchmarks leave the threads as llama.cpp has them.
+  const std::string_view command = argc > 1 ? argv[1] : "";
+  if (command == "run" || command == "eval") sleep_instead_of_spin_if_busy(argv);
   install_interrupt_handler();
   set_command_line(argc, argv);
   try {

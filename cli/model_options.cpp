@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <cstdlib>
+
 #include "check.hpp"
 #include "model_store.hpp"
 #include "progress.hpp"
@@ -37,6 +39,8 @@ void ModelOptions::describe(const llama::Model& loaded, Json& meta) const {
   meta["model_description"] = info.description;
   meta["llama_cpp"] = llama::llama_version();
   meta["threads"] = threads();
+  const char* wait_policy = std::getenv("OMP_WAIT_POLICY");  // busy_machine.hpp
+  meta["omp_wait_policy"] = wait_policy ? Json(wait_policy) : Json();
 }
 
 CLI::Validator in_range(double low, double high) {

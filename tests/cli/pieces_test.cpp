@@ -11,6 +11,7 @@
 #include <functional>
 #include <set>
 
+#include "busy_machine.hpp"
 #include "engine.hpp"
 #include "errors.hpp"
 #include "json_report.hpp"
@@ -251,6 +252,12 @@ TEST(Plot, EscapesTextAndDrawsABarForEachValue) {
   size_t n_bars = 0;
   for (size_t at = 0; (at = text.find("rx=\"2\"", at)) != std::string::npos; ++at) ++n_bars;
   EXPECT_EQ(n_bars, 2u);
+}
+
+TEST(BusyMachine, IdleShareIsAShare) {
+  const double share = idle_share(50);
+  EXPECT_GE(share, 0.0);
+  EXPECT_LE(share, 1.0);
 }
 
 TEST(ThreadTeam, AllThreadsRunAndMeetAtBarriers) {
