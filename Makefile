@@ -36,7 +36,7 @@ unit-test: setup ## the tests of the release build alone
 	@cmake --preset release --log-level=WARNING -DMIKV_BUILD_TESTS=ON $(CMAKE_ARGS)
 	@cmake --build --preset release --parallel $(JOBS)
 	@$(FETCH) get $(TEST_MODEL) >build/test-model.txt
-	@MIKV_TEST_MODEL="$$(cat build/test-model.txt)" ctest --preset release --output-log build/ctest.log
+	@MIKV_TEST_MODEL="$$(cat build/test-model.txt)" ctest --preset release --parallel $(JOBS) --output-log build/ctest.log
 
 sanitize: setup ## the unit tests under the address and undefined-behaviour sanitizers, those with threads under the thread sanitizer
 	@for preset in asan tsan; do \
