@@ -1,5 +1,6 @@
 # Writes OUTPUT (version.cpp) for VERSION and the commit of SOURCE_DIR; run at every build. The file is touched only when
 # its content changes, so nothing is compiled in vain.
+cmake_minimum_required(VERSION 3.25)
 execute_process(COMMAND git -C ${SOURCE_DIR} rev-parse --short=10 HEAD
                 OUTPUT_VARIABLE commit OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET RESULT_VARIABLE failed)
 if(failed)
