@@ -194,8 +194,4 @@ void Binding::clear() {
   }
 }
 
-void Binding::clear_stream(uint32_t stream) {
-  for (auto& [index, layer] : layers_) layer.cache->erase_if(stream, 0, kMaxCells);
-}
-
 }  // namespace mikv::llama

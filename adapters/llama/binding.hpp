@@ -61,7 +61,6 @@ class Binding {
   const std::map<int, Layer>& layers() const { return layers_; }
   uint32_t n_threads() const { return workspace_.max_threads(); }
   void clear();
-  void clear_stream(uint32_t stream);
 
  private:
   AttendArgs stream_args(const Layer& layer, ggml_tensor* node, int64_t stream, const FrameId& frame) const;

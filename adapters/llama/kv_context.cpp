@@ -60,8 +60,6 @@ Result<llama_context*> init_context(llama_model* model, llama_context_params par
   return context;
 }
 
-bool is_mikv(const llama_context* ctx) { return Registry::get().of_context(ctx) != nullptr; }
-
 Status status(const llama_context* ctx) {
   const Binding* binding = Registry::get().of_context(ctx);
   return binding ? binding->failure() : Status(not_ours());

@@ -13,9 +13,6 @@ namespace mikv::llama {
 /// Errors: the model's attention is not supported (named); llama.cpp could not create the context.
 Result<llama_context*> init_context(llama_model* model, llama_context_params params, const Spec& spec);
 
-/// True if `ctx` came from init_context.
-bool is_mikv(const llama_context* ctx);
-
 /// First error that a step of `ctx` met (out of memory, say), or ok. llama_decode cannot report it itself.
 Status status(const llama_context* ctx);
 
