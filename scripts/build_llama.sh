@@ -82,11 +82,15 @@ version=$(number MAJOR).$(number MINOR).$(number PATCH)
 # ---- the build: one folder for each combination of what decides its bytes ------------------------------------------
 openssl=OFF # without it llama.cpp cannot download models itself; everything else works
 if pkg-config --atleast-version=3 openssl 2>/dev/null; then openssl=ON; fi
+# llama.cpp 0.5.0 built by GCC 12 crashes in its AMX code: the compiler drops the stores that fill the tile configuration
+# (llama.cpp pull request 26954, open). Its AVX-512 code is used there, by stock llama.cpp as by us.
+no_amx=''
+if grep -qw amx_tile /proc/cpuinfo 2>/dev/null; then no_amx=' -mno-amx-tile -mno-amx-int8 -mno-amx-bf16'; fi
 flags=(
   -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=ON -DGGML_NATIVE=ON -DLLAMA_OPENSSL=$openssl
   -DLLAMA_BUILD_COMMON=ON -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_SERVER=OFF -DLLAMA_BUILD_APP=OFF
   -DLLAMA_BUILD_UI=OFF -DLLAMA_USE_PREBUILT_UI=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF
-  -DCMAKE_C_FLAGS=-w -DCMAKE_CXX_FLAGS=-w # not our code, not our warnings
+  "-DCMAKE_C_FLAGS=-w$no_amx" "-DCMAKE_CXX_FLAGS=-w$no_amx" # -w: not our code, not our warnings
 )
 identity=("-DLLAMA_BUILD_NUMBER=0" "-DLLAMA_BUILD_COMMIT=$commit") # reported by llama.cpp; not part of the key
 targets=(llama llama-common)
