@@ -56,8 +56,9 @@ Scratch scratch_for(ThreadSlot& slot, const LayerCache::Impl& layer, uint32_t n_
   const uint32_t n_tiles = std::max(layer.layouts.staged.tiles_k, layer.layouts.staged.tiles_v);
   slot.logits.resize(size_t{n_rows} * kStepTokens);
   slot.decoded.resize(size_t{kStepBlocks} * n_tiles * kLanes * kLanes);
-  slot.weights.resize(size_t{kStepBlocks} * 8 * kLanes);
-  return {slot.logits.data(), slot.decoded.data(), slot.weights.data()};
+  slot.weights.resize(size_t{kStepBlocks} * kMaxKernelRows * kLanes);
+  slot.largest_weights.resize(n_rows);
+  return {slot.logits.data(), slot.largest_weights.data(), slot.decoded.data(), slot.weights.data()};
 }
 
 MaskTile mask_for(const Call& call, const RowTile& tile, ThreadSlot& slot) {
@@ -290,11 +291,14 @@ Status LayerCache::attend(std::span<const AttendArgs> calls, Workspace& workspac
 
 uint64_t Workspace::bytes() const {
   uint64_t bytes = 0;
-  const auto add = [&bytes](const auto&... vectors) { ((bytes += vectors.capacity() * sizeof(float)), ...); };
+  const auto add = [&bytes](const auto&... vectors) { ((bytes += vectors.capacity() * sizeof(vectors[0])), ...); };
   const auto add_state = [&](const attention::RowState& s) { add(s.max, s.sum, s.acc, s.rotated_acc, s.zeros); };
   for (const attention::ThreadSlot& slot : impl_->threads) {
-    add(slot.raw.q, slot.raw.q_sums, slot.tier.q, slot.tier.q_sums, slot.tier.bias, slot.mask_low, slot.mask_high,
-        slot.logits, slot.decoded, slot.weights, slot.inverse_sum, slot.row, slot.sums);
+    for (const attention::PreparedRows* rows : {&slot.raw, &slot.tier}) {
+      add(rows->q, rows->q_sums, rows->q_steps, rows->q_parts, rows->bias);
+    }
+    add(slot.mask_low, slot.mask_high, slot.logits, slot.largest_weights, slot.decoded, slot.weights, slot.inverse_sum,
+        slot.row, slot.sums);
     add_state(slot.state);
     for (const auto& scores : slot.scores) add(scores);
   }

@@ -16,6 +16,8 @@ inline constexpr uint32_t kLanes = codec::kTileSide;
 /// Blocks whose logits are held at once: amortises the maximum, the exponentials and the accumulator's traffic.
 inline constexpr uint32_t kStepBlocks = 4;
 inline constexpr uint32_t kStepTokens = kStepBlocks * codec::kBlockTokens;
+/// Rows that one decoded tile serves at most before it is decoded again.
+inline constexpr uint32_t kMaxKernelRows = 8;
 
 /// Lanes [first, last) of tile `tile` belong to scale group `group`. Where groups are multiples of 16 channels there is one
 /// pair a tile; otherwise a tile that spans groups has one pair for each of them.
@@ -43,6 +45,8 @@ struct Rows {
   uint32_t n = 0;
   const float* q = nullptr;       ///< [n][pairs_k][16]: channels of the pair's tile, 0 outside of its lanes
   const float* q_sums = nullptr;  ///< [n][groups_k]: sum over the group's channels; what a zero is multiplied by
+  const uint8_t* q_parts = nullptr;  ///< null, or q as integers in the order that the target's byte products take
+  const float* q_steps = nullptr;    ///< [n][groups_k]: what these integers are multiplied by
   const float* bias = nullptr;    ///< [n] added to every logit (scale * q.mu of a centred frame), or null
 };
 
@@ -67,13 +71,17 @@ struct State {
 };
 
 struct Scratch {
-  float* logits = nullptr;   ///< [n][kStepTokens]
-  float* decoded = nullptr;  ///< [kStepBlocks][tiles][16][16], of K or V
-  float* weights = nullptr;  ///< [kStepBlocks][8][16]
+  float* logits = nullptr;           ///< [n][kStepTokens]
+  float* largest_weights = nullptr;  ///< [n], of the step
+  float* decoded = nullptr;          ///< [kStepBlocks][tiles][16][16], of K or V
+  float* weights = nullptr;          ///< [kStepBlocks][kMaxKernelRows][16]
 };
 
 struct Kernels {
   const char* name;
+
+  /// Null, or fills Rows::q_parts ([n][pairs_k][32]), q_steps and q_sums for n rows of prepared queries.
+  void (*split_queries)(const Geometry&, const float* q, uint32_t n, uint8_t* q_parts, float* q_steps, float* q_sums);
 
   /// low/high[cell] for tokens first..first+n-1 of `mask`; cells from mask.n_cells to n_cells get -inf.
   /// With n == 1 only `low` is written: high is the same.

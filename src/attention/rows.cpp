@@ -32,7 +32,11 @@ void store_row(const Geometry& geometry, const float* q, float scale, uint32_t r
 Rows clear_rows(const Geometry& geometry, uint32_t n_rows, PreparedRows& memory) {
   memory.q.assign(size_t{n_rows} * geometry.pairs_k.size() * kLanes, 0.0f);
   memory.q_sums.assign(size_t{n_rows} * geometry.groups_k, 0.0f);
-  return {n_rows, memory.q.data(), memory.q_sums.data(), nullptr};
+  Rows rows;
+  rows.n = n_rows;
+  rows.q = memory.q.data();
+  rows.q_sums = memory.q_sums.data();
+  return rows;
 }
 
 State view(RowState& state, const LayerCache::Impl& layer, std::vector<float>& acc, std::vector<float>* other) {
@@ -80,6 +84,13 @@ Rows prepare_for_tier(const RowTile& tile, const codec::Transform& transform, Pr
     store_row(geometry, row.data(), tile.args.scale, r, memory);
   }
   rows.bias = memory.bias.data();
+  if (kernels().split_queries && tile.layer.layouts.quantised()) {
+    memory.q_parts.resize(memory.q.size() * 2);
+    memory.q_steps.resize(memory.q_sums.size());
+    kernels().split_queries(geometry, rows.q, rows.n, memory.q_parts.data(), memory.q_steps.data(), memory.q_sums.data());
+    rows.q_parts = memory.q_parts.data();
+    rows.q_steps = memory.q_steps.data();
+  }
   return rows;
 }
 

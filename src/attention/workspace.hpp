@@ -13,7 +13,8 @@ namespace attention {
 
 /// Rows of queries in one geometry, as Rows points to them.
 struct PreparedRows {
-  std::vector<float> q, q_sums, bias;
+  std::vector<float> q, q_sums, q_steps, bias;
+  std::vector<uint8_t> q_parts;
 };
 
 /// Memory of State for the rows of a tile.
@@ -30,7 +31,7 @@ struct Partial {
 struct ThreadSlot {
   PreparedRows raw, tier;
   RowState state;
-  std::vector<float> mask_low, mask_high, logits, decoded, weights, inverse_sum, row, sums;
+  std::vector<float> mask_low, mask_high, logits, largest_weights, decoded, weights, inverse_sum, row, sums;
   std::vector<std::vector<float>> scores;  ///< [head of a call][scored slot]: of this thread's row tiles; 0 between calls
   cache::CommitScratch commit;
 };

@@ -22,6 +22,9 @@ inline constexpr uint32_t kMinFrameTokens = 16;
 struct Layouts {
   codec::BlockLayout staged, hi, lo;
   bool evict = false;  ///< there is no lo tier: what is demoted is lost
+
+  /// Some tier holds codes, not halves.
+  bool quantised() const { return hi.bits < 16 || (!evict && lo.bits < 16); }
 };
 
 /// Working memory of commit(), kept between calls so that a generation step allocates nothing.

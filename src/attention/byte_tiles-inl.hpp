@@ -1,0 +1,297 @@
+// Attention over tiles in integers, where the CPU multiplies bytes by fours (AVX-512 VNNI). Included once per SIMD target.
+//
+// Codes are bytes as they are, four rows of a tile at once (codec/tile.hpp). What they are multiplied by, queries and
+// attention weights, is rounded to 16 bits and split into two signed bytes, x = step * (256 high + low): two dot products
+// of 64 byte pairs instead of four of 16 floats, and no conversion of codes. Sums of integers are exact, so the only
+// error is that rounding: at most step/2 for each number, with step = the largest of them / 32639.
+//   logit = sum_g alpha_g step (q_int . codes_g) + beta_g step sum(q_int)
+//   out_g = sum over steps of step sum_t (w_t alpha_tg)_int codes_tg     + sum_t w_t beta_tg
+
+#if defined(MIKV_BYTE_TILES_INL) == defined(HWY_TARGET_TOGGLE)
+#ifdef MIKV_BYTE_TILES_INL
+#undef MIKV_BYTE_TILES_INL
+#else
+#define MIKV_BYTE_TILES_INL
+#endif
+
+#include <cstring>
+
+#include "attention/vectors-inl.hpp"
+#include "codec/tile.hpp"
+
+#if HWY_TARGET == HWY_AVX3_DL
+
+HWY_BEFORE_NAMESPACE();
+namespace mikv::attention::HWY_NAMESPACE {
+
+// ---------------------------------------------------------------- decoding
+
+inline HWY_ATTR VU BytesAnd(VU words, uint8_t mask) { return hn::And(words, hn::Set(DU(), mask * 0x01010101u)); }
+
+// Hands out quad after quad of a tile: 16 lanes of 4 codes.
+struct Quads2 {
+  static constexpr bool kBytes = true;
+  VU word;
+  HWY_ATTR explicit Quads2(const uint8_t* tile) : word(hn::LoadU(DU(), reinterpret_cast<const uint32_t*>(tile))) {}
+  template <int kQuad>
+  HWY_ATTR VU Quad() const {
+    return BytesAnd(hn::ShiftRight<2 * kQuad>(word), 3);
+  }
+};
+
+struct Quads3 {
+  static constexpr bool kBytes = true;
+  VU word, nibbles;
+  HWY_ATTR explicit Quads3(const uint8_t* tile) : word(hn::LoadU(DU(), reinterpret_cast<const uint32_t*>(tile))) {
+    const hn::Rebind<uint16_t, DU> d16;
+    const VU n = hn::PromoteTo(DU(), hn::LoadU(d16, reinterpret_cast<const uint16_t*>(tile + 64)));
+    nibbles = hn::Or(n, hn::ShiftLeft<12>(n));
+  }
+  template <int kQuad>
+  HWY_ATTR VU Quad() const {
+    if constexpr (kQuad < 2) return BytesAnd(hn::ShiftRight<3 * kQuad>(word), 7);
+    if constexpr (kQuad == 3) return BytesAnd(nibbles, 7);
+    return hn::Or(BytesAnd(hn::ShiftRight<6>(word), 3), hn::ShiftRight<1>(BytesAnd(nibbles, 8)));
+  }
+};
+
+struct Quads4 {
+  static constexpr bool kBytes = true;
+  VU low, high;
+  HWY_ATTR explicit Quads4(const uint8_t* tile)
+      : low(hn::LoadU(DU(), reinterpret_cast<const uint32_t*>(tile))),
+        high(hn::LoadU(DU(), reinterpret_cast<const uint32_t*>(tile + 64))) {}
+  template <int kQuad>
+  HWY_ATTR VU Quad() const {
+    return BytesAnd(hn::ShiftRight<4 * (kQuad % 2)>(kQuad < 2 ? low : high), 15);
+  }
+};
+
+// Also a tile of fewer bits that was unpacked before, because many query rows will meet it.
+struct Quads8 {
+  static constexpr bool kBytes = true;
+  static constexpr size_t kTileBytes = codec::tile_bytes(8);
+  const uint8_t* at;
+  HWY_ATTR explicit Quads8(const uint8_t* tile) : at(tile) {}
+  template <int kQuad>
+  HWY_ATTR VU Quad() const {
+    return hn::LoadU(DU(), reinterpret_cast<const uint32_t*>(at + 64 * kQuad));
+  }
+};
+
+template <class Quads>
+  requires(Quads::kBytes)
+inline HWY_ATTR void UnpackTile(const uint8_t* tile, uint8_t* out) {
+  const Quads quads(tile);
+  hn::StoreU(quads.template Quad<0>(), DU(), reinterpret_cast<uint32_t*>(out));
+  hn::StoreU(quads.template Quad<1>(), DU(), reinterpret_cast<uint32_t*>(out + 64));
+  hn::StoreU(quads.template Quad<2>(), DU(), reinterpret_cast<uint32_t*>(out + 128));
+  hn::StoreU(quads.template Quad<3>(), DU(), reinterpret_cast<uint32_t*>(out + 192));
+}
+
+// ---------------------------------------------------------------- the dot product
+
+// Bytes of one row's factors for one tile: 16 low parts, then 16 high parts.
+constexpr size_t kPartBytes = 32;
+constexpr float kLargestFactor = 32639.0f;  // 127 * 256 + 127
+
+// Sums of one row: of the low and of the high parts.
+struct PartSums {
+  VI low, high;
+};
+
+// 5 cycles of latency on 2 ports want 10 sums in flight; a row has 2.
+template <uint32_t kRows>
+constexpr uint32_t ByteChains() {
+  return kRows >= 5 ? 1 : kRows >= 3 ? 2 : 4;
+}
+
+inline HWY_ATTR VI DotBytes(VI sum, VU codes, const uint8_t* four_factors) {
+  int32_t factors;
+  std::memcpy(&factors, four_factors, sizeof factors);
+  return VI{_mm512_dpbusd_epi32(sum.raw, codes.raw, _mm512_set1_epi32(factors))};
+}
+
+template <class Quads, uint32_t kRows, int kQuad>
+HWY_INLINE HWY_ATTR void QuadDot(const Quads& quads, const uint8_t* parts, size_t stride, PartSums* sums) {
+  const VU codes = quads.template Quad<kQuad>();
+  PartSums* chain = sums + (kQuad % ByteChains<kRows>()) * kRows;
+#pragma GCC unroll 8
+  for (uint32_t r = 0; r < kRows; ++r) {
+    chain[r].low = DotBytes(chain[r].low, codes, parts + r * stride + 4 * kQuad);
+    chain[r].high = DotBytes(chain[r].high, codes, parts + r * stride + 16 + 4 * kQuad);
+  }
+}
+
+// sums[r] += sum over tile rows i of parts[r * stride](i) * row i.
+template <class Quads, uint32_t kRows>
+HWY_INLINE HWY_ATTR void TileDotBytes(const uint8_t* tile, const uint8_t* parts, size_t stride, PartSums* sums) {
+  const Quads quads(tile);
+  QuadDot<Quads, kRows, 0>(quads, parts, stride, sums);
+  QuadDot<Quads, kRows, 1>(quads, parts, stride, sums);
+  QuadDot<Quads, kRows, 2>(quads, parts, stride, sums);
+  QuadDot<Quads, kRows, 3>(quads, parts, stride, sums);
+}
+
+template <uint32_t kRows>
+HWY_INLINE HWY_ATTR void ClearSums(PartSums* sums) {
+#pragma GCC unroll 8
+  for (uint32_t i = 0; i < kRows * ByteChains<kRows>(); ++i) sums[i] = {hn::Zero(DI()), hn::Zero(DI())};
+}
+
+// 256 high + low: both are below 2^24 (255 * 128 * 512 channels), hence exact as floats.
+template <uint32_t kRows>
+HWY_INLINE HWY_ATTR VF JoinParts(const PartSums* sums, uint32_t r) {
+  PartSums total = sums[r];
+#pragma GCC unroll 4
+  for (uint32_t chain = 1; chain < ByteChains<kRows>(); ++chain) {
+    total.low = hn::Add(total.low, sums[chain * kRows + r].low);
+    total.high = hn::Add(total.high, sums[chain * kRows + r].high);
+  }
+  return hn::MulAdd(hn::ConvertTo(DF(), total.high), hn::Set(DF(), 256.0f), hn::ConvertTo(DF(), total.low));
+}
+
+// 16 integers of at most +-32639 as kPartBytes: low bytes, then high bytes, such that 256 high + low is the integer.
+inline HWY_ATTR void StoreParts(VI integers, uint8_t* parts) {
+  // A low byte of 128 and more counts as negative; adding 128 makes the high byte take what that lost.
+  const VI rounded = hn::Add(integers, hn::Set(DI(), 128));
+  const VI both = hn::OrAnd(hn::And(integers, hn::Set(DI(), 0xff)), rounded, hn::Set(DI(), 0xff00));
+  alignas(64) static constexpr uint8_t kOrder[64] = {0, 4, 8,  12, 16, 20, 24, 28, 32, 36, 40, 44, 48, 52, 56, 60,
+                                                     1, 5, 9,  13, 17, 21, 25, 29, 33, 37, 41, 45, 49, 53, 57, 61};
+  const __m512i ordered = _mm512_permutexvar_epi8(_mm512_load_si512(kOrder), both.raw);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(parts), _mm512_castsi512_si256(ordered));
+}
+
+// ---------------------------------------------------------------- logits
+
+// Rounds prepared queries, n rows, to the integers that TileDotBytes takes.
+HWY_ATTR void SplitQueries(const Geometry& geometry, const float* q, uint32_t n, uint8_t* parts, float* steps, float* sums) {
+  const auto& pairs = geometry.pairs_k;
+  for (uint32_t r = 0; r < n; ++r) {
+    for (size_t p = 0; p < pairs.size();) {
+      const uint32_t group = pairs[p].group;
+      size_t end = p;
+      VF top = hn::Zero(DF());
+      for (; end < pairs.size() && pairs[end].group == group; ++end) {
+        top = hn::Max(top, hn::Abs(hn::LoadU(DF(), q + end * kLanes)));
+      }
+      const float largest = hn::GetLane(hn::MaxOfLanes(DF(), top));
+      const float step = largest / kLargestFactor, inverse = step > 0.0f ? 1.0f / step : 0.0f;
+      VI sum = hn::Zero(DI());
+      for (; p < end; ++p) {
+        const VI integers = hn::NearestInt(hn::Mul(hn::LoadU(DF(), q + p * kLanes), hn::Set(DF(), inverse)));
+        StoreParts(integers, parts + p * kPartBytes);
+        sum = hn::Add(sum, integers);
+      }
+      steps[group] = step;
+      sums[group] = step * float(hn::GetLane(hn::SumOfLanes(DI(), sum)));
+    }
+    q += pairs.size() * kLanes;
+    parts += pairs.size() * kPartBytes;
+    steps += geometry.groups_k;
+    sums += geometry.groups_k;
+  }
+}
+
+// As BlockLogits of floats.
+template <class Quads, uint32_t kRows>
+  requires(Quads::kBytes)
+HWY_ATTR void BlockLogits(const Segment& segment, const uint8_t* block, const uint8_t* tiles, size_t tile_bytes,
+                          const Rows& rows, uint32_t first_row, float* logits) {
+  const auto& pairs = segment.geometry->pairs_k;
+  const size_t stride = pairs.size() * kPartBytes;
+  const uint32_t groups = segment.geometry->groups_k;
+  const uint8_t* parts = rows.q_parts + first_row * stride;
+  const float* steps = rows.q_steps + first_row * groups;
+  const float* q_sums = rows.q_sums + first_row * groups;
+  VF total[kRows];
+#pragma GCC unroll 8
+  for (uint32_t r = 0; r < kRows; ++r) total[r] = hn::Set(DF(), rows.bias ? rows.bias[first_row + r] : 0.0f);
+  size_t p = 0;
+  while (p < pairs.size()) {
+    const uint32_t group = pairs[p].group;
+    PartSums sums[kRows * ByteChains<kRows>()];
+    ClearSums<kRows>(sums);
+    for (; p < pairs.size() && pairs[p].group == group; ++p) {
+      TileDotBytes<Quads, kRows>(tiles + tile_bytes * pairs[p].tile, parts + p * kPartBytes, stride, sums);
+    }
+    const uint8_t* scales = block + segment.layout->scales_k + codec::kGroupScaleBytes * group;
+    const VF alpha = LoadHalves(scales), beta = LoadHalves(scales + 2 * kLanes);
+#pragma GCC unroll 8
+    for (uint32_t r = 0; r < kRows; ++r) {
+      const VF dot = hn::Mul(JoinParts<kRows>(sums, r), hn::Set(DF(), steps[r * groups + group]));
+      total[r] = hn::MulAdd(alpha, dot, hn::MulAdd(beta, hn::Set(DF(), q_sums[r * groups + group]), total[r]));
+    }
+  }
+#pragma GCC unroll 8
+  for (uint32_t r = 0; r < kRows; ++r) hn::StoreU(total[r], DF(), logits + r * kStepTokens);
+}
+
+// ---------------------------------------------------------------- weighted values
+
+// The weights of a step times the group's alpha, as parts[b][kMaxKernelRows]; steps[r] is their step. Adds w * beta to zeros.
+template <uint32_t kRows>
+HWY_ATTR void GroupWeightBytes(const Segment& segment, const uint8_t* blocks, uint32_t n_blocks, uint32_t group,
+                               const float* w, const float* largest_w, float* zeros, size_t zeros_stride, uint8_t* parts,
+                               float* steps) {
+  VF alphas[kStepBlocks], betas[kStepBlocks], top = hn::Zero(DF());
+  for (uint32_t b = 0; b < n_blocks; ++b) {
+    const uint8_t* scales = blocks + b * segment.layout->bytes + segment.layout->scales_v + codec::kGroupScaleBytes * group;
+    alphas[b] = LoadHalves(scales);
+    betas[b] = LoadHalves(scales + 2 * kLanes);
+    top = hn::Max(top, alphas[b]);
+  }
+  const float largest_alpha = hn::GetLane(hn::MaxOfLanes(DF(), top));
+  for (uint32_t r = 0; r < kRows; ++r) {
+    // No product exceeds this one. The step is 0 where all of them are.
+    const float step = largest_w[r] * largest_alpha / kLargestFactor;
+    const VF inverse = hn::Set(DF(), step >= std::numeric_limits<float>::min() ? 1.0f / step : 0.0f);
+    steps[r] = step;
+    VF zero = hn::LoadU(DF(), zeros + r * zeros_stride);
+    for (uint32_t b = 0; b < n_blocks; ++b) {
+      const VF weight = hn::LoadU(DF(), w + r * kStepTokens + b * kLanes);
+      zero = hn::MulAdd(weight, betas[b], zero);
+      StoreParts(hn::NearestInt(hn::Mul(hn::Mul(weight, alphas[b]), inverse)), parts + (b * kMaxKernelRows + r) * kPartBytes);
+    }
+    hn::StoreU(zero, DF(), zeros + r * zeros_stride);
+  }
+}
+
+// As StepValues of floats. largest_w: the largest weight of each row in this step.
+template <class Quads, uint32_t kRows>
+  requires(Quads::kBytes)
+HWY_ATTR void StepValues(const Segment& segment, const uint8_t* blocks, uint32_t n_blocks, const uint8_t* tiles,
+                         size_t block_stride, size_t tile_bytes, const State& state, uint32_t first_row,
+                         const Scratch& scratch) {
+  const size_t acc_stride = state.acc_stride, zeros_stride = state.zeros_stride;
+  uint8_t* parts = reinterpret_cast<uint8_t*>(scratch.weights);
+  float steps[kRows];
+  uint32_t group = ~0u;
+  for (const TilePair& pair : segment.geometry->pairs_v) {
+    if (pair.group != group) {
+      group = pair.group;
+      GroupWeightBytes<kRows>(segment, blocks, n_blocks, group, scratch.logits + first_row * kStepTokens,
+                              scratch.largest_weights + first_row, state.zeros + first_row * zeros_stride + group * kLanes,
+                              zeros_stride, parts, steps);
+    }
+    PartSums sums[kRows * ByteChains<kRows>()];
+    ClearSums<kRows>(sums);
+    for (uint32_t b = 0; b < n_blocks; ++b) {
+      TileDotBytes<Quads, kRows>(tiles + b * block_stride + tile_bytes * pair.tile, parts + b * kMaxKernelRows * kPartBytes,
+                                 kPartBytes, sums);
+    }
+    const auto inside = LanesInside(pair, 0);
+#pragma GCC unroll 8
+    for (uint32_t r = 0; r < kRows; ++r) {
+      float* acc = state.acc + (first_row + r) * acc_stride + pair.tile * kLanes;
+      const VF dot = hn::Mul(JoinParts<kRows>(sums, r), hn::Set(DF(), steps[r]));
+      hn::StoreU(hn::Add(hn::LoadU(DF(), acc), hn::IfThenElseZero(inside, dot)), DF(), acc);
+    }
+  }
+}
+
+}  // namespace mikv::attention::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#endif  // HWY_AVX3_DL
+#endif  // toggle

@@ -1,0 +1,253 @@
+// Attention over tiles in single precision: the arithmetic of every target, and of 16-bit tiles on all of them.
+// Included once per SIMD target.
+//
+// Scales never touch the codes: a key's alpha multiplies its finished dot product, a value's alpha its attention weight.
+//   logit = sum_g alpha_g (q_g . codes_g) + beta_g sum(q_g)        out_g = sum_t (w_t alpha_tg) codes_tg + sum_t w_t beta_tg
+
+#if defined(MIKV_FLOAT_TILES_INL) == defined(HWY_TARGET_TOGGLE)
+#ifdef MIKV_FLOAT_TILES_INL
+#undef MIKV_FLOAT_TILES_INL
+#else
+#define MIKV_FLOAT_TILES_INL
+#endif
+
+#include <utility>
+
+#include "attention/vectors-inl.hpp"
+#include "codec/tile.hpp"
+
+HWY_BEFORE_NAMESPACE();
+namespace mikv::attention::HWY_NAMESPACE {
+
+// ---------------------------------------------------------------- decoding
+
+inline HWY_ATTR VF CodesToFloat(VU codes) { return hn::ConvertTo(DF(), hn::BitCast(DI(), codes)); }
+
+// The N-bit code at a bit of each word.
+template <uint32_t kBits, int kShift>
+inline HWY_ATTR VU CodeAt(VU word) {
+  if constexpr (kShift + kBits == 32) return hn::ShiftRight<kShift>(word);
+  return hn::And(hn::ShiftRight<kShift>(word), hn::Set(DU(), (1u << kBits) - 1));
+}
+
+inline HWY_ATTR VU LoadWords(const uint8_t* words, size_t lane) {
+  return hn::LoadU(DU(), reinterpret_cast<const uint32_t*>(words) + lane);
+}
+
+// A decoder loads the words of lanes [lane, lane + width) of a tile once and hands out row after row; see codec/tile.hpp.
+struct Decode2 {
+  VU word;
+  HWY_ATTR Decode2(const uint8_t* tile, size_t lane) : word(LoadWords(tile, lane)) {}
+  template <size_t kRow>
+  HWY_ATTR VF Row() const {
+    return CodesToFloat(CodeAt<2, 8 * (kRow % 4) + 2 * (kRow / 4)>(word));
+  }
+};
+
+struct Decode3 {
+  VU word, nibbles;
+  HWY_ATTR Decode3(const uint8_t* tile, size_t lane)
+      : word(LoadWords(tile, lane)),
+        nibbles(hn::PromoteTo(DU(), hn::LoadU(hn::Rebind<uint16_t, DU>(),
+                                              reinterpret_cast<const uint16_t*>(tile + 64) + lane))) {}
+  template <size_t kRow>
+  HWY_ATTR VF Row() const {
+    constexpr int kByte = 8 * (kRow % 4), kQuad = kRow / 4, kNibble = codec::nibble_shift(kRow % 4);
+    if constexpr (kQuad < 2) {
+      return CodesToFloat(CodeAt<3, kByte + 3 * kQuad>(word));
+    } else if constexpr (kQuad == 3) {
+      return CodesToFloat(CodeAt<3, kNibble>(nibbles));
+    } else {
+      return CodesToFloat(hn::Or(CodeAt<2, kByte + 6>(word), hn::ShiftLeft<2>(CodeAt<1, kNibble + 3>(nibbles))));
+    }
+  }
+};
+
+struct Decode4 {
+  VU low, high;
+  HWY_ATTR Decode4(const uint8_t* tile, size_t lane) : low(LoadWords(tile, lane)), high(LoadWords(tile + 64, lane)) {}
+  template <size_t kRow>
+  HWY_ATTR VF Row() const {
+    constexpr int kQuad = kRow / 4;
+    return CodesToFloat(CodeAt<4, 8 * (kRow % 4) + 4 * (kQuad % 2)>(kQuad < 2 ? low : high));
+  }
+};
+
+struct Decode8 {
+  VU quads[4];
+  HWY_ATTR Decode8(const uint8_t* tile, size_t lane)
+      : quads{LoadWords(tile, lane), LoadWords(tile + 64, lane), LoadWords(tile + 128, lane), LoadWords(tile + 192, lane)} {}
+  template <size_t kRow>
+  HWY_ATTR VF Row() const {
+    return CodesToFloat(CodeAt<8, 8 * (kRow % 4)>(quads[kRow / 4]));
+  }
+};
+
+struct Decode16 {
+  const hwy::float16_t* at;
+  HWY_ATTR Decode16(const uint8_t* tile, size_t lane) : at(reinterpret_cast<const hwy::float16_t*>(tile) + lane) {}
+  template <size_t kRow>
+  HWY_ATTR VF Row() const {
+    return hn::PromoteTo(DF(), hn::LoadU(hn::Rebind<hwy::float16_t, DF>(), at + 16 * kRow));
+  }
+};
+
+// A tile that was decoded to floats before, because many query rows will meet it.
+struct DecodeF32 {
+  static constexpr size_t kTileBytes = sizeof(float) * codec::kTileSide * codec::kTileSide;
+  const float* at;
+  HWY_ATTR DecodeF32(const uint8_t* tile, size_t lane) : at(reinterpret_cast<const float*>(tile) + lane) {}
+  template <size_t kRow>
+  HWY_ATTR VF Row() const {
+    return hn::LoadU(DF(), at + 16 * kRow);
+  }
+};
+
+template <class Decoder>
+inline HWY_ATTR void UnpackTile(const uint8_t* tile, uint8_t* unpacked) {
+  float* out = reinterpret_cast<float*>(unpacked);
+  for (size_t lane = 0; lane < codec::kTileSide; lane += Width()) {
+    const Decoder decoder(tile, lane);
+    [&]<size_t... kRow>(std::index_sequence<kRow...>) HWY_ATTR {
+      (hn::StoreU(decoder.template Row<kRow>(), DF(), out + 16 * kRow + lane), ...);
+    }(std::make_index_sequence<16>());
+  }
+}
+
+// Independent chains per query row: 4 cycles of FMA latency on 2 ports want 8 accumulators in flight.
+template <uint32_t kRows>
+constexpr uint32_t Chains() {
+  return kRows >= 7 ? 1 : kRows >= 3 ? 2 : 4;
+}
+
+template <class Decoder, uint32_t kRows, size_t kRow>
+HWY_INLINE HWY_ATTR void TileRow(const Decoder& decoder, const float* coefficients, size_t stride, VF* sums) {
+  const VF codes = decoder.template Row<kRow>();
+  constexpr uint32_t kChain = kRow % Chains<kRows>();
+#pragma GCC unroll 8
+  for (uint32_t r = 0; r < kRows; ++r) {
+    VF& sum = sums[kChain * kRows + r];
+    sum = hn::MulAdd(hn::Set(DF(), coefficients[r * stride + kRow]), codes, sum);
+  }
+}
+
+// Rows kRow..15. Recursion, not a fold over a lambda: a call that is not inlined would force the sums into memory.
+template <class Decoder, uint32_t kRows, size_t kRow>
+HWY_INLINE HWY_ATTR void TileRowsFrom(const Decoder& decoder, const float* coefficients, size_t stride, VF* sums) {
+  TileRow<Decoder, kRows, kRow>(decoder, coefficients, stride, sums);
+  if constexpr (kRow + 1 < codec::kTileSide) TileRowsFrom<Decoder, kRows, kRow + 1>(decoder, coefficients, stride, sums);
+}
+
+// sums[chain][r] += sum over tile rows i of coefficients[r * stride + i] * row i, in lanes [lane, lane + width).
+template <class Decoder, uint32_t kRows>
+HWY_INLINE HWY_ATTR void TileDot(const uint8_t* tile, size_t lane, const float* coefficients, size_t stride, VF* sums) {
+  const Decoder decoder(tile, lane);
+  TileRowsFrom<Decoder, kRows, 0>(decoder, coefficients, stride, sums);
+}
+
+template <uint32_t kRows>
+HWY_INLINE HWY_ATTR VF SumChains(const VF* sums, uint32_t r) {
+  VF total = sums[r];
+  for (uint32_t chain = 1; chain < Chains<kRows>(); ++chain) total = hn::Add(total, sums[chain * kRows + r]);
+  return total;
+}
+
+// ---------------------------------------------------------------- logits
+
+// Raw logits (no mask) of one block for kRows rows, to logits[r * kStepTokens + lane].
+template <class Decoder, uint32_t kRows>
+HWY_ATTR void BlockLogits(const Segment& segment, const uint8_t* block, const uint8_t* tiles, size_t tile_bytes,
+                          const Rows& rows, uint32_t first_row, float* logits) {
+  const auto& pairs = segment.geometry->pairs_k;
+  const size_t q_stride = pairs.size() * kLanes;
+  const float* q = rows.q + first_row * q_stride;
+  const uint32_t groups = segment.geometry->groups_k;
+  const bool scaled = segment.layout->groups_k > 0;
+  constexpr uint32_t kSums = kRows * Chains<kRows>();
+  for (size_t lane = 0; lane < kLanes; lane += Width()) {
+    VF total[kRows];
+    for (uint32_t r = 0; r < kRows; ++r) total[r] = hn::Set(DF(), rows.bias ? rows.bias[first_row + r] : 0.0f);
+    size_t p = 0;
+    while (p < pairs.size()) {
+      const uint32_t group = pairs[p].group;
+      VF sums[kSums];
+      for (uint32_t i = 0; i < kSums; ++i) sums[i] = hn::Zero(DF());
+      for (; p < pairs.size() && (!scaled || pairs[p].group == group); ++p) {
+        TileDot<Decoder, kRows>(tiles + tile_bytes * pairs[p].tile, lane, q + p * kLanes, q_stride, sums);
+      }
+      if (scaled) {
+        const uint8_t* scales = block + segment.layout->scales_k + codec::kGroupScaleBytes * group + 2 * lane;
+        const VF alpha = LoadHalves(scales), beta = LoadHalves(scales + 2 * kLanes);
+        for (uint32_t r = 0; r < kRows; ++r) {
+          const VF zero = hn::Mul(beta, hn::Set(DF(), rows.q_sums[(first_row + r) * groups + group]));
+          total[r] = hn::Add(total[r], hn::MulAdd(alpha, SumChains<kRows>(sums, r), zero));
+        }
+      } else {
+        for (uint32_t r = 0; r < kRows; ++r) total[r] = hn::Add(total[r], SumChains<kRows>(sums, r));
+      }
+    }
+    for (uint32_t r = 0; r < kRows; ++r) hn::StoreU(total[r], DF(), logits + r * kStepTokens + lane);
+  }
+}
+
+// ---------------------------------------------------------------- weighted values
+
+// weights[b][r][lane] = w * alpha of one group, and zeros[r] += w * beta. Without scales: the weights as they are.
+HWY_ATTR inline void GroupWeights(const Segment& segment, const uint8_t* blocks, uint32_t n_blocks, uint32_t n_rows,
+                                  uint32_t group, const float* w, float* zeros, size_t zeros_stride, float* weights) {
+  const bool scaled = segment.layout->groups_v > 0;
+  for (uint32_t b = 0; b < n_blocks; ++b) {
+    const uint8_t* scales = blocks + b * segment.layout->bytes + segment.layout->scales_v + codec::kGroupScaleBytes * group;
+    for (size_t lane = 0; lane < kLanes; lane += Width()) {
+      const VF alpha = scaled ? LoadHalves(scales + 2 * lane) : hn::Set(DF(), 1.0f);
+      const VF beta = scaled ? LoadHalves(scales + 2 * (kLanes + lane)) : hn::Zero(DF());
+      for (uint32_t r = 0; r < n_rows; ++r) {
+        const VF weight = hn::LoadU(DF(), w + r * kStepTokens + b * kLanes + lane);
+        hn::StoreU(hn::Mul(weight, alpha), DF(), weights + (b * kMaxRows + r) * kLanes + lane);
+        if (!scaled) continue;
+        float* zero = zeros + r * zeros_stride + lane;
+        hn::StoreU(hn::MulAdd(weight, beta, hn::LoadU(DF(), zero)), DF(), zero);
+      }
+    }
+  }
+}
+
+template <class Decoder, uint32_t kRows>
+HWY_ATTR void StepValues(const Segment& segment, const uint8_t* blocks, uint32_t n_blocks, const uint8_t* tiles,
+                         size_t block_stride, size_t tile_bytes, const State& state, uint32_t first_row,
+                         const Scratch& scratch) {
+  const auto& pairs = segment.geometry->pairs_v;
+  const float* w = scratch.logits + first_row * kStepTokens;
+  float* weights = scratch.weights;
+  const size_t acc_stride = state.acc_stride, zeros_stride = state.zeros_stride;
+  const bool scaled = segment.layout->groups_v > 0;
+  constexpr uint32_t kSums = kRows * Chains<kRows>();
+  uint32_t group = ~0u;
+  for (const TilePair& pair : pairs) {
+    const uint32_t wanted = scaled ? pair.group : 0;
+    if (wanted != group) {
+      group = wanted;
+      float* zeros = scaled ? state.zeros + first_row * zeros_stride + group * kLanes : nullptr;
+      GroupWeights(segment, blocks, n_blocks, kRows, group, w, zeros, zeros_stride, weights);
+    }
+    for (size_t lane = 0; lane < kLanes; lane += Width()) {
+      VF sums[kSums];
+      for (uint32_t i = 0; i < kSums; ++i) sums[i] = hn::Zero(DF());
+      for (uint32_t b = 0; b < n_blocks; ++b) {
+        TileDot<Decoder, kRows>(tiles + b * block_stride + tile_bytes * pair.tile, lane, weights + b * kMaxRows * kLanes,
+                                kLanes, sums);
+      }
+      const auto inside = LanesInside(pair, lane);
+      for (uint32_t r = 0; r < kRows; ++r) {
+        float* acc = state.acc + (first_row + r) * acc_stride + pair.tile * kLanes + lane;
+        const VF add = hn::IfThenElseZero(inside, SumChains<kRows>(sums, r));
+        hn::StoreU(hn::Add(hn::LoadU(DF(), acc), add), DF(), acc);
+      }
+    }
+  }
+}
+
+}  // namespace mikv::attention::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#endif  // toggle

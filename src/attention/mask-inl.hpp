@@ -1,0 +1,96 @@
+// The mask of a step: which cells a tile of query tokens can see. Included once per SIMD target.
+
+#if defined(MIKV_MASK_INL) == defined(HWY_TARGET_TOGGLE)
+#ifdef MIKV_MASK_INL
+#undef MIKV_MASK_INL
+#else
+#define MIKV_MASK_INL
+#endif
+
+#include "attention/vectors-inl.hpp"
+
+HWY_BEFORE_NAMESPACE();
+namespace mikv::attention::HWY_NAMESPACE {
+
+#if HWY_TARGET == HWY_AVX3_DL || HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX2 || HWY_TARGET == HWY_NEON
+constexpr bool kHardwareHalves = true;
+#else
+constexpr bool kHardwareHalves = false;
+#endif
+
+HWY_ATTR inline float MaskAt(const Mask& mask, uint32_t token, uint32_t cell) {
+  if (cell >= mask.n_cells) return kHidden;
+  const uint8_t* row = static_cast<const uint8_t*>(mask.data) + token * mask.row_stride_bytes;
+  if (mask.type == Mask::Type::f32) return reinterpret_cast<const float*>(row)[cell];
+  return codec::f16_to_f32(reinterpret_cast<const uint16_t*>(row)[cell]);
+}
+
+void MaskRange(const Mask& mask, uint32_t first, uint32_t n, uint32_t n_cells, float* low, float* high) {
+  const uint32_t in_mask = mask.n_cells < n_cells ? mask.n_cells : n_cells;
+  for (uint32_t t = 0; t < n; ++t) {
+    const uint8_t* row = static_cast<const uint8_t*>(mask.data) + (first + t) * mask.row_stride_bytes;
+    uint32_t cell = 0;
+    // Where Highway emulates half precision it turns -inf into a large negative number: such targets go one by one.
+    const bool by_vector = mask.type == Mask::Type::f32 || kHardwareHalves;
+    for (; by_vector && cell + Width() <= in_mask; cell += uint32_t(Width())) {
+      const VF value = mask.type == Mask::Type::f32 ? hn::LoadU(DF(), reinterpret_cast<const float*>(row) + cell)
+                                                    : LoadHalves(row + 2 * cell);
+      hn::StoreU(t == 0 ? value : hn::Min(value, hn::LoadU(DF(), low + cell)), DF(), low + cell);
+      if (n > 1) hn::StoreU(t == 0 ? value : hn::Max(value, hn::LoadU(DF(), high + cell)), DF(), high + cell);
+    }
+    for (; cell < in_mask; ++cell) {
+      const float value = MaskAt(mask, first + t, cell);
+      low[cell] = t == 0 ? value : HWY_MIN(value, low[cell]);
+      if (n > 1) high[cell] = t == 0 ? value : HWY_MAX(value, high[cell]);
+    }
+  }
+  for (uint32_t cell = in_mask; cell < n_cells; ++cell) {
+    low[cell] = kHidden;
+    if (n > 1) high[cell] = kHidden;
+  }
+}
+
+// Gathered smallest and largest mask value of the 16 tokens of a block.
+struct BlockMask {
+  float low[kLanes], high[kLanes];
+  bool hidden = false;  // from every row
+  bool plain = true;    // 0 for every row and token
+
+  HWY_ATTR void Gather(const MaskTile& tile, const uint32_t* ids, uint32_t n_tokens) {
+    if (!tile.mask) return;
+    float top = kHidden;
+    bool zero = true;
+    for (size_t lane = 0; lane < kLanes; lane += Width()) {
+      const auto used = hn::FirstN(DI(), n_tokens > lane ? n_tokens - lane : 0);
+      const auto index = hn::IfThenElseZero(used, hn::BitCast(DI(), hn::LoadU(DU(), ids + lane)));
+      const auto used_f = hn::RebindMask(DF(), used);
+      const VF l = hn::GatherIndex(DF(), tile.low, index), h = hn::GatherIndex(DF(), tile.high, index);
+      hn::StoreU(l, DF(), low + lane);
+      hn::StoreU(h, DF(), high + lane);
+      top = HWY_MAX(top, hn::GetLane(hn::MaxOfLanes(DF(), hn::IfThenElse(used_f, h, hn::Set(DF(), kHidden)))));
+      const auto off = hn::Or(hn::Ne(l, hn::Zero(DF())), hn::Ne(h, hn::Zero(DF())));
+      zero = zero && hn::AllFalse(DF(), hn::And(used_f, off));
+    }
+    hidden = top == kHidden;
+    plain = zero;
+  }
+};
+
+HWY_ATTR inline void AddMask(const MaskTile& tile, const BlockMask& block, const uint32_t* ids, uint32_t n_tokens,
+                             uint32_t n_rows, float* logits) {
+  const bool one_token = tile.low == tile.high;
+  for (uint32_t r = 0; r < n_rows; ++r) {
+    const float slope = tile.slopes ? tile.slopes[r % tile.group] : 1.0f;
+    const uint32_t token = tile.first_token + r / tile.group;
+    for (uint32_t i = 0; i < n_tokens; ++i) {
+      const float value = one_token ? block.low[i] : MaskAt(*tile.mask, token, ids[i]);
+      float& logit = logits[r * kStepTokens + i];
+      logit = value == kHidden ? kHidden : logit + slope * value;
+    }
+  }
+}
+
+}  // namespace mikv::attention::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#endif  // toggle

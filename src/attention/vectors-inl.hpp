@@ -1,0 +1,53 @@
+// Vectors of a tile's width, and what all kernels share. Included once per SIMD target, hence no ordinary include guard.
+
+#if defined(MIKV_VECTORS_INL) == defined(HWY_TARGET_TOGGLE)
+#ifdef MIKV_VECTORS_INL
+#undef MIKV_VECTORS_INL
+#else
+#define MIKV_VECTORS_INL
+#endif
+
+#include <limits>
+
+#include "attention/kernel_api.hpp"
+#include "codec/fp16.hpp"
+#include "hwy/highway.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace mikv::attention::HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+// A vector never has more lanes than a tile; on narrower targets the tile is walked in sub-vectors.
+using DF = hn::CappedTag<float, 16>;
+using DU = hn::RebindToUnsigned<DF>;
+using DI = hn::RebindToSigned<DF>;
+using VF = hn::Vec<DF>;
+using VU = hn::Vec<DU>;
+using VI = hn::Vec<DI>;
+inline HWY_ATTR size_t Width() { return hn::Lanes(DF()); }
+
+// Query rows that are multiplied by one decoded tile row. Accumulators and what decoding needs must fit the registers:
+// 32 of them on AVX-512 and NEON, 16 otherwise.
+#if HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX3_DL || HWY_TARGET == HWY_NEON
+constexpr uint32_t kMaxRows = 8;
+#else
+constexpr uint32_t kMaxRows = 4;
+#endif
+static_assert(kMaxRows <= kMaxKernelRows);
+
+constexpr float kHidden = -std::numeric_limits<float>::infinity();
+
+HWY_INLINE HWY_ATTR VF LoadHalves(const uint8_t* at) {
+  return hn::PromoteTo(DF(), hn::LoadU(hn::Rebind<hwy::float16_t, DF>(), reinterpret_cast<const hwy::float16_t*>(at)));
+}
+
+// Lanes [lane, lane + width) of a tile that belong to the pair's group.
+HWY_INLINE HWY_ATTR hn::Mask<DF> LanesInside(const TilePair& pair, size_t lane) {
+  const VF index = hn::Iota(DF(), float(lane));
+  return hn::And(hn::Ge(index, hn::Set(DF(), float(pair.first))), hn::Lt(index, hn::Set(DF(), float(pair.last))));
+}
+
+}  // namespace mikv::attention::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#endif  // toggle
