@@ -21,8 +21,10 @@ namespace hn = hwy::HWY_NAMESPACE;
 double MultiplyAdd(uint64_t n_rounds, float* sink) {
   const hn::ScalableTag<float> d;
   const auto factor = hn::Set(d, 0.999f), term = hn::Set(d, 1e-3f);
-  auto a = term, b = term, c = term, e = term, f = term, g = term, h = term, i = term, j = term, k = term, l = term,
-       m = term;
+  // Twelve different starts: equal ones would be computed once, and counted twelve times.
+  const auto start = [&](float value) HWY_ATTR { return hn::Set(d, value); };
+  auto a = start(1), b = start(2), c = start(3), e = start(4), f = start(5), g = start(6), h = start(7), i = start(8),
+       j = start(9), k = start(10), l = start(11), m = start(12);
   for (uint64_t round = 0; round < n_rounds; ++round) {
     a = hn::MulAdd(a, factor, term), b = hn::MulAdd(b, factor, term), c = hn::MulAdd(c, factor, term);
     e = hn::MulAdd(e, factor, term), f = hn::MulAdd(f, factor, term), g = hn::MulAdd(g, factor, term);

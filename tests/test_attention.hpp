@@ -75,12 +75,13 @@ std::vector<double> weights(const std::vector<StoredToken>& tokens, const Reques
 struct Expected {
   std::vector<double> out;
   std::vector<double> bound;  ///< of |out - computed|, for a kernel in single precision; derived in test_attention.cpp
+  std::vector<double> bound_of_bytes;  ///< the same for one that rounds queries and weights to 16 bits
 };
 Expected expect(const LayerCache& layer, const std::vector<FrameId>& frames, const Request& request);
 /// The same over given tokens [kv_head].
 Expected expect(const std::vector<std::vector<StoredToken>>& tokens, const Request& request, bool rotated);
 
-/// Every element within its bound; NaN and infinity never are. Names the worst element.
+/// Every element within the bound of the target in use; NaN and infinity never are. Names the worst element.
 testing::AssertionResult matches(const std::vector<float>& out, const Expected& expected);
 
 }  // namespace mikv::test

@@ -56,16 +56,22 @@ Scratch scratch_for(ThreadSlot& slot, const LayerCache::Impl& layer, uint32_t n_
   const uint32_t n_tiles = std::max(layer.layouts.staged.tiles_k, layer.layouts.staged.tiles_v);
   slot.logits.resize(size_t{n_rows} * kStepTokens);
   slot.decoded.resize(size_t{kStepBlocks} * n_tiles * kLanes * kLanes);
-  slot.weights.resize(size_t{kStepBlocks} * kMaxKernelRows * kLanes);
-  slot.largest_weights.resize(n_rows);
-  return {slot.logits.data(), slot.largest_weights.data(), slot.decoded.data(), slot.weights.data()};
+  slot.weights.resize(size_t{kMaxKernelRows} * kStepTokens);
+  slot.factors.resize(padded_rows(n_rows));
+  return {slot.logits.data(), slot.factors.data(), slot.decoded.data(), slot.weights.data()};
 }
 
 MaskTile mask_for(const Call& call, const RowTile& tile, ThreadSlot& slot) {
   const Mask& mask = call.args.mask;
   if (mask.type == Mask::Type::none) return {};
   uint32_t n_cells = 0;
-  for (const cache::FrameStore* frame : call.frames) n_cells = std::max(n_cells, frame->live().end());
+  bool all_seen = true;
+  for (const cache::FrameStore* frame : call.frames) {
+    const auto live = frame->live().words();
+    n_cells = std::max(n_cells, frame->live().end());
+    all_seen = all_seen && kernels().sees_all(mask, tile.first_token, tile.n_tokens, live.data(), live.size());
+  }
+  if (all_seen) return {};
   slot.mask_low.resize(n_cells);
   slot.mask_high.resize(tile.n_tokens > 1 ? n_cells : 0);
   float* high = tile.n_tokens > 1 ? slot.mask_high.data() : slot.mask_low.data();
@@ -78,12 +84,15 @@ MaskTile mask_for(const Call& call, const RowTile& tile, ThreadSlot& slot) {
 template <typename Work>
 void for_each_segment(const Call& call, const RowTile& tile, ThreadSlot& slot, RowState& state, Work work) {
   const LayerCache::Impl& layer = call.layer;
-  const Rows raw = prepare_raw(tile, slot.raw);
+  Rows raw;
   for (cache::FrameStore* frame : call.frames) {
     cache::HeadStore& head = frame->heads()[tile.kv_head];
-    if (head.staged.size()) work(segment_of(head.staged, layer.raw_geometry), raw, raw_view(state, layer), &head.staged);
+    if (head.staged.size()) {
+      if (!raw.n) raw = prepare_raw(tile, slot.raw);
+      work(segment_of(head.staged, layer.raw_geometry), raw, raw_view(state, layer), &head.staged);
+    }
     if (!head.hi.size() && !head.lo.size()) continue;
-    const Rows rows = prepare_for_tier(tile, head.transform, slot.tier, slot.row);
+    const Rows rows = prepare_for_tier(tile, head.transform, slot.tier);
     if (head.hi.size()) work(segment_of(head.hi, layer.tier_geometry), rows, tier_view(state, layer), &head.hi);
     if (head.lo.size()) {
       work(segment_of(head.lo, layer.tier_geometry), rows, tier_view(state, layer), static_cast<cache::Tier*>(nullptr));
@@ -297,8 +306,8 @@ uint64_t Workspace::bytes() const {
     for (const attention::PreparedRows* rows : {&slot.raw, &slot.tier}) {
       add(rows->q, rows->q_sums, rows->q_steps, rows->q_parts, rows->bias);
     }
-    add(slot.mask_low, slot.mask_high, slot.logits, slot.largest_weights, slot.decoded, slot.weights, slot.inverse_sum,
-        slot.row, slot.sums);
+    add(slot.mask_low, slot.mask_high, slot.logits, slot.factors, slot.decoded, slot.weights, slot.inverse_sum,
+        slot.sums);
     add_state(slot.state);
     for (const auto& scores : slot.scores) add(scores);
   }

@@ -157,7 +157,7 @@ HWY_INLINE HWY_ATTR VF SumChains(const VF* sums, uint32_t r) {
 // Raw logits (no mask) of one block for kRows rows, to logits[r * kStepTokens + lane].
 template <class Decoder, uint32_t kRows>
 HWY_ATTR void BlockLogits(const Segment& segment, const uint8_t* block, const uint8_t* tiles, size_t tile_bytes,
-                          const Rows& rows, uint32_t first_row, float* logits) {
+                          const Rows& rows, uint32_t first_row, float* logits, Ahead ahead) {
   const auto& pairs = segment.geometry->pairs_k;
   const size_t q_stride = pairs.size() * kLanes;
   const float* q = rows.q + first_row * q_stride;
@@ -166,13 +166,14 @@ HWY_ATTR void BlockLogits(const Segment& segment, const uint8_t* block, const ui
   constexpr uint32_t kSums = kRows * Chains<kRows>();
   for (size_t lane = 0; lane < kLanes; lane += Width()) {
     VF total[kRows];
-    for (uint32_t r = 0; r < kRows; ++r) total[r] = hn::Set(DF(), rows.bias ? rows.bias[first_row + r] : 0.0f);
+    for (uint32_t r = 0; r < kRows; ++r) total[r] = hn::Set(DF(), rows.bias[first_row + r]);
     size_t p = 0;
     while (p < pairs.size()) {
       const uint32_t group = pairs[p].group;
       VF sums[kSums];
       for (uint32_t i = 0; i < kSums; ++i) sums[i] = hn::Zero(DF());
       for (; p < pairs.size() && (!scaled || pairs[p].group == group); ++p) {
+        ahead.Fetch();
         TileDot<Decoder, kRows>(tiles + tile_bytes * pairs[p].tile, lane, q + p * kLanes, q_stride, sums);
       }
       if (scaled) {
@@ -192,56 +193,54 @@ HWY_ATTR void BlockLogits(const Segment& segment, const uint8_t* block, const ui
 
 // ---------------------------------------------------------------- weighted values
 
-// weights[b][r][lane] = w * alpha of one group, and zeros[r] += w * beta. Without scales: the weights as they are.
+// weights[r][token] = w * alpha of one group, and zeros[r] += the step's factor * w * beta. Without scales: w as it is.
 HWY_ATTR inline void GroupWeights(const Segment& segment, const uint8_t* blocks, uint32_t n_blocks, uint32_t n_rows,
-                                  uint32_t group, const float* w, float* zeros, size_t zeros_stride, float* weights) {
-  const bool scaled = segment.layout->groups_v > 0;
-  for (uint32_t b = 0; b < n_blocks; ++b) {
-    const uint8_t* scales = blocks + b * segment.layout->bytes + segment.layout->scales_v + codec::kGroupScaleBytes * group;
-    for (size_t lane = 0; lane < kLanes; lane += Width()) {
-      const VF alpha = scaled ? LoadHalves(scales + 2 * lane) : hn::Set(DF(), 1.0f);
-      const VF beta = scaled ? LoadHalves(scales + 2 * (kLanes + lane)) : hn::Zero(DF());
-      for (uint32_t r = 0; r < n_rows; ++r) {
-        const VF weight = hn::LoadU(DF(), w + r * kStepTokens + b * kLanes + lane);
-        hn::StoreU(hn::Mul(weight, alpha), DF(), weights + (b * kMaxRows + r) * kLanes + lane);
-        if (!scaled) continue;
-        float* zero = zeros + r * zeros_stride + lane;
-        hn::StoreU(hn::MulAdd(weight, beta, hn::LoadU(DF(), zero)), DF(), zero);
-      }
+                                  uint32_t group, const float* w, const float* factors, float* zeros, size_t zeros_stride,
+                                  float* weights) {
+  for (size_t i = 0; i < n_blocks * kLanes; i += Width()) {
+    const size_t lane = i % kLanes;
+    const uint8_t* block = blocks + i / kLanes * segment.layout->bytes;
+    const uint8_t* scales = block + segment.layout->scales_v + codec::kGroupScaleBytes * group + 2 * lane;
+    const VF alpha = LoadHalves(scales), beta = LoadHalves(scales + 2 * kLanes);
+    for (uint32_t r = 0; r < n_rows; ++r) {
+      const VF weight = hn::LoadU(DF(), w + r * kStepTokens + i);
+      hn::StoreU(hn::Mul(weight, alpha), DF(), weights + r * kStepTokens + i);
+      float* zero = zeros + r * zeros_stride + lane;
+      hn::StoreU(hn::MulAdd(weight, hn::Mul(beta, hn::Set(DF(), factors[r])), hn::LoadU(DF(), zero)), DF(), zero);
     }
   }
 }
 
+// Adds the weighted values of a step to the rows' accumulators.
 template <class Decoder, uint32_t kRows>
 HWY_ATTR void StepValues(const Segment& segment, const uint8_t* blocks, uint32_t n_blocks, const uint8_t* tiles,
                          size_t block_stride, size_t tile_bytes, const State& state, uint32_t first_row,
                          const Scratch& scratch) {
-  const auto& pairs = segment.geometry->pairs_v;
-  const float* w = scratch.logits + first_row * kStepTokens;
-  float* weights = scratch.weights;
+  const float* factors = scratch.factors + first_row;
+  const float* weights = scratch.logits + first_row * kStepTokens;
   const size_t acc_stride = state.acc_stride, zeros_stride = state.zeros_stride;
   const bool scaled = segment.layout->groups_v > 0;
   constexpr uint32_t kSums = kRows * Chains<kRows>();
   uint32_t group = ~0u;
-  for (const TilePair& pair : pairs) {
-    const uint32_t wanted = scaled ? pair.group : 0;
-    if (wanted != group) {
-      group = wanted;
-      float* zeros = scaled ? state.zeros + first_row * zeros_stride + group * kLanes : nullptr;
-      GroupWeights(segment, blocks, n_blocks, kRows, group, w, zeros, zeros_stride, weights);
+  for (const TilePair& pair : segment.geometry->pairs_v) {
+    if (scaled && pair.group != group) {
+      group = pair.group;
+      GroupWeights(segment, blocks, n_blocks, kRows, group, scratch.logits + first_row * kStepTokens, factors,
+                   state.zeros + first_row * zeros_stride + group * kLanes, zeros_stride, scratch.weights);
+      weights = scratch.weights;
     }
     for (size_t lane = 0; lane < kLanes; lane += Width()) {
       VF sums[kSums];
       for (uint32_t i = 0; i < kSums; ++i) sums[i] = hn::Zero(DF());
       for (uint32_t b = 0; b < n_blocks; ++b) {
-        TileDot<Decoder, kRows>(tiles + b * block_stride + tile_bytes * pair.tile, lane, weights + b * kMaxRows * kLanes,
-                                kLanes, sums);
+        TileDot<Decoder, kRows>(tiles + b * block_stride + tile_bytes * pair.tile, lane, weights + b * kLanes, kStepTokens,
+                                sums);
       }
       const auto inside = LanesInside(pair, lane);
       for (uint32_t r = 0; r < kRows; ++r) {
         float* acc = state.acc + (first_row + r) * acc_stride + pair.tile * kLanes + lane;
         const VF add = hn::IfThenElseZero(inside, SumChains<kRows>(sums, r));
-        hn::StoreU(hn::Add(hn::LoadU(DF(), acc), add), DF(), acc);
+        hn::StoreU(hn::MulAdd(add, hn::Set(DF(), factors[r]), hn::LoadU(DF(), acc)), DF(), acc);
       }
     }
   }

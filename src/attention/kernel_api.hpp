@@ -1,4 +1,4 @@
-// What a SIMD target provides to attention: three functions in one dispatch table, chosen once.
+// What a SIMD target provides to attention: a few functions in one dispatch table, chosen once.
 //
 // All of them work on blocks of one KV head and on "rows": a row is one query token with one of the query heads that
 // share the KV head. Rows r = token * group + head, so that consecutive `group` rows share a mask row.
@@ -14,7 +14,7 @@ namespace mikv::attention {
 
 inline constexpr uint32_t kLanes = codec::kTileSide;
 /// Blocks whose logits are held at once: amortises the maximum, the exponentials and the accumulator's traffic.
-inline constexpr uint32_t kStepBlocks = 4;
+inline constexpr uint32_t kStepBlocks = 8;
 inline constexpr uint32_t kStepTokens = kStepBlocks * codec::kBlockTokens;
 /// Rows that one decoded tile serves at most before it is decoded again.
 inline constexpr uint32_t kMaxKernelRows = 8;
@@ -40,15 +40,24 @@ struct Segment {
   uint32_t n_tokens = 0;
 };
 
-/// Queries prepared for a geometry, with the softmax scale folded in.
+/// The coordinates of a tier as queries are brought to them (codec/transform.hpp); null or false: not changed.
+struct QueryTransform {
+  const uint16_t* centre = nullptr;    ///< [dim] halves
+  const uint16_t* balancer = nullptr;  ///< [dim] halves
+  bool hadamard = false;
+};
+
+/// Queries prepared for a geometry, with the softmax scale folded in. Memory of the caller, written by Kernels::prepare_row.
 struct Rows {
   uint32_t n = 0;
-  const float* q = nullptr;       ///< [n][pairs_k][16]: channels of the pair's tile, 0 outside of its lanes
-  const float* q_sums = nullptr;  ///< [n][groups_k]: sum over the group's channels; what a zero is multiplied by
-  const uint8_t* q_parts = nullptr;  ///< null, or q as integers in the order that the target's byte products take
-  const float* q_steps = nullptr;    ///< [n][groups_k]: what these integers are multiplied by
-  const float* bias = nullptr;    ///< [n] added to every logit (scale * q.mu of a centred frame), or null
+  float* q = nullptr;          ///< [n][pairs_k][16]: channels of the pair's tile, 0 outside of its lanes
+  float* bias = nullptr;       ///< [n] added to every logit: scale * q.mu
+  float* q_sums = nullptr;     ///< [n][groups_k]: sum over the group's channels; what a zero is multiplied by
+  uint8_t* q_parts = nullptr;  ///< [n][pairs_k][kQueryPartBytes], or null: no tier holds bytes, or the target takes floats
+  float* q_steps = nullptr;    ///< [n][groups_k]: what the integers in q_parts are multiplied by
 };
+/// Bytes of Rows::q_parts for a pair: its 16 channels as integers of two bytes, in the order that the target wants.
+inline constexpr size_t kQueryPartBytes = 32;
 
 /// Mask of the tokens of a row tile. low/high: per cell, the smallest and largest mask value over the tile's tokens.
 struct MaskTile {
@@ -60,10 +69,14 @@ struct MaskTile {
   const float* slopes = nullptr;  ///< [group], or null for 1
 };
 
+/// Rows that the softmax takes at once: per-row scalars are padded to a multiple of it.
+inline constexpr uint32_t kRowPadding = 16;
+constexpr uint32_t padded_rows(uint32_t n) { return (n + kRowPadding - 1) / kRowPadding * kRowPadding; }
+
 /// Softmax over what was seen so far: out = (acc + zeros spread over their groups) / sum.
 struct State {
-  float* max = nullptr;    ///< [n]
-  float* sum = nullptr;    ///< [n]
+  float* max = nullptr;    ///< [padded n]
+  float* sum = nullptr;    ///< [n][16]: partial sums
   float* acc = nullptr;    ///< [n][acc_stride]: the padded value channels
   float* zeros = nullptr;  ///< [n][zeros_stride]: 16 partial sums of weight * zero for each group
   size_t acc_stride = 0, zeros_stride = 0;
@@ -71,17 +84,23 @@ struct State {
 };
 
 struct Scratch {
-  float* logits = nullptr;           ///< [n][kStepTokens]
-  float* largest_weights = nullptr;  ///< [n], of the step
-  float* decoded = nullptr;          ///< [kStepBlocks][tiles][16][16], of K or V
-  float* weights = nullptr;          ///< [kStepBlocks][kMaxKernelRows][16]
+  float* logits = nullptr;   ///< [n][kStepTokens]; then the weights, relative to the step's largest logit
+  float* factors = nullptr;  ///< [padded n]: what the step's sums are multiplied by, exp(step's largest logit - State::max)
+  float* decoded = nullptr;  ///< [kStepBlocks][tiles][16][16], of K or V
+  float* weights = nullptr;  ///< [kMaxKernelRows][kStepTokens]: of one group, times its scales
 };
 
 struct Kernels {
   const char* name;
 
-  /// Null, or fills Rows::q_parts ([n][pairs_k][32]), q_steps and q_sums for n rows of prepared queries.
-  void (*split_queries)(const Geometry&, const float* q, uint32_t n, uint8_t* q_parts, float* q_steps, float* q_sums);
+  /// Fills row `row` of `rows` from q[dim], in the engine's coordinates.
+  void (*prepare_row)(const Geometry&, const QueryTransform&, const float* q, uint32_t dim, float scale, uint32_t row,
+                      const Rows& rows);
+  /// Whether the byte tiles' integers are wanted (Rows::q_parts).
+  bool takes_bytes;
+
+  /// Whether tokens first..first+n-1 of `mask` see every cell that is set in live[n_words], with a mask value of 0.
+  bool (*sees_all)(const Mask& mask, uint32_t first, uint32_t n, const uint64_t* live, size_t n_words);
 
   /// low/high[cell] for tokens first..first+n-1 of `mask`; cells from mask.n_cells to n_cells get -inf.
   /// With n == 1 only `low` is written: high is the same.

@@ -13,7 +13,8 @@
 #include "attention/byte_tiles-inl.hpp"
 #include "attention/float_tiles-inl.hpp"
 #include "attention/mask-inl.hpp"
-#include "hwy/contrib/math/math-inl.h"
+#include "attention/prepare-inl.hpp"
+#include "attention/softmax-inl.hpp"
 #include "hwy/highway.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -25,6 +26,7 @@ struct StepArgs {
   const Segment& segment;
   const uint8_t* blocks;  // of the step
   uint32_t n_blocks;
+  uint32_t n_ahead;  // blocks after these that are worth fetching
   const Rows* rows;
   const State* state;
   const Scratch& scratch;
@@ -32,9 +34,15 @@ struct StepArgs {
 
 template <class Decoder, uint32_t kRows>
 HWY_ATTR void LogitsOf(const StepArgs& args, const uint8_t* tiles, size_t block_stride, size_t tile_bytes, uint32_t row) {
+  const size_t block_bytes = args.segment.layout->bytes, n_fetches = args.segment.geometry->pairs_k.size();
   for (uint32_t b = 0; b < args.n_blocks; ++b) {
-    BlockLogits<Decoder, kRows>(args.segment, args.blocks + b * args.segment.layout->bytes, tiles + b * block_stride,
-                                tile_bytes, *args.rows, row, args.scratch.logits + row * kStepTokens + b * kLanes);
+    const uint8_t* block = args.blocks + b * block_bytes;
+    Ahead ahead;
+    if (row == 0 && b < args.n_ahead) {
+      ahead = {block + args.n_blocks * block_bytes, (block_bytes + 64 * n_fetches - 1) / (64 * n_fetches)};
+    }
+    BlockLogits<Decoder, kRows>(args.segment, block, tiles + b * block_stride, tile_bytes, *args.rows, row,
+                                args.scratch.logits + row * kStepTokens + b * kLanes, ahead);
   }
 }
 
@@ -144,76 +152,34 @@ HWY_ATTR inline bool StepLogits(const StepArgs& args, uint32_t first_token, cons
   return true;
 }
 
-HWY_ATTR inline void ScaleAll(float* values, size_t n, float factor) {
-  for (size_t i = 0; i < n; i += Width()) {
-    hn::StoreU(hn::Mul(hn::LoadU(DF(), values + i), hn::Set(DF(), factor)), DF(), values + i);
-  }
-}
-
-// logits -> weights exp(logit - max) in place; running maximum and sum; earlier sums rescaled when the maximum grows.
-HWY_ATTR inline void StepSoftmax(uint32_t n_rows, float* logits, const State& state, float* largest_weights) {
-  for (uint32_t r = 0; r < n_rows; ++r) {
-    float* row = logits + r * kStepTokens;
-    VF top = hn::LoadU(DF(), row);
-    for (size_t i = Width(); i < kStepTokens; i += Width()) top = hn::Max(top, hn::LoadU(DF(), row + i));
-    const float step_max = hn::GetLane(hn::MaxOfLanes(DF(), top));
-    if (step_max > state.max[r]) {
-      // The first time, exp(-inf) = 0 clears what is 0 anyway.
-      const float factor = hn::GetLane(hn::Exp(DF(), hn::Set(DF(), state.max[r] - step_max)));
-      state.max[r] = step_max;
-      state.sum[r] *= factor;
-      ScaleAll(state.acc + r * state.acc_stride, state.acc_stride, factor);
-      if (state.other_acc) ScaleAll(state.other_acc + r * state.acc_stride, state.acc_stride, factor);
-      ScaleAll(state.zeros + r * state.zeros_stride, state.zeros_stride, factor);
-    }
-    // A row that has seen nothing yet has maximum -inf: any finite stand-in gives weights of 0.
-    const VF max = hn::Set(DF(), state.max[r] == kHidden ? 0.0f : state.max[r]);
-    largest_weights[r] = hn::GetLane(hn::Exp(DF(), hn::Sub(hn::Set(DF(), step_max), max)));
-    VF sum = hn::Zero(DF());
-    for (size_t i = 0; i < kStepTokens; i += Width()) {
-      const VF weight = hn::Exp(DF(), hn::Sub(hn::LoadU(DF(), row + i), max));
-      hn::StoreU(weight, DF(), row + i);
-      sum = hn::Add(sum, weight);
-    }
-    state.sum[r] += hn::GetLane(hn::SumOfLanes(DF(), sum));
-  }
+// The step that starts at block `first` of [.., end).
+HWY_ATTR inline StepArgs StepAt(const Segment& segment, uint32_t first, uint32_t end, const Rows& rows, const State* state,
+                                const Scratch& scratch) {
+  const uint32_t n_blocks = HWY_MIN(kStepBlocks, end - first);
+  return {segment, segment.blocks + first * segment.layout->bytes, n_blocks, HWY_MIN(kStepBlocks, end - first - n_blocks),
+          &rows,   state, scratch};
 }
 
 void Attend(const Segment& segment, uint32_t begin, uint32_t end, const Rows& rows, const MaskTile& mask, float softcap,
             const State& state, float* keep_logits, size_t keep_stride, const Scratch& scratch) {
   for (uint32_t first = begin; first < end; first += kStepBlocks) {
-    const uint32_t n_blocks = HWY_MIN(kStepBlocks, end - first);
-    const StepArgs args{segment, segment.blocks + first * segment.layout->bytes, n_blocks, &rows, &state, scratch};
+    const StepArgs args = StepAt(segment, first, end, rows, &state, scratch);
     const uint32_t first_token = first * kLanes;
     const bool visible = StepLogits(args, first_token, mask, softcap);
     if (keep_logits) {
-      const uint32_t n = HWY_MIN(segment.n_tokens - first_token, n_blocks * kLanes);
+      const uint32_t n = HWY_MIN(segment.n_tokens - first_token, args.n_blocks * kLanes);
       for (uint32_t r = 0; r < rows.n; ++r) {
         float* kept = keep_logits + r * keep_stride + first_token;
         for (uint32_t i = 0; i < n; ++i) kept[i] = visible ? scratch.logits[r * kStepTokens + i] : kHidden;
       }
     }
     if (!visible) continue;
-    StepSoftmax(rows.n, scratch.logits, state, scratch.largest_weights);
+    StepSoftmax(rows.n, args.n_blocks, scratch.logits, state, scratch.factors);
     Run<Work::values>(args, rows.n);
   }
 }
 
 // ---------------------------------------------------------------- importance scores
-
-HWY_ATTR inline void AddProbabilities(const float* logits, uint32_t n, float row_max, float inverse_sum, float* scores) {
-  // A row that saw nothing has an inverse sum of 0 and adds nothing.
-  const VF max = hn::Set(DF(), row_max == kHidden ? 0.0f : row_max), inverse = hn::Set(DF(), inverse_sum);
-  uint32_t i = 0;
-  for (; i + Width() <= n; i += uint32_t(Width())) {
-    const VF p = hn::Mul(hn::Exp(DF(), hn::Sub(hn::LoadU(DF(), logits + i), max)), inverse);
-    hn::StoreU(hn::Add(hn::LoadU(DF(), scores + i), p), DF(), scores + i);
-  }
-  for (; i < n; ++i) {
-    const VF p = hn::Mul(hn::Exp(DF(), hn::Sub(hn::Set(DF(), logits[i]), max)), inverse);
-    scores[i] += hn::GetLane(p);
-  }
-}
 
 void ScoreKept(const float* logits, size_t stride, uint32_t n, uint32_t n_rows, const float* row_max,
                const float* row_inverse_sum, float* scores) {
@@ -225,11 +191,10 @@ void ScoreKept(const float* logits, size_t stride, uint32_t n, uint32_t n_rows, 
 void Score(const Segment& segment, uint32_t begin, uint32_t end, const Rows& rows, const MaskTile& mask, float softcap,
            const float* row_max, const float* row_inverse_sum, float* scores, const Scratch& scratch) {
   for (uint32_t first = begin; first < end; first += kStepBlocks) {
-    const uint32_t n_blocks = HWY_MIN(kStepBlocks, end - first);
-    const StepArgs args{segment, segment.blocks + first * segment.layout->bytes, n_blocks, &rows, nullptr, scratch};
+    const StepArgs args = StepAt(segment, first, end, rows, nullptr, scratch);
     const uint32_t first_token = first * kLanes;
     if (!StepLogits(args, first_token, mask, softcap)) continue;
-    const uint32_t n = HWY_MIN(segment.n_tokens - first_token, n_blocks * kLanes);
+    const uint32_t n = HWY_MIN(segment.n_tokens - first_token, args.n_blocks * kLanes);
     ScoreKept(scratch.logits, kStepTokens, n, rows.n, row_max, row_inverse_sum, scores + first_token);
   }
 }
@@ -249,12 +214,8 @@ const char* Name() {
 }
 
 const Kernels& Table() {
-#if HWY_TARGET == HWY_AVX3_DL
-  constexpr auto kSplitQueries = &SplitQueries;
-#else
-  constexpr decltype(Kernels::split_queries) kSplitQueries = nullptr;
-#endif
-  static const Kernels table{Name(), kSplitQueries, MaskRange, Attend, Score, ScoreKept};
+  static const Kernels table{
+      Name(), PrepareRow, HWY_TARGET == HWY_AVX3_DL, SeesAll, MaskRange, Attend, Score, ScoreKept};
   return table;
 }
 

@@ -25,6 +25,40 @@ HWY_ATTR inline float MaskAt(const Mask& mask, uint32_t token, uint32_t cell) {
   return codec::f16_to_f32(reinterpret_cast<const uint16_t*>(row)[cell]);
 }
 
+// See Kernels::sees_all.
+bool SeesAll(const Mask& mask, uint32_t first, uint32_t n, const uint64_t* live, size_t n_words) {
+  const hn::CappedTag<uint16_t, 64> d16;
+  const hn::CappedTag<uint32_t, 64> d32;
+  for (size_t word = 0; word < n_words; ++word) {
+    if (!live[word]) continue;
+    const uint32_t cell = uint32_t(word * 64);
+    for (uint32_t t = 0; t < n; ++t) {
+      const uint8_t* row = static_cast<const uint8_t*>(mask.data) + (first + t) * mask.row_stride_bytes;
+      uint64_t other = 0;  // cells whose mask is not 0, bit by bit
+      if (cell + 64 > mask.n_cells) {
+        for (uint32_t i = 0; i < 64; ++i) other |= uint64_t{MaskAt(mask, first + t, cell + i) != 0.0f} << i;
+      } else if (mask.type == Mask::Type::f32) {
+        for (uint32_t i = 0; i < 64; i += uint32_t(hn::Lanes(d32))) {
+          // Shifted by one bit: -0 is 0 as well.
+          const auto bits = hn::ShiftLeft<1>(hn::LoadU(d32, reinterpret_cast<const uint32_t*>(row) + cell + i));
+          uint64_t set = 0;
+          hn::StoreMaskBits(d32, hn::Ne(bits, hn::Zero(d32)), reinterpret_cast<uint8_t*>(&set));
+          other |= set << i;
+        }
+      } else {
+        for (uint32_t i = 0; i < 64; i += uint32_t(hn::Lanes(d16))) {
+          const auto bits = hn::ShiftLeft<1>(hn::LoadU(d16, reinterpret_cast<const uint16_t*>(row) + cell + i));
+          uint64_t set = 0;
+          hn::StoreMaskBits(d16, hn::Ne(bits, hn::Zero(d16)), reinterpret_cast<uint8_t*>(&set));
+          other |= set << i;
+        }
+      }
+      if (live[word] & other) return false;
+    }
+  }
+  return true;
+}
+
 void MaskRange(const Mask& mask, uint32_t first, uint32_t n, uint32_t n_cells, float* low, float* high) {
   const uint32_t in_mask = mask.n_cells < n_cells ? mask.n_cells : n_cells;
   for (uint32_t t = 0; t < n; ++t) {

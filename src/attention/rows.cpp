@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numeric>
 
 #include "codec/hadamard.hpp"
 
@@ -16,26 +17,22 @@ uint32_t zeros_stride(const LayerCache::Impl& layer) {
   return layer.shape.head_dim_v / layer.tier_group_v * kLanes;
 }
 
-// One query in the kernels' order: for each pair the channels of its tile, 0 outside of its lanes; and the group sums.
-void store_row(const Geometry& geometry, const float* q, float scale, uint32_t row, PreparedRows& memory) {
-  float* to = memory.q.data() + size_t{row} * geometry.pairs_k.size() * kLanes;
-  float* sums = memory.q_sums.data() + size_t{row} * geometry.groups_k;
-  for (const TilePair& pair : geometry.pairs_k) {
-    for (uint32_t lane = pair.first; lane < pair.last; ++lane) {
-      to[lane] = q[pair.tile * kLanes + lane] * scale;
-      sums[pair.group] += to[lane];
-    }
-    to += kLanes;
+Rows prepare(const RowTile& tile, const Geometry& geometry, const QueryTransform& transform, bool bytes,
+             PreparedRows& memory) {
+  const size_t n_rows = tile.n_rows(), n_pairs = geometry.pairs_k.size();
+  memory.q.resize(n_rows * n_pairs * kLanes);
+  memory.bias.resize(n_rows);
+  memory.q_sums.resize(n_rows * geometry.groups_k);
+  Rows rows{tile.n_rows(), memory.q.data(), memory.bias.data(), memory.q_sums.data()};
+  if (bytes) {
+    memory.q_parts.resize(n_rows * n_pairs * kQueryPartBytes);
+    memory.q_steps.resize(n_rows * geometry.groups_k);
+    rows.q_parts = memory.q_parts.data();
+    rows.q_steps = memory.q_steps.data();
   }
-}
-
-Rows clear_rows(const Geometry& geometry, uint32_t n_rows, PreparedRows& memory) {
-  memory.q.assign(size_t{n_rows} * geometry.pairs_k.size() * kLanes, 0.0f);
-  memory.q_sums.assign(size_t{n_rows} * geometry.groups_k, 0.0f);
-  Rows rows;
-  rows.n = n_rows;
-  rows.q = memory.q.data();
-  rows.q_sums = memory.q_sums.data();
+  for (uint32_t r = 0; r < rows.n; ++r) {
+    kernels().prepare_row(geometry, transform, tile.query(r), tile.layer.shape.head_dim_k, tile.args.scale, r, rows);
+  }
   return rows;
 }
 
@@ -65,38 +62,18 @@ std::vector<TilePair> tile_pairs(uint32_t dim, uint32_t group) {
 }
 
 Rows prepare_raw(const RowTile& tile, PreparedRows& memory) {
-  const Geometry& geometry = tile.layer.raw_geometry;
-  const Rows rows = clear_rows(geometry, tile.n_rows(), memory);
-  for (uint32_t r = 0; r < rows.n; ++r) store_row(geometry, tile.query(r), tile.args.scale, r, memory);
-  return rows;
+  return prepare(tile, tile.layer.raw_geometry, {}, false, memory);
 }
 
-Rows prepare_for_tier(const RowTile& tile, const codec::Transform& transform, PreparedRows& memory,
-                      std::vector<float>& row) {
-  const Geometry& geometry = tile.layer.tier_geometry;
-  Rows rows = clear_rows(geometry, tile.n_rows(), memory);
-  const uint32_t dim = tile.layer.shape.head_dim_k;
-  memory.bias.resize(rows.n);
-  for (uint32_t r = 0; r < rows.n; ++r) {
-    row.assign(tile.query(r), tile.query(r) + dim);
-    memory.bias[r] = tile.args.scale * transform.query_bias(row);
-    transform.query_to_tier(row);
-    store_row(geometry, row.data(), tile.args.scale, r, memory);
-  }
-  rows.bias = memory.bias.data();
-  if (kernels().split_queries && tile.layer.layouts.quantised()) {
-    memory.q_parts.resize(memory.q.size() * 2);
-    memory.q_steps.resize(memory.q_sums.size());
-    kernels().split_queries(geometry, rows.q, rows.n, memory.q_parts.data(), memory.q_steps.data(), memory.q_sums.data());
-    rows.q_parts = memory.q_parts.data();
-    rows.q_steps = memory.q_steps.data();
-  }
-  return rows;
+Rows prepare_for_tier(const RowTile& tile, const codec::Transform& transform, PreparedRows& memory) {
+  const auto pointer = [](const std::vector<uint16_t>& halves) { return halves.empty() ? nullptr : halves.data(); };
+  const QueryTransform to_tier{pointer(transform.centre), pointer(transform.balancer), transform.hadamard};
+  return prepare(tile, tile.layer.tier_geometry, to_tier, kernels().takes_bytes && tile.layer.layouts.quantised(), memory);
 }
 
 void reset(RowState& state, const LayerCache::Impl& layer, uint32_t n_rows) {
-  state.max.assign(n_rows, kHidden);
-  state.sum.assign(n_rows, 0.0f);
+  state.max.assign(padded_rows(n_rows), kHidden);
+  state.sum.assign(size_t{n_rows} * kLanes, 0.0f);
   state.acc.assign(size_t{n_rows} * acc_stride(layer), 0.0f);
   state.rotated_acc.assign(layer.spec.hadamard ? state.acc.size() : 0, 0.0f);
   state.zeros.assign(size_t{n_rows} * zeros_stride(layer), 0.0f);
@@ -117,7 +94,7 @@ void merge(RowState& into, const RowState& from, uint32_t n_rows) {
     if (max == kHidden) continue;
     const float keep = std::exp(into.max[r] - max), add = std::exp(from.max[r] - max);
     into.max[r] = max;
-    into.sum[r] = into.sum[r] * keep + from.sum[r] * add;
+    merge_part(into.sum, from.sum, n_rows, r, keep, add);
     merge_part(into.acc, from.acc, n_rows, r, keep, add);
     merge_part(into.rotated_acc, from.rotated_acc, n_rows, r, keep, add);
     merge_part(into.zeros, from.zeros, n_rows, r, keep, add);
@@ -136,7 +113,8 @@ void finish(const RowTile& tile, RowState& state, std::vector<float>& inverse_su
       for (uint32_t lane = 0; lane < kLanes; ++lane) zero += zeros[g * kLanes + lane];
       for (uint32_t c = g * group; c < (g + 1) * group; ++c) tier_acc[c] += zero;
     }
-    float denominator = state.sum[r];
+    const float* sums = state.sum.data() + size_t{r} * kLanes;
+    float denominator = std::accumulate(sums, sums + kLanes, 0.0f);
     if (tile.args.sinks) denominator += std::exp(tile.args.sinks[tile.head_of(r)] - state.max[r]);
     // A row that saw no cell has max -inf and sum 0: its output is 0, with or without a sink.
     inverse_sum[r] = state.max[r] == kHidden ? 0.0f : 1.0f / denominator;

@@ -25,8 +25,8 @@ struct RowTile {
 
 /// Queries in the engine's own coordinates, for staged tokens.
 Rows prepare_raw(const RowTile& tile, PreparedRows& memory);
-/// Queries in a frame's coordinates, for its hi and lo tiers. `row` is working memory.
-Rows prepare_for_tier(const RowTile& tile, const codec::Transform& transform, PreparedRows& memory, std::vector<float>& row);
+/// Queries in a frame's coordinates, for its hi and lo tiers.
+Rows prepare_for_tier(const RowTile& tile, const codec::Transform& transform, PreparedRows& memory);
 
 /// An empty state for n rows: identity of merge().
 void reset(RowState& state, const LayerCache::Impl& layer, uint32_t n_rows);

@@ -13,6 +13,14 @@
 #include "codec/fp16.hpp"
 #include "hwy/highway.h"
 
+// Highway 1.0 checks the CPU for AVX-512 VNNI, but asks the compiler for AVX VNNI instead.
+#if HWY_TARGET == HWY_AVX3_DL
+#undef HWY_TARGET_STR
+#define HWY_TARGET_STR \
+  HWY_TARGET_STR_AVX3  \
+  ",vpclmulqdq,avx512vbmi,avx512vbmi2,vaes,gfni,avxvnni,avx512vnni,avx512bitalg,avx512vpopcntdq"
+#endif
+
 HWY_BEFORE_NAMESPACE();
 namespace mikv::attention::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
@@ -40,6 +48,17 @@ constexpr float kHidden = -std::numeric_limits<float>::infinity();
 HWY_INLINE HWY_ATTR VF LoadHalves(const uint8_t* at) {
   return hn::PromoteTo(DF(), hn::LoadU(hn::Rebind<hwy::float16_t, DF>(), reinterpret_cast<const hwy::float16_t*>(at)));
 }
+
+// Memory that is needed soon, fetched a few lines at a time between the products of what is needed now: the access pattern
+// (parts of blocks) is not one that the CPU predicts, and a cache in use has been pushed out by the model's weights.
+struct Ahead {
+  const uint8_t* at = nullptr;
+  size_t lines = 0;  // a call
+
+  HWY_INLINE HWY_ATTR void Fetch() {
+    for (size_t i = 0; i < lines; ++i, at += 64) __builtin_prefetch(at, 0, 2);
+  }
+};
 
 // Lanes [lane, lane + width) of a tile that belong to the pair's group.
 HWY_INLINE HWY_ATTR hn::Mask<DF> LanesInside(const TilePair& pair, size_t lane) {

@@ -31,7 +31,7 @@ struct Partial {
 struct ThreadSlot {
   PreparedRows raw, tier;
   RowState state;
-  std::vector<float> mask_low, mask_high, logits, largest_weights, decoded, weights, inverse_sum, row, sums;
+  std::vector<float> mask_low, mask_high, logits, factors, decoded, weights, inverse_sum, sums;
   std::vector<std::vector<float>> scores;  ///< [head of a call][scored slot]: of this thread's row tiles; 0 between calls
   cache::CommitScratch commit;
 };

@@ -19,6 +19,8 @@ class CellSet {
   /// Room for cells below `end`; may throw std::bad_alloc.
   void reserve(uint32_t end);
   uint32_t end() const { return uint32_t(words_.size() * 64); }
+  /// Bit c % 64 of word c / 64 is cell c.
+  std::span<const uint64_t> words() const { return words_; }
   uint64_t bytes() const { return words_.capacity() * sizeof(uint64_t); }
 
  private:

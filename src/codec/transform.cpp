@@ -25,17 +25,6 @@ void Transform::value_to_tier(std::span<float> v) const {
   if (hadamard) codec::hadamard(v.data(), uint32_t(v.size()));
 }
 
-void Transform::query_to_tier(std::span<float> q) const {
-  for (size_t c = 0; c < balancer.size(); ++c) q[c] /= f16_to_f32(balancer[c]);
-  if (hadamard) codec::hadamard(q.data(), uint32_t(q.size()));
-}
-
-float Transform::query_bias(std::span<const float> q) const {
-  float sum = 0.0f;
-  for (size_t c = 0; c < centre.size(); ++c) sum += q[c] * f16_to_f32(centre[c]);
-  return sum;
-}
-
 uint16_t balance(float q_max, float k_max) {
   if (!(q_max > 0.0f) || !(k_max > 0.0f) || !std::isfinite(q_max) || !std::isfinite(k_max)) return f32_to_f16(1.0f);
   // Within 2^+-12 a product with a key of ordinary size stays within the range of a half.

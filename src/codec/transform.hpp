@@ -3,7 +3,7 @@
 //   key     k' = H ((k - mu) * b)     mu: centre, b: channel balancer (Eq. 2 of MiKV), H: Hadamard rotation
 //   query   q' = H (q / b)            so that q'.k' = q.k - q.mu; the constant q.mu is added back (bias)
 //   value   v' = H v                  so that the output is H (sum w v')
-// Each of the three is optional; mu and b are stored as halves, and the same halves are used in both directions.
+// Queries are transformed where kernels prepare them (attention/prepare-inl.hpp). Each of the three is optional; mu and b are stored as halves, and the same halves are used in both directions.
 #pragma once
 
 #include <cstdint>
@@ -21,9 +21,6 @@ struct Transform {
   void key_from_tier(std::span<float> k) const;
   void value_to_tier(std::span<float> v) const;
   void value_from_tier(std::span<float> v) const { value_to_tier(v); }  // H is its own inverse
-  void query_to_tier(std::span<float> q) const;
-  /// q.mu of the query in the engine's coordinates; 0 without a centre.
-  float query_bias(std::span<const float> q) const;
 
   uint64_t bytes() const { return sizeof(uint16_t) * (centre.size() + balancer.size()); }
 };
