@@ -218,7 +218,7 @@ HWY_ATTR inline void SplitQuery(const Geometry& geometry, uint32_t row, const Ro
 template <class Quads, uint32_t kRows>
   requires(Quads::kBytes)
 HWY_ATTR void BlockLogits(const Segment& segment, const uint8_t* block, const uint8_t* tiles, size_t tile_bytes,
-                          const Rows& rows, uint32_t first_row, float* logits, Ahead ahead) {
+                          const Rows& rows, uint32_t first_row, float* logits, Ahead& ahead) {
   const auto& pairs = segment.geometry->pairs_k;
   const size_t stride = pairs.size() * kQueryPartBytes;
   const uint32_t groups = segment.geometry->groups_k;
@@ -297,7 +297,7 @@ template <class Quads, uint32_t kRows>
   requires(Quads::kBytes)
 HWY_ATTR void StepValues(const Segment& segment, const uint8_t* blocks, uint32_t n_blocks, const uint8_t* tiles,
                          size_t block_stride, size_t tile_bytes, const State& state, uint32_t first_row,
-                         const Scratch& scratch) {
+                         const Scratch& scratch, Ahead& ahead) {
   const size_t acc_stride = state.acc_stride, zeros_stride = state.zeros_stride;
   uint8_t* parts = reinterpret_cast<uint8_t*>(scratch.weights);
   float steps[kRows];
@@ -312,6 +312,7 @@ HWY_ATTR void StepValues(const Segment& segment, const uint8_t* blocks, uint32_t
     PartSums sums[kRows * ByteChains<kRows>()];
     ClearSums<kRows>(sums);
     for (uint32_t b = 0; b < n_blocks; ++b) {
+      ahead.Fetch();
       TileDotBytes<Quads, kRows, kStepTokens>(tiles + b * block_stride + tile_bytes * pair.tile, parts + b * kLanes,
                                               kRowWeightBytes, sums);
     }

@@ -157,7 +157,7 @@ HWY_INLINE HWY_ATTR VF SumChains(const VF* sums, uint32_t r) {
 // Raw logits (no mask) of one block for kRows rows, to logits[r * kStepTokens + lane].
 template <class Decoder, uint32_t kRows>
 HWY_ATTR void BlockLogits(const Segment& segment, const uint8_t* block, const uint8_t* tiles, size_t tile_bytes,
-                          const Rows& rows, uint32_t first_row, float* logits, Ahead ahead) {
+                          const Rows& rows, uint32_t first_row, float* logits, Ahead& ahead) {
   const auto& pairs = segment.geometry->pairs_k;
   const size_t q_stride = pairs.size() * kLanes;
   const float* q = rows.q + first_row * q_stride;
@@ -215,7 +215,7 @@ HWY_ATTR inline void GroupWeights(const Segment& segment, const uint8_t* blocks,
 template <class Decoder, uint32_t kRows>
 HWY_ATTR void StepValues(const Segment& segment, const uint8_t* blocks, uint32_t n_blocks, const uint8_t* tiles,
                          size_t block_stride, size_t tile_bytes, const State& state, uint32_t first_row,
-                         const Scratch& scratch) {
+                         const Scratch& scratch, Ahead& ahead) {
   const float* factors = scratch.factors + first_row;
   const float* weights = scratch.logits + first_row * kStepTokens;
   const size_t acc_stride = state.acc_stride, zeros_stride = state.zeros_stride;
@@ -233,6 +233,7 @@ HWY_ATTR void StepValues(const Segment& segment, const uint8_t* blocks, uint32_t
       VF sums[kSums];
       for (uint32_t i = 0; i < kSums; ++i) sums[i] = hn::Zero(DF());
       for (uint32_t b = 0; b < n_blocks; ++b) {
+        ahead.Fetch();
         TileDot<Decoder, kRows>(tiles + b * block_stride + tile_bytes * pair.tile, lane, weights + b * kLanes, kStepTokens,
                                 sums);
       }

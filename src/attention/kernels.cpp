@@ -26,30 +26,25 @@ struct StepArgs {
   const Segment& segment;
   const uint8_t* blocks;  // of the step
   uint32_t n_blocks;
-  uint32_t n_ahead;  // blocks after these that are worth fetching
   const Rows* rows;
-  const State* state;
+  const State* state;  // null: logits only
   const Scratch& scratch;
+  Ahead& ahead;
 };
 
 template <class Decoder, uint32_t kRows>
 HWY_ATTR void LogitsOf(const StepArgs& args, const uint8_t* tiles, size_t block_stride, size_t tile_bytes, uint32_t row) {
-  const size_t block_bytes = args.segment.layout->bytes, n_fetches = args.segment.geometry->pairs_k.size();
   for (uint32_t b = 0; b < args.n_blocks; ++b) {
-    const uint8_t* block = args.blocks + b * block_bytes;
-    Ahead ahead;
-    if (row == 0 && b < args.n_ahead) {
-      ahead = {block + args.n_blocks * block_bytes, (block_bytes + 64 * n_fetches - 1) / (64 * n_fetches)};
-    }
-    BlockLogits<Decoder, kRows>(args.segment, block, tiles + b * block_stride, tile_bytes, *args.rows, row,
-                                args.scratch.logits + row * kStepTokens + b * kLanes, ahead);
+    BlockLogits<Decoder, kRows>(args.segment, args.blocks + b * args.segment.layout->bytes, tiles + b * block_stride,
+                                tile_bytes, *args.rows, row, args.scratch.logits + row * kStepTokens + b * kLanes,
+                                args.ahead);
   }
 }
 
 template <class Decoder, uint32_t kRows>
 HWY_ATTR void ValuesOf(const StepArgs& args, const uint8_t* tiles, size_t block_stride, size_t tile_bytes, uint32_t row) {
   StepValues<Decoder, kRows>(args.segment, args.blocks, args.n_blocks, tiles, block_stride, tile_bytes, *args.state, row,
-                             args.scratch);
+                             args.scratch, args.ahead);
 }
 
 enum class Work { logits, values };
@@ -64,11 +59,13 @@ HWY_ATTR void RunRows(const StepArgs& args, const uint8_t* tiles, size_t block_s
   if constexpr (kRows > 1) RunRows<kWork, Decoder, kRows - 1>(args, tiles, block_stride, tile_bytes, row, n);
 }
 
+inline uint32_t RowChunks(uint32_t n_rows) { return (n_rows + kMaxRows - 1) / kMaxRows; }
+
 // All rows, in chunks of nearly equal size: 12 rows are 6 + 6, not 8 + 4.
 template <Work kWork, class Decoder>
 HWY_ATTR void RunDecoder(const StepArgs& args, const uint8_t* tiles, size_t block_stride, size_t tile_bytes,
                          uint32_t n_rows) {
-  const uint32_t n_chunks = (n_rows + kMaxRows - 1) / kMaxRows;
+  const uint32_t n_chunks = RowChunks(n_rows);
   for (uint32_t chunk = 0; chunk < n_chunks; ++chunk) {
     const uint32_t row = n_rows * chunk / n_chunks, end = n_rows * (chunk + 1) / n_chunks;
     RunRows<kWork, Decoder, kMaxRows>(args, tiles, block_stride, tile_bytes, row, end - row);
@@ -152,18 +149,22 @@ HWY_ATTR inline bool StepLogits(const StepArgs& args, uint32_t first_token, cons
   return true;
 }
 
-// The step that starts at block `first` of [.., end).
-HWY_ATTR inline StepArgs StepAt(const Segment& segment, uint32_t first, uint32_t end, const Rows& rows, const State* state,
-                                const Scratch& scratch) {
-  const uint32_t n_blocks = HWY_MIN(kStepBlocks, end - first);
-  return {segment, segment.blocks + first * segment.layout->bytes, n_blocks, HWY_MIN(kStepBlocks, end - first - n_blocks),
-          &rows,   state, scratch};
+// What the step at blocks [first, first + n) fetches: the blocks that follow, up to `end`, in as many calls as it has tiles.
+HWY_ATTR inline Ahead FetchAfter(const Segment& segment, uint32_t first, uint32_t n, uint32_t end, uint32_t n_rows,
+                                 bool values) {
+  const Geometry& geometry = *segment.geometry;
+  const uint8_t* next = segment.blocks + (first + n) * segment.layout->bytes;
+  const size_t n_tiles = geometry.pairs_k.size() + (values ? geometry.pairs_v.size() : 0);
+  const uint32_t n_fetched = HWY_MIN(kStepBlocks, end - first - n);
+  return {next, next, n_fetched * segment.layout->bytes / (n * n_tiles * RowChunks(n_rows))};
 }
 
 void Attend(const Segment& segment, uint32_t begin, uint32_t end, const Rows& rows, const MaskTile& mask, float softcap,
             const State& state, float* keep_logits, size_t keep_stride, const Scratch& scratch) {
   for (uint32_t first = begin; first < end; first += kStepBlocks) {
-    const StepArgs args = StepAt(segment, first, end, rows, &state, scratch);
+    const uint32_t n_blocks = HWY_MIN(kStepBlocks, end - first);
+    Ahead ahead = FetchAfter(segment, first, n_blocks, end, rows.n, true);
+    const StepArgs args{segment, segment.blocks + first * segment.layout->bytes, n_blocks, &rows, &state, scratch, ahead};
     const uint32_t first_token = first * kLanes;
     const bool visible = StepLogits(args, first_token, mask, softcap);
     if (keep_logits) {
@@ -191,7 +192,9 @@ void ScoreKept(const float* logits, size_t stride, uint32_t n, uint32_t n_rows, 
 void Score(const Segment& segment, uint32_t begin, uint32_t end, const Rows& rows, const MaskTile& mask, float softcap,
            const float* row_max, const float* row_inverse_sum, float* scores, const Scratch& scratch) {
   for (uint32_t first = begin; first < end; first += kStepBlocks) {
-    const StepArgs args = StepAt(segment, first, end, rows, nullptr, scratch);
+    const uint32_t n_blocks = HWY_MIN(kStepBlocks, end - first);
+    Ahead ahead = FetchAfter(segment, first, n_blocks, end, rows.n, false);
+    const StepArgs args{segment, segment.blocks + first * segment.layout->bytes, n_blocks, &rows, nullptr, scratch, ahead};
     const uint32_t first_token = first * kLanes;
     if (!StepLogits(args, first_token, mask, softcap)) continue;
     const uint32_t n = HWY_MIN(segment.n_tokens - first_token, args.n_blocks * kLanes);

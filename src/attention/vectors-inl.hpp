@@ -49,14 +49,15 @@ HWY_INLINE HWY_ATTR VF LoadHalves(const uint8_t* at) {
   return hn::PromoteTo(DF(), hn::LoadU(hn::Rebind<hwy::float16_t, DF>(), reinterpret_cast<const hwy::float16_t*>(at)));
 }
 
-// Memory that is needed soon, fetched a few lines at a time between the products of what is needed now: the access pattern
-// (parts of blocks) is not one that the CPU predicts, and a cache in use has been pushed out by the model's weights.
+// Memory of the next step, fetched evenly between the products of this one: the access pattern (parts of blocks) is not one
+// that the CPU predicts, a cache in use has been pushed out by the model's weights, and a core has few reads in flight.
 struct Ahead {
   const uint8_t* at = nullptr;
-  size_t lines = 0;  // a call
+  const uint8_t* until = nullptr;
+  size_t bytes_per_call = 0;
 
   HWY_INLINE HWY_ATTR void Fetch() {
-    for (size_t i = 0; i < lines; ++i, at += 64) __builtin_prefetch(at, 0, 2);
+    for (until += bytes_per_call; at < until; at += 64) __builtin_prefetch(at, 0, 2);
   }
 };
 
