@@ -12,7 +12,7 @@
 #include "model_options.hpp"
 #include "progress.hpp"
 #include "stopwatch.hpp"
-#include "svg_plot.hpp"
+#include "bar_chart.hpp"
 #include "table.hpp"
 #include "terminal.hpp"
 

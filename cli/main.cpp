@@ -48,6 +48,7 @@ void declare(CLI::App& app) {
       "Example:\n  mikv bench decode -m qwen2.5-coder-0.5b --depth 0,4096 --kv full,mikv,llama:f16,llama:q4_0");
   add_bench_attention_command(*bench);
   add_bench_decode_command(*bench);
+  add_bench_prefill_command(*bench);
   add_info_command(app);
   add_model_command(app);
 }

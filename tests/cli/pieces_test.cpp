@@ -19,7 +19,7 @@
 #include "progress.hpp"
 #include "random.hpp"
 #include "statistics.hpp"
-#include "svg_plot.hpp"
+#include "bar_chart.hpp"
 #include "table.hpp"
 #include "terminal.hpp"
 #include "thread_team.hpp"

@@ -1,7 +1,7 @@
-// mikv bench decode: generation speed of the whole model at a depth of context, ours and llama.cpp's in one run.
+// mikv bench decode, mikv bench prefill: speed of the whole model at a depth of context, ours and llama.cpp's in one run.
 //
-// Every arm is brought to the same prompt, then the arms take turns: a repetition lets each of them generate `steps`
-// tokens from that prompt's end. Ratios are taken within a repetition, so that slow moments of the machine cancel.
+// Every arm is brought to the same prompt, then the arms take turns: a repetition lets each of them generate, or take in,
+// some tokens from that prompt's end. Ratios are taken within a repetition, so that slow moments of the machine cancel.
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
@@ -13,6 +13,7 @@
 #include "check.hpp"
 #include "commands.hpp"
 #include "line_retrieval.hpp"
+#include "line_chart.hpp"
 #include "model_options.hpp"
 #include "noise.hpp"
 #include "progress.hpp"
@@ -31,14 +32,29 @@ constexpr const char* kReference = "full";
 // activations amplify that to 0.02 at most on SmolLM2. A wrong cell or position gives 1 and more.
 constexpr double kMaxDivergence = 0.1;
 
+/// What is timed.
+struct Workload {
+  const char* name;
+  bool prefill;      ///< tokens come at once, as a prompt's do; otherwise one after the other
+  double token_cost; ///< of the progress display, in prompt tokens
+};
+constexpr Workload kDecode{"decode", false, kStepInPromptTokens};
+constexpr Workload kPrefill{"prefill", true, 1.0};
+
 struct Options {
+  Options(const Workload& what, uint32_t n) : workload(what), n_new(n) {}
+
+  const Workload& workload;
   ModelOptions model;
   std::string kv;
   std::vector<uint32_t> depths = {0, 4096};
-  uint32_t n_steps = 16;
+  uint32_t n_new;  ///< tokens that a repetition processes
   int n_repetitions = 5;
   uint64_t seed = 7;
   std::string output;
+  std::string plot;
+
+  std::string command() const { return std::string("bench ") + workload.name; }
 };
 
 struct Timing {
@@ -62,7 +78,7 @@ class DepthRun {
   DepthRun(const Options& options, const llama::Model& model, Arms& arms, Progress& progress)
       : options_(options), arms_(arms), progress_(progress) {
     const uint32_t deepest = *std::ranges::max_element(options.depths);
-    tokens_ = make_tokens(model, std::max<size_t>(deepest, 2) + options.n_steps + 1, options.seed);
+    tokens_ = make_tokens(model, std::max<size_t>(deepest, 2) + options.n_new + 1, options.seed);
   }
 
   std::vector<Timing> run(uint32_t depth) {
@@ -83,18 +99,32 @@ class DepthRun {
     for (size_t arm = 0; arm < arms_.size(); ++arm) {
       if (arms_.choice(arm).name == name) return arm;
     }
-    throw UserError("bench decode needs " + name);
+    throw UserError(options_.command() + " needs " + name);
   }
 
   std::vector<double> first_distribution(size_t arm) {
     const ArmStart start = begin(arm);
-    check(start.context->decode(tokens_[n_prompt_]));
+    work(*start.context, 0, options_.workload.prefill ? options_.n_new : 1);
     return log_softmax(start.context->logits());
   }
 
   ArmStart begin(size_t arm) {
     progress_.advance(0, fmt::format("depth {}: {}", depth_, arms_.choice(arm).name));
     return arms_.start(arm);
+  }
+
+  /// Processes n tokens of the text that follows the prompt, from the given one on.
+  void work(llama::Context& context, uint32_t first, uint32_t n) {
+    const std::span<const llama::Token> tokens(tokens_.data() + n_prompt_ + first, n);
+    if (options_.workload.prefill) {
+      check(context.prefill(tokens));
+      check(context.end_prompt());  // what was taken in is compressed: it belongs to the work
+      return;
+    }
+    for (const llama::Token token : tokens) {
+      throw_if_interrupted();
+      check(context.decode(token));
+    }
   }
 
   void check_answers() {
@@ -117,14 +147,15 @@ class DepthRun {
   void time(size_t arm, Timing& timing, int repetition) {
     const ArmStart start = begin(arm);
     timing.usage = start.usage;
-    check(start.context->decode(tokens_[n_prompt_]));  // builds the graph, wakes the threads
-    const Stopwatch watch;
-    for (uint32_t i = 1; i <= options_.n_steps; ++i) {
-      throw_if_interrupted();
-      check(start.context->decode(tokens_[n_prompt_ + i]));
+    uint32_t first = 0;
+    if (!options_.workload.prefill) {
+      work(*start.context, 0, 1);  // ends the prompt, builds the graph, wakes the threads
+      first = 1;
     }
-    timing.tokens_per_s.push_back(double(options_.n_steps) / watch.seconds());
-    progress_.advance(kStepInPromptTokens * options_.n_steps,
+    const Stopwatch watch;
+    work(*start.context, first, options_.n_new);
+    timing.tokens_per_s.push_back(double(options_.n_new) / watch.seconds());
+    progress_.advance(options_.workload.token_cost * options_.n_new,
                       fmt::format("depth {}: repetition {} of {}, {}", depth_, repetition + 1, options_.n_repetitions,
                                   arms_.choice(arm).name));
   }
@@ -137,7 +168,7 @@ class DepthRun {
 };
 
 void report_rows(const Arms& arms, size_t n_shown, uint32_t depth, const std::vector<Timing>& timings, Table& table,
-                 JsonReport& report) {
+                 JsonReport& report, LineChart& chart) {
   size_t baseline = 0;
   while (arms.choice(baseline).name != kBaseline) ++baseline;
   for (size_t arm = 0; arm < n_shown; ++arm) {
@@ -145,6 +176,7 @@ void report_rows(const Arms& arms, size_t n_shown, uint32_t depth, const std::ve
     std::vector<double> ratios;
     for (size_t i = 0; i < rates.size(); ++i) ratios.push_back(rates[i] / timings[baseline].tokens_per_s[i]);
     const double ratio = median(ratios), bits = timings[arm].usage.bits_per_element();
+    chart.lines[arm].points.push_back({double(depth), median(rates)});
     table.add_row({arms.choice(arm).name, fmt::format("{}", depth), fmt::format("{:.1f}", median(rates)),
                    fmt::format("{:.1f}", quantile(rates, 0.0)), fmt::format("{:.1f}", quantile(rates, 1.0)),
                    fmt::format("{:.2f}", ratio), format_bytes(double(timings[arm].usage.total()))});
@@ -164,7 +196,7 @@ double amount_of_work(const Options& options, const Arms& arms) {
   double work = 0.0;
   for (uint32_t depth : options.depths) {
     work += double(depth) * double(arms.n_prefills());
-    work += kStepInPromptTokens * options.n_steps * options.n_repetitions * double(arms.size());
+    work += options.workload.token_cost * options.n_new * options.n_repetitions * double(arms.size());
   }
   return work;
 }
@@ -176,25 +208,31 @@ void run(const Options& options) {
     if (std::ranges::find(choices, needed, &llama::KvChoice::name) == choices.end())
       choices.push_back(unwrap(llama::KvChoice::parse(needed)));
   }
-  JsonReport report(options.output, "bench decode");
+  JsonReport report(options.output, options.command());
+  if (!options.plot.empty()) check_writable(options.plot, "--plot");
   const auto model = options.model.load();
   const uint32_t deepest = *std::ranges::max_element(options.depths);
   Arms arms(*model, choices,
-            {.n_ctx = (deepest + 2 + options.n_steps + 1 + 255) / 256 * 256,
+            {.n_ctx = (deepest + 2 + options.n_new + 1 + 255) / 256 * 256,
              .n_threads = options.model.threads(),
              .should_stop = interrupted});
   options.model.describe(*model, report.meta());
-  report.meta().update({{"seed", options.seed}, {"steps", options.n_steps}, {"repetitions", options.n_repetitions}});
+  report.meta().update({{"seed", options.seed}, {"tokens", options.n_new}, {"repetitions", options.n_repetitions}});
   using enum Table::Align;
   Table table({{"kv", left}, {"depth"}, {"tokens/s"}, {"min"}, {"max"}, {"x llama:f16"}, {"KV bytes"}});
   Noise noise;
-  Progress progress("bench decode", amount_of_work(options, arms));
+  LineChart chart{fmt::format("{} tokens/s with a context", options.workload.prefill ? "Prompt" : "Generated"),
+                  fmt::format("{}, {} threads, {} tokens at a time, median of {}", model->info().description, options.model.threads(),
+                              options.workload.prefill ? options.n_new : 1, options.n_repetitions),
+                  "tokens in the cache before", "tokens/s"};
+  for (size_t arm = 0; arm < n_shown; ++arm) chart.lines.push_back({choices[arm].name, choices[arm].stock()});
+  Progress progress(options.command(), amount_of_work(options, arms));
   arms.on_prefill = [&](size_t n_tokens) { progress.advance(double(n_tokens)); };
   try {
     DepthRun depth_run(options, *model, arms, progress);
     for (uint32_t depth : options.depths) {
       const auto timings = depth_run.run(depth);
-      report_rows(arms, n_shown, depth, timings, table, report);
+      report_rows(arms, n_shown, depth, timings, table, report, chart);
       for (const Timing& timing : timings) noise.add(timing.tokens_per_s);
     }
   } catch (const Interrupted&) {
@@ -205,25 +243,28 @@ void run(const Options& options) {
   report.meta()["worst_spread"] = noise.worst();
   noise.warn();
   report.write();
+  if (!options.plot.empty()) write_file(options.plot, svg(chart));
   throw_if_interrupted();
 }
 
 }  // namespace
 
-void add_bench_decode_command(CLI::App& bench) {
-  auto options = std::make_shared<Options>();
-  CLI::App* command =
-      bench.add_subcommand("decode", "generation speed of the whole model after prompts of given lengths");
+namespace {
+
+void add_command(CLI::App& bench, const Workload& workload, uint32_t n_new, const char* what, const char* n_new_flags,
+                 const char* n_new_text, const char* example) {
+  auto options = std::make_shared<Options>(workload, n_new);
+  CLI::App* command = bench.add_subcommand(workload.name, what);
   options->model.add_to(*command);
-  add_kv_option(*command, options->kv, "full,mikv,llama:f16,llama:q4_0");
-  command->add_option("-d,--depth", options->depths, "tokens in the cache before generation, a list")
+  add_kv_option(*command, options->kv, "full,mikv,llama:f16,llama:q8_0,llama:q4_0");
+  command->add_option("-d,--depth", options->depths, "tokens in the cache before, a list")
       ->type_name("N[,N...]")
       ->delimiter(',')
       ->check(in_range(0, 1 << 22))
       ->capture_default_str();
-  command->add_option("-n,--steps", options->n_steps, "tokens to generate in a repetition")
+  command->add_option(n_new_flags, options->n_new, n_new_text)
       ->type_name("N")
-      ->check(in_range(1, 4096))
+      ->check(in_range(1, 1 << 16))
       ->capture_default_str();
   command->add_option("-r,--repetitions", options->n_repetitions, "alternating repetitions")
       ->type_name("N")
@@ -231,10 +272,23 @@ void add_bench_decode_command(CLI::App& bench) {
       ->capture_default_str();
   command->add_option("-s,--seed", options->seed, "of the prompt's text")->type_name("N")->capture_default_str();
   command->add_option("-o,--output", options->output, "write meta data and rows as JSON")->type_name("FILE.json");
-  command->footer(
-      "Example:\n  mikv bench decode -m qwen2.5-coder-0.5b --depth 0,4096 --kv full,mikv,llama:f16,llama:q4_0 -o "
-      "decode.json");
+  command->add_option("--plot", options->plot, "draw tokens/s against depth")->type_name("FILE.svg");
+  command->footer(fmt::format("Example:\n  mikv bench {} -m qwen2.5-coder-0.5b --depth 0,4096 {}", workload.name, example));
   command->callback([options] { run(*options); });
+}
+
+}  // namespace
+
+void add_bench_decode_command(CLI::App& bench) {
+  add_command(bench, kDecode, 16, "generation speed of the whole model after prompts of given lengths", "-n,--steps",
+              "tokens to generate in a repetition",
+              "--kv full,mikv,llama:f16,llama:q4_0 -o decode.json --plot decode.svg");
+}
+
+void add_bench_prefill_command(CLI::App& bench) {
+  add_command(bench, kPrefill, 512, "speed at which the whole model takes in more text after prompts of given lengths",
+              "-n,--new", "tokens to take in, in a repetition",
+              "--new 512 --kv mikv,llama:f16,llama:q4_0 -o prefill.json --plot prefill.svg");
 }
 
 }  // namespace mikv::cli
