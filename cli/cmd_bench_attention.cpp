@@ -17,6 +17,7 @@
 #include "random.hpp"
 #include "roofline.hpp"
 #include "statistics.hpp"
+#include "stopwatch.hpp"
 #include "table.hpp"
 
 namespace mikv::cli {
@@ -215,14 +216,17 @@ std::vector<std::unique_ptr<Arm>> make_arms(const std::vector<llama::KvChoice>& 
   return arms;
 }
 
-/// All arms once, repeated: slow moments of the machine hit all alike. The pause lets llama.cpp's spinning threads
-/// sleep.
+// What a run of an arm finds otherwise: llama.cpp's threads still spinning, our own still asleep or both on one core.
+constexpr auto kPause = std::chrono::milliseconds(20);
+constexpr double kWarmUpSeconds = 0.03;
+
+/// All arms once, repeated: slow moments of the machine hit all alike.
 void measure(std::vector<std::unique_ptr<Arm>>& arms, int n_repetitions, Progress& progress, const std::string& note) {
   for (int repetition = 0; repetition < n_repetitions; ++repetition) {
     for (auto& arm : arms) {
       throw_if_interrupted();
-      std::this_thread::sleep_for(std::chrono::milliseconds(10));
-      arm->run();  // wakes the threads
+      std::this_thread::sleep_for(kPause);
+      for (const Stopwatch warm_up; warm_up.seconds() < kWarmUpSeconds;) arm->run();
       arm->seconds.push_back(arm->run());
     }
     progress.advance(1, note);
