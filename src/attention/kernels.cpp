@@ -15,6 +15,7 @@
 #include "attention/mask-inl.hpp"
 #include "attention/prepare-inl.hpp"
 #include "attention/softmax-inl.hpp"
+#include "hwy/contrib/math/math-inl.h"
 #include "hwy/highway.h"
 
 HWY_BEFORE_NAMESPACE();

@@ -8,35 +8,37 @@
 #endif
 
 #include "attention/vectors-inl.hpp"
-#include "hwy/contrib/math/math-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace mikv::attention::HWY_NAMESPACE {
 
 // x -> exp(x) of kN vectors side by side, since one alone is a long chain; x <= 0 or not much more, -inf included.
+// 2^t = 2^n 2^(t - n), n the integer nearest to t = x / ln 2. Rounding t costs 2^-24 |t| relative to the result, so at most
+// 3e-8 relative to 1; the polynomial (minimax on [-1/2, 1/2]) 8e-8. Where the result would be below 2^-126 it is 0.
 template <size_t kN>
 HWY_INLINE HWY_ATTR void ExpAll(VF (&x)[kN]) {
-#if HWY_TARGET == HWY_AVX3_DL || HWY_TARGET == HWY_AVX3
-  // 2^t = 2^floor(t) 2^(t - floor(t)). Rounding t costs 2^-24 |t| relative to the result, so at most 3e-8 relative to 1;
-  // the polynomial (minimax on [0, 1)) 8e-8. Below -150 all is 0, as it is for -inf, whose fraction would not be a number.
-  constexpr float kPolynomial[] = {0.99999994f, 0.693153083f, 0.240153611f, 0.0558263175f, 0.00898934063f, 0.00187757669f};
-  VF f[kN], p[kN];
+  constexpr float kPolynomial[] = {1.00000012f, 0.693146944f, 0.240221202f, 0.0555071309f, 0.00967554096f, 0.00132764713f};
+  // Added to a small number, it leaves the nearest integer in the low bits.
+  const VF magic = hn::Set(DF(), 12582912.0f);
+  VF n[kN], p[kN];
 #pragma GCC unroll 8
   for (size_t i = 0; i < kN; ++i) {
-    x[i] = hn::Max(hn::Mul(x[i], hn::Set(DF(), 1.44269504f)), hn::Set(DF(), -200.0f));
-    f[i] = VF{_mm512_reduce_ps(x[i].raw, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC)};
+    x[i] = hn::Mul(x[i], hn::Set(DF(), 1.44269504f));
+    n[i] = hn::Add(x[i], magic);
     p[i] = hn::Set(DF(), kPolynomial[5]);
   }
 #pragma GCC unroll 8
   for (int term = 4; term >= 0; --term) {
 #pragma GCC unroll 8
-    for (size_t i = 0; i < kN; ++i) p[i] = hn::MulAdd(p[i], f[i], hn::Set(DF(), kPolynomial[term]));
+    for (size_t i = 0; i < kN; ++i) {
+      p[i] = hn::MulAdd(p[i], hn::Sub(x[i], hn::Sub(n[i], magic)), hn::Set(DF(), kPolynomial[term]));
+    }
   }
 #pragma GCC unroll 8
-  for (size_t i = 0; i < kN; ++i) x[i] = VF{_mm512_scalef_ps(p[i].raw, x[i].raw)};
-#else
-  for (VF& each : x) each = hn::Exp(DF(), each);
-#endif
+  for (size_t i = 0; i < kN; ++i) {
+    const VI scaled = hn::Add(hn::BitCast(DI(), p[i]), hn::ShiftLeft<23>(hn::BitCast(DI(), n[i])));
+    x[i] = hn::IfThenElseZero(hn::Gt(x[i], hn::Set(DF(), -126.0f)), hn::BitCast(DF(), scaled));
+  }
 }
 
 HWY_INLINE HWY_ATTR VF Exp(VF x) {
