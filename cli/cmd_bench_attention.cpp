@@ -1,4 +1,4 @@
-// mikv bench attention: one decode step's attention, ours and llama.cpp's on the same keys and values, alternating.
+// mikv bench attention: attention alone, ours and llama.cpp's on the same keys and values, alternating.
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
@@ -28,20 +28,22 @@ constexpr const char* kBaseline = "llama:f16";
 struct Options {
   std::string kv = "full,mikv,llama:f16,llama:q8_0,llama:q4_0";
   std::vector<uint32_t> n_tokens = {1024, 4096, 16384};
-  uint32_t head_dim = 128;
-  uint32_t group = 6;
+  std::vector<uint32_t> head_dims = {128};
+  std::vector<uint32_t> groups = {6};
+  std::vector<int> n_threads = {};
+  uint32_t n_queries = 1;
   uint32_t n_kv_heads = 2;
-  uint32_t n_layers = 8;
-  int n_threads = 0;
+  uint32_t n_layers = 28;
   int n_repetitions = 9;
   uint64_t seed = 1;
   std::string output;
 };
 
-/// The same content for all arms.
+/// The same content for all arms and layers: what a layer holds makes no difference to its time, but where it is does.
 struct Content {
-  std::vector<std::vector<float>> k, v;  ///< a layer each: [n_tokens][n_kv_heads][head_dim]
-  std::vector<float> q;                  ///< [n_heads][head_dim]
+  std::vector<float> k, v;     ///< [n_tokens][n_kv_heads][head_dim]
+  std::vector<float> q;        ///< [n_queries][n_heads][head_dim]
+  std::vector<uint16_t> mask;  ///< [n_queries][n_tokens]: causal
 };
 
 Content make_content(const llama::FlashAttnProblem& problem, uint64_t seed) {
@@ -53,25 +55,58 @@ Content make_content(const llama::FlashAttnProblem& problem, uint64_t seed) {
   };
   const size_t per_token = size_t(problem.shape.n_kv_heads) * problem.shape.head_dim_k;
   Content content;
-  for (uint32_t layer = 0; layer < problem.n_layers; ++layer) {
-    content.k.push_back(gaussians(problem.n_tokens * per_token));
-    content.v.push_back(gaussians(problem.n_tokens * per_token));
+  content.k = gaussians(problem.n_tokens * per_token);
+  content.v = gaussians(problem.n_tokens * per_token);
+  content.q = gaussians(size_t(problem.n_queries) * problem.shape.n_heads * problem.shape.head_dim_k);
+  constexpr uint16_t kSeen = 0, kHidden = 0xfc00;  // halves: 0 and minus infinity
+  content.mask.assign(size_t(problem.n_queries) * problem.n_tokens, kSeen);
+  for (uint32_t query = 0; query < problem.n_queries; ++query) {
+    const auto row = content.mask.begin() + ptrdiff_t(size_t(query) * problem.n_tokens);
+    std::fill(row + (problem.n_tokens - problem.n_queries + query + 1), row + problem.n_tokens, kHidden);
   }
-  content.q = gaussians(size_t(problem.shape.n_heads) * problem.shape.head_dim_k);
   return content;
 }
 
-AttendArgs one_query(const LayerShape& shape, const float* q, float* out) {
+AttendArgs make_args(const llama::FlashAttnProblem& problem, const Content& content, float* out) {
+  const LayerShape& shape = problem.shape;
   AttendArgs args;
-  args.q = q;
+  args.q = content.q.data();
   args.q_token_stride = size_t(shape.n_heads) * shape.head_dim_k;
   args.q_head_stride = shape.head_dim_k;
   args.out = out;
   args.out_token_stride = size_t(shape.n_heads) * shape.head_dim_v;
   args.out_head_stride = shape.head_dim_v;
-  args.n_tokens = 1;
+  args.n_tokens = problem.n_queries;
   args.scale = 1.0f / std::sqrt(float(shape.head_dim_k));
+  args.mask = {Mask::Type::f16, content.mask.data(), problem.n_tokens * sizeof(uint16_t), problem.n_tokens};
   return args;
+}
+
+size_t output_size(const llama::FlashAttnProblem& problem) {
+  return size_t(problem.n_queries) * problem.shape.n_heads * problem.shape.head_dim_v;
+}
+
+/// A layer that holds the content: all but the tokens of a prompt's present chunk compressed, as they are in use.
+std::unique_ptr<LayerCache> make_layer(const llama::FlashAttnProblem& problem, const Content& content, const Spec& spec,
+                                       Workspace& workspace) {
+  auto layer = unwrap(LayerCache::create(problem.shape, spec));
+  std::vector<Cell> cells(problem.n_tokens);
+  for (uint32_t i = 0; i < problem.n_tokens; ++i) cells[i] = i;
+  const size_t row = size_t(problem.shape.n_kv_heads) * problem.shape.head_dim_k;
+  const uint32_t n_before = problem.n_queries == 1 ? problem.n_tokens : problem.n_tokens - problem.n_queries;
+  const auto put = [&](uint32_t first, uint32_t n) {
+    check(layer->put(0, std::span(cells).subspan(first, n), &content.k[first * row], row, &content.v[first * row], row));
+  };
+  if (n_before > 0) {
+    put(0, n_before);
+    std::vector<float> out(output_size(problem));
+    AttendArgs one = make_args(problem, content, out.data());
+    one.n_tokens = 1;
+    check(layer->attend(one, workspace));  // importance, query statistics
+    check(layer->commit(0));
+  }
+  if (n_before < problem.n_tokens) put(n_before, problem.n_tokens - n_before);
+  return layer;
 }
 
 /// Largest error of `got`, as a share of the root mean square of `wanted`; NaN is infinite.
@@ -100,32 +135,20 @@ class Arm {
 class OurArm : public Arm {
  public:
   OurArm(llama::KvChoice choice, const llama::FlashAttnProblem& problem, const Content& content, ThreadTeam& team)
-      : Arm(std::move(choice)),
-        problem_(problem),
-        content_(content),
-        team_(team),
-        workspace_(team.size()),
-        out_(size_t(problem.shape.n_heads) * problem.shape.head_dim_v) {
-    std::vector<Cell> cells(problem.n_tokens);
-    for (uint32_t i = 0; i < problem.n_tokens; ++i) cells[i] = i;
-    const size_t row = size_t(problem.shape.n_kv_heads) * problem.shape.head_dim_k;
+      : Arm(std::move(choice)), team_(team), workspace_(team.size()), out_(output_size(problem)),
+        args_(make_args(problem, content, out_.data())) {
     for (uint32_t layer = 0; layer < problem.n_layers; ++layer) {
-      layers_.push_back(unwrap(LayerCache::create(problem.shape, *kv.spec)));
-      check(layers_.back()->put(0, cells, content.k[layer].data(), row, content.v[layer].data(), row));
-      check(layers_.back()->attend(one_query(problem.shape, content.q.data(), out_.data()),
-                                   workspace_));  // importance, query statistics
-      check(layers_.back()->commit(0));
+      layers_.push_back(make_layer(problem, content, *kv.spec, workspace_));
     }
   }
 
   double run() override {
     double elapsed = 0.0;
-    const AttendArgs args = one_query(problem_.shape, content_.q.data(), out_.data());
     team_.run([&](uint32_t thread) {
       team_.barrier();
       const Stopwatch watch;
       for (auto& layer : layers_) {
-        (void)layer->attend(args, workspace_, thread, team_.size());
+        (void)layer->attend(args_, workspace_, thread, team_.size());
         team_.barrier();
       }
       if (thread == 0) elapsed = watch.seconds();
@@ -136,7 +159,9 @@ class OurArm : public Arm {
   void check_answer() override {
     run();  // leaves the last layer's answer
     std::vector<float> wanted(out_.size());
-    check(reference_attend(*layers_.back(), one_query(problem_.shape, content_.q.data(), wanted.data())));
+    AttendArgs args = args_;
+    args.out = wanted.data();
+    check(reference_attend(*layers_.back(), args));
     // fp32 sums against doubles over decoded f16 values: errors of some 1e-4 are rounding, of 1e-2 a wrong kernel.
     const double error = relative_error(out_, wanted);
     if (!(error < 1e-2))
@@ -150,24 +175,19 @@ class OurArm : public Arm {
   }
 
  private:
-  const llama::FlashAttnProblem& problem_;
-  const Content& content_;
   ThreadTeam& team_;
   Workspace workspace_;
   std::vector<float> out_;
+  AttendArgs args_;
   std::vector<std::unique_ptr<LayerCache>> layers_;
 };
 
 /// softmax(q.k) v over the content itself, in doubles: the reference for caches that are not ours.
-std::vector<float> exact_attention(const llama::FlashAttnProblem& problem, const Content& content, uint32_t layer) {
-  const LayerShape& shape = problem.shape;
-  auto cache = unwrap(LayerCache::create(shape, *unwrap(llama::KvChoice::parse("full")).spec));
-  std::vector<Cell> cells(problem.n_tokens);
-  for (uint32_t i = 0; i < problem.n_tokens; ++i) cells[i] = i;
-  const size_t row = size_t(shape.n_kv_heads) * shape.head_dim_k;
-  check(cache->put(0, cells, content.k[layer].data(), row, content.v[layer].data(), row));
-  std::vector<float> out(size_t(shape.n_heads) * shape.head_dim_v);
-  check(reference_attend(*cache, one_query(shape, content.q.data(), out.data())));
+std::vector<float> exact_attention(const llama::FlashAttnProblem& problem, const Content& content) {
+  Workspace workspace(1);
+  const auto layer = make_layer(problem, content, *unwrap(llama::KvChoice::parse("full")).spec, workspace);
+  std::vector<float> out(output_size(problem));
+  check(reference_attend(*layer, make_args(problem, content, out.data())));
   return out;
 }
 
@@ -177,7 +197,7 @@ class StockArm : public Arm {
       : Arm(std::move(choice)),
         problem_(problem),
         content_(content),
-        bench_(unwrap(llama::FlashAttnBench::create(problem, kv.stock_type, content.k, content.v))) {
+        bench_(unwrap(llama::FlashAttnBench::create(problem, kv.stock_type, content.k, content.v, content.mask))) {
     bench_->set_query(content.q);
   }
 
@@ -185,8 +205,7 @@ class StockArm : public Arm {
 
   void check_answer() override {
     bench_->run();
-    const uint32_t layer = problem_.n_layers - 1;
-    const double error = relative_error(bench_->output(layer), exact_attention(problem_, content_, layer));
+    const double error = relative_error(bench_->output(), exact_attention(problem_, content_));
     // The quantised types differ by their own rounding; this only has to catch a wrong layout, which is off by 1 and
     // more.
     if (!(error < 0.7))
@@ -243,8 +262,9 @@ double paired_ratio(const Arm& arm, const Arm& baseline) {
 void report_rows(const std::vector<std::unique_ptr<Arm>>& arms, const llama::FlashAttnProblem& problem,
                  const Roofline& roofline, Table& table, JsonReport& report) {
   const LayerShape& shape = problem.shape;
-  const double n_units = double(problem.n_tokens) * shape.n_kv_heads * problem.n_layers;
-  const double macs = double(problem.n_tokens) * shape.n_heads * (shape.head_dim_k + shape.head_dim_v);
+  const double n_seen = (double(problem.n_tokens) - (problem.n_queries - 1) / 2.0) * problem.n_queries;
+  const double n_units = n_seen * shape.n_kv_heads * problem.n_layers;
+  const double macs = n_seen * shape.n_heads * (shape.head_dim_k + shape.head_dim_v);
   const auto baseline = std::ranges::find(arms, std::string(kBaseline), [](const auto& arm) { return arm->kv.name; });
   for (const auto& arm : arms) {
     const double middle = median(arm->seconds), least = quantile(arm->seconds, 0.0),
@@ -252,8 +272,10 @@ void report_rows(const std::vector<std::unique_ptr<Arm>>& arms, const llama::Fla
     const double ratio = paired_ratio(*arm, **baseline);
     const double share = roofline.seconds(macs, arm->bytes()) / per_layer;
     const double gbytes = 1e-9 * arm->bytes() / per_layer, gmacs = 1e-9 * macs / per_layer;
-    table.add_row({arm->kv.name, fmt::format("{}", problem.n_tokens), fmt::format("{:.1f}", 1e9 * middle / n_units),
-                   fmt::format("{:.1f}", 1e9 * least / n_units), fmt::format("{:.2f}", ratio),
+    table.add_row({arm->kv.name, fmt::format("{}", shape.head_dim_k), fmt::format("{}", shape.n_heads / shape.n_kv_heads),
+                   fmt::format("{}", problem.n_threads), fmt::format("{}", problem.n_tokens),
+                   fmt::format("{:.2f}", 1e9 * middle / n_units), fmt::format("{:.2f}", 1e9 * least / n_units),
+                   fmt::format("{:.2f}", ratio),
                    fmt::format("{:.1f}", gbytes), fmt::format("{:.1f}", gmacs),
                    fmt::format("{:.0f} %", 100.0 * share)});
     report.add_row({{"kv", arm->kv.name},
@@ -261,6 +283,8 @@ void report_rows(const std::vector<std::unique_ptr<Arm>>& arms, const llama::Fla
                     {"head_dim", shape.head_dim_k},
                     {"group", shape.n_heads / shape.n_kv_heads},
                     {"threads", problem.n_threads},
+                    {"queries", problem.n_queries},
+                    {"microseconds_per_layer", 1e6 * per_layer},
                     {"ns_per_token_head", 1e9 * middle / n_units},
                     {"ns_per_token_head_min", 1e9 * least / n_units},
                     {"ratio_to_llama_f16", ratio},
@@ -274,46 +298,57 @@ void run(const Options& options) {
   auto choices = parse_kv_option(options.kv);
   if (std::ranges::find(choices, kBaseline, &llama::KvChoice::name) == choices.end())
     choices.push_back(unwrap(llama::KvChoice::parse(kBaseline)));
+  if (*std::ranges::min_element(options.n_tokens) < options.n_queries) {
+    throw UserError(fmt::format("--queries {} are the last of the cached tokens; use --tokens {} or more", options.n_queries,
+                                options.n_queries));
+  }
   JsonReport report(options.output, "bench attention");
-  const uint32_t n_threads = uint32_t(options.n_threads > 0 ? options.n_threads : llama::default_threads());
-  ThreadTeam team(n_threads);
-  const Roofline roofline = measure_roofline(team);
+  std::vector<int> thread_counts = options.n_threads;
+  if (thread_counts.empty()) thread_counts = {llama::default_threads()};
   report.meta().update({{"model", nullptr},
-                        {"threads", n_threads},
                         {"seed", options.seed},
                         {"llama_cpp", llama::llama_version()},
-                        {"peak_gmac_per_s", roofline.gmac_per_s},
-                        {"peak_gbyte_per_s", roofline.gbyte_per_s},
+                        {"target", simd_target()},
                         {"kv_heads", options.n_kv_heads},
                         {"layers", options.n_layers},
                         {"repetitions", options.n_repetitions}});
-  fmt::print(
-      "{} threads: {:.0f} GMAC/s in fp32, {:.0f} GB/s from memory; head_dim {}, {} query heads on {} KV heads, {} "
-      "layers, {}\n\n",
-      n_threads, roofline.gmac_per_s, roofline.gbyte_per_s, options.head_dim, options.group * options.n_kv_heads,
-      options.n_kv_heads, options.n_layers, simd_target());
   using enum Table::Align;
-  Table table(
-      {{"kv", left}, {"tokens"}, {"ns/token/head"}, {"min"}, {"x llama:f16"}, {"GB/s"}, {"GMAC/s"}, {"of roofline"}});
+  Table table({{"kv", left}, {"dim"}, {"group"}, {"threads"}, {"tokens"}, {"ns/token/head"}, {"min"}, {"x llama:f16"},
+               {"GB/s"}, {"GMAC/s"}, {"of roofline"}});
   Noise noise;
-  Progress progress("bench attention", double(options.n_tokens.size()) * options.n_repetitions);
+  Progress progress("bench attention", double(thread_counts.size() * options.head_dims.size() * options.groups.size() *
+                                              options.n_tokens.size()) * options.n_repetitions);
+  const auto bench_one = [&](const llama::FlashAttnProblem& problem, ThreadTeam& team, const Roofline& roofline) {
+    const Content content = make_content(problem, options.seed);
+    auto arms = make_arms(choices, problem, content, team);
+    measure(arms, options.n_repetitions, progress,
+            fmt::format("{} tokens of {} channels, {} heads a group, {} threads", problem.n_tokens,
+                        problem.shape.head_dim_k, problem.shape.n_heads / problem.shape.n_kv_heads, problem.n_threads));
+    report_rows(arms, problem, roofline, table, report);
+    for (const auto& arm : arms) noise.add(arm->seconds);
+  };
   try {
-    for (uint32_t n_tokens : options.n_tokens) {
-      const llama::FlashAttnProblem problem{
-          {options.group * options.n_kv_heads, options.n_kv_heads, options.head_dim, options.head_dim},
-          n_tokens,
-          options.n_layers,
-          n_threads};
-      const Content content = make_content(problem, options.seed);
-      auto arms = make_arms(choices, problem, content, team);
-      measure(arms, options.n_repetitions, progress, fmt::format("{} tokens", n_tokens));
-      report_rows(arms, problem, roofline, table, report);
-      for (const auto& arm : arms) noise.add(arm->seconds);
+    for (const int n_threads : thread_counts) {
+      ThreadTeam team{uint32_t(n_threads)};
+      const Roofline roofline = measure_roofline(team);
+      report.meta()["rooflines"].push_back(
+          {{"threads", n_threads}, {"gmac_per_s", roofline.gmac_per_s}, {"gbyte_per_s", roofline.gbyte_per_s}});
+      progress.clear();
+      fmt::print("{} threads: {:.0f} GMAC/s in fp32, {:.0f} GB/s from memory\n", n_threads, roofline.gmac_per_s,
+                 roofline.gbyte_per_s);
+      for (const uint32_t dim : options.head_dims)
+        for (const uint32_t group : options.groups)
+          for (const uint32_t n_tokens : options.n_tokens)
+            bench_one({{group * options.n_kv_heads, options.n_kv_heads, dim, dim}, n_tokens, options.n_queries,
+                       options.n_layers, uint32_t(n_threads)},
+                      team, roofline);
     }
   } catch (const Interrupted&) {
     report.meta()["interrupted"] = true;
   }
   progress.clear();
+  fmt::print("{} KV heads, {} layers, {} query tokens, {}\n\n", options.n_kv_heads, options.n_layers, options.n_queries,
+             simd_target());
   table.print(stdout);
   report.meta()["worst_spread"] = noise.worst();
   noise.warn();
@@ -325,20 +360,26 @@ void run(const Options& options) {
 
 void add_bench_attention_command(CLI::App& bench) {
   auto options = std::make_shared<Options>();
-  CLI::App* command = bench.add_subcommand("attention", "attention kernels alone: one query token over a filled cache");
+  CLI::App* command = bench.add_subcommand("attention", "attention kernels alone, over a filled cache");
   add_kv_option(*command, options->kv, options->kv);
   command->add_option("--tokens", options->n_tokens, "cached tokens, a list")
       ->type_name("N[,N...]")
       ->delimiter(',')
       ->check(in_range(2, 1 << 22))
       ->capture_default_str();
-  command->add_option("--head-dim", options->head_dim, "channels of a head")
-      ->type_name("N")
+  command->add_option("--head-dim", options->head_dims, "channels of a head, a list")
+      ->type_name("N[,N...]")
+      ->delimiter(',')
       ->check(in_range(8, 512))
       ->capture_default_str();
-  command->add_option("--group", options->group, "query heads on one KV head")
-      ->type_name("N")
+  command->add_option("--group", options->groups, "query heads on one KV head, a list")
+      ->type_name("N[,N...]")
+      ->delimiter(',')
       ->check(in_range(1, 16))
+      ->capture_default_str();
+  command->add_option("--queries", options->n_queries, "query tokens: 1 as in generation, more as in a prompt's chunk")
+      ->type_name("N")
+      ->check(in_range(1, 4096))
       ->capture_default_str();
   command->add_option("--kv-heads", options->n_kv_heads, "KV heads")
       ->type_name("N")
@@ -348,8 +389,9 @@ void add_bench_attention_command(CLI::App& bench) {
       ->type_name("N")
       ->check(in_range(1, 256))
       ->capture_default_str();
-  command->add_option("-t,--threads", options->n_threads, "threads (default: the physical cores)")
-      ->type_name("N")
+  command->add_option("-t,--threads", options->n_threads, "threads, a list (default: the physical cores)")
+      ->type_name("N[,N...]")
+      ->delimiter(',')
       ->check(in_range(1, 512));
   command->add_option("-r,--repetitions", options->n_repetitions, "alternating repetitions")
       ->type_name("N")

@@ -43,19 +43,20 @@ struct FlashAttnBench::Impl {
   void build_graph() {
     const int64_t head_dim = problem.shape.head_dim_k;
     graph = ggml_new_graph(tensors);
-    q = ggml_new_tensor_3d(tensors, GGML_TYPE_F32, head_dim, 1, problem.shape.n_heads);
-    mask = ggml_new_tensor_2d(tensors, GGML_TYPE_F16, problem.n_tokens, 1);
+    q = ggml_new_tensor_3d(tensors, GGML_TYPE_F32, head_dim, problem.shape.n_heads, problem.n_queries);
+    mask = ggml_new_tensor_2d(tensors, GGML_TYPE_F16, problem.n_tokens, problem.n_queries);
+    ggml_tensor* by_query = ggml_permute(tensors, q, 0, 2, 1, 3);
     for (uint32_t layer = 0; layer < problem.n_layers; ++layer) {
       k.push_back(new_cache());
       v.push_back(new_cache());
-      out.push_back(ggml_flash_attn_ext(tensors, q, by_head(k.back()), by_head(v.back()), mask,
+      out.push_back(ggml_flash_attn_ext(tensors, by_query, by_head(k.back()), by_head(v.back()), mask,
                                         1.0f / std::sqrt(float(head_dim)), 0.0f, 0.0f));
       ggml_prec_set_acc(out.back(), GGML_PREC_F32);  // as llama.cpp asks for
       ggml_build_forward_expand(graph, out.back());
     }
   }
 
-  void fill(ggml_tensor* cache, const std::vector<float>& rows) const {
+  void fill(ggml_tensor* cache, std::span<const float> rows) const {
     std::vector<uint8_t> stored(ggml_nbytes(cache));
     ggml_quantize_chunk(type, rows.data(), stored.data(), 0, cache->ne[1], cache->ne[0], nullptr);
     ggml_backend_tensor_set(cache, stored.data(), 0, stored.size());
@@ -66,8 +67,8 @@ FlashAttnBench::FlashAttnBench(std::unique_ptr<Impl> impl) : impl_(std::move(imp
 FlashAttnBench::~FlashAttnBench() = default;
 
 Result<std::unique_ptr<FlashAttnBench>> FlashAttnBench::create(const FlashAttnProblem& problem, int stock_type,
-                                                               const std::vector<std::vector<float>>& k,
-                                                               const std::vector<std::vector<float>>& v) {
+                                                               std::span<const float> k, std::span<const float> v,
+                                                               std::span<const uint16_t> mask) {
   auto impl = std::make_unique<Impl>();
   impl->problem = problem;
   impl->type = ggml_type(stock_type);
@@ -85,10 +86,10 @@ Result<std::unique_ptr<FlashAttnBench>> FlashAttnBench::create(const FlashAttnPr
   impl->buffer = ggml_backend_alloc_ctx_tensors(impl->tensors, impl->backend);
   if (!impl->buffer) return Error{"not enough memory for llama.cpp's caches; use fewer --tokens or --layers"};
   for (uint32_t layer = 0; layer < problem.n_layers; ++layer) {
-    impl->fill(impl->k[layer], k[layer]);
-    impl->fill(impl->v[layer], v[layer]);
+    impl->fill(impl->k[layer], k);
+    impl->fill(impl->v[layer], v);
   }
-  ggml_backend_tensor_memset(impl->mask, 0, 0, ggml_nbytes(impl->mask));  // every token is visible
+  ggml_backend_tensor_set(impl->mask, mask.data(), 0, mask.size_bytes());
   return std::unique_ptr<FlashAttnBench>(new FlashAttnBench(std::move(impl)));
 }
 
@@ -102,10 +103,11 @@ double FlashAttnBench::run() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
-std::vector<float> FlashAttnBench::output(uint32_t layer) const {
-  // ggml's result is [head_dim, n_heads, 1]: our order already.
-  std::vector<float> values(size_t(ggml_nelements(impl_->out[layer])));
-  ggml_backend_tensor_get(impl_->out[layer], values.data(), 0, values.size() * sizeof(float));
+std::vector<float> FlashAttnBench::output() const {
+  // ggml's result is [head_dim, n_heads, n_queries]: our order already.
+  const ggml_tensor* out = impl_->out.back();
+  std::vector<float> values(size_t(ggml_nelements(out)));
+  ggml_backend_tensor_get(out, values.data(), 0, values.size() * sizeof(float));
   return values;
 }
 

@@ -1,4 +1,4 @@
-// llama.cpp's own decode attention, alone: what mikv's kernels are compared with.
+// llama.cpp's own attention, alone: what mikv's kernels are compared with.
 #pragma once
 
 #include <cstdint>
@@ -14,28 +14,30 @@ namespace mikv::llama {
 struct FlashAttnProblem {
   LayerShape shape;       ///< head_dim_k == head_dim_v
   uint32_t n_tokens = 0;  ///< cached
+  uint32_t n_queries = 1; ///< query tokens: the last ones cached; each sees what is before it, and itself
   uint32_t n_layers = 1;  ///< caches attended one after the other, as a model does
   uint32_t n_threads = 1;
 };
 
-/// One query token over `n_layers` caches of a llama.cpp type, in ggml's own graph and thread pool, laid out as
-/// llama.cpp lays them out.
+/// Queries over `n_layers` caches of a llama.cpp type, in ggml's own graph and thread pool, laid out as llama.cpp lays
+/// them out.
 class FlashAttnBench {
  public:
-  /// k, v: a layer's [n_tokens][n_kv_heads][head_dim] each. Errors: unknown type; a head that its blocks do not divide.
+  /// k, v: [n_tokens][n_kv_heads][head_dim], the same in all layers. mask: [n_queries][n_tokens] halves.
+  /// Errors: unknown type; a head that its blocks do not divide.
   static Result<std::unique_ptr<FlashAttnBench>> create(const FlashAttnProblem& problem, int stock_type,
-                                                        const std::vector<std::vector<float>>& k,
-                                                        const std::vector<std::vector<float>>& v);
+                                                        std::span<const float> k, std::span<const float> v,
+                                                        std::span<const uint16_t> mask);
   ~FlashAttnBench();
   FlashAttnBench(const FlashAttnBench&) = delete;
   FlashAttnBench& operator=(const FlashAttnBench&) = delete;
 
-  /// q: [n_heads][head_dim], the same in all layers.
+  /// q: [n_queries][n_heads][head_dim], the same in all layers.
   void set_query(std::span<const float> q);
   /// Attends all layers once; gives the seconds it took.
   double run();
-  /// [n_heads][head_dim] of a layer, after run().
-  std::vector<float> output(uint32_t layer) const;
+  /// [n_queries][n_heads][head_dim] of the last layer, after run().
+  std::vector<float> output() const;
   uint64_t cache_bytes() const;  ///< of one layer
 
   struct Impl;
