@@ -16,7 +16,7 @@ CMAKE_ARGS ?=
 
 # Each step is its own make target for readability, but they must run in the order written.
 .NOTPARALLEL:
-.PHONY: help setup build test unit-test sanitize demo bench clean
+.PHONY: help setup build test unit-test sanitize aarch64 demo bench clean
 
 help: ## show this list
 	@echo "make TARGET, one of:"
@@ -30,7 +30,7 @@ build: setup ## release build (the default): leaves the command at build/bin/mik
 	@cmake --preset release --log-level=WARNING $(CMAKE_ARGS)
 	@cmake --build --preset release --parallel $(JOBS)
 
-test: unit-test sanitize ## all tests: release with llama.cpp and SmolLM2, then the unit tests under sanitizers
+test: unit-test sanitize aarch64 ## all tests: release with llama.cpp and SmolLM2, then unit tests under sanitizers and for ARM
 
 unit-test: setup ## the tests of the release build alone
 	@cmake --preset release --log-level=WARNING -DMIKV_BUILD_TESTS=ON $(CMAKE_ARGS)
@@ -46,6 +46,13 @@ sanitize: setup ## the unit tests under the address and undefined-behaviour sani
 	  ctest --preset $$preset --parallel $(JOBS) --output-log build/$$preset/ctest.log; \
 	done
 
+aarch64: setup ## attention and codecs on 64-bit ARM, under emulation
+	@if [ "$$(uname -m)" = aarch64 ]; then echo "aarch64: this machine is one; unit-test has run its tests"; exit 0; fi; \
+	scripts/setup.sh aarch64; \
+	cmake --preset aarch64 --log-level=WARNING $(CMAKE_ARGS); \
+	cmake --build --preset aarch64 --parallel $(JOBS); \
+	ctest --preset aarch64 --parallel $(JOBS) --output-log build/aarch64/ctest.log
+
 demo: build ## a real model answers from a small cache where eviction and 4-bit caches fail
 	@$(FETCH) get $(DEMO_MODEL) >/dev/null
 	@$(MIKV) eval lines -m $(DEMO_MODEL) --lines 20 --prompts 20 --seed 7 --kv $(DEMO_KV) -o build/demo.json --plot build/demo.svg
@@ -56,6 +63,7 @@ bench: setup ## build and run the benchmarks
 	@$(FETCH) get $(DEMO_MODEL) >/dev/null
 	@$(MIKV) bench attention
 	@$(MIKV) bench decode -m $(DEMO_MODEL) --depth 0,4096 --kv full,mikv,llama:f16,llama:q4_0
+	@$(MIKV) bench prefill -m $(DEMO_MODEL) --depth 4096 --kv full,mikv,llama:f16,llama:q4_0
 
 clean: ## remove the build folder; models and llama.cpp stay in the cache
 	@rm -rf build

@@ -308,7 +308,7 @@ void run(const Options& options) {
   report.meta().update({{"model", nullptr},
                         {"seed", options.seed},
                         {"llama_cpp", llama::llama_version()},
-                        {"target", simd_target()},
+                        {"threads", thread_counts},
                         {"kv_heads", options.n_kv_heads},
                         {"layers", options.n_layers},
                         {"repetitions", options.n_repetitions}});

@@ -2,9 +2,9 @@
 
 find_package(Threads REQUIRED)
 find_package(hwy REQUIRED)
-find_package(fmt REQUIRED)
-find_package(nlohmann_json REQUIRED)
 if(MIKV_BUILD_LLAMA AND MIKV_BUILD_CLI)
+  find_package(fmt REQUIRED)
+  find_package(nlohmann_json REQUIRED)
   find_package(CLI11 REQUIRED)
 endif()
 if(MIKV_BUILD_TESTS)

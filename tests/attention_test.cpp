@@ -57,6 +57,28 @@ TEST(AttentionTest, ForcedTargetIsTheOneThatRuns) {
   ASSERT_TRUE(set_simd_target(before).ok());
 }
 
+// A build without a target would go unnoticed: all tests would pass on the next best one.
+TEST(AttentionTest, TargetsOfTheMachineAreBuilt) {
+  const std::vector<std::string> targets = simd_targets();
+  const auto has = [&](const char* name) { return std::find(targets.begin(), targets.end(), name) != targets.end(); };
+#if defined(__aarch64__)
+  EXPECT_TRUE(has("neon"));
+#elif defined(__x86_64__)
+  EXPECT_TRUE(has("scalar"));
+#if !defined(__SANITIZE_THREAD__)  // leaves this one out, to be built in reasonable time
+  EXPECT_EQ(has("avx2"), bool(__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")));
+#endif
+  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+                      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq");
+  EXPECT_EQ(has("avx512"), avx512);
+  const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi") &&
+                    __builtin_cpu_supports("avx512vbmi2") && __builtin_cpu_supports("avx512bitalg") &&
+                    __builtin_cpu_supports("avx512vpopcntdq") && __builtin_cpu_supports("vpclmulqdq") &&
+                    __builtin_cpu_supports("gfni");
+  EXPECT_EQ(has("avx512vnni"), vnni);
+#endif
+}
+
 class AttentionSpecTest : public testing::TestWithParam<const char*> {};
 
 TEST_P(AttentionSpecTest, LengthsAroundBlockBoundaries) {

@@ -24,7 +24,7 @@ struct Call {
   LayerCache::Impl& layer;
   Workspace::Impl& workspace;
   uint32_t first_head;  // of this call, in the workspace's numbering
-  std::vector<cache::FrameStore*> frames;
+  const std::vector<cache::FrameStore*>& frames;
   uint32_t n_splits = 1, n_tiles = 1, tile_tokens = 1;
 
   bool step() const { return args.n_tokens == 1; }
@@ -274,16 +274,18 @@ Status LayerCache::attend(std::span<const AttendArgs> calls, Workspace& workspac
   try {
     uint32_t item = 0, first_head = 0;
     for (const AttendArgs& args : calls) {
-      attention::Call call{args, *impl_, scratch, first_head, {}};
+      std::vector<cache::FrameStore*>& frames = scratch.threads[thread].frames;
+      frames.clear();
+      attention::Call call{args, *impl_, scratch, first_head, frames};
       first_head += impl_->shape.n_kv_heads;
       if (args.n_tokens == 0) continue;
       if (args.frames.empty()) {
         for (const auto& frame : impl_->frames) {
-          if (frame) call.frames.push_back(frame.get());
+          if (frame) frames.push_back(frame.get());
         }
       }
       for (const FrameId id : args.frames) {
-        if (cache::FrameStore* frame = impl_->frame(id)) call.frames.push_back(frame);
+        if (cache::FrameStore* frame = impl_->frame(id)) frames.push_back(frame);
       }
       attention::plan(call);
       for (uint32_t head = 0; head < impl_->shape.n_kv_heads; ++head) {

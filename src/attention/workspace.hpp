@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "attention/kernel_api.hpp"
-#include "cache/head_store.hpp"
+#include "cache/frame_store.hpp"
 #include "mikv/cache.hpp"
 
 namespace mikv {
@@ -29,6 +29,7 @@ struct Partial {
 };
 
 struct ThreadSlot {
+  std::vector<cache::FrameStore*> frames;  ///< of the present call
   PreparedRows raw, tier;
   RowState state;
   std::vector<float> mask_low, mask_high, logits, factors, decoded, weights, inverse_sum, sums;

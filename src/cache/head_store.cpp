@@ -130,13 +130,11 @@ void HeadStore::commit(const Spec& spec, uint64_t n_live, CommitScratch& scratch
   // From the highest slot down: removing one moves the last one into its place, and that one stays.
   std::sort(scratch.victims.begin(), scratch.victims.end(), std::greater<>());
   auto victim = scratch.victims.begin();
-  std::vector<bool> staged_victim;
-  if (victim != scratch.victims.end() && *victim >= n_hi) staged_victim.resize(n_staged);
-  for (; victim != scratch.victims.end() && *victim >= n_hi; ++victim) staged_victim[*victim - n_hi] = true;
+  scratch.staged_victim.assign(n_staged, 0);
+  for (; victim != scratch.victims.end() && *victim >= n_hi; ++victim) scratch.staged_victim[*victim - n_hi] = 1;
   for (; victim != scratch.victims.end(); ++victim) demote_hi(*victim, scratch);
   for (uint32_t slot = 0; slot < n_staged; ++slot) {
-    const bool demoted = !staged_victim.empty() && staged_victim[slot];
-    demoted ? drop_staged(slot, scratch) : keep_staged(slot, scratch);
+    scratch.staged_victim[slot] ? drop_staged(slot, scratch) : keep_staged(slot, scratch);
   }
   staged.release();
 }

@@ -31,6 +31,7 @@ struct Layouts {
 struct CommitScratch {
   std::vector<float> scores, k, v;
   std::vector<uint32_t> arrivals, victims, policy;
+  std::vector<uint8_t> staged_victim;
 };
 
 class HeadStore {

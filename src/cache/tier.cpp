@@ -87,8 +87,9 @@ void Tier::remove(uint32_t slot) {
 }
 
 void Tier::release() {
-  blocks_.reset();
   n_tokens_ = 0;
+  if (capacity_blocks_ <= 1) return;
+  blocks_.reset();
   capacity_blocks_ = 0;
 }
 

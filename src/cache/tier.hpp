@@ -57,7 +57,7 @@ class Tier {
   /// Adds n tokens with undefined payload; room must be reserved. Returns the first slot.
   uint32_t append(uint32_t n);
   void remove(uint32_t slot);
-  /// Empties the tier and gives its memory back.
+  /// Empties the tier and gives its memory back; a single block stays, as the next generated token wants it again.
   void release();
 
  private:

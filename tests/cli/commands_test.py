@@ -146,6 +146,24 @@ class Report(Case):
             self.assertKeys(row, "kv depth tokens_per_s ratio_to_llama_f16")
             self.assertGreater(row["ratio_to_llama_f16"], 0)
 
+    def test_bench_prefill(self):
+        plot = self.path("prefill.svg")
+        document = self.report("bench", "prefill", "-m", self.model(), "-t", THREADS, "--depth", "0,64", "--new", 32, "--repetitions", 2, "--kv", "full,mikv,llama:f16", "--plot", plot)
+        self.assertEqual([(row["kv"], row["depth"]) for row in document["rows"]], [(kv, depth) for depth in (0, 64) for kv in ("full", "mikv", "llama:f16")])
+        for row in document["rows"]:
+            self.assertGreater(row["tokens_per_s"], 0)
+        with open(plot) as file:
+            drawn = xml.etree.ElementTree.parse(file).getroot()
+        svg = "{http://www.w3.org/2000/svg}"
+        self.assertEqual(len(drawn.findall(svg + "polyline")), 3)
+        self.assertEqual(len(drawn.findall(svg + "circle")), 6)
+
+    def test_bench_attention_shapes(self):
+        document = self.report("bench", "attention", "-t", "1,2", "--tokens", 64, "--head-dim", "64,128", "--group", "1,3", "--queries", 5, "--layers", 1, "--repetitions", 5, "--kv", "mikv")
+        rows = [row for row in document["rows"] if row["kv"] == "mikv"]
+        self.assertEqual({(row["threads"], row["head_dim"], row["group"]) for row in rows}, {(t, d, g) for t in (1, 2) for d in (64, 128) for g in (1, 3)})
+        self.assertEqual(len(document["meta"]["rooflines"]), 2)
+
     def test_bench_attention(self):
         document = self.report("bench", "attention", "-t", THREADS, "--tokens", "64,256", "--head-dim", 64, "--layers", 2, "--kv", "full,mikv,llama:f16,llama:q4_0")
         self.assertEqual(len(document["rows"]), 8)
@@ -168,6 +186,26 @@ class Report(Case):
         self.assertTrue(document["meta"]["interrupted"])
         self.assertEqual(len(document["rows"]), 2)
         self.assertIn(b"mikv", out)
+
+
+class Target(Case):
+    """MIKV_TARGET: each target that the machine has runs when it is forced, its answers checked by the command itself."""
+
+    def test_forced_target_runs(self):
+        targets = re.search(r"available: ([^;]*);", mikv("info").stdout).group(1).split(", ")
+        self.assertIn("scalar", targets)
+        for target in targets:
+            path = self.path(target + ".json")
+            result = mikv("bench", "attention", "-t", THREADS, "--tokens", 64, "--layers", 1, "--repetitions", 5, "--kv", "mikv", "-o", path, target=target)
+            self.assertSucceeded(result)
+            with open(path) as file:
+                self.assertEqual(json.load(file)["meta"]["simd_target"], target)
+
+    def test_unknown_target_is_refused(self):
+        result = mikv("bench", "attention", "--tokens", 64, "--layers", 1, "--kv", "mikv", target="mmx")
+        self.assertEqual(result.returncode, 2)
+        self.assertIn("MIKV_TARGET", result.stderr)
+        self.assertIn("scalar", result.stderr)
 
 
 class Info(Case):

@@ -23,9 +23,10 @@ def environment():
     return {key: value for key, value in os.environ.items() if key not in ("MIKV_TARGET", "HF_TOKEN")}
 
 
-def mikv(*arguments, timeout=300, stdin=None, **options):
+def mikv(*arguments, timeout=300, stdin=None, target=None, **options):
+    env = environment() | ({"MIKV_TARGET": target} if target else {})
     return subprocess.run([BINARY, *map(str, arguments)], capture_output=True, text=True, errors="replace", timeout=timeout,
-                          env=environment(), input=stdin, **options)
+                          env=env, input=stdin, **options)
 
 
 class Case(unittest.TestCase):
