@@ -15,14 +15,14 @@ constexpr uint32_t kHeadDims[] = {8, 24, 40, 64, 72, 80, 96, 128, 256};
 constexpr size_t kTokens = 37;  // two full blocks of 16 and an open one
 
 /// The first element of `decoded` that is further from `given` than its group allows, or "".
-std::string violation(const float* given, const std::vector<float>& decoded, uint32_t group, uint32_t bits) {
+std::string violation(const float* given, const std::vector<float>& decoded, uint32_t group, Format format) {
   for (uint32_t first = 0; first < decoded.size(); first += group) {
     double low = kInfinity, high = -kInfinity;
     for (uint32_t c = first; c < first + group; ++c) {
       const double stored = rounded_to_half(given[c]);
       low = std::min(low, stored), high = std::max(high, stored);
     }
-    const double bound = bits == 16 ? 0.0 : quantisation_bound(low, high, bits);
+    const double bound = format == Format::f16 ? 0.0 : quantisation_bound(low, high, format);
     for (uint32_t c = first; c < first + group; ++c) {
       const double error = std::abs(decoded[c] - double(rounded_to_half(given[c])));
       if (!(error <= bound)) {
@@ -48,10 +48,9 @@ void check(Tokens& tokens, Format format, const std::string& group) {
     for (size_t t = 0; t < tokens.n; ++t) {
       ASSERT_EQ(stored[t].cell, 5 + t);
       ASSERT_EQ(stored[t].tier, in_hi ? TierName::hi : TierName::lo);
-      const uint32_t bits = format_bits(format);
-      ASSERT_EQ(violation(tokens.key(t, head), stored[t].k, layer->spec().group.resolve(tokens.shape.head_dim_k), bits), "")
+      ASSERT_EQ(violation(tokens.key(t, head), stored[t].k, layer->spec().group.resolve(tokens.shape.head_dim_k), format), "")
           << "key " << t << " of head " << head;
-      ASSERT_EQ(violation(tokens.value(t, head), stored[t].v, layer->spec().group.resolve(tokens.shape.head_dim_v), bits), "")
+      ASSERT_EQ(violation(tokens.value(t, head), stored[t].v, layer->spec().group.resolve(tokens.shape.head_dim_v), format), "")
           << "value " << t << " of head " << head;
     }
   }
@@ -137,14 +136,15 @@ TEST_P(CodecContractTest, NonFiniteElementsDoNotPoisonTheirGroup) {
   commit(*layer, 0);
   const std::vector<StoredToken> stored = sorted_dump(*layer, 0, 0);
   for (size_t t = 0; t < tokens.n; ++t) {
-    ASSERT_EQ(violation(expected.key(t, 0), staged[t].k, 32, 16), "") << t;
-    ASSERT_EQ(violation(expected.key(t, 0), stored[t].k, 32, format_bits(GetParam())), "") << t;
-    ASSERT_EQ(violation(expected.value(t, 0), stored[t].v, 32, format_bits(GetParam())), "") << t;
+    ASSERT_EQ(violation(expected.key(t, 0), staged[t].k, 32, Format::f16), "") << t;
+    ASSERT_EQ(violation(expected.key(t, 0), stored[t].k, 32, GetParam()), "") << t;
+    ASSERT_EQ(violation(expected.value(t, 0), stored[t].v, 32, GetParam()), "") << t;
   }
 }
 
 INSTANTIATE_TEST_SUITE_P(Formats, CodecContractTest,
-                         testing::Values(Format::int2, Format::int3, Format::int4, Format::int8, Format::f16),
+                         testing::Values(Format::int2, Format::int3, Format::int4, Format::gauss2, Format::gauss3, Format::gauss4,
+                                         Format::int8, Format::f16),
                          [](const auto& parameter) { return std::string(format_name(parameter.param)); });
 
 // The hi tier is quantised by the same rule.
@@ -159,8 +159,8 @@ TEST(CodecContractHiTest, HiFormats) {
       const std::vector<StoredToken> stored = sorted_dump(*layer, 0, head);
       ASSERT_EQ(count_tiers(stored).hi, tokens.n);
       for (size_t t = 0; t < tokens.n; ++t) {
-        ASSERT_EQ(violation(tokens.key(t, head), stored[t].k, 40, format_bits(format)), "");
-        ASSERT_EQ(violation(tokens.value(t, head), stored[t].v, 64, format_bits(format)), "");
+        ASSERT_EQ(violation(tokens.key(t, head), stored[t].k, 40, format), "");
+        ASSERT_EQ(violation(tokens.value(t, head), stored[t].v, 64, format), "");
       }
     }
   }
@@ -170,11 +170,11 @@ TEST(CodecContractHiTest, HiFormats) {
 TEST(CodecContractHiTest, OneStepOffIsCaught) {
   std::vector<float> given = {0.0f, 1.0f, 2.0f, 3.0f, 0.5f, 1.25f, 2.5f, 2.75f};
   std::vector<float> decoded = {0.0f, 1.0f, 2.0f, 3.0f, 0.0f, 1.0f, 2.0f, 3.0f};  // INT2, halves either way
-  EXPECT_EQ(violation(given.data(), decoded, 8, 2), "");
+  EXPECT_EQ(violation(given.data(), decoded, 8, Format::int2), "");
   decoded[5] = 2.0f;
-  EXPECT_NE(violation(given.data(), decoded, 8, 2), "");
+  EXPECT_NE(violation(given.data(), decoded, 8, Format::int2), "");
   decoded[5] = std::numeric_limits<float>::quiet_NaN();
-  EXPECT_NE(violation(given.data(), decoded, 8, 2), "");
+  EXPECT_NE(violation(given.data(), decoded, 8, Format::int2), "");
 }
 
 // The shapes and groups that create() must refuse, by name.

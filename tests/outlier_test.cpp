@@ -49,12 +49,12 @@ Frame frame_of(Tokens& tokens, const Request& prompt, uint32_t kv_head, const Sp
 
 /// Every element of `stored`, in the tier's coordinates, is within a quantisation step's half of `given`.
 /// Halves for centre and balancer may be rounded the other way: 1 part in 1000 of a value, and of the range.
-void expect_quantised(const std::vector<double>& given, const std::vector<double>& stored, uint32_t group, uint32_t bits) {
+void expect_quantised(const std::vector<double>& given, const std::vector<double>& stored, uint32_t group, Format format) {
   for (size_t first = 0; first < given.size(); first += group) {
     double low = kInfinity, high = -kInfinity;
     for (size_t c = first; c < first + group; ++c) low = std::min(low, given[c]), high = std::max(high, given[c]);
     const double highest = std::max(std::abs(low), std::abs(high));
-    const double bound = (bits == 16 ? half_rounding(highest) : quantisation_bound(low, high, bits)) + 2e-3 * highest;
+    const double bound = (format == Format::f16 ? half_rounding(highest) : quantisation_bound(low, high, format)) + 2e-3 * highest;
     for (size_t c = first; c < first + group; ++c)
       ASSERT_LE(std::abs(stored[c] - given[c]), bound) << "channel " << c << " of " << given.size();
   }
@@ -64,7 +64,7 @@ TEST(OutlierTest, TiersHoldWhatTheEquationsSay) {
   Random random(60);
   for (const uint32_t dim : kHeadDims) {
     for (const std::string outlier : {"none", "balancer", "center", "hadamard", "balancer+center", "balancer+center+hadamard"}) {
-      for (const std::string lo : {"int3", "int8"}) {
+      for (const std::string lo : {"int3", "int8", "gauss3"}) {
         SCOPED_TRACE("head_dim " + std::to_string(dim) + ", " + outlier + ", " + lo);
         const LayerShape shape{6, 2, dim, dim};
         Tokens tokens(shape, 40, random);
@@ -83,7 +83,6 @@ TEST(OutlierTest, TiersHoldWhatTheEquationsSay) {
         commit(*layer, 0);
 
         const Spec& spec = layer->spec();
-        const uint32_t bits = format_bits(spec.lo);
         for (uint32_t head = 0; head < 2; ++head) {
           const Frame frame = frame_of(tokens, prompt, head, spec);
           const std::vector<StoredToken> stored = sorted_dump(*layer, 0, head);
@@ -97,8 +96,8 @@ TEST(OutlierTest, TiersHoldWhatTheEquationsSay) {
             }
             for (auto* values : {&given_k, &stored_k, &given_v, &stored_v})
               if (spec.hadamard) *values = rotated(*values);
-            expect_quantised(given_k, stored_k, dim / 2, bits);
-            expect_quantised(given_v, stored_v, dim / 2, bits);
+            expect_quantised(given_k, stored_k, dim / 2, spec.lo);
+            expect_quantised(given_v, stored_v, dim / 2, spec.lo);
             if (HasFatalFailure()) return;
           }
         }

@@ -113,7 +113,7 @@ RC_GTEST_PROP(SpecProperty, CanonicalFormRoundTrips, ()) {
   const double keep = *rc::gen::inRange(0, 1000001) / 1e6;
   const std::string keep_text = std::to_string(keep);
   const std::string text = pick({"mikv", "mikv-paper", "mikv-max", "rtn4"}) + ":keep=" + keep_text +
-                           ",hi=" + pick({"f16", "int8", "int4"}) + ",lo=" + pick({"int2", "int3", "int4", "int8"}) +
+                           ",hi=" + pick({"f16", "int8", "int4"}) + ",lo=" + pick({"int2", "int3", "int4", "int8", "gauss2", "gauss3", "gauss4"}) +
                            ",group=" + pick({"auto", "half", "head", "1", "64", "512"}) +
                            ",outlier=" + pick({"none", "balancer", "center+hadamard", "hadamard+balancer+center"}) +
                            ",importance=" + pick({"h2o", "window", "streaming", "random"}) +
@@ -170,8 +170,9 @@ TEST(SpecTest, RefusalsNameTheKeyTheValueAndWhatWouldDo) {
       {"mikv:keep=20%", {"'20%'"}},
       {"mikv:keep=0,2", {"'2'", "key=value"}},
       {"mikv:hi=int2", {"'hi'", "'int2'", "f16, int8, int4"}},
+      {"mikv:hi=gauss4", {"'hi'", "'gauss4'", "f16, int8, int4"}},
       {"mikv:hi=fp16", {"'fp16'", "f16"}},
-      {"mikv:lo=f16", {"'lo'", "'f16'", "evict, int2, int3, int4, int8"}},
+      {"mikv:lo=f16", {"'lo'", "'f16'", "evict, int2, int3, int4, int8, gauss2, gauss3, gauss4"}},
       {"mikv:lo=int5", {"'int5'"}},
       {"mikv:group=0", {"'group'", "'0'", "1 to 512"}},
       {"mikv:group=513", {"'513'"}},
@@ -243,7 +244,8 @@ TEST(SpecTest, ListsSplitAtSpecsNotAtKeys) {
 TEST(SpecTest, FormatsHaveNamesAndBits) {
   for (const auto& [format, name, bits] :
        {std::tuple{Format::evict, "evict", 0u}, {Format::int2, "int2", 2u}, {Format::int3, "int3", 3u},
-        {Format::int4, "int4", 4u}, {Format::int8, "int8", 8u}, {Format::f16, "f16", 16u}}) {
+        {Format::int4, "int4", 4u}, {Format::gauss2, "gauss2", 2u}, {Format::gauss3, "gauss3", 3u},
+        {Format::gauss4, "gauss4", 4u}, {Format::int8, "int8", 8u}, {Format::f16, "f16", 16u}}) {
     EXPECT_EQ(format_name(format), name);
     EXPECT_EQ(format_bits(format), bits);
   }

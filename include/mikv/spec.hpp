@@ -10,8 +10,9 @@
 
 namespace mikv {
 
-/// How a tier stores its elements. `evict` stores nothing (lo tier only): the token is lost, as in H2O.
-enum class Format : uint8_t { evict, int2, int3, int4, int8, f16 };
+/// How a tier stores its elements. `evict` stores nothing (lo tier only): the token is lost, as in H2O. `gauss` formats have
+/// levels spaced for normally distributed values (lo tier only), the others evenly.
+enum class Format : uint8_t { evict, int2, int3, int4, gauss2, gauss3, gauss4, int8, f16 };
 
 /// Which tokens an importance policy keeps in the hi tier.
 ///  full      all of them

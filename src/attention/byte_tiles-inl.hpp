@@ -16,78 +16,13 @@
 
 #include <cstring>
 
+#include "attention/quads-inl.hpp"
 #include "attention/vectors-inl.hpp"
-#include "codec/tile.hpp"
 
 #if HWY_TARGET == HWY_AVX3_DL
 
 HWY_BEFORE_NAMESPACE();
 namespace mikv::attention::HWY_NAMESPACE {
-
-// ---------------------------------------------------------------- decoding
-
-inline HWY_ATTR VU BytesAnd(VU words, uint8_t mask) { return hn::And(words, hn::Set(DU(), mask * 0x01010101u)); }
-
-// Hands out quad after quad of a tile: 16 lanes of 4 codes.
-struct Quads2 {
-  static constexpr bool kBytes = true;
-  VU word;
-  HWY_ATTR explicit Quads2(const uint8_t* tile) : word(hn::LoadU(DU(), reinterpret_cast<const uint32_t*>(tile))) {}
-  template <int kQuad>
-  HWY_ATTR VU Quad() const {
-    return BytesAnd(hn::ShiftRight<2 * kQuad>(word), 3);
-  }
-};
-
-struct Quads3 {
-  static constexpr bool kBytes = true;
-  VU word, nibbles;
-  HWY_ATTR explicit Quads3(const uint8_t* tile) : word(hn::LoadU(DU(), reinterpret_cast<const uint32_t*>(tile))) {
-    const hn::Rebind<uint16_t, DU> d16;
-    const VU n = hn::PromoteTo(DU(), hn::LoadU(d16, reinterpret_cast<const uint16_t*>(tile + 64)));
-    nibbles = hn::Or(n, hn::ShiftLeft<12>(n));
-  }
-  template <int kQuad>
-  HWY_ATTR VU Quad() const {
-    if constexpr (kQuad < 2) return BytesAnd(hn::ShiftRight<3 * kQuad>(word), 7);
-    if constexpr (kQuad == 3) return BytesAnd(nibbles, 7);
-    return hn::Or(BytesAnd(hn::ShiftRight<6>(word), 3), hn::ShiftRight<1>(BytesAnd(nibbles, 8)));
-  }
-};
-
-struct Quads4 {
-  static constexpr bool kBytes = true;
-  VU low, high;
-  HWY_ATTR explicit Quads4(const uint8_t* tile)
-      : low(hn::LoadU(DU(), reinterpret_cast<const uint32_t*>(tile))),
-        high(hn::LoadU(DU(), reinterpret_cast<const uint32_t*>(tile + 64))) {}
-  template <int kQuad>
-  HWY_ATTR VU Quad() const {
-    return BytesAnd(hn::ShiftRight<4 * (kQuad % 2)>(kQuad < 2 ? low : high), 15);
-  }
-};
-
-// Also a tile of fewer bits that was unpacked before, because many query rows will meet it.
-struct Quads8 {
-  static constexpr bool kBytes = true;
-  static constexpr size_t kTileBytes = codec::tile_bytes(8);
-  const uint8_t* at;
-  HWY_ATTR explicit Quads8(const uint8_t* tile) : at(tile) {}
-  template <int kQuad>
-  HWY_ATTR VU Quad() const {
-    return hn::LoadU(DU(), reinterpret_cast<const uint32_t*>(at + 64 * kQuad));
-  }
-};
-
-template <class Quads>
-  requires(Quads::kBytes)
-inline HWY_ATTR void UnpackTile(const uint8_t* tile, uint8_t* out) {
-  const Quads quads(tile);
-  hn::StoreU(quads.template Quad<0>(), DU(), reinterpret_cast<uint32_t*>(out));
-  hn::StoreU(quads.template Quad<1>(), DU(), reinterpret_cast<uint32_t*>(out + 64));
-  hn::StoreU(quads.template Quad<2>(), DU(), reinterpret_cast<uint32_t*>(out + 128));
-  hn::StoreU(quads.template Quad<3>(), DU(), reinterpret_cast<uint32_t*>(out + 192));
-}
 
 // ---------------------------------------------------------------- the dot product
 
@@ -129,8 +64,8 @@ HWY_INLINE HWY_ATTR void QuadDot(const Quads& quads, const uint8_t* parts, size_
 // sums[r] += sum over tile rows i of factor i of row r * tile row i. The factors' low bytes are at parts + r * stride, their
 // high bytes kHighAt bytes after.
 template <class Quads, uint32_t kRows, size_t kHighAt>
-HWY_INLINE HWY_ATTR void TileDotBytes(const uint8_t* tile, const uint8_t* parts, size_t stride, PartSums* sums) {
-  const Quads quads(tile);
+HWY_INLINE HWY_ATTR void TileDotBytes(const uint8_t* tile, LevelTable levels, const uint8_t* parts, size_t stride, PartSums* sums) {
+  const Quads quads(tile, 0, levels);
   QuadDot<Quads, kRows, kHighAt, 0>(quads, parts, stride, sums);
   QuadDot<Quads, kRows, kHighAt, 1>(quads, parts, stride, sums);
   QuadDot<Quads, kRows, kHighAt, 2>(quads, parts, stride, sums);
@@ -215,12 +150,12 @@ HWY_ATTR inline void SplitQuery(const Geometry& geometry, uint32_t row, const Ro
 }
 
 // As BlockLogits of floats.
-template <class Quads, uint32_t kRows>
-  requires(Quads::kBytes)
+template <HandsOutQuads Quads, uint32_t kRows>
 HWY_ATTR void BlockLogits(const Segment& segment, const uint8_t* block, const uint8_t* tiles, size_t tile_bytes,
                           const Rows& rows, uint32_t first_row, float* logits, Ahead& ahead) {
   const auto& pairs = segment.geometry->pairs_k;
   const size_t stride = pairs.size() * kQueryPartBytes;
+  const LevelTable levels = LoadLevels(*segment.layout);
   const uint32_t groups = segment.geometry->groups_k;
   const uint8_t* parts = rows.q_parts + first_row * stride;
   const float* steps = rows.q_steps + first_row * groups;
@@ -235,7 +170,8 @@ HWY_ATTR void BlockLogits(const Segment& segment, const uint8_t* block, const ui
     ClearSums<kRows>(sums);
     for (; p < pairs.size() && pairs[p].group == group; ++p) {
       ahead.Fetch();
-      TileDotBytes<Quads, kRows, kQueryHighAt>(tiles + tile_bytes * pairs[p].tile, parts + p * kQueryPartBytes, stride, sums);
+      TileDotBytes<Quads, kRows, kQueryHighAt>(tiles + tile_bytes * pairs[p].tile, levels, parts + p * kQueryPartBytes,
+                                               stride, sums);
     }
     const uint8_t* scales = block + segment.layout->scales_k + codec::kGroupScaleBytes * group;
     const VF alpha = LoadHalves(scales), beta = LoadHalves(scales + 2 * kLanes);
@@ -293,12 +229,12 @@ HWY_ATTR void GroupWeightBytes(const Segment& segment, const uint8_t* blocks, ui
 }
 
 // As StepValues of floats.
-template <class Quads, uint32_t kRows>
-  requires(Quads::kBytes)
+template <HandsOutQuads Quads, uint32_t kRows>
 HWY_ATTR void StepValues(const Segment& segment, const uint8_t* blocks, uint32_t n_blocks, const uint8_t* tiles,
                          size_t block_stride, size_t tile_bytes, const State& state, uint32_t first_row,
                          const Scratch& scratch, Ahead& ahead) {
   const size_t acc_stride = state.acc_stride, zeros_stride = state.zeros_stride;
+  const LevelTable levels = LoadLevels(*segment.layout);
   uint8_t* parts = reinterpret_cast<uint8_t*>(scratch.weights);
   float steps[kRows];
   uint32_t group = ~0u;
@@ -313,8 +249,8 @@ HWY_ATTR void StepValues(const Segment& segment, const uint8_t* blocks, uint32_t
     ClearSums<kRows>(sums);
     for (uint32_t b = 0; b < n_blocks; ++b) {
       ahead.Fetch();
-      TileDotBytes<Quads, kRows, kStepTokens>(tiles + b * block_stride + tile_bytes * pair.tile, parts + b * kLanes,
-                                              kRowWeightBytes, sums);
+      TileDotBytes<Quads, kRows, kStepTokens>(tiles + b * block_stride + tile_bytes * pair.tile, levels,
+                                              parts + b * kLanes, kRowWeightBytes, sums);
     }
     const auto inside = LanesInside(pair, 0);
 #pragma GCC unroll 8

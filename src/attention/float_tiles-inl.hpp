@@ -11,108 +11,13 @@
 #define MIKV_FLOAT_TILES_INL
 #endif
 
-#include <utility>
-
+#include "attention/quads-inl.hpp"
 #include "attention/vectors-inl.hpp"
-#include "codec/tile.hpp"
 
 HWY_BEFORE_NAMESPACE();
 namespace mikv::attention::HWY_NAMESPACE {
 
-// ---------------------------------------------------------------- decoding
-
-inline HWY_ATTR VF CodesToFloat(VU codes) { return hn::ConvertTo(DF(), hn::BitCast(DI(), codes)); }
-
-// The N-bit code at a bit of each word.
-template <uint32_t kBits, int kShift>
-inline HWY_ATTR VU CodeAt(VU word) {
-  if constexpr (kShift + kBits == 32) return hn::ShiftRight<kShift>(word);
-  return hn::And(hn::ShiftRight<kShift>(word), hn::Set(DU(), (1u << kBits) - 1));
-}
-
-inline HWY_ATTR VU LoadWords(const uint8_t* words, size_t lane) {
-  return hn::LoadU(DU(), reinterpret_cast<const uint32_t*>(words) + lane);
-}
-
-// A decoder loads the words of lanes [lane, lane + width) of a tile once and hands out row after row; see codec/tile.hpp.
-struct Decode2 {
-  VU word;
-  HWY_ATTR Decode2(const uint8_t* tile, size_t lane) : word(LoadWords(tile, lane)) {}
-  template <size_t kRow>
-  HWY_ATTR VF Row() const {
-    return CodesToFloat(CodeAt<2, 8 * (kRow % 4) + 2 * (kRow / 4)>(word));
-  }
-};
-
-struct Decode3 {
-  VU word, nibbles;
-  HWY_ATTR Decode3(const uint8_t* tile, size_t lane)
-      : word(LoadWords(tile, lane)),
-        nibbles(hn::PromoteTo(DU(), hn::LoadU(hn::Rebind<uint16_t, DU>(),
-                                              reinterpret_cast<const uint16_t*>(tile + 64) + lane))) {}
-  template <size_t kRow>
-  HWY_ATTR VF Row() const {
-    constexpr int kByte = 8 * (kRow % 4), kQuad = kRow / 4, kNibble = codec::nibble_shift(kRow % 4);
-    if constexpr (kQuad < 2) {
-      return CodesToFloat(CodeAt<3, kByte + 3 * kQuad>(word));
-    } else if constexpr (kQuad == 3) {
-      return CodesToFloat(CodeAt<3, kNibble>(nibbles));
-    } else {
-      return CodesToFloat(hn::Or(CodeAt<2, kByte + 6>(word), hn::ShiftLeft<2>(CodeAt<1, kNibble + 3>(nibbles))));
-    }
-  }
-};
-
-struct Decode4 {
-  VU low, high;
-  HWY_ATTR Decode4(const uint8_t* tile, size_t lane) : low(LoadWords(tile, lane)), high(LoadWords(tile + 64, lane)) {}
-  template <size_t kRow>
-  HWY_ATTR VF Row() const {
-    constexpr int kQuad = kRow / 4;
-    return CodesToFloat(CodeAt<4, 8 * (kRow % 4) + 4 * (kQuad % 2)>(kQuad < 2 ? low : high));
-  }
-};
-
-struct Decode8 {
-  VU quads[4];
-  HWY_ATTR Decode8(const uint8_t* tile, size_t lane)
-      : quads{LoadWords(tile, lane), LoadWords(tile + 64, lane), LoadWords(tile + 128, lane), LoadWords(tile + 192, lane)} {}
-  template <size_t kRow>
-  HWY_ATTR VF Row() const {
-    return CodesToFloat(CodeAt<8, 8 * (kRow % 4)>(quads[kRow / 4]));
-  }
-};
-
-struct Decode16 {
-  const hwy::float16_t* at;
-  HWY_ATTR Decode16(const uint8_t* tile, size_t lane) : at(reinterpret_cast<const hwy::float16_t*>(tile) + lane) {}
-  template <size_t kRow>
-  HWY_ATTR VF Row() const {
-    return hn::PromoteTo(DF(), hn::LoadU(hn::Rebind<hwy::float16_t, DF>(), at + 16 * kRow));
-  }
-};
-
-// A tile that was decoded to floats before, because many query rows will meet it.
-struct DecodeF32 {
-  static constexpr size_t kTileBytes = sizeof(float) * codec::kTileSide * codec::kTileSide;
-  const float* at;
-  HWY_ATTR DecodeF32(const uint8_t* tile, size_t lane) : at(reinterpret_cast<const float*>(tile) + lane) {}
-  template <size_t kRow>
-  HWY_ATTR VF Row() const {
-    return hn::LoadU(DF(), at + 16 * kRow);
-  }
-};
-
-template <class Decoder>
-inline HWY_ATTR void UnpackTile(const uint8_t* tile, uint8_t* unpacked) {
-  float* out = reinterpret_cast<float*>(unpacked);
-  for (size_t lane = 0; lane < codec::kTileSide; lane += Width()) {
-    const Decoder decoder(tile, lane);
-    [&]<size_t... kRow>(std::index_sequence<kRow...>) HWY_ATTR {
-      (hn::StoreU(decoder.template Row<kRow>(), DF(), out + 16 * kRow + lane), ...);
-    }(std::make_index_sequence<16>());
-  }
-}
+// ---------------------------------------------------------------- the dot product
 
 // Independent chains per query row: 4 cycles of FMA latency on 2 ports want 8 accumulators in flight.
 template <uint32_t kRows>
@@ -120,9 +25,9 @@ constexpr uint32_t Chains() {
   return kRows >= 7 ? 1 : kRows >= 3 ? 2 : 4;
 }
 
-template <class Decoder, uint32_t kRows, size_t kRow>
-HWY_INLINE HWY_ATTR void TileRow(const Decoder& decoder, const float* coefficients, size_t stride, VF* sums) {
-  const VF codes = decoder.template Row<kRow>();
+template <class Rowwise, uint32_t kRows, size_t kRow>
+HWY_INLINE HWY_ATTR void TileRow(const Rowwise& rows, const float* coefficients, size_t stride, VF* sums) {
+  const VF codes = rows.template Row<kRow>();
   constexpr uint32_t kChain = kRow % Chains<kRows>();
 #pragma GCC unroll 8
   for (uint32_t r = 0; r < kRows; ++r) {
@@ -132,17 +37,18 @@ HWY_INLINE HWY_ATTR void TileRow(const Decoder& decoder, const float* coefficien
 }
 
 // Rows kRow..15. Recursion, not a fold over a lambda: a call that is not inlined would force the sums into memory.
-template <class Decoder, uint32_t kRows, size_t kRow>
-HWY_INLINE HWY_ATTR void TileRowsFrom(const Decoder& decoder, const float* coefficients, size_t stride, VF* sums) {
-  TileRow<Decoder, kRows, kRow>(decoder, coefficients, stride, sums);
-  if constexpr (kRow + 1 < codec::kTileSide) TileRowsFrom<Decoder, kRows, kRow + 1>(decoder, coefficients, stride, sums);
+template <class Rowwise, uint32_t kRows, size_t kRow>
+HWY_INLINE HWY_ATTR void TileRowsFrom(const Rowwise& rows, const float* coefficients, size_t stride, VF* sums) {
+  TileRow<Rowwise, kRows, kRow>(rows, coefficients, stride, sums);
+  if constexpr (kRow + 1 < codec::kTileSide) TileRowsFrom<Rowwise, kRows, kRow + 1>(rows, coefficients, stride, sums);
 }
 
 // sums[chain][r] += sum over tile rows i of coefficients[r * stride + i] * row i, in lanes [lane, lane + width).
-template <class Decoder, uint32_t kRows>
-HWY_INLINE HWY_ATTR void TileDot(const uint8_t* tile, size_t lane, const float* coefficients, size_t stride, VF* sums) {
-  const Decoder decoder(tile, lane);
-  TileRowsFrom<Decoder, kRows, 0>(decoder, coefficients, stride, sums);
+template <class Rowwise, uint32_t kRows>
+HWY_INLINE HWY_ATTR void TileDot(const uint8_t* tile, size_t lane, LevelTable levels, const float* coefficients, size_t stride,
+                                 VF* sums) {
+  const Rowwise rows(tile, lane, levels);
+  TileRowsFrom<Rowwise, kRows, 0>(rows, coefficients, stride, sums);
 }
 
 template <uint32_t kRows>
@@ -155,7 +61,7 @@ HWY_INLINE HWY_ATTR VF SumChains(const VF* sums, uint32_t r) {
 // ---------------------------------------------------------------- logits
 
 // Raw logits (no mask) of one block for kRows rows, to logits[r * kStepTokens + lane].
-template <class Decoder, uint32_t kRows>
+template <class Rowwise, uint32_t kRows>
 HWY_ATTR void BlockLogits(const Segment& segment, const uint8_t* block, const uint8_t* tiles, size_t tile_bytes,
                           const Rows& rows, uint32_t first_row, float* logits, Ahead& ahead) {
   const auto& pairs = segment.geometry->pairs_k;
@@ -163,6 +69,7 @@ HWY_ATTR void BlockLogits(const Segment& segment, const uint8_t* block, const ui
   const float* q = rows.q + first_row * q_stride;
   const uint32_t groups = segment.geometry->groups_k;
   const bool scaled = segment.layout->groups_k > 0;
+  const LevelTable levels = LoadLevels(*segment.layout);
   constexpr uint32_t kSums = kRows * Chains<kRows>();
   for (size_t lane = 0; lane < kLanes; lane += Width()) {
     VF total[kRows];
@@ -174,7 +81,7 @@ HWY_ATTR void BlockLogits(const Segment& segment, const uint8_t* block, const ui
       for (uint32_t i = 0; i < kSums; ++i) sums[i] = hn::Zero(DF());
       for (; p < pairs.size() && (!scaled || pairs[p].group == group); ++p) {
         ahead.Fetch();
-        TileDot<Decoder, kRows>(tiles + tile_bytes * pairs[p].tile, lane, q + p * kLanes, q_stride, sums);
+        TileDot<Rowwise, kRows>(tiles + tile_bytes * pairs[p].tile, lane, levels, q + p * kLanes, q_stride, sums);
       }
       if (scaled) {
         const uint8_t* scales = block + segment.layout->scales_k + codec::kGroupScaleBytes * group + 2 * lane;
@@ -212,7 +119,7 @@ HWY_ATTR inline void GroupWeights(const Segment& segment, const uint8_t* blocks,
 }
 
 // Adds the weighted values of a step to the rows' accumulators.
-template <class Decoder, uint32_t kRows>
+template <class Rowwise, uint32_t kRows>
 HWY_ATTR void StepValues(const Segment& segment, const uint8_t* blocks, uint32_t n_blocks, const uint8_t* tiles,
                          size_t block_stride, size_t tile_bytes, const State& state, uint32_t first_row,
                          const Scratch& scratch, Ahead& ahead) {
@@ -220,6 +127,7 @@ HWY_ATTR void StepValues(const Segment& segment, const uint8_t* blocks, uint32_t
   const float* weights = scratch.logits + first_row * kStepTokens;
   const size_t acc_stride = state.acc_stride, zeros_stride = state.zeros_stride;
   const bool scaled = segment.layout->groups_v > 0;
+  const LevelTable levels = LoadLevels(*segment.layout);
   constexpr uint32_t kSums = kRows * Chains<kRows>();
   uint32_t group = ~0u;
   for (const TilePair& pair : segment.geometry->pairs_v) {
@@ -234,8 +142,8 @@ HWY_ATTR void StepValues(const Segment& segment, const uint8_t* blocks, uint32_t
       for (uint32_t i = 0; i < kSums; ++i) sums[i] = hn::Zero(DF());
       for (uint32_t b = 0; b < n_blocks; ++b) {
         ahead.Fetch();
-        TileDot<Decoder, kRows>(tiles + b * block_stride + tile_bytes * pair.tile, lane, weights + b * kLanes, kStepTokens,
-                                sums);
+        TileDot<Rowwise, kRows>(tiles + b * block_stride + tile_bytes * pair.tile, lane, levels, weights + b * kLanes,
+                                kStepTokens, sums);
       }
       const auto inside = LanesInside(pair, lane);
       for (uint32_t r = 0; r < kRows; ++r) {

@@ -1,6 +1,6 @@
 // The attention kernels: compiled once for each SIMD target. See kernel_api.hpp for what they compute.
 //
-// A step takes 64 tokens (4 blocks): logits of all rows; running maximum and exponentials; weighted values. With few rows
+// A step takes 128 tokens (8 blocks): logits of all rows; running maximum and exponentials; weighted values. With few rows
 // (a decode step) the tiles are decoded on the fly; with more (a prefill chunk) each tile is decoded once before.
 #include <type_traits>
 
@@ -84,10 +84,12 @@ HWY_ATTR void RunFormat(const StepArgs& args, uint32_t n_rows) {
     return RunDecoder<kWork, Decoder>(args, tiles, layout.bytes, bytes, n_rows);
   }
   const uint32_t n_tiles = keys ? layout.tiles_k : layout.tiles_v;
+  const LevelTable levels = LoadLevels(layout);
   uint8_t* unpacked = reinterpret_cast<uint8_t*>(args.scratch.decoded);
   for (uint32_t b = 0; b < args.n_blocks; ++b) {
     for (uint32_t t = 0; t < n_tiles; ++t) {
-      UnpackTile<Decoder>(tiles + b * layout.bytes + t * bytes, unpacked + (b * n_tiles + t) * Unpacked::kTileBytes);
+      Unpacked::template Unpack<Decoder>(tiles + b * layout.bytes + t * bytes, levels,
+                                         unpacked + (b * n_tiles + t) * Unpacked::kTileBytes);
     }
   }
   RunDecoder<kWork, Unpacked>(args, unpacked, n_tiles * Unpacked::kTileBytes, Unpacked::kTileBytes, n_rows);
@@ -102,12 +104,12 @@ HWY_ATTR void Run(const StepArgs& args, uint32_t n_rows) {
     case 4: return RunFormat<kWork, Quads4, Quads8>(args, n_rows);
     case 8: return RunFormat<kWork, Quads8, Quads8>(args, n_rows);
 #else
-    case 2: return RunFormat<kWork, Decode2, DecodeF32>(args, n_rows);
-    case 3: return RunFormat<kWork, Decode3, DecodeF32>(args, n_rows);
-    case 4: return RunFormat<kWork, Decode4, DecodeF32>(args, n_rows);
-    case 8: return RunFormat<kWork, Decode8, DecodeF32>(args, n_rows);
+    case 2: return RunFormat<kWork, FloatRows<Quads2>, UnpackedRows>(args, n_rows);
+    case 3: return RunFormat<kWork, FloatRows<Quads3>, UnpackedRows>(args, n_rows);
+    case 4: return RunFormat<kWork, FloatRows<Quads4>, UnpackedRows>(args, n_rows);
+    case 8: return RunFormat<kWork, FloatRows<Quads8>, UnpackedRows>(args, n_rows);
 #endif
-    default: return RunFormat<kWork, Decode16, DecodeF32>(args, n_rows);
+    default: return RunFormat<kWork, HalfRows, UnpackedRows>(args, n_rows);
   }
 }
 

@@ -40,12 +40,17 @@ Status check_groups(const LayerShape& shape, const Spec& spec) {
   return {};
 }
 
+codec::Codebook codebook_of(Format format) {
+  const bool gaussian = format == Format::gauss2 || format == Format::gauss3 || format == Format::gauss4;
+  return gaussian ? codec::Codebook::gaussian : codec::Codebook::uniform;
+}
+
 cache::Layouts make_layouts(const LayerShape& shape, const Spec& spec) {
   const uint32_t group_k = spec.group.resolve(shape.head_dim_k), group_v = spec.group.resolve(shape.head_dim_v);
   const auto layout = [&](Format format, bool scored) {
     const uint32_t bits = format == Format::evict ? 2 : format_bits(format);
     const uint32_t k = group_k ? group_k : shape.head_dim_k, v = group_v ? group_v : shape.head_dim_v;
-    return codec::BlockLayout::make(bits, shape.head_dim_k, shape.head_dim_v, k, v, scored);
+    return codec::BlockLayout::make(bits, shape.head_dim_k, shape.head_dim_v, k, v, scored, codebook_of(format));
   };
   // Scores and arrivals decide about demotion; a cache that demotes nothing has no use for them.
   const bool scored = spec.importance != Importance::full;

@@ -18,13 +18,14 @@ struct Part {
   size_t scales, data;
   uint32_t dim, group;
   Order order;
+  const Levels& levels;
 };
 
 Part part_k(const BlockLayout& layout) {
-  return {layout.scales_k, layout.data_k, layout.dim_k, layout.group_k, Order::channel_in_row};
+  return {layout.scales_k, layout.data_k, layout.dim_k, layout.group_k, Order::channel_in_row, layout.levels};
 }
 Part part_v(const BlockLayout& layout) {
-  return {layout.scales_v, layout.data_v, layout.dim_v, layout.group_v, Order::channel_in_lane};
+  return {layout.scales_v, layout.data_v, layout.dim_v, layout.group_v, Order::channel_in_lane, layout.levels};
 }
 
 uint32_t row_of(Order order, uint32_t channel, uint32_t token) {
@@ -62,7 +63,7 @@ template <uint32_t Bits>
 void encode_part(uint8_t* block, const Part& part, uint32_t token, const float* values) {
   std::array<uint8_t, kMaxHeadDim> codes;
   for (uint32_t first = 0, group = 0; first < part.dim; first += part.group, ++group) {
-    const GroupScale scale = quantise_group(std::span(values + first, part.group), Bits, codes.data());
+    const GroupScale scale = quantise_group(std::span(values + first, part.group), Bits, part.levels, codes.data());
     uint16_t* alpha = alphas(block, part, group);
     alpha[token] = scale.alpha;
     alpha[kBlockTokens + token] = scale.beta;
@@ -77,7 +78,9 @@ void decode_part(const uint8_t* block, const Part& part, uint32_t token, float* 
   for (uint32_t first = 0, group = 0; first < part.dim; first += part.group, ++group) {
     const uint16_t* alpha = alphas(block, part, group);
     const float step = f16_to_f32(alpha[token]), zero = f16_to_f32(alpha[kBlockTokens + token]);
-    for (uint32_t c = first; c < first + part.group; ++c) values[c] = step * float(codes[c]) + zero;
+    for (uint32_t c = first; c < first + part.group; ++c) {
+      values[c] = step * float(Bits > 4 ? codes[c] : part.levels[codes[c]]) + zero;
+    }
   }
 }
 
@@ -133,9 +136,10 @@ void copy_part(const uint8_t* from, uint32_t from_lane, uint8_t* to, uint32_t to
 }  // namespace
 
 BlockLayout BlockLayout::make(uint32_t bits, uint32_t dim_k, uint32_t dim_v, uint32_t group_k, uint32_t group_v,
-                              bool scored) {
+                              bool scored, Codebook codebook) {
   BlockLayout layout;
   layout.bits = bits;
+  layout.levels = make_levels(bits, codebook);
   layout.dim_k = dim_k;
   layout.dim_v = dim_v;
   layout.scored = scored;

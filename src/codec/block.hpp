@@ -16,6 +16,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "codec/levels.hpp"
 #include "codec/tile.hpp"
 
 namespace mikv::codec {
@@ -30,11 +31,13 @@ struct BlockLayout {
   uint32_t tiles_k = 0, tiles_v = 0;    ///< tiles a block
   uint32_t groups_k = 0, groups_v = 0;  ///< groups a token; 0 for 16 bits
   bool scored = false;
+  Levels levels{};  ///< what codes of 2 to 4 bits stand for
   size_t scores = 0, arrivals = 0, scales_k = 0, scales_v = 0, data_k = 0, data_v = 0;  ///< byte offsets; ids are at 0
   size_t bytes = 0;  ///< of a block; a multiple of 32
 
   /// group sizes must divide the dimensions; both are ignored for 16 bits.
-  static BlockLayout make(uint32_t bits, uint32_t dim_k, uint32_t dim_v, uint32_t group_k, uint32_t group_v, bool scored);
+  static BlockLayout make(uint32_t bits, uint32_t dim_k, uint32_t dim_v, uint32_t group_k, uint32_t group_v, bool scored,
+                          Codebook codebook = Codebook::uniform);
 
   size_t code_bytes_per_token() const { return (tile_bytes(bits) / kBlockTokens) * (tiles_k + tiles_v); }
   size_t scale_bytes_per_token() const { return size_t{4} * (groups_k + groups_v); }
@@ -52,7 +55,7 @@ void encode_token(uint8_t* block, const BlockLayout& layout, uint32_t lane, cons
 void encode_k_f16(uint8_t* block, const BlockLayout& layout, uint32_t lane, const float* k);
 void encode_v_f16(uint8_t* block, const BlockLayout& layout, uint32_t lane, const float* v);
 
-/// Reads token `lane` back as alpha * code + beta.
+/// Reads token `lane` back as alpha * level[code] + beta.
 void decode_token(const uint8_t* block, const BlockLayout& layout, uint32_t lane, float* k, float* v);
 
 /// Copies everything a block holds of one token, ids and scores included, without decoding it.

@@ -1,5 +1,6 @@
 // Quantiser, Eq. 1 of MiKV (arXiv 2402.18096): asymmetric, round to nearest, one scale and one zero a group.
 //   alpha = (max - min) / (2^N - 1), beta = min, code = round((x - beta) / alpha), x' = alpha * code + beta
+// With a codebook (codec/levels.hpp) its highest level takes the place of 2^N - 1, and the nearest level that of rounding.
 // alpha and beta are stored as halves; codes are taken against the stored values, so their rounding costs no extra error
 // except at the ends of the range.
 #pragma once
@@ -11,6 +12,7 @@
 #include <span>
 
 #include "codec/fp16.hpp"
+#include "codec/levels.hpp"
 
 namespace mikv::codec {
 
@@ -20,17 +22,26 @@ struct GroupScale {
 };
 
 /// Quantises one group of finite values to `bits` (2..8). codes: as many as values. A constant group gets alpha 0.
-inline GroupScale quantise_group(std::span<const float> values, uint32_t bits, uint8_t* codes) {
+inline GroupScale quantise_group(std::span<const float> values, uint32_t bits, const Levels& levels, uint8_t* codes) {
   float low = values[0], high = values[0];
   for (const float x : values) low = std::min(low, x), high = std::max(high, x);
-  const uint32_t top = (1u << bits) - 1;
+  const uint32_t top_code = (1u << bits) - 1, top = bits > 4 ? top_code : levels[top_code];
   const GroupScale scale{f32_to_f16(std::min(kF16Max, (high - low) / float(top))),
                          f32_to_f16(std::clamp(low, -kF16Max, kF16Max))};
   const float alpha = f16_to_f32(scale.alpha), beta = f16_to_f32(scale.beta);
   const float inverse = alpha > 0.0f ? 1.0f / alpha : 0.0f;
+  if (top == top_code) {
+    for (size_t i = 0; i < values.size(); ++i) {
+      const float code = (values[i] - beta) * inverse + 0.5f;  // truncated below: round half up
+      codes[i] = uint8_t(std::clamp(code, 0.0f, float(top)));
+    }
+    return scale;
+  }
   for (size_t i = 0; i < values.size(); ++i) {
-    const float code = (values[i] - beta) * inverse + 0.5f;  // truncated below: round half up
-    codes[i] = uint8_t(std::clamp(code, 0.0f, float(top)));
+    const float twice = 2.0f * (values[i] - beta) * inverse;
+    uint32_t code = 0;
+    for (uint32_t c = 0; c < top_code; ++c) code += twice >= float(levels[c] + levels[c + 1]);
+    codes[i] = uint8_t(code);
   }
   return scale;
 }

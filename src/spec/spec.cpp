@@ -27,11 +27,13 @@ struct Named {
 };
 
 constexpr std::array kFormats = {
-    Named<Format>{"evict", Format::evict}, Named<Format>{"int2", Format::int2}, Named<Format>{"int3", Format::int3},
-    Named<Format>{"int4", Format::int4},   Named<Format>{"int8", Format::int8}, Named<Format>{"f16", Format::f16},
+    Named<Format>{"evict", Format::evict},   Named<Format>{"int2", Format::int2},     Named<Format>{"int3", Format::int3},
+    Named<Format>{"int4", Format::int4},     Named<Format>{"int8", Format::int8},     Named<Format>{"gauss2", Format::gauss2},
+    Named<Format>{"gauss3", Format::gauss3}, Named<Format>{"gauss4", Format::gauss4}, Named<Format>{"f16", Format::f16},
 };
-constexpr std::array kHiFormats = {kFormats[5], kFormats[4], kFormats[3]};
-constexpr std::array kLoFormats = {kFormats[0], kFormats[1], kFormats[2], kFormats[3], kFormats[4]};
+constexpr std::array kHiFormats = {kFormats[8], kFormats[4], kFormats[3]};
+constexpr std::array kLoFormats = {kFormats[0], kFormats[1], kFormats[2], kFormats[3],
+                                   kFormats[4], kFormats[5], kFormats[6], kFormats[7]};
 constexpr std::array kImportances = {
     Named<Importance>{"full", Importance::full},           Named<Importance>{"h2o", Importance::h2o},
     Named<Importance>{"window", Importance::window},       Named<Importance>{"streaming", Importance::streaming},
@@ -325,9 +327,9 @@ std::vector<std::string> split_spec_list(std::string_view list) {
 uint32_t format_bits(Format format) {
   switch (format) {
     case Format::evict: return 0;
-    case Format::int2: return 2;
-    case Format::int3: return 3;
-    case Format::int4: return 4;
+    case Format::int2: case Format::gauss2: return 2;
+    case Format::int3: case Format::gauss3: return 3;
+    case Format::int4: case Format::gauss4: return 4;
     case Format::int8: return 8;
     case Format::f16: return 16;
   }
