@@ -34,6 +34,7 @@ struct Options {
   uint32_t n_queries = 1;
   uint32_t n_kv_heads = 2;
   uint32_t n_layers = 28;
+  bool whole_steps = false;
   int n_repetitions = 9;
   uint64_t seed = 1;
   std::string output;
@@ -44,10 +45,11 @@ struct Content {
   std::vector<float> k, v;     ///< [n_tokens][n_kv_heads][head_dim]
   std::vector<float> q;        ///< [n_queries][n_heads][head_dim]
   std::vector<uint16_t> mask;  ///< [n_queries][n_tokens]: causal
+  bool whole_steps = false;    ///< ours also store the step's token, with scores and demotion
 };
 
-Content make_content(const llama::FlashAttnProblem& problem, uint64_t seed) {
-  Random random(seed);
+Content make_content(const llama::FlashAttnProblem& problem, const Options& options) {
+  Random random(options.seed);
   const auto gaussians = [&](size_t n) {
     std::vector<float> values(n);
     for (float& value : values) value = random.gaussian();
@@ -55,6 +57,7 @@ Content make_content(const llama::FlashAttnProblem& problem, uint64_t seed) {
   };
   const size_t per_token = size_t(problem.shape.n_kv_heads) * problem.shape.head_dim_k;
   Content content;
+  content.whole_steps = options.whole_steps;
   content.k = gaussians(problem.n_tokens * per_token);
   content.v = gaussians(problem.n_tokens * per_token);
   content.q = gaussians(size_t(problem.n_queries) * problem.shape.n_heads * problem.shape.head_dim_k);
@@ -135,8 +138,12 @@ class Arm {
 class OurArm : public Arm {
  public:
   OurArm(llama::KvChoice choice, const llama::FlashAttnProblem& problem, const Content& content, ThreadTeam& team)
-      : Arm(std::move(choice)), team_(team), workspace_(team.size()), out_(output_size(problem)),
-        args_(make_args(problem, content, out_.data())) {
+      : Arm(std::move(choice)), content_(content), team_(team), workspace_(team.size()), out_(output_size(problem)),
+        args_(make_args(problem, content, out_.data())), next_cell_(problem.n_tokens) {
+    if (content.whole_steps) {  // the mask ends before the tokens of the steps
+      args_.mask = {};
+      args_.commit = true;
+    }
     for (uint32_t layer = 0; layer < problem.n_layers; ++layer) {
       layers_.push_back(make_layer(problem, content, *kv.spec, workspace_));
     }
@@ -148,19 +155,26 @@ class OurArm : public Arm {
       team_.barrier();
       const Stopwatch watch;
       for (auto& layer : layers_) {
+        if (args_.commit) {
+          if (thread == 0) store_token(*layer);
+          team_.barrier();
+        }
         (void)layer->attend(args_, workspace_, thread, team_.size());
         team_.barrier();
       }
       if (thread == 0) elapsed = watch.seconds();
     });
+    ++next_cell_;
     return elapsed;
   }
 
   void check_answer() override {
-    run();  // leaves the last layer's answer
     std::vector<float> wanted(out_.size());
     AttendArgs args = args_;
     args.out = wanted.data();
+    args_.commit = false;  // the answer is that of what is stored now
+    run();                 // leaves the last layer's answer
+    args_.commit = content_.whole_steps;
     check(reference_attend(*layers_.back(), args));
     // fp32 sums against doubles over decoded f16 values: errors of some 1e-4 are rounding, of 1e-2 a wrong kernel.
     const double error = relative_error(out_, wanted);
@@ -175,10 +189,18 @@ class OurArm : public Arm {
   }
 
  private:
+  void store_token(LayerCache& layer) {
+    const size_t row = size_t(layer.shape().n_kv_heads) * layer.shape().head_dim_k;
+    const size_t at = next_cell_ * row % content_.k.size();  // as a token before it: what it holds makes no difference
+    (void)layer.put(0, std::span(&next_cell_, 1), &content_.k[at], row, &content_.v[at], row);
+  }
+
+  const Content& content_;
   ThreadTeam& team_;
   Workspace workspace_;
   std::vector<float> out_;
   AttendArgs args_;
+  Cell next_cell_;
   std::vector<std::unique_ptr<LayerCache>> layers_;
 };
 
@@ -302,6 +324,7 @@ void run(const Options& options) {
     throw UserError(fmt::format("--queries {} are the last of the cached tokens; use --tokens {} or more", options.n_queries,
                                 options.n_queries));
   }
+  if (options.whole_steps && options.n_queries > 1) throw UserError("--whole-steps is about generation; leave --queries out");
   JsonReport report(options.output, "bench attention");
   std::vector<int> thread_counts = options.n_threads;
   if (thread_counts.empty()) thread_counts = {llama::default_threads()};
@@ -311,6 +334,7 @@ void run(const Options& options) {
                         {"threads", thread_counts},
                         {"kv_heads", options.n_kv_heads},
                         {"layers", options.n_layers},
+                        {"whole_steps", options.whole_steps},
                         {"repetitions", options.n_repetitions}});
   using enum Table::Align;
   Table table({{"kv", left}, {"dim"}, {"group"}, {"threads"}, {"tokens"}, {"ns/token/head"}, {"min"}, {"x llama:f16"},
@@ -319,7 +343,7 @@ void run(const Options& options) {
   Progress progress("bench attention", double(thread_counts.size() * options.head_dims.size() * options.groups.size() *
                                               options.n_tokens.size()) * options.n_repetitions);
   const auto bench_one = [&](const llama::FlashAttnProblem& problem, ThreadTeam& team, const Roofline& roofline) {
-    const Content content = make_content(problem, options.seed);
+    const Content content = make_content(problem, options);
     auto arms = make_arms(choices, problem, content, team);
     measure(arms, options.n_repetitions, progress,
             fmt::format("{} tokens of {} channels, {} heads a group, {} threads", problem.n_tokens,
@@ -381,6 +405,8 @@ void add_bench_attention_command(CLI::App& bench) {
       ->type_name("N")
       ->check(in_range(1, 4096))
       ->capture_default_str();
+  command->add_flag("--whole-steps", options->whole_steps,
+                    "ours do a whole generation step: store its token, attend, update scores, demote");
   command->add_option("--kv-heads", options->n_kv_heads, "KV heads")
       ->type_name("N")
       ->check(in_range(1, 256))

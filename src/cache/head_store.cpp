@@ -103,12 +103,8 @@ void HeadStore::choose_victims(const Spec& spec, uint64_t n_live, CommitScratch&
   const uint32_t n_hi = hi.size(), n_candidates = n_hi + staged.size();
   scratch.scores.resize(n_candidates);
   scratch.arrivals.resize(n_candidates);
-  for (uint32_t i = 0; i < n_candidates; ++i) {
-    const Tier& tier = i < n_hi ? hi : staged;
-    const uint32_t slot = i < n_hi ? i : i - n_hi;
-    scratch.scores[i] = tier.score(slot);
-    scratch.arrivals[i] = tier.arrival(slot);
-  }
+  hi.copy_ranking(scratch.scores.data(), scratch.arrivals.data());
+  staged.copy_ranking(scratch.scores.data() + n_hi, scratch.arrivals.data() + n_hi);
   policy::choose_demotions({spec.importance, spec.sinks, spec.seed}, scratch.scores, scratch.arrivals,
                            policy::hi_budget(spec.keep, n_live), scratch.victims, scratch.policy);
 }

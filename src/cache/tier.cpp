@@ -60,6 +60,14 @@ Tier::Tier(const Tier& other, const codec::BlockLayout& layout) : layout_(&layou
   n_tokens_ = other.n_tokens_;
 }
 
+void Tier::copy_ranking(float* scores, uint32_t* arrivals) const {
+  for (uint32_t slot = 0; slot < n_tokens_; slot += codec::kBlockTokens) {
+    const uint32_t n = std::min(n_tokens_ - slot, codec::kBlockTokens);
+    std::memcpy(scores + slot, block_of(slot) + layout_->scores, n * sizeof *scores);
+    std::memcpy(arrivals + slot, block_of(slot) + layout_->arrivals, n * sizeof *arrivals);
+  }
+}
+
 void Tier::reserve(uint32_t n_more) {
   const uint64_t needed = (uint64_t{n_tokens_} + n_more + codec::kBlockTokens - 1) / codec::kBlockTokens;
   if (needed <= capacity_blocks_) return;

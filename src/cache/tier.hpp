@@ -41,6 +41,8 @@ class Tier {
   /// 0 in a tier that is not scored.
   float score(uint32_t slot) const { return layout_->scored ? at<float>(slot, layout_->scores) : 0.0f; }
   uint32_t arrival(uint32_t slot) const { return layout_->scored ? at<uint32_t>(slot, layout_->arrivals) : 0; }
+  /// All scores and arrivals, [size()] each; of a scored tier.
+  void copy_ranking(float* scores, uint32_t* arrivals) const;
   /// Nothing happens in a tier that is not scored.
   void set_score(uint32_t slot, float score, uint32_t arrival) {
     if (!layout_->scored) return;

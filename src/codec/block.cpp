@@ -1,8 +1,10 @@
 #include "codec/block.hpp"
 
+#include <algorithm>
 #include <array>
 #include <cstring>
 #include <span>
+#include <type_traits>
 #include <utility>
 
 #include "codec/fp16.hpp"
@@ -11,44 +13,37 @@
 namespace mikv::codec {
 namespace {
 
-// Which of the two tile orders a tensor is stored in: K has the channel in the row, V has it in the lane.
-enum class Order { channel_in_row, channel_in_lane };
-
 struct Part {
   size_t scales, data;
   uint32_t dim, group;
-  Order order;
+  bool keys;  // a token is a lane of the tiles, else a row
   const Levels& levels;
 };
 
 Part part_k(const BlockLayout& layout) {
-  return {layout.scales_k, layout.data_k, layout.dim_k, layout.group_k, Order::channel_in_row, layout.levels};
+  return {layout.scales_k, layout.data_k, layout.dim_k, layout.group_k, true, layout.levels};
 }
 Part part_v(const BlockLayout& layout) {
-  return {layout.scales_v, layout.data_v, layout.dim_v, layout.group_v, Order::channel_in_lane, layout.levels};
+  return {layout.scales_v, layout.data_v, layout.dim_v, layout.group_v, false, layout.levels};
 }
 
-uint32_t row_of(Order order, uint32_t channel, uint32_t token) {
-  return order == Order::channel_in_row ? channel % kTileSide : token;
-}
-uint32_t lane_of(Order order, uint32_t channel, uint32_t token) {
-  return order == Order::channel_in_row ? token : channel % kTileSide;
-}
+// Of one token; the last tile's padding included.
+template <uint32_t kBits>
+using Codes = std::array<Code<kBits>, kMaxHeadDim>;
 
-template <uint32_t Bits>
-void write_codes(uint8_t* data, Order order, uint32_t first_channel, uint32_t n, uint32_t token, const uint8_t* codes) {
-  for (uint32_t i = 0; i < n; ++i) {
-    const uint32_t channel = first_channel + i;
-    set_code(data + tile_bytes(Bits) * (channel / kTileSide), Bits, row_of(order, channel, token),
-             lane_of(order, channel, token), codes[i]);
+template <uint32_t kBits>
+void write_codes(uint8_t* block, const Part& part, uint32_t token, const Codes<kBits>& codes) {
+  uint8_t* tile = block + part.data;
+  for (uint32_t c = 0; c < part.dim; c += kTileSide, tile += tile_bytes(kBits)) {
+    part.keys ? store_lane<kBits>(tile, token, &codes[c]) : store_row<kBits>(tile, token, &codes[c]);
   }
 }
 
-template <uint32_t Bits>
-void read_codes(const uint8_t* data, Order order, uint32_t n, uint32_t token, uint8_t* codes) {
-  for (uint32_t channel = 0; channel < n; ++channel) {
-    codes[channel] = uint8_t(get_code(data + tile_bytes(Bits) * (channel / kTileSide), Bits,
-                                      row_of(order, channel, token), lane_of(order, channel, token)));
+template <uint32_t kBits>
+void read_codes(const uint8_t* block, const Part& part, uint32_t token, Codes<kBits>& codes) {
+  const uint8_t* tile = block + part.data;
+  for (uint32_t c = 0; c < part.dim; c += kTileSide, tile += tile_bytes(kBits)) {
+    part.keys ? load_lane<kBits>(tile, token, &codes[c]) : load_row<kBits>(tile, token, &codes[c]);
   }
 }
 
@@ -59,77 +54,63 @@ const uint16_t* alphas(const uint8_t* block, const Part& part, uint32_t group) {
   return reinterpret_cast<const uint16_t*>(block + part.scales + kGroupScaleBytes * group);
 }
 
-template <uint32_t Bits>
+template <uint32_t kBits>
 void encode_part(uint8_t* block, const Part& part, uint32_t token, const float* values) {
-  std::array<uint8_t, kMaxHeadDim> codes;
-  for (uint32_t first = 0, group = 0; first < part.dim; first += part.group, ++group) {
-    const GroupScale scale = quantise_group(std::span(values + first, part.group), Bits, part.levels, codes.data());
-    uint16_t* alpha = alphas(block, part, group);
-    alpha[token] = scale.alpha;
-    alpha[kBlockTokens + token] = scale.beta;
-    write_codes<Bits>(block + part.data, part.order, first, part.group, token, codes.data());
+  Codes<kBits> codes;
+  const uint32_t padded = (part.dim + kTileSide - 1) / kTileSide * kTileSide;
+  std::fill(codes.begin() + part.dim, codes.begin() + padded, Code<kBits>{0});
+  if constexpr (kBits == 16) {
+    for (uint32_t c = 0; c < part.dim; ++c) codes[c] = f32_to_f16(values[c]);
+  } else {
+    for (uint32_t first = 0, group = 0; first < part.dim; first += part.group, ++group) {
+      const GroupScale scale = quantise_group(std::span(values + first, part.group), kBits, part.levels, &codes[first]);
+      uint16_t* alpha = alphas(block, part, group);
+      alpha[token] = scale.alpha;
+      alpha[kBlockTokens + token] = scale.beta;
+    }
   }
+  write_codes<kBits>(block, part, token, codes);
 }
 
-template <uint32_t Bits>
+template <uint32_t kBits>
 void decode_part(const uint8_t* block, const Part& part, uint32_t token, float* values) {
-  std::array<uint8_t, kMaxHeadDim> codes;
-  read_codes<Bits>(block + part.data, part.order, part.dim, token, codes.data());
-  for (uint32_t first = 0, group = 0; first < part.dim; first += part.group, ++group) {
-    const uint16_t* alpha = alphas(block, part, group);
-    const float step = f16_to_f32(alpha[token]), zero = f16_to_f32(alpha[kBlockTokens + token]);
-    for (uint32_t c = first; c < first + part.group; ++c) {
-      values[c] = step * float(Bits > 4 ? codes[c] : part.levels[codes[c]]) + zero;
+  Codes<kBits> codes;
+  read_codes<kBits>(block, part, token, codes);
+  if constexpr (kBits == 16) {
+    for (uint32_t c = 0; c < part.dim; ++c) values[c] = f16_to_f32(codes[c]);
+  } else {
+    for (uint32_t first = 0, group = 0; first < part.dim; first += part.group, ++group) {
+      const uint16_t* alpha = alphas(block, part, group);
+      const float step = f16_to_f32(alpha[token]), zero = f16_to_f32(alpha[kBlockTokens + token]);
+      for (uint32_t c = first; c < first + part.group; ++c) {
+        values[c] = step * float(kBits > 4 ? codes[c] : part.levels[codes[c]]) + zero;
+      }
     }
   }
 }
 
-uint16_t* half_at(uint8_t* data, Order order, uint32_t channel, uint32_t token) {
-  return reinterpret_cast<uint16_t*>(data + tile_bytes(16) * (channel / kTileSide)) +
-         kTileSide * row_of(order, channel, token) + lane_of(order, channel, token);
-}
-
-void encode_half_part(uint8_t* block, const Part& part, uint32_t token, const float* values) {
-  for (uint32_t c = 0; c < part.dim; ++c) *half_at(block + part.data, part.order, c, token) = f32_to_f16(values[c]);
-}
-
-void decode_half_part(const uint8_t* block, const Part& part, uint32_t token, float* values) {
-  uint8_t* data = const_cast<uint8_t*>(block) + part.data;  // half_at serves both directions; nothing is written here
-  for (uint32_t c = 0; c < part.dim; ++c) values[c] = f16_to_f32(*half_at(data, part.order, c, token));
-}
-
-void encode_any(uint8_t* block, uint32_t bits, const Part& part, uint32_t token, const float* values) {
-  switch (bits) {
-    case 2: return encode_part<2>(block, part, token, values);
-    case 3: return encode_part<3>(block, part, token, values);
-    case 4: return encode_part<4>(block, part, token, values);
-    case 8: return encode_part<8>(block, part, token, values);
-    default: return encode_half_part(block, part, token, values);
-  }
-}
-
-void decode_any(const uint8_t* block, uint32_t bits, const Part& part, uint32_t token, float* values) {
-  switch (bits) {
-    case 2: return decode_part<2>(block, part, token, values);
-    case 3: return decode_part<3>(block, part, token, values);
-    case 4: return decode_part<4>(block, part, token, values);
-    case 8: return decode_part<8>(block, part, token, values);
-    default: return decode_half_part(block, part, token, values);
-  }
-}
-
-void copy_part(const uint8_t* from, uint32_t from_lane, uint8_t* to, uint32_t to_lane, uint32_t bits, const Part& part) {
-  for (uint32_t channel = 0; channel < part.dim; ++channel) {
-    const size_t tile = part.data + tile_bytes(bits) * (channel / kTileSide);
-    const uint32_t code = get_code(from + tile, bits, row_of(part.order, channel, from_lane),
-                                   lane_of(part.order, channel, from_lane));
-    set_code(to + tile, bits, row_of(part.order, channel, to_lane), lane_of(part.order, channel, to_lane), code);
-  }
+template <uint32_t kBits>
+void copy_part(const uint8_t* from, uint32_t from_lane, uint8_t* to, uint32_t to_lane, const Part& part) {
+  Codes<kBits> codes;
+  read_codes<kBits>(from, part, from_lane, codes);
+  write_codes<kBits>(to, part, to_lane, codes);
   const uint32_t groups = part.group ? part.dim / part.group : 0;
   for (uint32_t group = 0; group < groups; ++group) {
     for (const uint32_t half : {0u, kBlockTokens}) {
       alphas(to, part, group)[half + to_lane] = alphas(from, part, group)[half + from_lane];
     }
+  }
+}
+
+// Calls work with the number of bits as a constant.
+template <typename Work>
+void with_bits(uint32_t bits, Work work) {
+  switch (bits) {
+    case 2: return work(std::integral_constant<uint32_t, 2>());
+    case 3: return work(std::integral_constant<uint32_t, 3>());
+    case 4: return work(std::integral_constant<uint32_t, 4>());
+    case 8: return work(std::integral_constant<uint32_t, 8>());
+    default: return work(std::integral_constant<uint32_t, 16>());
   }
 }
 
@@ -164,21 +145,25 @@ BlockLayout BlockLayout::make(uint32_t bits, uint32_t dim_k, uint32_t dim_v, uin
 }
 
 void encode_token(uint8_t* block, const BlockLayout& layout, uint32_t lane, const float* k, const float* v) {
-  encode_any(block, layout.bits, part_k(layout), lane, k);
-  encode_any(block, layout.bits, part_v(layout), lane, v);
+  with_bits(layout.bits, [&](auto bits) {
+    encode_part<bits>(block, part_k(layout), lane, k);
+    encode_part<bits>(block, part_v(layout), lane, v);
+  });
 }
 
 void encode_k_f16(uint8_t* block, const BlockLayout& layout, uint32_t lane, const float* k) {
-  encode_half_part(block, part_k(layout), lane, k);
+  encode_part<16>(block, part_k(layout), lane, k);
 }
 
 void encode_v_f16(uint8_t* block, const BlockLayout& layout, uint32_t lane, const float* v) {
-  encode_half_part(block, part_v(layout), lane, v);
+  encode_part<16>(block, part_v(layout), lane, v);
 }
 
 void decode_token(const uint8_t* block, const BlockLayout& layout, uint32_t lane, float* k, float* v) {
-  decode_any(block, layout.bits, part_k(layout), lane, k);
-  decode_any(block, layout.bits, part_v(layout), lane, v);
+  with_bits(layout.bits, [&](auto bits) {
+    decode_part<bits>(block, part_k(layout), lane, k);
+    decode_part<bits>(block, part_v(layout), lane, v);
+  });
 }
 
 void copy_token(const uint8_t* from, uint32_t from_lane, uint8_t* to, uint32_t to_lane, const BlockLayout& layout) {
@@ -188,8 +173,10 @@ void copy_token(const uint8_t* from, uint32_t from_lane, uint8_t* to, uint32_t t
       std::memcpy(to + part + 4 * to_lane, from + part + 4 * from_lane, 4);
     }
   }
-  copy_part(from, from_lane, to, to_lane, layout.bits, part_k(layout));
-  copy_part(from, from_lane, to, to_lane, layout.bits, part_v(layout));
+  with_bits(layout.bits, [&](auto bits) {
+    copy_part<bits>(from, from_lane, to, to_lane, part_k(layout));
+    copy_part<bits>(from, from_lane, to, to_lane, part_v(layout));
+  });
 }
 
 }  // namespace mikv::codec

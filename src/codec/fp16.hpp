@@ -20,25 +20,23 @@ inline float f16_to_f32(uint16_t half) {
   return std::bit_cast<float>(bits | sign);
 }
 
-/// Single to half precision, round to nearest even. Beyond the range: infinity; NaN stays NaN.
+/// Single to half precision, round to nearest even. Beyond the range: infinity; NaN stays NaN. Without branches, so that
+/// the compiler converts several at once.
 inline uint16_t f32_to_f16(float value) {
   const uint32_t bits = std::bit_cast<uint32_t>(value);
-  const uint16_t sign = uint16_t((bits >> 16) & 0x8000u);
-  const uint32_t magnitude = bits & 0x7fffffffu;
-  if (magnitude >= 0x7f800000u) return uint16_t(sign | (magnitude > 0x7f800000u ? 0x7e00u : 0x7c00u));
-  if (magnitude >= 0x477ff000u) return uint16_t(sign | 0x7c00u);  // 65520 and above round to infinity
-  if (magnitude < 0x38800000u) {  // below 2^-14: a subnormal half; adding 0.5 rounds at its last bit, 2^-24
-    const float rounded = std::bit_cast<float>(magnitude) + 0.5f;
-    return uint16_t(sign | (std::bit_cast<uint32_t>(rounded) - 0x3f000000u));
-  }
-  const uint32_t round_up = 0xfffu + ((magnitude >> 13) & 1u);
-  return uint16_t(sign | ((magnitude - 0x38000000u + round_up) >> 13));
+  const uint32_t sign = (bits >> 16) & 0x8000u, magnitude = bits & 0x7fffffffu;
+  // Below 2^-14: a subnormal half; adding 0.5 rounds at its last bit, 2^-24.
+  const uint32_t subnormal = std::bit_cast<uint32_t>(std::bit_cast<float>(magnitude) + 0.5f) - 0x3f000000u;
+  const uint32_t normal = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
+  const uint32_t finite = magnitude < 0x38800000u ? subnormal : normal;
+  const uint32_t special = magnitude > 0x7f800000u ? 0x7e00u : 0x7c00u;
+  return uint16_t(sign | (magnitude >= 0x477ff000u ? special : finite));  // 65520 and above round to infinity
 }
 
 /// What a tier stores for an element: the nearest finite half, NaN as 0. One bad element must not poison a group.
 inline float finite_f16_range(float value) {
-  if (std::isnan(value)) return 0.0f;
-  return value > kF16Max ? kF16Max : value < -kF16Max ? -kF16Max : value;
+  const float low = value > kF16Max ? kF16Max : value, clamped = low < -kF16Max ? -kF16Max : low;
+  return clamped == clamped ? clamped : 0.0f;
 }
 
 }  // namespace mikv::codec

@@ -23,8 +23,20 @@ struct GroupScale {
 
 /// Quantises one group of finite values to `bits` (2..8). codes: as many as values. A constant group gets alpha 0.
 inline GroupScale quantise_group(std::span<const float> values, uint32_t bits, const Levels& levels, uint8_t* codes) {
-  float low = values[0], high = values[0];
-  for (const float x : values) low = std::min(low, x), high = std::max(high, x);
+  // Several minima and maxima side by side: a single chain of comparisons would take as long as all the rest.
+  constexpr size_t kChains = 8;
+  float lows[kChains], highs[kChains];
+  std::fill_n(lows, kChains, values[0]);
+  std::fill_n(highs, kChains, values[0]);
+  const size_t whole = values.size() / kChains * kChains;
+  for (size_t i = 0; i < whole; i += kChains) {
+    for (size_t j = 0; j < kChains; ++j) {
+      lows[j] = std::min(lows[j], values[i + j]);
+      highs[j] = std::max(highs[j], values[i + j]);
+    }
+  }
+  float low = *std::min_element(lows, lows + kChains), high = *std::max_element(highs, highs + kChains);
+  for (size_t i = whole; i < values.size(); ++i) low = std::min(low, values[i]), high = std::max(high, values[i]);
   const uint32_t top_code = (1u << bits) - 1, top = bits > 4 ? top_code : levels[top_code];
   const GroupScale scale{f32_to_f16(std::min(kF16Max, (high - low) / float(top))),
                          f32_to_f16(std::clamp(low, -kF16Max, kF16Max))};

@@ -8,6 +8,9 @@
 // 4j+b in byte b. One shift and one mask therefore expose four rows of 16 lanes at once, as bytes, which is the operand of
 // a byte dot product (VNNI); a shift by whole bytes more exposes a single row.
 //
+// A token is written and read whole: as a lane of its key tiles, as a row of its value tiles. The words of a lane belong to
+// its token alone, so a lane is a few shifts of four codes at once; a row shares words with other tokens.
+//
 //   N    layout, from low address                                                        bytes
 //   16   16 rows of 16 halves (no quads)                                                 512
 //    8   4 quads of 16 u32                                                               256
@@ -23,6 +26,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 namespace mikv::codec {
 
@@ -31,68 +35,154 @@ inline constexpr uint32_t kTileSide = 16;
 constexpr size_t tile_bytes(uint32_t bits) { return size_t{32} * bits; }
 static_assert(tile_bytes(16) == 512 && tile_bytes(3) == 16 * 4 + 16 * 2 && tile_bytes(2) == 16 * 4);
 
+/// 0 .. 2^bits - 1; for 16 bits the half itself.
+template <uint32_t kBits>
+using Code = std::conditional_t<kBits == 16, uint16_t, uint8_t>;
+
 namespace detail {
 
 template <typename Word>
-inline Word load_word(const uint8_t* at) {
+inline Word load_word(const void* at) {
   Word word;
   std::memcpy(&word, at, sizeof word);
   return word;
 }
 
-/// Replaces `width` bits at `shift` of the word at `at`.
 template <typename Word>
-inline void set_bits(uint8_t* at, uint32_t shift, uint32_t width, uint32_t value) {
-  const Word mask = Word(((uint64_t{1} << width) - 1) << shift);
-  const Word word = Word((load_word<Word>(at) & Word(~mask)) | Word(uint64_t{value} << shift));
+inline void store_word(void* at, Word word) {
   std::memcpy(at, &word, sizeof word);
 }
 
-template <typename Word>
-inline uint32_t get_bits(const uint8_t* at, uint32_t shift, uint32_t width) {
-  return uint32_t(uint64_t{load_word<Word>(at)} >> shift) & uint32_t((uint64_t{1} << width) - 1);
-}
-
-}  // namespace detail
+/// The same bits of four bytes.
+constexpr uint32_t in_bytes(uint32_t bits) { return bits * 0x01010101u; }
 
 /// Bit at which the nibble of byte b stands in the u16 of a 3-bit tile.
 constexpr uint32_t nibble_shift(uint32_t b) { return 4 * (b == 1 ? 2 : b == 2 ? 1 : b); }
 
-/// Writes one code (0 .. 2^bits-1; for 16 bits the half itself). row, lane < 16.
-inline void set_code(uint8_t* tile, uint32_t bits, uint32_t row, uint32_t lane, uint32_t code) {
+/// Of 16 words: bits [shift, shift + width) become bits [from, from + width) of the codes.
+template <typename Word>
+inline void put_bits(uint8_t* words, uint32_t shift, uint32_t width, const uint8_t* codes, uint32_t from = 0) {
+  Word word[kTileSide];
+  std::memcpy(word, words, sizeof word);
+  const Word mask = Word((1u << width) - 1), keep = Word(~(mask << shift));
+  for (uint32_t i = 0; i < kTileSide; ++i) word[i] = Word((word[i] & keep) | Word(codes[i] >> from & mask) << shift);
+  std::memcpy(words, word, sizeof word);
+}
+
+/// The opposite: adds bits [shift, shift + width) of 16 words to the codes at bit `to`.
+template <typename Word>
+inline void add_bits(const uint8_t* words, uint32_t shift, uint32_t width, uint8_t* codes, uint32_t to = 0) {
+  Word word[kTileSide];
+  std::memcpy(word, words, sizeof word);
+  const Word mask = Word((1u << width) - 1);
+  for (uint32_t i = 0; i < kTileSide; ++i) codes[i] = uint8_t(codes[i] | (word[i] >> shift & mask) << to);
+}
+
+}  // namespace detail
+
+/// Writes the 16 codes of a lane, in the order of rows. lane < 16.
+template <uint32_t kBits>
+inline void store_lane(uint8_t* tile, uint32_t lane, const Code<kBits>* codes) {
   using namespace detail;
-  const uint32_t quad = row / 4, b = row % 4;
-  switch (bits) {
-    case 16: set_bits<uint16_t>(tile + 32 * row + 2 * lane, 0, 16, code); break;
-    case 8: tile[64 * quad + 4 * lane + b] = uint8_t(code); break;
-    case 4: set_bits<uint8_t>(tile + 64 * (quad / 2) + 4 * lane + b, 4 * (quad % 2), 4, code); break;
-    case 3:
-      if (quad < 2) {
-        set_bits<uint8_t>(tile + 4 * lane + b, 3 * quad, 3, code);
-      } else if (quad == 2) {
-        set_bits<uint8_t>(tile + 4 * lane + b, 6, 2, code & 3);
-        set_bits<uint16_t>(tile + 64 + 2 * lane, nibble_shift(b) + 3, 1, code >> 2);
-      } else {
-        set_bits<uint16_t>(tile + 64 + 2 * lane, nibble_shift(b), 3, code);
-      }
+  if constexpr (kBits == 16) {
+    for (uint32_t row = 0; row < kTileSide; ++row) store_word(tile + 32 * row + 2 * lane, codes[row]);
+    return;
+  }
+  uint32_t quad[4];
+  std::memcpy(quad, codes, sizeof quad);
+  uint8_t* word = tile + 4 * lane;
+  switch (kBits) {
+    case 8:
+      for (uint32_t j = 0; j < 4; ++j) store_word(word + 64 * j, quad[j]);
       break;
-    default: set_bits<uint8_t>(tile + 4 * lane + b, 2 * quad, 2, code); break;
+    case 4:
+      for (uint32_t j = 0; j < 2; ++j) store_word(word + 64 * j, quad[2 * j] | quad[2 * j + 1] << 4);
+      break;
+    case 3: {
+      store_word(word, quad[0] | quad[1] << 3 | (quad[2] & in_bytes(3)) << 6);
+      const uint32_t nibbles = quad[3] | (quad[2] & in_bytes(4)) << 1;
+      store_word(tile + 64 + 2 * lane, uint16_t(nibbles | nibbles >> 12));
+      break;
+    }
+    default: store_word(word, quad[0] | quad[1] << 2 | quad[2] << 4 | quad[3] << 6); break;
   }
 }
 
-/// Reads one code; the inverse of set_code.
-inline uint32_t get_code(const uint8_t* tile, uint32_t bits, uint32_t row, uint32_t lane) {
+/// The inverse of store_lane.
+template <uint32_t kBits>
+inline void load_lane(const uint8_t* tile, uint32_t lane, Code<kBits>* codes) {
   using namespace detail;
-  const uint32_t quad = row / 4, b = row % 4;
-  switch (bits) {
-    case 16: return get_bits<uint16_t>(tile + 32 * row + 2 * lane, 0, 16);
-    case 8: return tile[64 * quad + 4 * lane + b];
-    case 4: return get_bits<uint8_t>(tile + 64 * (quad / 2) + 4 * lane + b, 4 * (quad % 2), 4);
-    case 3:
-      if (quad < 2) return get_bits<uint8_t>(tile + 4 * lane + b, 3 * quad, 3);
-      if (quad == 3) return get_bits<uint16_t>(tile + 64 + 2 * lane, nibble_shift(b), 3);
-      return get_bits<uint8_t>(tile + 4 * lane + b, 6, 2) | get_bits<uint16_t>(tile + 64 + 2 * lane, nibble_shift(b) + 3, 1) << 2;
-    default: return get_bits<uint8_t>(tile + 4 * lane + b, 2 * quad, 2);
+  if constexpr (kBits == 16) {
+    for (uint32_t row = 0; row < kTileSide; ++row) codes[row] = load_word<uint16_t>(tile + 32 * row + 2 * lane);
+    return;
+  }
+  uint32_t quad[4];
+  const uint8_t* word = tile + 4 * lane;
+  const uint32_t first = load_word<uint32_t>(word);
+  switch (kBits) {
+    case 8:
+      for (uint32_t j = 0; j < 4; ++j) quad[j] = load_word<uint32_t>(word + 64 * j);
+      break;
+    case 4:
+      for (uint32_t j = 0; j < 4; ++j) quad[j] = load_word<uint32_t>(word + 64 * (j / 2)) >> 4 * (j % 2) & in_bytes(15);
+      break;
+    case 3: {
+      const uint32_t packed = load_word<uint16_t>(tile + 64 + 2 * lane), nibbles = packed | packed << 12;
+      quad[0] = first & in_bytes(7);
+      quad[1] = first >> 3 & in_bytes(7);
+      quad[2] = (first >> 6 & in_bytes(3)) | (nibbles >> 1 & in_bytes(4));
+      quad[3] = nibbles & in_bytes(7);
+      break;
+    }
+    default:
+      for (uint32_t j = 0; j < 4; ++j) quad[j] = first >> 2 * j & in_bytes(3);
+      break;
+  }
+  std::memcpy(codes, quad, sizeof quad);
+}
+
+/// Writes the 16 codes of a row, in the order of lanes. row < 16.
+template <uint32_t kBits>
+inline void store_row(uint8_t* tile, uint32_t row, const Code<kBits>* codes) {
+  using namespace detail;
+  if constexpr (kBits == 16) {
+    std::memcpy(tile + 32 * row, codes, 32);
+    return;
+  } else {
+    const uint32_t quad = row / 4, b = row % 4;
+    switch (kBits) {
+      case 8: return put_bits<uint32_t>(tile + 64 * quad, 8 * b, 8, codes);
+      case 4: return put_bits<uint32_t>(tile + 64 * (quad / 2), 8 * b + 4 * (quad % 2), 4, codes);
+      case 2: return put_bits<uint32_t>(tile, 8 * b + 2 * quad, 2, codes);
+      default: break;
+    }
+    if (quad < 2) return put_bits<uint32_t>(tile, 8 * b + 3 * quad, 3, codes);
+    if (quad == 3) return put_bits<uint16_t>(tile + 64, nibble_shift(b), 3, codes);
+    put_bits<uint32_t>(tile, 8 * b + 6, 2, codes);
+    put_bits<uint16_t>(tile + 64, nibble_shift(b) + 3, 1, codes, 2);
+  }
+}
+
+/// The inverse of store_row.
+template <uint32_t kBits>
+inline void load_row(const uint8_t* tile, uint32_t row, Code<kBits>* codes) {
+  using namespace detail;
+  if constexpr (kBits == 16) {
+    std::memcpy(codes, tile + 32 * row, 32);
+    return;
+  } else {
+    const uint32_t quad = row / 4, b = row % 4;
+    std::memset(codes, 0, kTileSide);
+    switch (kBits) {
+      case 8: return add_bits<uint32_t>(tile + 64 * quad, 8 * b, 8, codes);
+      case 4: return add_bits<uint32_t>(tile + 64 * (quad / 2), 8 * b + 4 * (quad % 2), 4, codes);
+      case 2: return add_bits<uint32_t>(tile, 8 * b + 2 * quad, 2, codes);
+      default: break;
+    }
+    if (quad < 2) return add_bits<uint32_t>(tile, 8 * b + 3 * quad, 3, codes);
+    if (quad == 3) return add_bits<uint16_t>(tile + 64, nibble_shift(b), 3, codes);
+    add_bits<uint32_t>(tile, 8 * b + 6, 2, codes);
+    add_bits<uint16_t>(tile + 64, nibble_shift(b) + 3, 1, codes, 2);
   }
 }
 
