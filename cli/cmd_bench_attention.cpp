@@ -34,6 +34,7 @@ struct Options {
   uint32_t n_queries = 1;
   uint32_t n_kv_heads = 2;
   uint32_t n_layers = 28;
+  uint32_t window = 0;
   bool whole_steps = false;
   int n_repetitions = 9;
   uint64_t seed = 1;
@@ -47,6 +48,12 @@ struct Content {
   std::vector<uint16_t> mask;  ///< [n_queries][n_tokens]: causal
   bool whole_steps = false;    ///< ours also store the step's token, with scores and demotion
 };
+
+/// Cells that a query sees: itself and those before it, at most a window's worth.
+uint32_t n_visible(const llama::FlashAttnProblem& problem, const Options& options, uint32_t query) {
+  const uint32_t end = problem.n_tokens - problem.n_queries + query + 1;
+  return options.window ? std::min(end, options.window) : end;
+}
 
 Content make_content(const llama::FlashAttnProblem& problem, const Options& options) {
   Random random(options.seed);
@@ -65,7 +72,9 @@ Content make_content(const llama::FlashAttnProblem& problem, const Options& opti
   content.mask.assign(size_t(problem.n_queries) * problem.n_tokens, kSeen);
   for (uint32_t query = 0; query < problem.n_queries; ++query) {
     const auto row = content.mask.begin() + ptrdiff_t(size_t(query) * problem.n_tokens);
-    std::fill(row + (problem.n_tokens - problem.n_queries + query + 1), row + problem.n_tokens, kHidden);
+    const uint32_t end = problem.n_tokens - problem.n_queries + query + 1, n_seen = n_visible(problem, options, query);
+    std::fill(row, row + (end - n_seen), kHidden);
+    std::fill(row + end, row + problem.n_tokens, kHidden);
   }
   return content;
 }
@@ -282,9 +291,10 @@ double paired_ratio(const Arm& arm, const Arm& baseline) {
 }
 
 void report_rows(const std::vector<std::unique_ptr<Arm>>& arms, const llama::FlashAttnProblem& problem,
-                 const Roofline& roofline, Table& table, JsonReport& report) {
+                 const Options& options, const Roofline& roofline, Table& table, JsonReport& report) {
   const LayerShape& shape = problem.shape;
-  const double n_seen = (double(problem.n_tokens) - (problem.n_queries - 1) / 2.0) * problem.n_queries;
+  double n_seen = 0.0;
+  for (uint32_t query = 0; query < problem.n_queries; ++query) n_seen += n_visible(problem, options, query);
   const double n_units = n_seen * shape.n_kv_heads * problem.n_layers;
   const double macs = n_seen * shape.n_heads * (shape.head_dim_k + shape.head_dim_v);
   const auto baseline = std::ranges::find(arms, std::string(kBaseline), [](const auto& arm) { return arm->kv.name; });
@@ -324,7 +334,9 @@ void run(const Options& options) {
     throw UserError(fmt::format("--queries {} are the last of the cached tokens; use --tokens {} or more", options.n_queries,
                                 options.n_queries));
   }
-  if (options.whole_steps && options.n_queries > 1) throw UserError("--whole-steps is about generation; leave --queries out");
+  if (options.whole_steps && (options.n_queries > 1 || options.window)) {
+    throw UserError("--whole-steps is about generation over all tokens; leave --queries and --window out");
+  }
   JsonReport report(options.output, "bench attention");
   std::vector<int> thread_counts = options.n_threads;
   if (thread_counts.empty()) thread_counts = {llama::default_threads()};
@@ -335,6 +347,7 @@ void run(const Options& options) {
                         {"kv_heads", options.n_kv_heads},
                         {"layers", options.n_layers},
                         {"whole_steps", options.whole_steps},
+                        {"window", options.window},
                         {"repetitions", options.n_repetitions}});
   using enum Table::Align;
   Table table({{"kv", left}, {"dim"}, {"group"}, {"threads"}, {"tokens"}, {"ns/token/head"}, {"min"}, {"x llama:f16"},
@@ -348,7 +361,7 @@ void run(const Options& options) {
     measure(arms, options.n_repetitions, progress,
             fmt::format("{} tokens of {} channels, {} heads a group, {} threads", problem.n_tokens,
                         problem.shape.head_dim_k, problem.shape.n_heads / problem.shape.n_kv_heads, problem.n_threads));
-    report_rows(arms, problem, roofline, table, report);
+    report_rows(arms, problem, options, roofline, table, report);
     for (const auto& arm : arms) noise.add(arm->seconds);
   };
   try {
@@ -404,6 +417,10 @@ void add_bench_attention_command(CLI::App& bench) {
   command->add_option("--queries", options->n_queries, "query tokens: 1 as in generation, more as in a prompt's chunk")
       ->type_name("N")
       ->check(in_range(1, 4096))
+      ->capture_default_str();
+  command->add_option("--window", options->window, "tokens that a query sees at most, as in a sliding-window layer (0: all)")
+      ->type_name("N")
+      ->check(in_range(0, 1 << 22))
       ->capture_default_str();
   command->add_flag("--whole-steps", options->whole_steps,
                     "ours do a whole generation step: store its token, attend, update scores, demote");

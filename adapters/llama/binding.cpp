@@ -119,7 +119,7 @@ void Binding::store(Layer& layer, OpKind kind, const ggml_tensor* node) {
   layer.stored_half = kind;
 
   // Tokens of one stream stand together: a run of rows goes to one frame.
-  std::vector<Cell> cells;
+  thread_local std::vector<Cell> cells;  // kept: a generation step allocates nothing
   for (int64_t begin = 0, end; begin < rows->ne[1]; begin = end) {
     const FrameId frame = FrameId(index_at(indices, begin) / layer.cells_per_stream);
     cells.clear();

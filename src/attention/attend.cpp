@@ -41,7 +41,9 @@ void plan(Call& call) {
     // Live cells, not stored tokens: a faster thread may be committing a head already, and all must cut alike.
     uint64_t n_tokens = 0;
     for (const cache::FrameStore* frame : call.frames) n_tokens += frame->n_live();
-    call.n_splits = uint32_t(std::clamp<uint64_t>(n_tokens / kSplitTokens, 1, Workspace::Impl::kMaxSplits));
+    // Where one KV head is all there is, shorter parts are the only way to use a second thread.
+    const uint32_t split_tokens = n_heads == 1 ? kSplitTokens / 4 : kSplitTokens;
+    call.n_splits = uint32_t(std::clamp<uint64_t>(n_tokens / split_tokens, 1, Workspace::Impl::kMaxSplits));
     return;
   }
   call.tile_tokens = std::max(1u, std::min(kTileRows / group, (call.args.n_tokens + 3) / 4));

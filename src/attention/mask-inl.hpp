@@ -84,40 +84,51 @@ void MaskRange(const Mask& mask, uint32_t first, uint32_t n, uint32_t n_cells, f
   }
 }
 
-// Gathered smallest and largest mask value of the 16 tokens of a block.
+// What a tile of query tokens sees of the 16 tokens of a block.
 struct BlockMask {
-  float low[kLanes], high[kLanes];
+  float high[kLanes];   // largest mask value of each
   bool hidden = false;  // from every row
   bool plain = true;    // 0 for every row and token
 
   HWY_ATTR void Gather(const MaskTile& tile, const uint32_t* ids, uint32_t n_tokens) {
     if (!tile.mask) return;
-    float top = kHidden;
-    bool zero = true;
-    for (size_t lane = 0; lane < kLanes; lane += Width()) {
+    // Largest values first: most blocks of a window or of other sequences are hidden, and need no more than these.
+    const auto index_at = [&](size_t lane) HWY_ATTR {
       const auto used = hn::FirstN(DI(), n_tokens > lane ? n_tokens - lane : 0);
-      const auto index = hn::IfThenElseZero(used, hn::BitCast(DI(), hn::LoadU(DU(), ids + lane)));
-      const auto used_f = hn::RebindMask(DF(), used);
-      const VF l = hn::GatherIndex(DF(), tile.low, index), h = hn::GatherIndex(DF(), tile.high, index);
-      hn::StoreU(l, DF(), low + lane);
-      hn::StoreU(h, DF(), high + lane);
-      top = HWY_MAX(top, hn::GetLane(hn::MaxOfLanes(DF(), hn::IfThenElse(used_f, h, hn::Set(DF(), kHidden)))));
-      const auto off = hn::Or(hn::Ne(l, hn::Zero(DF())), hn::Ne(h, hn::Zero(DF())));
-      zero = zero && hn::AllFalse(DF(), hn::And(used_f, off));
+      return hn::IfThenElseZero(used, hn::BitCast(DI(), hn::LoadU(DU(), ids + lane)));  // unused: cell 0, overruled below
+    };
+    const auto used_at = [&](size_t lane) HWY_ATTR { return hn::FirstN(DF(), n_tokens > lane ? n_tokens - lane : 0); };
+    VF top = hn::Set(DF(), kHidden);
+    for (size_t lane = 0; lane < kLanes; lane += Width()) {
+      const VF value = hn::GatherIndex(DF(), tile.high, index_at(lane));
+      hn::StoreU(value, DF(), high + lane);
+      top = hn::Max(top, hn::IfThenElse(used_at(lane), value, hn::Set(DF(), kHidden)));
     }
-    hidden = top == kHidden;
-    plain = zero;
+    hidden = hn::AllTrue(DF(), hn::Eq(top, hn::Set(DF(), kHidden)));
+    plain = !hidden;
+    if (hidden) return;
+    for (size_t lane = 0; lane < kLanes; lane += Width()) {
+      const VF value = hn::GatherIndex(DF(), tile.low, index_at(lane));
+      const auto off = hn::Or(hn::Ne(value, hn::Zero(DF())), hn::Ne(hn::LoadU(DF(), high + lane), hn::Zero(DF())));
+      plain = plain && hn::AllFalse(DF(), hn::And(used_at(lane), off));
+    }
   }
 };
 
 HWY_ATTR inline void AddMask(const MaskTile& tile, const BlockMask& block, const uint32_t* ids, uint32_t n_tokens,
                              uint32_t n_rows, float* logits) {
+  if (block.hidden) {
+    for (uint32_t r = 0; r < n_rows; ++r) {
+      for (uint32_t i = 0; i < kLanes; i += uint32_t(Width())) hn::StoreU(hn::Set(DF(), kHidden), DF(), logits + r * kStepTokens + i);
+    }
+    return;
+  }
   const bool one_token = tile.low == tile.high;
   for (uint32_t r = 0; r < n_rows; ++r) {
     const float slope = tile.slopes ? tile.slopes[r % tile.group] : 1.0f;
     const uint32_t token = tile.first_token + r / tile.group;
     for (uint32_t i = 0; i < n_tokens; ++i) {
-      const float value = one_token ? block.low[i] : MaskAt(*tile.mask, token, ids[i]);
+      const float value = one_token ? block.high[i] : MaskAt(*tile.mask, token, ids[i]);
       float& logit = logits[r * kStepTokens + i];
       logit = value == kHidden ? kHidden : logit + slope * value;
     }
