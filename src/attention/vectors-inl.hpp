@@ -39,7 +39,7 @@ inline HWY_ATTR size_t Width() { return hn::Lanes(DF()); }
 #if HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX3_DL || HWY_TARGET == HWY_NEON
 constexpr uint32_t kMaxRows = 8;
 #else
-constexpr uint32_t kMaxRows = 4;
+constexpr uint32_t kMaxRows = 6;
 #endif
 static_assert(kMaxRows <= kMaxKernelRows);
 
