@@ -1,5 +1,6 @@
 // mikv run: one prompt, one streamed answer, and what its cache took.
 #include <fmt/format.h>
+#include <sys/resource.h>
 
 #include <CLI/CLI.hpp>
 #include <memory>
@@ -71,9 +72,12 @@ std::string describe_bytes(const MemoryUsage& usage) {
 }
 
 void print_summary(const Generation& done, const MemoryUsage& usage) {
-  fmt::print(stderr, "mikv: {} tokens at {:.1f} tokens/s (prompt: {} at {:.1f}); {}\n", done.n_tokens,
+  rusage process{};
+  getrusage(RUSAGE_SELF, &process);
+  fmt::print(stderr, "mikv: {} tokens at {:.1f} tokens/s (prompt: {} at {:.1f}); {}; process peak {}\n", done.n_tokens,
              done.n_steps ? double(done.n_steps) / done.step_s : 0.0, done.n_prompt,
-             done.prompt_s > 0 ? double(done.n_prompt) / done.prompt_s : 0.0, describe_bytes(usage));
+             done.prompt_s > 0 ? double(done.n_prompt) / done.prompt_s : 0.0, describe_bytes(usage),
+             format_bytes(double(process.ru_maxrss) * 1024));
 }
 
 /// The answer as it grows.

@@ -78,15 +78,20 @@ HWY_INLINE HWY_ATTR void ClearSums(PartSums* sums) {
   for (uint32_t i = 0; i < kRows * ByteChains<kRows>(); ++i) sums[i] = {hn::Zero(DI()), hn::Zero(DI())};
 }
 
-// 256 high + low: both are below 2^24 (255 * 128 * 512 channels), hence exact as floats.
+// 256 high + low. Of up to 128 factors it fits 32 bits (128 * 128 * 255 * 257 < 2^31) and is joined as integers: the ports that
+// convert and multiply floats are those of the byte products. Of more, high and low are exact as floats (255 * 128 * 512 < 2^24).
+constexpr uint32_t kMaxNarrowFactors = 128;
+static_assert(kStepTokens <= kMaxNarrowFactors);
+
 template <uint32_t kRows>
-HWY_INLINE HWY_ATTR VF JoinParts(const PartSums* sums, uint32_t r) {
+HWY_INLINE HWY_ATTR VF JoinParts(const PartSums* sums, uint32_t r, bool narrow = true) {
   PartSums total = sums[r];
 #pragma GCC unroll 4
   for (uint32_t chain = 1; chain < ByteChains<kRows>(); ++chain) {
     total.low = hn::Add(total.low, sums[chain * kRows + r].low);
     total.high = hn::Add(total.high, sums[chain * kRows + r].high);
   }
+  if (narrow) return hn::ConvertTo(DF(), hn::Add(hn::ShiftLeft<8>(total.high), total.low));
   return hn::MulAdd(hn::ConvertTo(DF(), total.high), hn::Set(DF(), 256.0f), hn::ConvertTo(DF(), total.low));
 }
 
@@ -166,6 +171,7 @@ HWY_ATTR void BlockLogits(const Segment& segment, const uint8_t* block, const ui
   size_t p = 0;
   while (p < pairs.size()) {
     const uint32_t group = pairs[p].group;
+    const size_t first = p;
     PartSums sums[kRows * ByteChains<kRows>()];
     ClearSums<kRows>(sums);
     for (; p < pairs.size() && pairs[p].group == group; ++p) {
@@ -175,9 +181,10 @@ HWY_ATTR void BlockLogits(const Segment& segment, const uint8_t* block, const ui
     }
     const uint8_t* scales = block + segment.layout->scales_k + codec::kGroupScaleBytes * group;
     const VF alpha = LoadHalves(scales), beta = LoadHalves(scales + 2 * kLanes);
+    const bool narrow = (p - first) * kLanes <= kMaxNarrowFactors;
 #pragma GCC unroll 8
     for (uint32_t r = 0; r < kRows; ++r) {
-      const VF dot = hn::Mul(JoinParts<kRows>(sums, r), hn::Set(DF(), steps[r * groups + group]));
+      const VF dot = hn::Mul(JoinParts<kRows>(sums, r, narrow), hn::Set(DF(), steps[r * groups + group]));
       total[r] = hn::MulAdd(alpha, dot, hn::MulAdd(beta, hn::Set(DF(), q_sums[r * groups + group]), total[r]));
     }
   }

@@ -1,4 +1,4 @@
-// The bytes that mikv reports are bytes that the process saves: anonymous memory of whole processes, full against mikv.
+// The bytes that mikv reports are bytes that the process saves, at rest and at its peak: memory of whole processes.
 #include <gtest/gtest.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -16,13 +16,15 @@ constexpr uint32_t kTokens = 2048;
 
 struct Measured {
   uint64_t anonymous_bytes = 0;  ///< RssAnon: what the process itself allocated and touched, without the mapped model
+  uint64_t peak_bytes = 0;       ///< VmHWM: the most that was resident at any time, the model included
   uint64_t kv_bytes = 0;
 };
 
-uint64_t anonymous_memory() {
+/// A line of /proc/self/status, in bytes.
+uint64_t memory_status(const std::string& name) {
   std::ifstream status("/proc/self/status");
   for (std::string line; std::getline(status, line);) {
-    if (line.starts_with("RssAnon:")) return std::stoull(line.substr(8)) * 1024;
+    if (line.starts_with(name + ":")) return std::stoull(line.substr(name.size() + 1)) * 1024;
   }
   return 0;
 }
@@ -34,7 +36,7 @@ Measured run(const char* kv) {
   std::vector<Token> prompt;
   for (uint32_t i = 0; i < kTokens; ++i) prompt.push_back(Token(1000 + i * 7919 % 20000));
   if (!context->prefill(prompt).ok() || !context->end_prompt().ok() || !context->decode(prompt[0]).ok()) std::_Exit(1);
-  return {anonymous_memory(), context->memory_usage().total()};
+  return {memory_status("RssAnon"), memory_status("VmHWM"), context->memory_usage().total()};
 }
 
 // In a process of its own: what an earlier cache left in the heap must not hide what this one takes.
@@ -69,6 +71,18 @@ TEST(ResidentMemory, ShrinksByTheBytesReported) {
   EXPECT_NEAR(saved, reported, 0.1 * reported);
   // llama.cpp's own cache pages stay untouched: with them `full` would need the f16 cache twice.
   EXPECT_LT(double(full.anonymous_bytes), double(stock.anonymous_bytes) + 0.5 * double(full.kv_bytes));
+}
+
+// The prompt is never there in f16: what the process takes beyond model and buffers stays near the compressed cache's size.
+TEST(ResidentMemory, StreamingPrefillPeak) {
+  ASSERT_NE(std::getenv("MIKV_TEST_MODEL"), nullptr) << "MIKV_TEST_MODEL must name a GGUF file";
+  const Measured full = run_in_child("full"), streaming = run_in_child("mikv:prefill=streaming"), exact = run_in_child("mikv");
+  const double model_and_buffers = double(full.peak_bytes) - double(full.kv_bytes);
+  const auto share = [&](const Measured& arm) { return (double(arm.peak_bytes) - model_and_buffers) / double(full.kv_bytes); };
+  std::printf("peak above model and buffers, of the f16 cache: streaming %.0f %%, exact %.0f %%; at rest %.0f %%\n",
+              100.0 * share(streaming), 100.0 * share(exact), 100.0 * double(streaming.kv_bytes) / double(full.kv_bytes));
+  EXPECT_LT(share(streaming), double(streaming.kv_bytes) / double(full.kv_bytes) + 0.1);
+  EXPECT_GT(share(exact), 0.9) << "the measure does not see a prompt held in f16";
 }
 
 }  // namespace
