@@ -46,6 +46,7 @@ sanitize: setup ## the unit tests under the address and undefined-behaviour sani
 	  ctest --preset $$preset --parallel $(JOBS) --output-log build/$$preset/ctest.log; \
 	done
 
+# Emulation is slow: the test preset takes one spec for each kernel of a format, and leaves threads to the other builds.
 aarch64: setup ## attention and codecs on 64-bit ARM, under emulation
 	@if [ "$$(uname -m)" = aarch64 ]; then echo "aarch64: this machine is one; unit-test has run its tests"; exit 0; fi; \
 	scripts/setup.sh aarch64; \
