@@ -33,12 +33,21 @@ Tier::Memory Tier::allocate(size_t bytes) {
   if (bytes < kMapFrom) {
     Memory memory(static_cast<uint8_t*>(std::aligned_alloc(kLine, round_up(bytes, kLine))));
     if (!memory) throw std::bad_alloc();
+    std::memset(memory.get(), 0, bytes);
     return memory;
   }
   const size_t mapped = round_up(bytes, kPage);
   void* memory = mmap(nullptr, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (memory == MAP_FAILED) throw std::bad_alloc();
   return Memory(static_cast<uint8_t*>(memory), FreeTierMemory{mapped});
+}
+
+void Tier::grow(Memory& memory, size_t bytes) {
+  const size_t mapped = round_up(bytes, kPage);
+  void* moved = mremap(memory.get(), memory.get_deleter().mapped_bytes, mapped, MREMAP_MAYMOVE);
+  if (moved == MAP_FAILED) throw std::bad_alloc();
+  (void)memory.release();
+  memory = Memory(static_cast<uint8_t*>(moved), FreeTierMemory{mapped});
 }
 
 uint64_t Tier::allocated_bytes() const {
@@ -73,12 +82,14 @@ void Tier::reserve(uint32_t n_more) {
   if (needed <= capacity_blocks_) return;
   const uint64_t growth = n_tokens_ ? capacity_blocks_ / 16 : 0;
   const uint64_t capacity = std::max<uint64_t>(needed, capacity_blocks_ + growth);
-  Memory memory = allocate(size_t(capacity) * layout_->bytes);
-  const size_t used = size_t{n_blocks()} * layout_->bytes;
-  if (used) std::memcpy(memory.get(), blocks_.get(), used);
-  // Kernels read whole blocks and mask unused lanes afterwards: they must find numbers there, not NaN.
-  std::memset(memory.get() + used, 0, size_t(capacity) * layout_->bytes - used);
-  blocks_ = std::move(memory);
+  const size_t bytes = size_t(capacity) * layout_->bytes;
+  if (blocks_.get_deleter().mapped_bytes) {
+    grow(blocks_, bytes);
+  } else {
+    Memory memory = allocate(bytes);
+    if (n_tokens_) std::memcpy(memory.get(), blocks_.get(), size_t{n_blocks()} * layout_->bytes);
+    blocks_ = std::move(memory);
+  }
   capacity_blocks_ = uint32_t(capacity);
 }
 
@@ -97,7 +108,7 @@ void Tier::remove(uint32_t slot) {
 void Tier::release() {
   n_tokens_ = 0;
   if (capacity_blocks_ <= 1) return;
-  blocks_.reset();
+  blocks_ = Memory();  // with its deleter's size
   capacity_blocks_ = 0;
 }
 

@@ -54,7 +54,7 @@ class Tier {
   }
 
   /// Makes room for n more tokens. May throw std::bad_alloc; nothing changes then. Grows by a sixteenth beyond what is
-  /// asked when it already holds tokens: a reserve of 6 % at most buys copying that is amortised over many steps.
+  /// asked when it already holds tokens: a reserve of 6 % at most, so that few steps have to grow.
   void reserve(uint32_t n_more);
   /// Adds n tokens with undefined payload; room must be reserved. Returns the first slot.
   uint32_t append(uint32_t n);
@@ -64,7 +64,11 @@ class Tier {
 
  private:
   using Memory = std::unique_ptr<uint8_t[], FreeTierMemory>;
+  /// Zeroed: kernels read whole blocks and mask unused lanes afterwards, so they must find numbers there, not NaN.
   static Memory allocate(size_t bytes);
+  /// Makes mapped memory larger without copying it: all heads of a cache grow in the same step, which must not wait for
+  /// the whole cache to be copied. What is new is zero.
+  static void grow(Memory& memory, size_t bytes);
 
   template <typename T>
   T& at(uint32_t slot, size_t offset) {
