@@ -15,7 +15,7 @@ constexpr const char* kSpecs[] = {
     "full", "rtn8", "rtn4", "rtn3", "rtn2", "h2o", "mikv-paper", "mikv", "mikv-hq", "mikv-max", "mikv:importance=full",
     "mikv:importance=full,hi=int4,outlier=hadamard", "mikv:keep=0.5,hi=f16,lo=int2,outlier=center",
     "mikv:keep=0.3,hi=int4,lo=int8,outlier=balancer", "mikv:keep=0.4,lo=evict,outlier=center+hadamard",
-    "mikv:lo=gauss3,outlier=balancer+center+hadamard", "rtn4:lo=gauss4", "rtn4:lo=gauss2"};
+    "mikv:lo=int3", "mikv:lo=int2,outlier=balancer+center+hadamard", "mikv:keep=0.3,hi=f16,bits=1", "mikv:keep=0.3,hi=int4,bits=5"};
 
 /// n committed tokens in frame 0, then n_staged more that are not.
 std::unique_ptr<LayerCache> filled(const LayerShape& shape, const char* spec, size_t n, size_t n_staged, Random& random) {

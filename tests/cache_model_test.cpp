@@ -226,7 +226,8 @@ class Model {
     RC_ASSERT(within(usage.staged, counts.staged * elements * 2, counts.staged * padded * 2));
     const uint64_t hi_bits = format_bits(spec.hi), lo_bits = format_bits(spec.lo);
     RC_ASSERT(within(usage.hi, counts.hi * elements * hi_bits / 8, counts.hi * padded * hi_bits / 8));
-    RC_ASSERT(within(usage.lo, counts.lo * elements * lo_bits / 8, counts.lo * padded * lo_bits / 8));
+    const uint64_t least = spec.mixed() ? 1 : lo_bits, most = spec.mixed() ? 4 : lo_bits;
+    RC_ASSERT(within(usage.lo, counts.lo * elements * least / 8, counts.lo * padded * most / 8));
     RC_ASSERT(usage.ids >= (counts.staged + counts.hi + counts.lo) * sizeof(Cell));
     RC_ASSERT(usage.scores >= (counts.staged + counts.hi) * sizeof(float) * (spec.importance == Importance::h2o));
   }
@@ -254,8 +255,8 @@ INSTANTIATE_TEST_SUITE_P(
     Specs, CacheModelTest,
     testing::Values("full", "h2o", "h2o:keep=0.5,importance=window", "streaming:keep=0.3,sinks=3", "random:keep=0.4", "rtn2",
                     "rtn8", "mikv:importance=full", "mikv-paper", "mikv", "mikv:outlier=center,lo=int2,keep=0.35",
-                    "mikv:outlier=center,lo=evict,hi=int4", "mikv:outlier=none,keep=1", "mikv-max:prefill=streaming",
-                    "mikv:outlier=hadamard,keep=0.5,importance=random"),
+                    "mikv:outlier=center,lo=evict,hi=int4", "mikv:lo=int3,outlier=none,keep=1", "mikv-max:prefill=streaming",
+                    "mikv:lo=int3,outlier=hadamard,keep=0.5,importance=random"),
     [](const auto& parameter) {
       std::string name(parameter.param);
       for (char& c : name)

@@ -192,7 +192,7 @@ TEST(RecordingTest, GenerationDemotesTheLowestThatIsNotRecent) {
 TEST(RecordingTest, LongContexts) {
   Random random(56);
   const uint32_t n_prompt = 6000;
-  const auto layer = make_layer(kShape, "mikv:keep=0.9,outlier=none");
+  const auto layer = make_layer(kShape, "mikv:keep=0.9,lo=int3,outlier=none");
   put(*layer, 0, cell_range(0, n_prompt), Tokens(kShape, n_prompt, random));
   Scores scores[kShape.n_kv_heads];
   for (uint32_t step = 0; step < 4; ++step) {
@@ -210,7 +210,7 @@ TEST(RecordingTest, LongContexts) {
 // A chunk of several tokens after a commit (a second turn, or streaming prefill): hi and staged tokens both collect.
 TEST(RecordingTest, ChunksAfterACommitAddToo) {
   Random random(55);
-  const auto layer = make_layer(kShape, "mikv:keep=0.4,outlier=none");
+  const auto layer = make_layer(kShape, "mikv:keep=0.4,lo=int3,outlier=none");
   Scores scores[kShape.n_kv_heads];
   for (uint32_t chunk = 0; chunk < 4; ++chunk) {
     const uint32_t n_before = 30 * chunk;

@@ -57,10 +57,12 @@ TEST(SpecTest, PresetsAreWhatTheirNamesPromise) {
   EXPECT_TRUE(paper.balancer && !paper.center && !paper.hadamard);
 
   const Spec hq = parsed("mikv-hq"), max = parsed("mikv-max");
-  EXPECT_EQ(hq.lo, Format::int4);
-  EXPECT_EQ(max.lo, Format::int2);
-  for (const Spec& spec : {hq, max}) {
-    EXPECT_EQ(spec.keep, 0.1);
+  const Spec standard = parsed("mikv");
+  EXPECT_GT(hq.bits, standard.bits);
+  EXPECT_GT(standard.bits, max.bits);
+  for (const Spec& spec : {standard, hq, max}) {
+    EXPECT_TRUE(spec.mixed());
+    EXPECT_EQ(spec.group.kind, GroupSize::Kind::head);
     EXPECT_EQ(spec.hi, Format::int8);
     EXPECT_TRUE(spec.balancer && spec.center && spec.hadamard);
   }
@@ -91,7 +93,7 @@ TEST(SpecTest, KeysOverrideThePreset) {
   EXPECT_EQ(spec.prefill, Prefill::streaming);
   EXPECT_EQ(spec.sinks, 7u);
   EXPECT_EQ(spec.seed, 9u);
-  EXPECT_EQ(parsed("mikv:outlier=centre+balancer"), parsed("mikv:outlier=balancer+center"));
+  EXPECT_EQ(parsed("mikv:lo=int3,outlier=centre+balancer"), parsed("mikv:lo=int3,outlier=balancer+center"));
   EXPECT_EQ(parsed("mikv:seed=18446744073709551615").seed, UINT64_MAX);
   EXPECT_FALSE(std::signbit(parsed("mikv:keep=-0").keep));
 }
@@ -101,6 +103,8 @@ TEST(SpecTest, FullDropsWhatOnlyItsPresetAskedFor) {
   EXPECT_TRUE(spec.uncompressed());
   EXPECT_FALSE(spec.needs_frame());
   EXPECT_EQ(spec.lo, Format::evict);
+  EXPECT_EQ(parsed("mikv:lo=int3").bits, Spec().bits);  // only mixed has them
+  EXPECT_EQ(parsed("mikv:bits=2.5,lo=mixed").bits, 2.5);
   const Spec uniform8 = parsed("mikv:importance=full");  // every token in INT8: possible, and keeps its outlier handling
   EXPECT_EQ(uniform8.keep, 1.0);
   EXPECT_TRUE(uniform8.center);
@@ -113,7 +117,7 @@ RC_GTEST_PROP(SpecProperty, CanonicalFormRoundTrips, ()) {
   const double keep = *rc::gen::inRange(0, 1000001) / 1e6;
   const std::string keep_text = std::to_string(keep);
   const std::string text = pick({"mikv", "mikv-paper", "mikv-max", "rtn4"}) + ":keep=" + keep_text +
-                           ",hi=" + pick({"f16", "int8", "int4"}) + ",lo=" + pick({"int2", "int3", "int4", "int8", "gauss2", "gauss3", "gauss4"}) +
+                           ",hi=" + pick({"f16", "int8", "int4"}) + ",lo=" + pick({"int2", "int3", "int4", "int8"}) +
                            ",group=" + pick({"auto", "half", "head", "1", "64", "512"}) +
                            ",outlier=" + pick({"none", "balancer", "center+hadamard", "hadamard+balancer+center"}) +
                            ",importance=" + pick({"h2o", "window", "streaming", "random"}) +
@@ -170,9 +174,9 @@ TEST(SpecTest, RefusalsNameTheKeyTheValueAndWhatWouldDo) {
       {"mikv:keep=20%", {"'20%'"}},
       {"mikv:keep=0,2", {"'2'", "key=value"}},
       {"mikv:hi=int2", {"'hi'", "'int2'", "f16, int8, int4"}},
-      {"mikv:hi=gauss4", {"'hi'", "'gauss4'", "f16, int8, int4"}},
+      {"mikv:hi=mixed", {"'hi'", "'mixed'", "f16, int8, int4"}},
       {"mikv:hi=fp16", {"'fp16'", "f16"}},
-      {"mikv:lo=f16", {"'lo'", "'f16'", "evict, int2, int3, int4, int8, gauss2, gauss3, gauss4"}},
+      {"mikv:lo=f16", {"'lo'", "'f16'", "evict, mixed, int2, int3, int4, int8"}},
       {"mikv:lo=int5", {"'int5'"}},
       {"mikv:group=0", {"'group'", "'0'", "1 to 512"}},
       {"mikv:group=513", {"'513'"}},
@@ -189,6 +193,11 @@ TEST(SpecTest, RefusalsNameTheKeyTheValueAndWhatWouldDo) {
       {"mikv:sinks=4294967296", {"'4294967296'"}},
       {"mikv:seed=18446744073709551616", {"'seed'", "2^64-1"}},
       {"mikv:seed=0x10", {"'0x10'"}},
+      {"mikv:bits=0.5", {"'bits'", "'0.5'", "1 to 5"}},
+      {"mikv:bits=nan", {"'bits'", "'nan'"}},
+      {"rtn4:bits=3", {"bits", "lo=mixed"}},
+      {"mikv:outlier=none", {"lo=mixed", "outlier"}},
+      {"mikv:group=64", {"lo=mixed", "group=head"}},
       {"mikv:importance=full,keep=0.5", {"importance=full", "keep"}},
       {"full:keep=0.5", {"importance=full", "keep"}},
       {"full:lo=int4", {"importance=full", "lo=int4"}},
@@ -244,8 +253,8 @@ TEST(SpecTest, ListsSplitAtSpecsNotAtKeys) {
 TEST(SpecTest, FormatsHaveNamesAndBits) {
   for (const auto& [format, name, bits] :
        {std::tuple{Format::evict, "evict", 0u}, {Format::int2, "int2", 2u}, {Format::int3, "int3", 3u},
-        {Format::int4, "int4", 4u}, {Format::gauss2, "gauss2", 2u}, {Format::gauss3, "gauss3", 3u},
-        {Format::gauss4, "gauss4", 4u}, {Format::int8, "int8", 8u}, {Format::f16, "f16", 16u}}) {
+        {Format::int4, "int4", 4u}, {Format::mixed, "mixed", 0u},
+        {Format::int8, "int8", 8u}, {Format::f16, "f16", 16u}}) {
     EXPECT_EQ(format_name(format), name);
     EXPECT_EQ(format_bits(format), bits);
   }

@@ -80,33 +80,18 @@ inline double half_rounding(double x) { return std::max(std::abs(x) * 0x1p-11, 0
 
 inline constexpr double kF32Epsilon = 0x1p-24;  ///< relative rounding error of one float operation
 
-/// Largest distance between neighbouring levels of a format, and the highest level, in units of its alpha.
-struct LevelSpan {
-  double gap, top;
-};
-inline LevelSpan level_span(Format format) {
-  // As shares of the range, from the table of J. Max (1960); each of the two levels is rounded to 1 of 255.
-  const auto gaussian = [](double highest, double next) { return LevelSpan{255.0 * (highest - next) / (2.0 * highest) + 1.0, 255.0}; };
-  switch (format) {
-    case Format::gauss2: return gaussian(1.510, 0.4528);
-    case Format::gauss3: return gaussian(2.152, 1.344);
-    case Format::gauss4: return gaussian(2.733, 2.069);
-    default: return {1.0, double((1u << format_bits(format)) - 1)};
-  }
-}
-
 /// The most that Eq. 1 of MiKV may change an element of a group of values from low to high.
-///   alpha = (high - low) / top, top = 2^N - 1 or the highest level, and beta = low are stored as halves: errors e_a, e_b of
-///   half an ulp. A code is the level nearest to x: gap * alpha'/2 with alpha' <= alpha + e_a, unless x lies before the
+///   alpha = (high - low) / top, top = 2^N - 1, and beta = low are stored as halves: errors e_a, e_b of
+///   half an ulp. A code is the one nearest to x: alpha'/2 with alpha' <= alpha + e_a, unless x lies before the
 ///   first level or beyond the last because beta or alpha was rounded: then top * e_a + e_b. That is the larger one for
 ///   subnormal alpha, or where the group is narrow for its offset.
 ///   Computing it in single precision adds a few roundings of the group's largest value.
 inline double quantisation_bound(double low, double high, Format format) {
-  const auto [gap, top] = level_span(format);
+  const double top = double((1u << format_bits(format)) - 1);
   const double alpha = (high - low) / top;
   const double alpha_error = half_rounding(alpha);
   const double beta_error = from_half(to_half(low)) == low ? 0.0 : half_rounding(low);
-  return std::max(gap * (alpha + alpha_error) / 2.0, top * alpha_error + beta_error) +
+  return std::max((alpha + alpha_error) / 2.0, top * alpha_error + beta_error) +
          4.0 * kF32Epsilon * std::max({std::abs(low), std::abs(high), high - low});
 }
 

@@ -10,9 +10,9 @@
 
 namespace mikv {
 
-/// How a tier stores its elements. `evict` stores nothing (lo tier only): the token is lost, as in H2O. `gauss` formats have
-/// levels spaced for normally distributed values (lo tier only), the others evenly.
-enum class Format : uint8_t { evict, int2, int3, int4, gauss2, gauss3, gauss4, int8, f16 };
+/// How a tier stores its elements. `evict` stores nothing (lo tier only): the token is lost, as in H2O. `mixed` gives every 16
+/// channels of a head 1 to 4 bits by their importance, in levels spaced for normally distributed values (lo tier only).
+enum class Format : uint8_t { evict, mixed, int2, int3, int4, int8, f16 };
 
 /// Which tokens an importance policy keeps in the hi tier.
 ///  full      all of them
@@ -40,13 +40,14 @@ struct GroupSize {
 struct Spec {
   std::string preset = "mikv";  ///< the name it was made from, for reports
   Importance importance = Importance::h2o;
-  double keep = 0.1;  ///< share of the tokens in the hi tier, 0..1: hi holds floor(keep * S) of S tokens
+  double keep = 0.04;  ///< share of the tokens in the hi tier, 0..1: hi holds floor(keep * S) of S tokens
   Format hi = Format::int8;
-  Format lo = Format::int3;
-  GroupSize group;
+  Format lo = Format::mixed;
+  double bits = 3.0;  ///< of `mixed`: bits an element of the lo tier on average over K and V, cell ids and scales included
+  GroupSize group{GroupSize::Kind::head, 0};
   bool balancer = true;   ///< channel balancer, Eq. 2 of MiKV
   bool center = true;     ///< subtract the per-channel mean of the prompt's keys
-  bool hadamard = false;  ///< rotate K and V by an orthonormal Hadamard matrix before quantising
+  bool hadamard = true;   ///< rotate K and V by an orthonormal Hadamard matrix before quantising
   Prefill prefill = Prefill::exact;
   uint32_t sinks = 4;  ///< first tokens that `streaming` keeps
   uint64_t seed = 1;   ///< of `random`
@@ -58,7 +59,10 @@ struct Spec {
   /// True if a frame (balancer, centre) must be frozen from the prompt before a token can be compressed.
   bool needs_frame() const { return balancer || center; }
 
-  /// Parses "preset[:key=value[,key=value...]]". Keys: keep, hi, lo, group, outlier, importance, prefill, sinks, seed.
+  /// Tiles of the lo tier differ in bits.
+  bool mixed() const { return lo == Format::mixed; }
+
+  /// Parses "preset[:key=value[,key=value...]]". Keys: keep, hi, lo, bits, group, outlier, importance, prefill, sinks, seed.
   /// An unknown preset or key, or a value out of range, is an Error that names it and the values that would do.
   static Result<Spec> parse(std::string_view text);
 
@@ -80,7 +84,7 @@ const std::vector<Preset>& presets();
 /// "full,mikv:keep=0.2,hi=f16,h2o" has three specs.
 std::vector<std::string> split_spec_list(std::string_view list);
 
-/// Bits an element of a format, without scales: 0, 2, 3, 4, 8, 16.
+/// Bits an element of a format, without scales: 0, 2, 3, 4, 8, 16; 0 for mixed, which has no one number.
 uint32_t format_bits(Format format);
 std::string_view format_name(Format format);
 

@@ -94,10 +94,11 @@ void for_each_segment(const Call& call, const RowTile& tile, ThreadSlot& slot, R
       work(segment_of(head.staged, layer.raw_geometry), raw, raw_view(state, layer), &head.staged);
     }
     if (!head.hi.size() && !head.lo.size()) continue;
-    const Rows rows = prepare_for_tier(tile, head.transform, slot.tier);
-    if (head.hi.size()) work(segment_of(head.hi, layer.tier_geometry), rows, tier_view(state, layer), &head.hi);
+    const Rows rows = prepare_for_tier(tile, head.transform.key, slot.tier);
+    const State view = tier_view(state, layer, tile.n_rows(), head.transform.value);
+    if (head.hi.size()) work(segment_of(head.hi, layer.tier_geometry), rows, view, &head.hi);
     if (head.lo.size()) {
-      work(segment_of(head.lo, layer.tier_geometry), rows, tier_view(state, layer), static_cast<cache::Tier*>(nullptr));
+      work(segment_of(head.lo, layer.tier_geometry), rows, view, static_cast<cache::Tier*>(nullptr));
     }
   }
 }
@@ -109,7 +110,9 @@ void note_queries(const Call& call, const RowTile& tile) {
   for (cache::FrameStore* frame : call.frames) {
     cache::HeadStore& head = frame->heads()[tile.kv_head];
     if (head.q_max.empty()) continue;
-    for (uint32_t r = 0; r < tile.n_rows(); ++r) head.note_query(tile.query(r));
+    cache::QueryTally tally;
+    for (uint32_t r = 0; r < tile.n_rows(); ++r) tally.add(tile.query(r), call.layer.shape.head_dim_k, call.args.scale);
+    head.note_queries(tally);
   }
 }
 
@@ -305,7 +308,7 @@ Status LayerCache::attend(std::span<const AttendArgs> calls, Workspace& workspac
 uint64_t Workspace::bytes() const {
   uint64_t bytes = 0;
   const auto add = [&bytes](const auto&... vectors) { ((bytes += vectors.capacity() * sizeof(vectors[0])), ...); };
-  const auto add_state = [&](const attention::RowState& s) { add(s.max, s.sum, s.acc, s.rotated_acc, s.zeros); };
+  const auto add_state = [&](const attention::RowState& s) { add(s.max, s.sum, s.acc, s.tier_sum, s.tier_acc, s.zeros); };
   for (const attention::ThreadSlot& slot : impl_->threads) {
     for (const attention::PreparedRows* rows : {&slot.raw, &slot.tier}) {
       add(rows->q, rows->q_sums, rows->q_steps, rows->q_parts, rows->bias);

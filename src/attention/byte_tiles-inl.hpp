@@ -62,14 +62,21 @@ HWY_INLINE HWY_ATTR void QuadDot(const Quads& quads, const uint8_t* parts, size_
 }
 
 // sums[r] += sum over tile rows i of factor i of row r * tile row i. The factors' low bytes are at parts + r * stride, their
-// high bytes kHighAt bytes after.
+// high bytes kHighAt bytes after. bits: of the tile, where Quads does not say.
 template <class Quads, uint32_t kRows, size_t kHighAt>
-HWY_INLINE HWY_ATTR void TileDotBytes(const uint8_t* tile, LevelTable levels, const uint8_t* parts, size_t stride, PartSums* sums) {
-  const Quads quads(tile, 0, levels);
-  QuadDot<Quads, kRows, kHighAt, 0>(quads, parts, stride, sums);
-  QuadDot<Quads, kRows, kHighAt, 1>(quads, parts, stride, sums);
-  QuadDot<Quads, kRows, kHighAt, 2>(quads, parts, stride, sums);
-  QuadDot<Quads, kRows, kHighAt, 3>(quads, parts, stride, sums);
+HWY_INLINE HWY_ATTR void TileDotBytes(const uint8_t* tile, uint32_t bits, LevelTable levels, const uint8_t* parts,
+                                      size_t stride, PartSums* sums) {
+  if constexpr (std::is_same_v<Quads, QuadsMixed>) {
+    WithQuads(bits, [&](auto quads, LevelTable table) HWY_ATTR {
+      TileDotBytes<typename decltype(quads)::type, kRows, kHighAt>(tile, bits, table, parts, stride, sums);
+    });
+  } else {
+    const Quads quads(tile, 0, levels);
+    QuadDot<Quads, kRows, kHighAt, 0>(quads, parts, stride, sums);
+    QuadDot<Quads, kRows, kHighAt, 1>(quads, parts, stride, sums);
+    QuadDot<Quads, kRows, kHighAt, 2>(quads, parts, stride, sums);
+    QuadDot<Quads, kRows, kHighAt, 3>(quads, parts, stride, sums);
+  }
 }
 
 template <uint32_t kRows>
@@ -156,8 +163,8 @@ HWY_ATTR inline void SplitQuery(const Geometry& geometry, uint32_t row, const Ro
 
 // As BlockLogits of floats.
 template <HandsOutQuads Quads, uint32_t kRows>
-HWY_ATTR void BlockLogits(const Segment& segment, const uint8_t* block, const uint8_t* tiles, size_t tile_bytes,
-                          const Rows& rows, uint32_t first_row, float* logits, Ahead& ahead) {
+HWY_ATTR void BlockLogits(const Segment& segment, const uint8_t* block, const Tiles& tiles, uint32_t b, const Rows& rows,
+                          uint32_t first_row, float* logits, Ahead& ahead) {
   const auto& pairs = segment.geometry->pairs_k;
   const size_t stride = pairs.size() * kQueryPartBytes;
   const LevelTable levels = LoadLevels(*segment.layout);
@@ -176,11 +183,11 @@ HWY_ATTR void BlockLogits(const Segment& segment, const uint8_t* block, const ui
     ClearSums<kRows>(sums);
     for (; p < pairs.size() && pairs[p].group == group; ++p) {
       ahead.Fetch();
-      TileDotBytes<Quads, kRows, kQueryHighAt>(tiles + tile_bytes * pairs[p].tile, levels, parts + p * kQueryPartBytes,
+      const uint32_t tile = pairs[p].tile;
+      TileDotBytes<Quads, kRows, kQueryHighAt>(tiles.Of(b, tile), tiles.Bits(tile), levels, parts + p * kQueryPartBytes,
                                                stride, sums);
     }
-    const uint8_t* scales = block + segment.layout->scales_k + codec::kGroupScaleBytes * group;
-    const VF alpha = LoadHalves(scales), beta = LoadHalves(scales + 2 * kLanes);
+    const auto [alpha, beta] = LoadScales(*segment.layout, block + segment.layout->scales_k, group, 0);
     const bool narrow = (p - first) * kLanes <= kMaxNarrowFactors;
 #pragma GCC unroll 8
     for (uint32_t r = 0; r < kRows; ++r) {
@@ -206,9 +213,10 @@ HWY_ATTR void GroupWeightBytes(const Segment& segment, const uint8_t* blocks, ui
                                float* steps) {
   VF alphas[kStepBlocks], betas[kStepBlocks], top = hn::Zero(DF());
   for (uint32_t b = 0; b < n_blocks; ++b) {
-    const uint8_t* scales = blocks + b * segment.layout->bytes + segment.layout->scales_v + codec::kGroupScaleBytes * group;
-    alphas[b] = LoadHalves(scales);
-    betas[b] = LoadHalves(scales + 2 * kLanes);
+    const uint8_t* block = blocks + b * segment.layout->bytes;
+    const Scales scales = LoadScales(*segment.layout, block + segment.layout->scales_v, group, 0);
+    alphas[b] = scales.alpha;
+    betas[b] = scales.beta;
     top = hn::Max(top, alphas[b]);
   }
   const uint32_t n_padded = (n_blocks + kPartBlocks - 1) / kPartBlocks * kPartBlocks;
@@ -237,9 +245,8 @@ HWY_ATTR void GroupWeightBytes(const Segment& segment, const uint8_t* blocks, ui
 
 // As StepValues of floats.
 template <HandsOutQuads Quads, uint32_t kRows>
-HWY_ATTR void StepValues(const Segment& segment, const uint8_t* blocks, uint32_t n_blocks, const uint8_t* tiles,
-                         size_t block_stride, size_t tile_bytes, const State& state, uint32_t first_row,
-                         const Scratch& scratch, Ahead& ahead) {
+HWY_ATTR void StepValues(const Segment& segment, const uint8_t* blocks, uint32_t n_blocks, const Tiles& tiles,
+                         const State& state, uint32_t first_row, const Scratch& scratch, Ahead& ahead) {
   const size_t acc_stride = state.acc_stride, zeros_stride = state.zeros_stride;
   const LevelTable levels = LoadLevels(*segment.layout);
   uint8_t* parts = reinterpret_cast<uint8_t*>(scratch.weights);
@@ -256,8 +263,8 @@ HWY_ATTR void StepValues(const Segment& segment, const uint8_t* blocks, uint32_t
     ClearSums<kRows>(sums);
     for (uint32_t b = 0; b < n_blocks; ++b) {
       ahead.Fetch();
-      TileDotBytes<Quads, kRows, kStepTokens>(tiles + b * block_stride + tile_bytes * pair.tile, levels,
-                                              parts + b * kLanes, kRowWeightBytes, sums);
+      TileDotBytes<Quads, kRows, kStepTokens>(tiles.Of(b, pair.tile), tiles.Bits(pair.tile), levels, parts + b * kLanes,
+                                              kRowWeightBytes, sums);
     }
     const auto inside = LanesInside(pair, 0);
 #pragma GCC unroll 8

@@ -45,12 +45,19 @@ HWY_INLINE HWY_ATTR void TileRowsFrom(const Rowwise& rows, const float* coeffici
   if constexpr (kRow + 1 < codec::kTileSide) TileRowsFrom<Rowwise, kRows, kRow + 1>(rows, coefficients, stride, sums);
 }
 
-// sums[chain][r] += sum over tile rows i of coefficients[r * stride + i] * row i, in lanes [lane, lane + width).
+// sums[chain][r] += sum over tile rows i of coefficients[r * stride + i] * row i, in lanes [lane, lane + width). bits: of the
+// tile, where Rowwise does not say.
 template <class Rowwise, uint32_t kRows>
-HWY_INLINE HWY_ATTR void TileDot(const uint8_t* tile, size_t lane, LevelTable levels, const float* coefficients, size_t stride,
-                                 VF* sums) {
-  const Rowwise rows(tile, lane, levels);
-  TileRowsFrom<Rowwise, kRows, 0>(rows, coefficients, stride, sums);
+HWY_INLINE HWY_ATTR void TileDot(const uint8_t* tile, uint32_t bits, size_t lane, LevelTable levels, const float* coefficients,
+                                 size_t stride, VF* sums) {
+  if constexpr (std::is_same_v<Rowwise, FloatRows<QuadsMixed>>) {
+    WithQuads(bits, [&](auto quads, LevelTable table) HWY_ATTR {
+      TileDot<FloatRows<typename decltype(quads)::type>, kRows>(tile, bits, lane, table, coefficients, stride, sums);
+    });
+  } else {
+    const Rowwise rows(tile, lane, levels);
+    TileRowsFrom<Rowwise, kRows, 0>(rows, coefficients, stride, sums);
+  }
 }
 
 template <uint32_t kRows>
@@ -64,8 +71,8 @@ HWY_INLINE HWY_ATTR VF SumChains(const VF* sums, uint32_t r) {
 
 // Raw logits (no mask) of one block for kRows rows, to logits[r * kStepTokens + lane].
 template <class Rowwise, uint32_t kRows>
-HWY_ATTR void BlockLogits(const Segment& segment, const uint8_t* block, const uint8_t* tiles, size_t tile_bytes,
-                          const Rows& rows, uint32_t first_row, float* logits, Ahead& ahead) {
+HWY_ATTR void BlockLogits(const Segment& segment, const uint8_t* block, const Tiles& tiles, uint32_t b, const Rows& rows,
+                          uint32_t first_row, float* logits, Ahead& ahead) {
   const auto& pairs = segment.geometry->pairs_k;
   const size_t q_stride = pairs.size() * kLanes;
   const float* q = rows.q + first_row * q_stride;
@@ -83,11 +90,11 @@ HWY_ATTR void BlockLogits(const Segment& segment, const uint8_t* block, const ui
       for (uint32_t i = 0; i < kSums; ++i) sums[i] = hn::Zero(DF());
       for (; p < pairs.size() && (!scaled || pairs[p].group == group); ++p) {
         ahead.Fetch();
-        TileDot<Rowwise, kRows>(tiles + tile_bytes * pairs[p].tile, lane, levels, q + p * kLanes, q_stride, sums);
+        const uint32_t tile = pairs[p].tile;
+        TileDot<Rowwise, kRows>(tiles.Of(b, tile), tiles.Bits(tile), lane, levels, q + p * kLanes, q_stride, sums);
       }
       if (scaled) {
-        const uint8_t* scales = block + segment.layout->scales_k + codec::kGroupScaleBytes * group + 2 * lane;
-        const VF alpha = LoadHalves(scales), beta = LoadHalves(scales + 2 * kLanes);
+        const auto [alpha, beta] = LoadScales(*segment.layout, block + segment.layout->scales_k, group, lane);
         for (uint32_t r = 0; r < kRows; ++r) {
           const VF zero = hn::Mul(beta, hn::Set(DF(), rows.q_sums[(first_row + r) * groups + group]));
           total[r] = hn::Add(total[r], hn::MulAdd(alpha, SumChains<kRows>(sums, r), zero));
@@ -109,8 +116,7 @@ HWY_ATTR inline void GroupWeights(const Segment& segment, const uint8_t* blocks,
   for (size_t i = 0; i < n_blocks * kLanes; i += Width()) {
     const size_t lane = i % kLanes;
     const uint8_t* block = blocks + i / kLanes * segment.layout->bytes;
-    const uint8_t* scales = block + segment.layout->scales_v + codec::kGroupScaleBytes * group + 2 * lane;
-    const VF alpha = LoadHalves(scales), beta = LoadHalves(scales + 2 * kLanes);
+    const auto [alpha, beta] = LoadScales(*segment.layout, block + segment.layout->scales_v, group, lane);
     for (uint32_t r = 0; r < n_rows; ++r) {
       const VF weight = hn::LoadU(DF(), w + r * kStepTokens + i);
       hn::StoreU(hn::Mul(weight, alpha), DF(), weights + r * kStepTokens + i);
@@ -122,9 +128,8 @@ HWY_ATTR inline void GroupWeights(const Segment& segment, const uint8_t* blocks,
 
 // Adds the weighted values of a step to the rows' accumulators.
 template <class Rowwise, uint32_t kRows>
-HWY_ATTR void StepValues(const Segment& segment, const uint8_t* blocks, uint32_t n_blocks, const uint8_t* tiles,
-                         size_t block_stride, size_t tile_bytes, const State& state, uint32_t first_row,
-                         const Scratch& scratch, Ahead& ahead) {
+HWY_ATTR void StepValues(const Segment& segment, const uint8_t* blocks, uint32_t n_blocks, const Tiles& tiles,
+                         const State& state, uint32_t first_row, const Scratch& scratch, Ahead& ahead) {
   const float* factors = scratch.factors + first_row;
   const float* weights = scratch.logits + first_row * kStepTokens;
   const size_t acc_stride = state.acc_stride, zeros_stride = state.zeros_stride;
@@ -144,7 +149,7 @@ HWY_ATTR void StepValues(const Segment& segment, const uint8_t* blocks, uint32_t
       for (uint32_t i = 0; i < kSums; ++i) sums[i] = hn::Zero(DF());
       for (uint32_t b = 0; b < n_blocks; ++b) {
         ahead.Fetch();
-        TileDot<Rowwise, kRows>(tiles + b * block_stride + tile_bytes * pair.tile, lane, levels, weights + b * kLanes,
+        TileDot<Rowwise, kRows>(tiles.Of(b, pair.tile), tiles.Bits(pair.tile), lane, levels, weights + b * kLanes,
                                 kStepTokens, sums);
       }
       const auto inside = LanesInside(pair, lane);

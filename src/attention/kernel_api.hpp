@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "codec/block.hpp"
@@ -44,6 +45,8 @@ struct Segment {
 struct QueryTransform {
   const uint16_t* centre = nullptr;    ///< [dim] halves
   const uint16_t* balancer = nullptr;  ///< [dim] halves
+  const uint16_t* order = nullptr;     ///< [dim]
+  std::span<const uint16_t> turns;
   bool hadamard = false;
 };
 
@@ -80,7 +83,8 @@ struct State {
   float* acc = nullptr;    ///< [n][acc_stride]: the padded value channels
   float* zeros = nullptr;  ///< [n][zeros_stride]: 16 partial sums of weight * zero for each group
   size_t acc_stride = 0, zeros_stride = 0;
-  float* other_acc = nullptr;  ///< null, or a second accumulator (other V coordinates) under the same max and sum
+  float* other_acc = nullptr;  ///< null, or a second accumulator (other V coordinates) under the same max
+  float* other_sum = nullptr;  ///< and its sum
 };
 
 struct Scratch {

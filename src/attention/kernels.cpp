@@ -33,77 +33,90 @@ struct StepArgs {
   Ahead& ahead;
 };
 
-template <class Decoder, uint32_t kRows>
-HWY_ATTR void LogitsOf(const StepArgs& args, const uint8_t* tiles, size_t block_stride, size_t tile_bytes, uint32_t row) {
+template <class TileReader, uint32_t kRows>
+HWY_ATTR void LogitsOf(const StepArgs& args, const Tiles& tiles, uint32_t row) {
   for (uint32_t b = 0; b < args.n_blocks; ++b) {
-    BlockLogits<Decoder, kRows>(args.segment, args.blocks + b * args.segment.layout->bytes, tiles + b * block_stride,
-                                tile_bytes, *args.rows, row, args.scratch.logits + row * kStepTokens + b * kLanes,
-                                args.ahead);
+    BlockLogits<TileReader, kRows>(args.segment, args.blocks + b * args.segment.layout->bytes, tiles, b, *args.rows, row,
+                                   args.scratch.logits + row * kStepTokens + b * kLanes, args.ahead);
   }
 }
 
-template <class Decoder, uint32_t kRows>
-HWY_ATTR void ValuesOf(const StepArgs& args, const uint8_t* tiles, size_t block_stride, size_t tile_bytes, uint32_t row) {
-  StepValues<Decoder, kRows>(args.segment, args.blocks, args.n_blocks, tiles, block_stride, tile_bytes, *args.state, row,
-                             args.scratch, args.ahead);
+template <class TileReader, uint32_t kRows>
+HWY_ATTR void ValuesOf(const StepArgs& args, const Tiles& tiles, uint32_t row) {
+  StepValues<TileReader, kRows>(args.segment, args.blocks, args.n_blocks, tiles, *args.state, row, args.scratch, args.ahead);
 }
 
 enum class Work { logits, values };
 
-template <Work kWork, class Decoder, uint32_t kRows>
-HWY_ATTR void RunRows(const StepArgs& args, const uint8_t* tiles, size_t block_stride, size_t tile_bytes, uint32_t row,
-                      uint32_t n) {
+template <Work kWork, class TileReader, uint32_t kRows>
+HWY_ATTR void RunRows(const StepArgs& args, const Tiles& tiles, uint32_t row, uint32_t n) {
   if (n == kRows) {
-    if constexpr (kWork == Work::logits) return LogitsOf<Decoder, kRows>(args, tiles, block_stride, tile_bytes, row);
-    return ValuesOf<Decoder, kRows>(args, tiles, block_stride, tile_bytes, row);
+    if constexpr (kWork == Work::logits) return LogitsOf<TileReader, kRows>(args, tiles, row);
+    return ValuesOf<TileReader, kRows>(args, tiles, row);
   }
-  if constexpr (kRows > 1) RunRows<kWork, Decoder, kRows - 1>(args, tiles, block_stride, tile_bytes, row, n);
+  if constexpr (kRows > 1) RunRows<kWork, TileReader, kRows - 1>(args, tiles, row, n);
 }
 
 inline uint32_t RowChunks(uint32_t n_rows) { return (n_rows + kMaxRows - 1) / kMaxRows; }
 
 // All rows, in chunks of nearly equal size: 12 rows are 6 + 6, not 8 + 4.
-template <Work kWork, class Decoder>
-HWY_ATTR void RunDecoder(const StepArgs& args, const uint8_t* tiles, size_t block_stride, size_t tile_bytes,
-                         uint32_t n_rows) {
+template <Work kWork, class TileReader>
+HWY_ATTR void RunChunks(const StepArgs& args, const Tiles& tiles, uint32_t n_rows) {
   const uint32_t n_chunks = RowChunks(n_rows);
   for (uint32_t chunk = 0; chunk < n_chunks; ++chunk) {
     const uint32_t row = n_rows * chunk / n_chunks, end = n_rows * (chunk + 1) / n_chunks;
-    RunRows<kWork, Decoder, kMaxRows>(args, tiles, block_stride, tile_bytes, row, end - row);
+    RunRows<kWork, TileReader, kMaxRows>(args, tiles, row, end - row);
+  }
+}
+
+template <class TileReader, class Unpacked>
+HWY_ATTR void UnpackTile(const uint8_t* tile, uint32_t bits, LevelTable levels, uint8_t* out) {
+  constexpr bool kFloats = std::is_same_v<TileReader, FloatRows<QuadsMixed>>;
+  if constexpr (kFloats || std::is_same_v<TileReader, QuadsMixed>) {
+    WithQuads(bits, [&](auto quads, LevelTable table) HWY_ATTR {
+      using Quads = typename decltype(quads)::type;
+      Unpacked::template Unpack<std::conditional_t<kFloats, FloatRows<Quads>, Quads>>(tile, table, out);
+    });
+  } else {
+    Unpacked::template Unpack<TileReader>(tile, levels, out);
   }
 }
 
 // Tiles that many rows will meet are decoded once, to tiles that Unpacked reads.
-template <Work kWork, class Decoder, class Unpacked>
+template <Work kWork, class TileReader, class Unpacked>
 HWY_ATTR void RunFormat(const StepArgs& args, uint32_t n_rows) {
   const codec::BlockLayout& layout = *args.segment.layout;
   const bool keys = kWork == Work::logits;
-  const uint8_t* tiles = args.blocks + (keys ? layout.data_k : layout.data_v);
-  const size_t bytes = codec::tile_bytes(layout.bits);
-  if (std::is_same_v<Decoder, Unpacked> || n_rows <= 2 * kMaxRows) {
-    return RunDecoder<kWork, Decoder>(args, tiles, layout.bytes, bytes, n_rows);
+  const Tiles tiles{args.blocks + (keys ? layout.data_k : layout.data_v), layout.bytes, keys ? &layout.row_k : &layout.row_v};
+  if (std::is_same_v<TileReader, Unpacked> || n_rows <= 2 * kMaxRows) {
+    return RunChunks<kWork, TileReader>(args, tiles, n_rows);
   }
   const uint32_t n_tiles = keys ? layout.tiles_k : layout.tiles_v;
   const LevelTable levels = LoadLevels(layout);
-  uint8_t* unpacked = reinterpret_cast<uint8_t*>(args.scratch.decoded);
+  uint8_t* memory = reinterpret_cast<uint8_t*>(args.scratch.decoded);
+  codec::TileRow row;
+  for (uint32_t t = 0; t < n_tiles; ++t) row.at[t] = uint16_t(t * Unpacked::kTileBytes);
+  const size_t stride = n_tiles * Unpacked::kTileBytes;
   for (uint32_t b = 0; b < args.n_blocks; ++b) {
     for (uint32_t t = 0; t < n_tiles; ++t) {
-      Unpacked::template Unpack<Decoder>(tiles + b * layout.bytes + t * bytes, levels,
-                                         unpacked + (b * n_tiles + t) * Unpacked::kTileBytes);
+      UnpackTile<TileReader, Unpacked>(tiles.Of(b, t), tiles.Bits(t), levels, memory + b * stride + row.at[t]);
     }
   }
-  RunDecoder<kWork, Unpacked>(args, unpacked, n_tiles * Unpacked::kTileBytes, Unpacked::kTileBytes, n_rows);
+  RunChunks<kWork, Unpacked>(args, {memory, stride, &row}, n_rows);
 }
+static_assert(codec::kMaxTiles * UnpackedRows::kTileBytes <= UINT16_MAX + 1);
 
 template <Work kWork>
 HWY_ATTR void Run(const StepArgs& args, uint32_t n_rows) {
   switch (args.segment.layout->bits) {
 #if HWY_TARGET == HWY_AVX3_DL
+    case codec::kMixedBits: return RunFormat<kWork, QuadsMixed, Quads8>(args, n_rows);
     case 2: return RunFormat<kWork, Quads2, Quads8>(args, n_rows);
     case 3: return RunFormat<kWork, Quads3, Quads8>(args, n_rows);
     case 4: return RunFormat<kWork, Quads4, Quads8>(args, n_rows);
     case 8: return RunFormat<kWork, Quads8, Quads8>(args, n_rows);
 #else
+    case codec::kMixedBits: return RunFormat<kWork, FloatRows<QuadsMixed>, UnpackedRows>(args, n_rows);
     case 2: return RunFormat<kWork, FloatRows<Quads2>, UnpackedRows>(args, n_rows);
     case 3: return RunFormat<kWork, FloatRows<Quads3>, UnpackedRows>(args, n_rows);
     case 4: return RunFormat<kWork, FloatRows<Quads4>, UnpackedRows>(args, n_rows);

@@ -11,7 +11,7 @@
 
 #include "attention/byte_tiles-inl.hpp"
 #include "attention/vectors-inl.hpp"
-#include "codec/hadamard.hpp"
+#include "codec/transform.hpp"
 
 HWY_BEFORE_NAMESPACE();
 namespace mikv::attention::HWY_NAMESPACE {
@@ -37,7 +37,12 @@ HWY_ATTR inline void PrepareRow(const Geometry& geometry, const QueryTransform& 
     hn::StoreU(value, DF(), q + c);
   }
   rows.bias[row] = scale * hn::GetLane(hn::SumOfLanes(DF(), bias));
-  if (transform.hadamard) codec::hadamard(q, dim);
+  if (transform.order) {
+    float before[codec::kMaxHeadDim];
+    std::memcpy(before, q, dim * sizeof(float));
+    for (uint32_t i = 0; i < dim; ++i) q[i] = before[transform.order[i]];
+  }
+  codec::rotate(q, dim, transform.turns, transform.hadamard);
 
   const auto& pairs = geometry.pairs_k;
   float* to = rows.q + row * pairs.size() * kLanes;

@@ -8,6 +8,7 @@
 #define MIKV_QUADS_INL
 #endif
 
+#include <type_traits>
 #include <utility>
 
 #include "attention/vectors-inl.hpp"
@@ -17,16 +18,20 @@
 HWY_BEFORE_NAMESPACE();
 namespace mikv::attention::HWY_NAMESPACE {
 
-// A layout's table of levels: in a register, but for the scalar target, whose register is one word.
+// A table of levels: in a register, but for the scalar target, whose register is one word.
 #if HWY_TARGET == HWY_SCALAR
 using LevelTable = const uint8_t*;
-HWY_INLINE LevelTable LoadLevels(const codec::BlockLayout& layout) { return layout.levels.data(); }
+HWY_INLINE LevelTable LoadLevels(codec::Codebook codebook, uint32_t bits) { return codec::levels_of(codebook, bits).data(); }
 #else
 using LevelTable = VU;
-HWY_INLINE HWY_ATTR LevelTable LoadLevels(const codec::BlockLayout& layout) {
-  return hn::LoadU(DU(), reinterpret_cast<const uint32_t*>(layout.levels.data()));
+HWY_INLINE HWY_ATTR LevelTable LoadLevels(codec::Codebook codebook, uint32_t bits) {
+  return hn::LoadU(DU(), reinterpret_cast<const uint32_t*>(codec::levels_of(codebook, bits).data()));
 }
 #endif
+// Of a layout whose tiles have the same bits; of mixed ones, what is not used.
+HWY_INLINE HWY_ATTR LevelTable LoadLevels(const codec::BlockLayout& layout) {
+  return LoadLevels(layout.codebook(), layout.bits);
+}
 
 // Levels of the codes in the low kBits bits of each byte; the bits above them are anything.
 template <uint32_t kBits>
@@ -49,7 +54,24 @@ HWY_INLINE HWY_ATTR VU LoadWords(const uint8_t* words, size_t lane) {
   return hn::LoadU(DU(), reinterpret_cast<const uint32_t*>(words) + lane);
 }
 
+// u16 nibbles of 16 bytes each, to the low half of their bytes (codec/tile.hpp).
+HWY_INLINE HWY_ATTR VU LoadNibbles(const uint8_t* at, size_t lane) {
+  const hn::Rebind<uint16_t, DU> d16;
+  const VU n = hn::PromoteTo(DU(), hn::LoadU(d16, reinterpret_cast<const uint16_t*>(at) + lane));
+  return hn::Or(n, hn::ShiftLeft<12>(n));
+}
+
 // Each loads the words of lanes [lane, lane + width) of a tile once and hands out quad after quad.
+struct Quads1 {
+  LevelTable levels;
+  VU nibbles;
+  HWY_ATTR Quads1(const uint8_t* tile, size_t lane, LevelTable table) : levels(table), nibbles(LoadNibbles(tile, lane)) {}
+  template <int kQuad>
+  HWY_ATTR VU Quad() const {
+    return LookUp<1>(levels, hn::ShiftRight<kQuad>(nibbles));
+  }
+};
+
 struct Quads2 {
   LevelTable levels;
   VU word;
@@ -74,9 +96,7 @@ struct Quads3 {
   LevelTable levels;
   VU word, nibbles;
   HWY_ATTR Quads3(const uint8_t* tile, size_t lane, LevelTable table) : levels(table), word(LoadWords(tile, lane)) {
-    const hn::Rebind<uint16_t, DU> d16;
-    const VU n = hn::PromoteTo(DU(), hn::LoadU(d16, reinterpret_cast<const uint16_t*>(tile + 64) + lane));
-    nibbles = hn::Or(n, hn::ShiftLeft<12>(n));
+    nibbles = LoadNibbles(tile + 64, lane);
   }
   template <int kQuad>
   HWY_ATTR VU Quad() const {
@@ -118,8 +138,23 @@ struct Quads8 {
   }
 };
 
+// Stands for tiles that each have bits of their own.
+struct QuadsMixed {};
+
+// Calls work with the class that decodes a mixed tile and its table of levels.
+template <class Work>
+HWY_INLINE HWY_ATTR void WithQuads(uint32_t bits, Work work) {
+  const LevelTable levels = LoadLevels(codec::Codebook::gaussian, bits);
+  switch (bits) {
+    case 1: return work(std::type_identity<Quads1>(), levels);
+    case 2: return work(std::type_identity<Quads2>(), levels);
+    case 3: return work(std::type_identity<Quads3>(), levels);
+    default: return work(std::type_identity<Quads4>(), levels);
+  }
+}
+
 template <class T>
-concept HandsOutQuads = requires(const T& t) { t.template Quad<0>(); };
+concept HandsOutQuads = std::is_same_v<T, QuadsMixed> || requires(const T& t) { t.template Quad<0>(); };
 
 // Rows of a tile as floats.
 template <class Quads>
@@ -135,6 +170,9 @@ struct FloatRows {
     return hn::ConvertTo(DF(), hn::BitCast(DI(), code));
   }
 };
+
+template <>
+struct FloatRows<QuadsMixed> {};
 
 struct HalfRows {
   const hwy::float16_t* at;

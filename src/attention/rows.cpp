@@ -4,8 +4,7 @@
 #include <cmath>
 #include <limits>
 #include <numeric>
-
-#include "codec/hadamard.hpp"
+#include <utility>
 
 namespace mikv::attention {
 namespace {
@@ -36,11 +35,6 @@ Rows prepare(const RowTile& tile, const Geometry& geometry, const QueryTransform
   return rows;
 }
 
-State view(RowState& state, const LayerCache::Impl& layer, std::vector<float>& acc, std::vector<float>* other) {
-  return {state.max.data(), state.sum.data(),   acc.data(), state.zeros.data(), acc_stride(layer),
-          zeros_stride(layer), other ? other->data() : nullptr};
-}
-
 void merge_part(std::vector<float>& into, const std::vector<float>& from, uint32_t n_rows, uint32_t row, float keep,
                 float add) {
   const size_t stride = into.size() / n_rows;
@@ -65,27 +59,64 @@ Rows prepare_raw(const RowTile& tile, PreparedRows& memory) {
   return prepare(tile, tile.layer.raw_geometry, {}, false, memory);
 }
 
-Rows prepare_for_tier(const RowTile& tile, const codec::Transform& transform, PreparedRows& memory) {
-  const auto pointer = [](const std::vector<uint16_t>& halves) { return halves.empty() ? nullptr : halves.data(); };
-  const QueryTransform to_tier{pointer(transform.centre), pointer(transform.balancer), transform.hadamard};
+Rows prepare_for_tier(const RowTile& tile, const codec::Axes& key, PreparedRows& memory) {
+  const auto pointer = [](const std::vector<uint16_t>& values) { return values.empty() ? nullptr : values.data(); };
+  const QueryTransform to_tier{pointer(key.centre), pointer(key.balancer), pointer(key.order), key.turns, key.hadamard};
   return prepare(tile, tile.layer.tier_geometry, to_tier, kernels().takes_bytes && tile.layer.layouts.quantised(), memory);
 }
 
 void reset(RowState& state, const LayerCache::Impl& layer, uint32_t n_rows) {
+  const bool apart = layer.values_transformed();
   state.max.assign(padded_rows(n_rows), kHidden);
   state.sum.assign(size_t{n_rows} * kLanes, 0.0f);
   state.acc.assign(size_t{n_rows} * acc_stride(layer), 0.0f);
-  state.rotated_acc.assign(layer.spec.hadamard ? state.acc.size() : 0, 0.0f);
+  state.tier_sum.assign(apart ? state.sum.size() : 0, 0.0f);
+  state.tier_acc.assign(apart ? state.acc.size() : 0, 0.0f);
   state.zeros.assign(size_t{n_rows} * zeros_stride(layer), 0.0f);
+  state.tier_axes = nullptr;
 }
 
 State raw_view(RowState& state, const LayerCache::Impl& layer) {
-  return view(state, layer, state.acc, layer.spec.hadamard ? &state.rotated_acc : nullptr);
+  State view{state.max.data(), state.sum.data(), state.acc.data(), state.zeros.data(), acc_stride(layer), zeros_stride(layer)};
+  if (layer.values_transformed()) {
+    view.other_acc = state.tier_acc.data();
+    view.other_sum = state.tier_sum.data();
+  }
+  return view;
 }
 
-State tier_view(RowState& state, const LayerCache::Impl& layer) {
-  if (!layer.spec.hadamard) return view(state, layer, state.acc, nullptr);
-  return view(state, layer, state.rotated_acc, &state.acc);
+State tier_view(RowState& state, const LayerCache::Impl& layer, uint32_t n_rows, const codec::Axes& value) {
+  State view = raw_view(state, layer);
+  if (!layer.values_transformed()) return view;
+  if (state.tier_axes != &value) fold_tiers(state, layer, n_rows);
+  state.tier_axes = &value;
+  std::swap(view.acc, view.other_acc);
+  std::swap(view.sum, view.other_sum);
+  return view;
+}
+
+void fold_tiers(RowState& state, const LayerCache::Impl& layer, uint32_t n_rows) {
+  const bool apart = layer.values_transformed();
+  if (apart && !state.tier_axes) return;
+  const uint32_t dim = layer.shape.head_dim_v, group = layer.tier_group_v;
+  for (uint32_t r = 0; r < n_rows; ++r) {
+    float* acc = state.acc.data() + size_t{r} * acc_stride(layer);
+    float* tier_acc = apart ? state.tier_acc.data() + size_t{r} * acc_stride(layer) : acc;
+    float* zeros = state.zeros.data() + size_t{r} * zeros_stride(layer);
+    for (uint32_t g = 0; g < dim / group; ++g) {
+      const float zero = std::accumulate(zeros + g * kLanes, zeros + (g + 1) * kLanes, 0.0f);
+      for (uint32_t c = g * group; c < (g + 1) * group; ++c) tier_acc[c] += zero;
+    }
+    if (!apart) continue;
+    float *sum = state.sum.data() + size_t{r} * kLanes, *tier_sum = state.tier_sum.data() + size_t{r} * kLanes;
+    state.tier_axes->sum_from_tier({tier_acc, dim}, std::accumulate(tier_sum, tier_sum + kLanes, 0.0f));
+    for (uint32_t c = 0; c < dim; ++c) acc[c] += tier_acc[c];
+    for (uint32_t lane = 0; lane < kLanes; ++lane) sum[lane] += tier_sum[lane];
+  }
+  std::fill(state.tier_acc.begin(), state.tier_acc.end(), 0.0f);
+  std::fill(state.tier_sum.begin(), state.tier_sum.end(), 0.0f);
+  std::fill(state.zeros.begin(), state.zeros.end(), 0.0f);
+  state.tier_axes = nullptr;
 }
 
 void merge(RowState& into, const RowState& from, uint32_t n_rows) {
@@ -96,34 +127,26 @@ void merge(RowState& into, const RowState& from, uint32_t n_rows) {
     into.max[r] = max;
     merge_part(into.sum, from.sum, n_rows, r, keep, add);
     merge_part(into.acc, from.acc, n_rows, r, keep, add);
-    merge_part(into.rotated_acc, from.rotated_acc, n_rows, r, keep, add);
+    merge_part(into.tier_sum, from.tier_sum, n_rows, r, keep, add);
+    merge_part(into.tier_acc, from.tier_acc, n_rows, r, keep, add);
     merge_part(into.zeros, from.zeros, n_rows, r, keep, add);
   }
 }
 
 void finish(const RowTile& tile, RowState& state, std::vector<float>& inverse_sum) {
   const LayerCache::Impl& layer = tile.layer;
-  const uint32_t dim = layer.shape.head_dim_v, group = layer.tier_group_v;
+  const uint32_t dim = layer.shape.head_dim_v;
+  fold_tiers(state, layer, tile.n_rows());
   inverse_sum.resize(tile.n_rows());
   for (uint32_t r = 0; r < tile.n_rows(); ++r) {
-    float* tier_acc = (layer.spec.hadamard ? state.rotated_acc : state.acc).data() + size_t{r} * acc_stride(layer);
-    const float* zeros = state.zeros.data() + size_t{r} * zeros_stride(layer);
-    for (uint32_t g = 0; g < dim / group; ++g) {
-      float zero = 0.0f;
-      for (uint32_t lane = 0; lane < kLanes; ++lane) zero += zeros[g * kLanes + lane];
-      for (uint32_t c = g * group; c < (g + 1) * group; ++c) tier_acc[c] += zero;
-    }
     const float* sums = state.sum.data() + size_t{r} * kLanes;
     float denominator = std::accumulate(sums, sums + kLanes, 0.0f);
     if (tile.args.sinks) denominator += std::exp(tile.args.sinks[tile.head_of(r)] - state.max[r]);
     // A row that saw no cell has max -inf and sum 0: its output is 0, with or without a sink.
     inverse_sum[r] = state.max[r] == kHidden ? 0.0f : 1.0f / denominator;
-    if (layer.spec.hadamard) codec::hadamard(tier_acc, dim);
-    const float* raw_acc = state.acc.data() + size_t{r} * acc_stride(layer);
+    const float* acc = state.acc.data() + size_t{r} * acc_stride(layer);
     float* out = tile.output(r);
-    for (uint32_t c = 0; c < dim; ++c) {
-      out[c] = (layer.spec.hadamard ? raw_acc[c] + tier_acc[c] : raw_acc[c]) * inverse_sum[r];
-    }
+    for (uint32_t c = 0; c < dim; ++c) out[c] = acc[c] * inverse_sum[r];
   }
 }
 

@@ -72,7 +72,10 @@ HWY_ATTR inline void RaiseMaxima(uint32_t n_rows, const State& state, float* ste
       const uint32_t row = r + i;
       ScaleAll(state.sum + row * kLanes, kLanes, shrink[i]);
       ScaleAll(state.acc + row * state.acc_stride, state.acc_stride, shrink[i]);
-      if (state.other_acc) ScaleAll(state.other_acc + row * state.acc_stride, state.acc_stride, shrink[i]);
+      if (state.other_acc) {
+        ScaleAll(state.other_acc + row * state.acc_stride, state.acc_stride, shrink[i]);
+        ScaleAll(state.other_sum + row * kLanes, kLanes, shrink[i]);
+      }
       ScaleAll(state.zeros + row * state.zeros_stride, state.zeros_stride, shrink[i]);
     }
   }

@@ -11,6 +11,7 @@
 
 #include "attention/kernel_api.hpp"
 #include "codec/fp16.hpp"
+#include "codec/scale8.hpp"
 #include "hwy/highway.h"
 
 // Highway 1.0 checks the CPU for AVX-512 VNNI, but asks the compiler for AVX VNNI instead.
@@ -48,6 +49,34 @@ constexpr float kHidden = -std::numeric_limits<float>::infinity();
 HWY_INLINE HWY_ATTR VF LoadHalves(const uint8_t* at) {
   return hn::PromoteTo(DF(), hn::LoadU(hn::Rebind<hwy::float16_t, DF>(), reinterpret_cast<const hwy::float16_t*>(at)));
 }
+
+// What codes of a group's tokens stand for, x = alpha * level + beta, in lanes [lane, lane + width) of a block.
+struct Scales {
+  VF alpha, beta;
+};
+
+// base: of the block's scales of K or V.
+HWY_INLINE HWY_ATTR Scales LoadScales(const codec::BlockLayout& layout, const uint8_t* base, uint32_t group, size_t lane) {
+  if (layout.mixed()) {
+    const hn::Rebind<uint8_t, DU> d8;
+    const VU bytes = hn::PromoteTo(DU(), hn::LoadU(d8, base + lane));
+    const VU bits = hn::Add(hn::ShiftLeft<codec::kScale8Shift>(bytes), hn::Set(DU(), codec::kScale8Bias));
+    const VF alpha = hn::BitCast(DF(), bits);
+    return {alpha, hn::Mul(alpha, hn::Set(DF(), -codec::kGaussianCentre))};
+  }
+  const uint8_t* halves = base + codec::kGroupScaleBytes * group + 2 * lane;
+  return {LoadHalves(halves), LoadHalves(halves + 2 * kLanes)};
+}
+
+// Tiles of K or of V of consecutive blocks, where the block has them or where they were unpacked to.
+struct Tiles {
+  const uint8_t* first = nullptr;  // of the first block
+  size_t block_stride = 0;
+  const codec::TileRow* row = nullptr;
+
+  HWY_INLINE const uint8_t* Of(uint32_t block, uint32_t tile) const { return first + block * block_stride + row->at[tile]; }
+  HWY_INLINE uint32_t Bits(uint32_t tile) const { return row->bits[tile]; }
+};
 
 // Memory of the next step, fetched evenly between the products of this one: the access pattern (parts of blocks) is not one
 // that the CPU predicts, a cache in use has been pushed out by the model's weights, and a core has few reads in flight.

@@ -17,9 +17,11 @@ struct PreparedRows {
   std::vector<uint8_t> q_parts;
 };
 
-/// Memory of State for the rows of a tile.
+/// Memory of State for the rows of a tile. Where tiers hold values in other coordinates (LayerCache::Impl::values_transformed),
+/// they have a sum and an accumulator of their own.
 struct RowState {
-  std::vector<float> max, sum, acc, rotated_acc, zeros;
+  std::vector<float> max, sum, acc, tier_sum, tier_acc, zeros;
+  const codec::Axes* tier_axes = nullptr;  ///< of what is in tier_acc; null: nothing yet
 };
 
 /// What one split of a generation step leaves for the thread that finishes the head last.

@@ -11,9 +11,9 @@ void CellSet::reserve(uint32_t end) {
   if (words > words_.size()) words_.resize(words, 0);
 }
 
-FrameStore::FrameStore(const FrameStore& other, const Layouts& layouts, bool hadamard, bool track_queries)
+FrameStore::FrameStore(const FrameStore& other, const Layouts& layouts, const Spec& spec)
     : live_(other.live_), n_live_(other.n_live_), next_arrival_(other.next_arrival_) {
-  for (const HeadStore& head : other.heads_) heads_.emplace_back(head, layouts, hadamard, track_queries);
+  for (const HeadStore& head : other.heads_) heads_.emplace_back(head, layouts, spec);
 }
 
 bool FrameStore::compressed() const {

@@ -31,7 +31,7 @@ class FrameStore {
  public:
   FrameStore(std::vector<HeadStore> heads) : heads_(std::move(heads)) {}
   /// The staged tokens of `other` under other layouts (LayerCache::clone).
-  FrameStore(const FrameStore& other, const Layouts& layouts, bool hadamard, bool track_queries);
+  FrameStore(const FrameStore& other, const Layouts& layouts, const Spec& spec);
 
   std::vector<HeadStore>& heads() { return heads_; }
   const std::vector<HeadStore>& heads() const { return heads_; }

@@ -6,29 +6,43 @@
 
 #include "codec/fp16.hpp"
 #include "policy/importance.hpp"
+#include "policy/mixed_frame.hpp"
 
 namespace mikv::cache {
 
-HeadStore::HeadStore(const Layouts& layouts, bool hadamard, uint32_t dim_k, bool track_queries)
+HeadStore::HeadStore(const Layouts& layouts, const Spec& spec)
     : staged(layouts.staged), hi(layouts.hi), lo(layouts.lo), evict(layouts.evict) {
-  transform.hadamard = hadamard;
-  if (track_queries) q_max.assign(dim_k, 0.0f);
+  if (!spec.mixed()) transform.key.hadamard = transform.value.hadamard = spec.hadamard;
+  if (!spec.balancer) return;
+  q_max.assign(layouts.staged.dim_k, 0.0f);
+  q_square.assign(layouts.staged.dim_k, 0);
 }
 
-HeadStore::HeadStore(const HeadStore& other, const Layouts& layouts, bool hadamard, bool track_queries)
-    : staged(other.staged, layouts.staged), hi(layouts.hi), lo(layouts.lo), q_max(other.q_max), evict(layouts.evict) {
-  transform.hadamard = hadamard;
-  if (!track_queries) q_max = {};
-  if (track_queries && q_max.empty()) q_max.assign(layouts.staged.dim_k, 0.0f);
+HeadStore::HeadStore(const HeadStore& other, const Layouts& layouts, const Spec& spec) : HeadStore(layouts, spec) {
+  staged = Tier(other.staged, layouts.staged);
+  if (!spec.balancer || other.q_max.empty()) return;
+  q_max = other.q_max;
+  q_square = other.q_square;
+  n_queries = other.n_queries;
 }
 
-void HeadStore::note_query(const float* q) {
+void QueryTally::add(const float* q, uint32_t dim, float scale) {
+  ++n;
+  for (uint32_t c = 0; c < dim; ++c) {
+    max[c] = std::max(max[c], std::abs(q[c]));  // NaN changes nothing
+    const double x = double(q[c]) * scale, most = 1 << 12;
+    square[c] += uint64_t(x * x < most ? x * x * kOne : most * kOne);
+  }
+}
+
+void HeadStore::note_queries(const QueryTally& tally) {
+  std::atomic_ref<uint64_t>(n_queries).fetch_add(tally.n, std::memory_order_relaxed);
   for (size_t c = 0; c < q_max.size(); ++c) {
-    const float magnitude = std::abs(q[c]);
     std::atomic_ref<float> seen(q_max[c]);
     float before = seen.load(std::memory_order_relaxed);
-    while (magnitude > before && !seen.compare_exchange_weak(before, magnitude, std::memory_order_relaxed)) {
+    while (tally.max[c] > before && !seen.compare_exchange_weak(before, tally.max[c], std::memory_order_relaxed)) {
     }
+    std::atomic_ref<uint64_t>(q_square[c]).fetch_add(tally.square[c], std::memory_order_relaxed);
   }
 }
 
@@ -36,32 +50,34 @@ void HeadStore::load_staged(uint32_t slot, CommitScratch& scratch) const {
   codec::decode_token(staged.block_of(slot), staged.layout(), Tier::lane_of(slot), scratch.k.data(), scratch.v.data());
 }
 
-void HeadStore::freeze(const Spec& spec, CommitScratch& scratch) {
-  const uint32_t dim = staged.layout().dim_k;
-  std::vector<double> sums(dim, 0.0);
-  std::vector<float> low(dim, INFINITY), high(dim, -INFINITY);
+HeadStore::Frame HeadStore::plan_frame(const Spec& spec, CommitScratch& scratch) const {
+  const uint32_t dim_k = staged.layout().dim_k, dim_v = staged.layout().dim_v;
+  const double n = staged.size();
+  policy::Moments moments{std::vector<double>(dim_k), std::vector<double>(dim_k), std::vector<double>(dim_v),
+                          std::vector<double>(dim_v), {q_square.begin(), q_square.end()}};
+  for (double& square : moments.q_square) square /= QueryTally::kOne * double(std::max<uint64_t>(1, n_queries));
+  std::vector<float> low(dim_k, INFINITY), high(dim_k, -INFINITY);
+  const auto add = [n](const std::vector<float>& x, std::vector<double>& mean, std::vector<double>& square) {
+    for (size_t c = 0; c < mean.size(); ++c) mean[c] += x[c] / n, square[c] += double(x[c]) * x[c] / n;
+  };
   for (uint32_t slot = 0; slot < staged.size(); ++slot) {
     load_staged(slot, scratch);
-    for (uint32_t c = 0; c < dim; ++c) {
-      sums[c] += scratch.k[c];
-      low[c] = std::min(low[c], scratch.k[c]);
-      high[c] = std::max(high[c], scratch.k[c]);
-    }
+    add(scratch.k, moments.k_mean, moments.k_square);
+    add(scratch.v, moments.v_mean, moments.v_square);
+    for (uint32_t c = 0; c < dim_k; ++c) low[c] = std::min(low[c], scratch.k[c]), high[c] = std::max(high[c], scratch.k[c]);
   }
-  codec::Transform next;
-  next.hadamard = transform.hadamard;
-  if (spec.center) {
-    for (uint32_t c = 0; c < dim; ++c) next.centre.push_back(codec::f32_to_f16(float(sums[c] / staged.size())));
+  if (spec.mixed()) {
+    policy::MixedFrame mixed = policy::plan_mixed_frame(moments, spec.bits);
+    return {std::move(mixed.transform), std::make_unique<codec::BlockLayout>(mixed.lo)};
   }
-  if (spec.balancer) {
-    for (uint32_t c = 0; c < dim; ++c) {
-      const float mu = spec.center ? codec::f16_to_f32(next.centre[c]) : 0.0f;
-      next.balancer.push_back(codec::balance(q_max[c], std::max(high[c] - mu, mu - low[c])));
-    }
+  Frame frame{transform, nullptr};
+  codec::Axes& key = frame.transform.key;
+  for (uint32_t c = 0; c < dim_k; ++c) {
+    if (spec.center) key.centre.push_back(codec::f32_to_f16(float(moments.k_mean[c])));
+    const float mu = spec.center ? codec::f16_to_f32(key.centre[c]) : 0.0f;
+    if (spec.balancer) key.balancer.push_back(codec::balance(q_max[c], std::max(high[c] - mu, mu - low[c])));
   }
-  transform = std::move(next);
-  q_max = {};
-  frozen = true;
+  return frame;
 }
 
 void HeadStore::append_lo(uint32_t cell, const CommitScratch& scratch) {
@@ -80,8 +96,8 @@ void HeadStore::demote_hi(uint32_t slot, CommitScratch& scratch) {
 
 void HeadStore::keep_staged(uint32_t slot, CommitScratch& scratch) {
   load_staged(slot, scratch);
-  transform.key_to_tier({scratch.k.data(), staged.layout().dim_k});
-  transform.value_to_tier({scratch.v.data(), staged.layout().dim_v});
+  transform.key.to_tier({scratch.k.data(), staged.layout().dim_k});
+  transform.value.to_tier({scratch.v.data(), staged.layout().dim_v});
   const uint32_t to = hi.append(1);
   hi.cell(to) = staged.cell(slot);
   hi.set_score(to, staged.score(slot), staged.arrival(slot));
@@ -91,8 +107,8 @@ void HeadStore::keep_staged(uint32_t slot, CommitScratch& scratch) {
 void HeadStore::drop_staged(uint32_t slot, CommitScratch& scratch) {
   if (evict) return;
   load_staged(slot, scratch);
-  transform.key_to_tier({scratch.k.data(), staged.layout().dim_k});
-  transform.value_to_tier({scratch.v.data(), staged.layout().dim_v});
+  transform.key.to_tier({scratch.k.data(), staged.layout().dim_k});
+  transform.value.to_tier({scratch.v.data(), staged.layout().dim_v});
   append_lo(staged.cell(slot), scratch);
 }
 
@@ -118,10 +134,22 @@ void HeadStore::commit(const Spec& spec, uint64_t n_live, CommitScratch& scratch
 
   choose_victims(spec, n_live, scratch);
   const uint32_t n_victims = uint32_t(scratch.victims.size());
-  if (!evict) lo.reserve(n_victims);
+  const bool freezing = spec.needs_frame() && !frozen;
+  Frame frame = freezing ? plan_frame(spec, scratch) : Frame();
+  Tier own_lo(frame.lo ? *frame.lo : lo.layout());
+  if (!evict) (frame.lo ? own_lo : lo).reserve(n_victims);
   // Victims leave hi before survivors enter it, so hi only grows by what it ends up with.
   if (n_staged > n_victims) hi.reserve(n_staged - n_victims);
-  if (spec.needs_frame() && !frozen) freeze(spec, scratch);
+  if (frame.lo) {
+    lo = std::move(own_lo);
+    own_lo_ = std::move(frame.lo);
+  }
+  if (freezing) {
+    transform = std::move(frame.transform);
+    q_max = {};
+    q_square = {};
+    frozen = true;
+  }
 
   // From the highest slot down: removing one moves the last one into its place, and that one stays.
   std::sort(scratch.victims.begin(), scratch.victims.end(), std::greater<>());

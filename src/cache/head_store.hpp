@@ -4,8 +4,10 @@
 // the first commit freezes the frame (centre, balancer) from what is staged. A demoted token is never promoted.
 #pragma once
 
+#include <array>
 #include <atomic>
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "cache/tier.hpp"
@@ -27,6 +29,17 @@ struct Layouts {
   bool quantised() const { return hi.bits < 16 || (!evict && lo.bits < 16); }
 };
 
+/// Statistics of queries, for balancers: largest magnitudes, and squares of queries times the softmax scale. Squares are summed
+/// as integers, so that the sum does not depend on which thread adds first.
+struct QueryTally {
+  std::array<float, codec::kMaxHeadDim> max{};
+  std::array<uint64_t, codec::kMaxHeadDim> square{};
+  uint64_t n = 0;  ///< rows
+
+  static constexpr double kOne = 1 << 28;  ///< of the sums; rows count with 2^12 a square at most, so 2^24 of them fit
+  void add(const float* q, uint32_t dim, float scale);
+};
+
 /// Working memory of commit(), kept between calls so that a generation step allocates nothing.
 struct CommitScratch {
   std::vector<float> scores, k, v;
@@ -36,15 +49,17 @@ struct CommitScratch {
 
 class HeadStore {
  public:
-  HeadStore(const Layouts& layouts, bool hadamard, uint32_t dim_k, bool track_queries);
+  HeadStore(const Layouts& layouts, const Spec& spec);
   /// The staged tokens and query statistics of `other` under other layouts; other.compressed() must be false.
-  HeadStore(const HeadStore& other, const Layouts& layouts, bool hadamard, bool track_queries);
+  HeadStore(const HeadStore& other, const Layouts& layouts, const Spec& spec);
   HeadStore(HeadStore&&) noexcept = default;
 
   Tier staged, hi, lo;
   codec::Transform transform;
-  /// max|q_c| so far, [dim_k]; empty if the spec has no balancer or the frame is frozen.
+  /// QueryTally of the queries so far, [dim_k] each; empty if the spec has no balancer or the frame is frozen.
   std::vector<float> q_max;
+  std::vector<uint64_t> q_square;
+  uint64_t n_queries = 0;
   bool frozen = false;
   bool evict;
 
@@ -55,19 +70,29 @@ class HeadStore {
   /// May throw std::bad_alloc; nothing changes then.
   void commit(const Spec& spec, uint64_t n_live, CommitScratch& scratch);
 
-  /// Raises q_max by |q[dim_k]| of one query row; safe from several threads.
-  void note_query(const float* q);
+  /// Adds to q_max and q_square; safe from several threads.
+  void note_queries(const QueryTally& tally);
 
-  uint64_t frame_bytes() const { return transform.bytes() + q_max.size() * sizeof(float); }
+  uint64_t frame_bytes() const {
+    return transform.bytes() + q_max.size() * sizeof(float) + q_square.size() * sizeof(uint64_t) + (own_lo_ ? sizeof *own_lo_ : 0);
+  }
 
  private:
+  /// What the first commit makes of the prompt.
+  struct Frame {
+    codec::Transform transform;
+    std::unique_ptr<codec::BlockLayout> lo;  ///< null: the layer's
+  };
+
   void choose_victims(const Spec& spec, uint64_t n_live, CommitScratch& scratch) const;
-  void freeze(const Spec& spec, CommitScratch& scratch);
+  Frame plan_frame(const Spec& spec, CommitScratch& scratch) const;
   void load_staged(uint32_t slot, CommitScratch& scratch) const;
   void demote_hi(uint32_t slot, CommitScratch& scratch);
   void keep_staged(uint32_t slot, CommitScratch& scratch);
   void drop_staged(uint32_t slot, CommitScratch& scratch);
   void append_lo(uint32_t cell, const CommitScratch& scratch);
+
+  std::unique_ptr<codec::BlockLayout> own_lo_;  ///< of `lo` once frozen, where bits differ by head
 };
 
 }  // namespace mikv::cache

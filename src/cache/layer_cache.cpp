@@ -40,17 +40,13 @@ Status check_groups(const LayerShape& shape, const Spec& spec) {
   return {};
 }
 
-codec::Codebook codebook_of(Format format) {
-  const bool gaussian = format == Format::gauss2 || format == Format::gauss3 || format == Format::gauss4;
-  return gaussian ? codec::Codebook::gaussian : codec::Codebook::uniform;
-}
-
 cache::Layouts make_layouts(const LayerShape& shape, const Spec& spec) {
   const uint32_t group_k = spec.group.resolve(shape.head_dim_k), group_v = spec.group.resolve(shape.head_dim_v);
   const auto layout = [&](Format format, bool scored) {
-    const uint32_t bits = format == Format::evict ? 2 : format_bits(format);
+    // Bits that differ by head are known when its frame is frozen; what stands here until then is never filled.
+    const uint32_t bits = format == Format::evict || format == Format::mixed ? 2 : format_bits(format);
     const uint32_t k = group_k ? group_k : shape.head_dim_k, v = group_v ? group_v : shape.head_dim_v;
-    return codec::BlockLayout::make(bits, shape.head_dim_k, shape.head_dim_v, k, v, scored, codebook_of(format));
+    return codec::BlockLayout::make(bits, shape.head_dim_k, shape.head_dim_v, k, v, scored);
   };
   // Scores and arrivals decide about demotion; a cache that demotes nothing has no use for them.
   const bool scored = spec.importance != Importance::full;
@@ -108,7 +104,7 @@ cache::FrameStore& LayerCache::Impl::frame_for_put(FrameId id) {
     std::vector<cache::HeadStore> heads;
     heads.reserve(shape.n_kv_heads);
     for (uint32_t h = 0; h < shape.n_kv_heads; ++h) {
-      heads.emplace_back(layouts, spec.hadamard, shape.head_dim_k, spec.balancer);
+      heads.emplace_back(layouts, spec);
     }
     frames[id] = std::make_unique<cache::FrameStore>(std::move(heads));
   }
@@ -234,7 +230,7 @@ Result<std::unique_ptr<LayerCache>> LayerCache::clone(const Spec& spec) const {
   try {
     for (const auto& frame : impl_->frames) {
       to.frames.push_back(
-          frame ? std::make_unique<cache::FrameStore>(*frame, to.layouts, spec.hadamard, spec.balancer) : nullptr);
+          frame ? std::make_unique<cache::FrameStore>(*frame, to.layouts, spec) : nullptr);
     }
   } catch (const std::bad_alloc&) {
     return Error{"out of memory cloning a KV cache; use fewer specs or a shorter context"};
@@ -255,8 +251,8 @@ std::vector<StoredToken> LayerCache::dump(FrameId frame, uint32_t kv_head) const
                         std::vector<float>(impl_->shape.head_dim_k), std::vector<float>(impl_->shape.head_dim_v)};
       codec::decode_token(tier.block_of(slot), tier.layout(), cache::Tier::lane_of(slot), token.k.data(), token.v.data());
       if (name != TierName::staged) {
-        head.transform.key_from_tier(token.k);
-        head.transform.value_from_tier(token.v);
+        head.transform.key.from_tier(token.k);
+        head.transform.value.from_tier(token.v);
       }
       if (token.cell < stored.end()) stored.insert(token.cell);
       tokens.push_back(std::move(token));

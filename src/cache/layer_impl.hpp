@@ -20,6 +20,8 @@ struct LayerCache::Impl {
   std::vector<std::unique_ptr<cache::FrameStore>> frames;  ///< by FrameId; null: never used
 
   bool scores_wanted() const { return spec.importance == Importance::h2o && spec.keep > 0.0 && spec.keep < 1.0; }
+  /// Tiers hold values in other coordinates than staged tokens, and perhaps in others in each frame.
+  bool values_transformed() const { return spec.hadamard; }
   cache::FrameStore* frame(FrameId id) const { return id < frames.size() ? frames[id].get() : nullptr; }
   cache::FrameStore& frame_for_put(FrameId id);
   Status commit(cache::FrameStore& frame);

@@ -24,6 +24,7 @@ class Tier {
   Tier(const Tier&) = delete;
   Tier& operator=(const Tier&) = delete;
   Tier(Tier&&) noexcept = default;
+  Tier& operator=(Tier&&) noexcept = default;
 
   const codec::BlockLayout& layout() const { return *layout_; }
   uint32_t size() const { return n_tokens_; }

@@ -9,22 +9,47 @@
 
 #include "codec/fp16.hpp"
 #include "codec/quantiser.hpp"
+#include "codec/scale8.hpp"
 
 namespace mikv::codec {
 namespace {
 
 struct Part {
   size_t scales, data;
-  uint32_t dim, group;
+  uint32_t dim, group, n_tiles;
   bool keys;  // a token is a lane of the tiles, else a row
-  const Levels& levels;
+  const TileRow& row;
 };
 
 Part part_k(const BlockLayout& layout) {
-  return {layout.scales_k, layout.data_k, layout.dim_k, layout.group_k, true, layout.levels};
+  return {layout.scales_k, layout.data_k, layout.dim_k, layout.group_k, layout.tiles_k, true, layout.row_k};
 }
 Part part_v(const BlockLayout& layout) {
-  return {layout.scales_v, layout.data_v, layout.dim_v, layout.group_v, false, layout.levels};
+  return {layout.scales_v, layout.data_v, layout.dim_v, layout.group_v, layout.tiles_v, false, layout.row_v};
+}
+
+// Calls work with the number of bits as a constant.
+template <typename Work>
+void with_bits(uint32_t bits, Work work) {
+  switch (bits) {
+    case kMixedBits: return work(std::integral_constant<uint32_t, kMixedBits>());
+    case 2: return work(std::integral_constant<uint32_t, 2>());
+    case 3: return work(std::integral_constant<uint32_t, 3>());
+    case 4: return work(std::integral_constant<uint32_t, 4>());
+    case 8: return work(std::integral_constant<uint32_t, 8>());
+    default: return work(std::integral_constant<uint32_t, 16>());
+  }
+}
+
+// The same for a tile of mixed bits.
+template <typename Work>
+void with_table_bits(uint32_t bits, Work work) {
+  switch (bits) {
+    case 1: return work(std::integral_constant<uint32_t, 1>());
+    case 2: return work(std::integral_constant<uint32_t, 2>());
+    case 3: return work(std::integral_constant<uint32_t, 3>());
+    default: return work(std::integral_constant<uint32_t, 4>());
+  }
 }
 
 // Of one token; the last tile's padding included.
@@ -33,17 +58,33 @@ using Codes = std::array<Code<kBits>, kMaxHeadDim>;
 
 template <uint32_t kBits>
 void write_codes(uint8_t* block, const Part& part, uint32_t token, const Codes<kBits>& codes) {
-  uint8_t* tile = block + part.data;
-  for (uint32_t c = 0; c < part.dim; c += kTileSide, tile += tile_bytes(kBits)) {
-    part.keys ? store_lane<kBits>(tile, token, &codes[c]) : store_row<kBits>(tile, token, &codes[c]);
+  for (uint32_t t = 0; t < part.n_tiles; ++t) {
+    uint8_t* tile = block + part.data + part.row.at[t];
+    const auto* of_tile = &codes[t * kTileSide];
+    const auto store = [&](auto bits) {
+      part.keys ? store_lane<bits>(tile, token, of_tile) : store_row<bits>(tile, token, of_tile);
+    };
+    if constexpr (kBits != kMixedBits) {
+      store(std::integral_constant<uint32_t, kBits>());
+    } else {
+      with_table_bits(part.row.bits[t], store);
+    }
   }
 }
 
 template <uint32_t kBits>
 void read_codes(const uint8_t* block, const Part& part, uint32_t token, Codes<kBits>& codes) {
-  const uint8_t* tile = block + part.data;
-  for (uint32_t c = 0; c < part.dim; c += kTileSide, tile += tile_bytes(kBits)) {
-    part.keys ? load_lane<kBits>(tile, token, &codes[c]) : load_row<kBits>(tile, token, &codes[c]);
+  for (uint32_t t = 0; t < part.n_tiles; ++t) {
+    const uint8_t* tile = block + part.data + part.row.at[t];
+    auto* of_tile = &codes[t * kTileSide];
+    const auto load = [&](auto bits) {
+      part.keys ? load_lane<bits>(tile, token, of_tile) : load_row<bits>(tile, token, of_tile);
+    };
+    if constexpr (kBits != kMixedBits) {
+      load(std::integral_constant<uint32_t, kBits>());
+    } else {
+      with_table_bits(part.row.bits[t], load);
+    }
   }
 }
 
@@ -57,13 +98,18 @@ const uint16_t* alphas(const uint8_t* block, const Part& part, uint32_t group) {
 template <uint32_t kBits>
 void encode_part(uint8_t* block, const Part& part, uint32_t token, const float* values) {
   Codes<kBits> codes;
-  const uint32_t padded = (part.dim + kTileSide - 1) / kTileSide * kTileSide;
+  const uint32_t padded = part.n_tiles * kTileSide;
   std::fill(codes.begin() + part.dim, codes.begin() + padded, Code<kBits>{0});
-  if constexpr (kBits == 16) {
+  if constexpr (kBits == kMixedBits) {
+    float padded_values[kMaxHeadDim];
+    std::copy_n(values, part.dim, padded_values);
+    std::fill(padded_values + part.dim, padded_values + padded, 0.0f);
+    block[part.scales + token] = quantise_gaussian(padded_values, part.row.bits.data(), part.n_tiles, codes.data());
+  } else if constexpr (kBits == 16) {
     for (uint32_t c = 0; c < part.dim; ++c) codes[c] = f32_to_f16(values[c]);
   } else {
     for (uint32_t first = 0, group = 0; first < part.dim; first += part.group, ++group) {
-      const GroupScale scale = quantise_group(std::span(values + first, part.group), kBits, part.levels, &codes[first]);
+      const GroupScale scale = quantise_group(std::span(values + first, part.group), kBits, &codes[first]);
       uint16_t* alpha = alphas(block, part, group);
       alpha[token] = scale.alpha;
       alpha[kBlockTokens + token] = scale.beta;
@@ -76,14 +122,20 @@ template <uint32_t kBits>
 void decode_part(const uint8_t* block, const Part& part, uint32_t token, float* values) {
   Codes<kBits> codes;
   read_codes<kBits>(block, part, token, codes);
-  if constexpr (kBits == 16) {
+  if constexpr (kBits == kMixedBits) {
+    const float alpha = scale8_to_f32(block[part.scales + token]);
+    for (uint32_t c = 0; c < part.dim; ++c) {
+      const Levels& levels = levels_of(Codebook::gaussian, part.row.bits[c / kTileSide]);
+      values[c] = alpha * (float(levels[codes[c]]) - kGaussianCentre);
+    }
+  } else if constexpr (kBits == 16) {
     for (uint32_t c = 0; c < part.dim; ++c) values[c] = f16_to_f32(codes[c]);
   } else {
     for (uint32_t first = 0, group = 0; first < part.dim; first += part.group, ++group) {
       const uint16_t* alpha = alphas(block, part, group);
       const float step = f16_to_f32(alpha[token]), zero = f16_to_f32(alpha[kBlockTokens + token]);
       for (uint32_t c = first; c < first + part.group; ++c) {
-        values[c] = step * float(kBits > 4 ? codes[c] : part.levels[codes[c]]) + zero;
+        values[c] = step * float(codes[c]) + zero;
       }
     }
   }
@@ -94,6 +146,10 @@ void copy_part(const uint8_t* from, uint32_t from_lane, uint8_t* to, uint32_t to
   Codes<kBits> codes;
   read_codes<kBits>(from, part, from_lane, codes);
   write_codes<kBits>(to, part, to_lane, codes);
+  if constexpr (kBits == kMixedBits) {
+    to[part.scales + to_lane] = from[part.scales + from_lane];
+    return;
+  }
   const uint32_t groups = part.group ? part.dim / part.group : 0;
   for (uint32_t group = 0; group < groups; ++group) {
     for (const uint32_t half : {0u, kBlockTokens}) {
@@ -102,45 +158,65 @@ void copy_part(const uint8_t* from, uint32_t from_lane, uint8_t* to, uint32_t to
   }
 }
 
-// Calls work with the number of bits as a constant.
-template <typename Work>
-void with_bits(uint32_t bits, Work work) {
-  switch (bits) {
-    case 2: return work(std::integral_constant<uint32_t, 2>());
-    case 3: return work(std::integral_constant<uint32_t, 3>());
-    case 4: return work(std::integral_constant<uint32_t, 4>());
-    case 8: return work(std::integral_constant<uint32_t, 8>());
-    default: return work(std::integral_constant<uint32_t, 16>());
+}  // namespace
+
+namespace {
+
+void place_tiles(std::span<const uint8_t> bits, TileRow& row) {
+  size_t at = 0;
+  for (size_t t = 0; t < bits.size(); ++t) {
+    row.bits[t] = bits[t];
+    row.at[t] = uint16_t(at);
+    at += tile_bytes(bits[t]);
   }
+}
+
+// Offsets of the parts; everything else is set.
+void place_parts(BlockLayout& layout, size_t group_scale_bytes) {
+  size_t at = sizeof(uint32_t) * kBlockTokens;
+  const auto place = [&at](size_t bytes) { return std::exchange(at, at + bytes); };
+  const auto data_bytes = [](const TileRow& row, uint32_t n) { return row.at[n - 1] + tile_bytes(row.bits[n - 1]); };
+  layout.scores = place(layout.scored ? sizeof(float) * kBlockTokens : 0);
+  layout.arrivals = place(layout.scored ? sizeof(uint32_t) * kBlockTokens : 0);
+  layout.scales_k = place(group_scale_bytes * layout.groups_k);
+  layout.scales_v = place(group_scale_bytes * layout.groups_v);
+  layout.data_k = place(data_bytes(layout.row_k, layout.tiles_k));
+  layout.data_v = place(data_bytes(layout.row_v, layout.tiles_v));
+  layout.bytes = at;
 }
 
 }  // namespace
 
 BlockLayout BlockLayout::make(uint32_t bits, uint32_t dim_k, uint32_t dim_v, uint32_t group_k, uint32_t group_v,
-                              bool scored, Codebook codebook) {
+                              bool scored) {
   BlockLayout layout;
   layout.bits = bits;
-  layout.levels = make_levels(bits, codebook);
   layout.dim_k = dim_k;
   layout.dim_v = dim_v;
   layout.scored = scored;
-  layout.tiles_k = (dim_k + kTileSide - 1) / kTileSide;
-  layout.tiles_v = (dim_v + kTileSide - 1) / kTileSide;
+  layout.tiles_k = tiles_of(dim_k);
+  layout.tiles_v = tiles_of(dim_v);
+  std::array<uint8_t, kMaxTiles> same;
+  same.fill(uint8_t(bits));
+  place_tiles({same.data(), layout.tiles_k}, layout.row_k);
+  place_tiles({same.data(), layout.tiles_v}, layout.row_v);
   if (bits != 16) {
     layout.group_k = group_k;
     layout.group_v = group_v;
     layout.groups_k = dim_k / group_k;
     layout.groups_v = dim_v / group_v;
   }
-  size_t at = sizeof(uint32_t) * kBlockTokens;
-  const auto place = [&at](size_t bytes) { return std::exchange(at, at + bytes); };
-  layout.scores = place(scored ? sizeof(float) * kBlockTokens : 0);
-  layout.arrivals = place(scored ? sizeof(uint32_t) * kBlockTokens : 0);
-  layout.scales_k = place(kGroupScaleBytes * layout.groups_k);
-  layout.scales_v = place(kGroupScaleBytes * layout.groups_v);
-  layout.data_k = place(tile_bytes(bits) * layout.tiles_k);
-  layout.data_v = place(tile_bytes(bits) * layout.tiles_v);
-  layout.bytes = at;
+  place_parts(layout, kGroupScaleBytes);
+  return layout;
+}
+
+BlockLayout BlockLayout::make_mixed(uint32_t dim_k, uint32_t dim_v, std::span<const uint8_t> bits_k,
+                                    std::span<const uint8_t> bits_v, bool scored) {
+  BlockLayout layout = make(2, dim_k, dim_v, dim_k, dim_v, scored);
+  layout.bits = kMixedBits;
+  place_tiles(bits_k, layout.row_k);
+  place_tiles(bits_v, layout.row_v);
+  place_parts(layout, kBlockTokens);
   return layout;
 }
 

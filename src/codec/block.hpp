@@ -6,15 +6,21 @@
 //   arrivals   16 x u32 put order             scored tiers
 //   scales K   groups x (16 alpha, 16 beta)   2, 3, 4, 8 bits; halves, by token
 //   scales V   groups x (16 alpha, 16 beta)   2, 3, 4, 8 bits
+//   scales K   16 alpha                       mixed bits; bytes (codec/scale8.hpp), by token
+//   scales V   16 alpha                       mixed bits
 //   tiles K    channels/16 tiles              lane = token,   row = channel   (codec/tile.hpp)
 //   tiles V    channels/16 tiles              lane = channel, row = token
 //
 // E.g. INT3, head_dim 128, groups of 64: 64 + 128 + 128 + 8*96 + 8*96 = 1856 bytes, 3.625 bits an element with ids.
+// Mixed bits: each tile has 1 to 4 of its own, and the head one group. E.g. 2.75 bits on average, head_dim 128: 64 + 32 +
+// 44*32 = 1504 bytes, 2.94 bits an element with ids.
 // Head dimensions that are no multiple of 16 are padded to one; the padding is counted as codes.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
+#include <span>
 
 #include "codec/levels.hpp"
 #include "codec/tile.hpp"
@@ -24,24 +30,41 @@ namespace mikv::codec {
 inline constexpr uint32_t kBlockTokens = kTileSide;
 inline constexpr uint32_t kMaxHeadDim = 512;
 
+inline constexpr uint32_t kMaxTiles = kMaxHeadDim / kTileSide;
+/// BlockLayout::bits where tiles differ.
+inline constexpr uint32_t kMixedBits = 0;
+
+/// Where the tiles of K or V stand and how many bits their codes have.
+struct TileRow {
+  std::array<uint16_t, kMaxTiles> at{};   ///< byte offset from the first tile
+  std::array<uint8_t, kMaxTiles> bits{};
+};
+static_assert(kMaxTiles * tile_bytes(16) <= UINT16_MAX);
+
 struct BlockLayout {
-  uint32_t bits = 16;  ///< 2, 3, 4, 8 or 16
+  uint32_t bits = 16;  ///< 2, 3, 4, 8, 16 or kMixedBits
   uint32_t dim_k = 0, dim_v = 0;
   uint32_t group_k = 0, group_v = 0;    ///< channels a group; 0 for 16 bits: no scales
   uint32_t tiles_k = 0, tiles_v = 0;    ///< tiles a block
   uint32_t groups_k = 0, groups_v = 0;  ///< groups a token; 0 for 16 bits
   bool scored = false;
-  Levels levels{};  ///< what codes of 2 to 4 bits stand for
+  TileRow row_k, row_v;
   size_t scores = 0, arrivals = 0, scales_k = 0, scales_v = 0, data_k = 0, data_v = 0;  ///< byte offsets; ids are at 0
   size_t bytes = 0;  ///< of a block; a multiple of 32
 
   /// group sizes must divide the dimensions; both are ignored for 16 bits.
-  static BlockLayout make(uint32_t bits, uint32_t dim_k, uint32_t dim_v, uint32_t group_k, uint32_t group_v, bool scored,
-                          Codebook codebook = Codebook::uniform);
+  static BlockLayout make(uint32_t bits, uint32_t dim_k, uint32_t dim_v, uint32_t group_k, uint32_t group_v, bool scored);
+  /// bits_k, bits_v: 1 to 4 for each tile.
+  static BlockLayout make_mixed(uint32_t dim_k, uint32_t dim_v, std::span<const uint8_t> bits_k,
+                                std::span<const uint8_t> bits_v, bool scored);
 
-  size_t code_bytes_per_token() const { return (tile_bytes(bits) / kBlockTokens) * (tiles_k + tiles_v); }
-  size_t scale_bytes_per_token() const { return size_t{4} * (groups_k + groups_v); }
+  bool mixed() const { return bits == kMixedBits; }
+  Codebook codebook() const { return mixed() ? Codebook::gaussian : Codebook::uniform; }
+  size_t code_bytes_per_token() const { return (bytes - data_k) / kBlockTokens; }
+  size_t scale_bytes_per_token() const { return (data_k - scales_k) / kBlockTokens; }
 };
+
+constexpr uint32_t tiles_of(uint32_t dim) { return (dim + kTileSide - 1) / kTileSide; }
 
 /// Bytes of the scales of one group in a block: 16 alphas, then 16 betas, halves.
 inline constexpr size_t kGroupScaleBytes = 2 * 2 * kBlockTokens;
@@ -55,7 +78,7 @@ void encode_token(uint8_t* block, const BlockLayout& layout, uint32_t lane, cons
 void encode_k_f16(uint8_t* block, const BlockLayout& layout, uint32_t lane, const float* k);
 void encode_v_f16(uint8_t* block, const BlockLayout& layout, uint32_t lane, const float* v);
 
-/// Reads token `lane` back as alpha * level[code] + beta.
+/// Reads token `lane` back.
 void decode_token(const uint8_t* block, const BlockLayout& layout, uint32_t lane, float* k, float* v);
 
 /// Copies everything a block holds of one token, ids and scores included, without decoding it.

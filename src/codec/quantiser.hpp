@@ -1,6 +1,5 @@
 // Quantiser, Eq. 1 of MiKV (arXiv 2402.18096): asymmetric, round to nearest, one scale and one zero a group.
 //   alpha = (max - min) / (2^N - 1), beta = min, code = round((x - beta) / alpha), x' = alpha * code + beta
-// With a codebook (codec/levels.hpp) its highest level takes the place of 2^N - 1, and the nearest level that of rounding.
 // alpha and beta are stored as halves; codes are taken against the stored values, so their rounding costs no extra error
 // except at the ends of the range.
 #pragma once
@@ -13,6 +12,8 @@
 
 #include "codec/fp16.hpp"
 #include "codec/levels.hpp"
+#include "codec/scale8.hpp"
+#include "codec/tile.hpp"
 
 namespace mikv::codec {
 
@@ -22,7 +23,7 @@ struct GroupScale {
 };
 
 /// Quantises one group of finite values to `bits` (2..8). codes: as many as values. A constant group gets alpha 0.
-inline GroupScale quantise_group(std::span<const float> values, uint32_t bits, const Levels& levels, uint8_t* codes) {
+inline GroupScale quantise_group(std::span<const float> values, uint32_t bits, uint8_t* codes) {
   // Several minima and maxima side by side: a single chain of comparisons would take as long as all the rest.
   constexpr size_t kChains = 8;
   float lows[kChains], highs[kChains];
@@ -37,24 +38,75 @@ inline GroupScale quantise_group(std::span<const float> values, uint32_t bits, c
   }
   float low = *std::min_element(lows, lows + kChains), high = *std::max_element(highs, highs + kChains);
   for (size_t i = whole; i < values.size(); ++i) low = std::min(low, values[i]), high = std::max(high, values[i]);
-  const uint32_t top_code = (1u << bits) - 1, top = bits > 4 ? top_code : levels[top_code];
-  const GroupScale scale{f32_to_f16(std::min(kF16Max, (high - low) / float(top))),
-                         f32_to_f16(std::clamp(low, -kF16Max, kF16Max))};
+  const float top = float((1u << bits) - 1);
+  const GroupScale scale{f32_to_f16(std::min(kF16Max, (high - low) / top)), f32_to_f16(std::clamp(low, -kF16Max, kF16Max))};
   const float alpha = f16_to_f32(scale.alpha), beta = f16_to_f32(scale.beta);
   const float inverse = alpha > 0.0f ? 1.0f / alpha : 0.0f;
-  if (top == top_code) {
-    for (size_t i = 0; i < values.size(); ++i) {
-      const float code = (values[i] - beta) * inverse + 0.5f;  // truncated below: round half up
-      codes[i] = uint8_t(std::clamp(code, 0.0f, float(top)));
-    }
-    return scale;
-  }
   for (size_t i = 0; i < values.size(); ++i) {
-    const float twice = 2.0f * (values[i] - beta) * inverse;
-    uint32_t code = 0;
-    for (uint32_t c = 0; c < top_code; ++c) code += twice >= float(levels[c] + levels[c + 1]);
-    codes[i] = uint8_t(code);
+    const float code = (values[i] - beta) * inverse + 0.5f;  // truncated below: round half up
+    codes[i] = uint8_t(std::clamp(code, 0.0f, top));
   }
+  return scale;
+}
+
+// ---------------------------------------------------------------- symmetric, tiles of different bits
+
+/// Nearest gaussian level of 16 values: codes[16], and the levels less their centre, levels[16]. inverse: 1 / alpha.
+template <uint32_t kBits>
+inline void nearest_gaussian(const float* values, float inverse, uint8_t* codes, float* levels) {
+  constexpr Levels table = make_levels(kBits, Codebook::gaussian);
+  float level[kTileSide];
+  uint32_t code[kTileSide] = {};
+  std::fill_n(level, kTileSide, float(table[0]) - kGaussianCentre);
+  for (uint32_t c = 0; c + 1 < 1u << kBits; ++c) {
+    const float border = 0.5f * float(table[c] + table[c + 1]) - kGaussianCentre, step = float(table[c + 1] - table[c]);
+    for (uint32_t i = 0; i < kTileSide; ++i) {
+      const bool above = values[i] * inverse >= border;
+      code[i] += above;
+      level[i] += above ? step : 0.0f;
+    }
+  }
+  for (uint32_t i = 0; i < kTileSide; ++i) codes[i] = uint8_t(code[i]), levels[i] = level[i];
+}
+
+/// Quantises a head's part of a token to gaussian levels under one scale, x' = alpha (level - 127.5), tile t with bits[t] (1..4).
+/// The scale is the least-squares one for the codes that the root mean square gives. A tile counts in it by the inverse of
+/// its bits' error: tiles get bits so that error times importance is about the same in all of them.
+/// values[n_tiles * 16], 0 beyond the head's channels; codes: as many. Returns the scale as a byte (codec/scale8.hpp).
+inline uint8_t quantise_gaussian(const float* values, const uint8_t* bits, uint32_t n_tiles, uint8_t* codes) {
+  const auto visit_tiles = [&](float alpha, auto visit) {
+    const float inverse = 1.0f / alpha;
+    for (uint32_t t = 0; t < n_tiles; ++t) {
+      const float* x = values + t * kTileSide;
+      uint8_t* code = codes + t * kTileSide;
+      float levels[kTileSide];
+      switch (bits[t]) {
+        case 1: nearest_gaussian<1>(x, inverse, code, levels); break;
+        case 2: nearest_gaussian<2>(x, inverse, code, levels); break;
+        case 3: nearest_gaussian<3>(x, inverse, code, levels); break;
+        default: nearest_gaussian<4>(x, inverse, code, levels); break;
+      }
+      visit(t, x, levels);
+    }
+  };
+  const auto weight = [&](uint32_t t) { return float(1.0 / kGaussianError[bits[t]]); };
+  float squares = 0.0f, weights = 0.0f;
+  for (uint32_t t = 0; t < n_tiles; ++t) {
+    float sum = 0.0f;
+    for (uint32_t i = 0; i < kTileSide; ++i) sum += values[t * kTileSide + i] * values[t * kTileSide + i];
+    squares += weight(t) * sum;
+    weights += weight(t) * float(kTileSide);
+  }
+  const float first = scale8_to_f32(scale8_from_f32(kGaussianUnit * std::sqrt(squares / weights)));
+  float projected = 0.0f, level_squares = 0.0f;
+  visit_tiles(first, [&](uint32_t t, const float* x, const float* levels) {
+    float dot = 0.0f, square = 0.0f;
+    for (uint32_t i = 0; i < kTileSide; ++i) dot += x[i] * levels[i], square += levels[i] * levels[i];
+    projected += weight(t) * dot;
+    level_squares += weight(t) * square;
+  });
+  const uint8_t scale = scale8_from_f32(projected / level_squares);  // no level is 0
+  visit_tiles(scale8_to_f32(scale), [](uint32_t, const float*, const float*) {});
   return scale;
 }
 

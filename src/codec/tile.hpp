@@ -19,6 +19,7 @@
 //        quad 2 at bit 6; then 16 u16: a nibble for each byte b, in the order 0 2 1 3,
 //        with quad 3 at bit 0 and the high bit of quad 2 at bit 3                        96
 //    2   16 u32: in each byte, quad j at bit 2*j                                         64
+//    1   16 u16: a nibble for each byte b, in the order 0 2 1 3, with quad j at bit j    32
 //
 // The nibbles' order: n | n << 12 brings nibbles 0, 2, 1, 3 of a u16 n to the low half of bytes 0, 1, 2, 3.
 #pragma once
@@ -33,7 +34,8 @@ namespace mikv::codec {
 inline constexpr uint32_t kTileSide = 16;
 
 constexpr size_t tile_bytes(uint32_t bits) { return size_t{32} * bits; }
-static_assert(tile_bytes(16) == 512 && tile_bytes(3) == 16 * 4 + 16 * 2 && tile_bytes(2) == 16 * 4);
+static_assert(tile_bytes(16) == 512 && tile_bytes(3) == 16 * 4 + 16 * 2 && tile_bytes(2) == 16 * 4 &&
+              tile_bytes(1) == 16 * 2);
 
 /// 0 .. 2^bits - 1; for 16 bits the half itself.
 template <uint32_t kBits>
@@ -56,12 +58,12 @@ inline void store_word(void* at, Word word) {
 /// The same bits of four bytes.
 constexpr uint32_t in_bytes(uint32_t bits) { return bits * 0x01010101u; }
 
-/// Bit at which the nibble of byte b stands in the u16 of a 3-bit tile.
+/// Bit at which the nibble of byte b stands in the u16 of a 3-bit or 1-bit tile.
 constexpr uint32_t nibble_shift(uint32_t b) { return 4 * (b == 1 ? 2 : b == 2 ? 1 : b); }
 
 /// Of 16 words: bits [shift, shift + width) become bits [from, from + width) of the codes.
 template <typename Word>
-inline void put_bits(uint8_t* words, uint32_t shift, uint32_t width, const uint8_t* codes, uint32_t from = 0) {
+inline void put_bits(uint8_t* words, uint32_t shift, uint32_t width, const uint8_t* codes, uint32_t from) {
   Word word[kTileSide];
   std::memcpy(word, words, sizeof word);
   const Word mask = Word((1u << width) - 1), keep = Word(~(mask << shift));
@@ -71,7 +73,7 @@ inline void put_bits(uint8_t* words, uint32_t shift, uint32_t width, const uint8
 
 /// The opposite: adds bits [shift, shift + width) of 16 words to the codes at bit `to`.
 template <typename Word>
-inline void add_bits(const uint8_t* words, uint32_t shift, uint32_t width, uint8_t* codes, uint32_t to = 0) {
+inline void add_bits(const uint8_t* words, uint32_t shift, uint32_t width, uint8_t* codes, uint32_t to) {
   Word word[kTileSide];
   std::memcpy(word, words, sizeof word);
   const Word mask = Word((1u << width) - 1);
@@ -104,7 +106,11 @@ inline void store_lane(uint8_t* tile, uint32_t lane, const Code<kBits>* codes) {
       store_word(tile + 64 + 2 * lane, uint16_t(nibbles | nibbles >> 12));
       break;
     }
-    default: store_word(word, quad[0] | quad[1] << 2 | quad[2] << 4 | quad[3] << 6); break;
+    case 2: store_word(word, quad[0] | quad[1] << 2 | quad[2] << 4 | quad[3] << 6); break;
+    default: {
+      const uint32_t nibbles = quad[0] | quad[1] << 1 | quad[2] << 2 | quad[3] << 3;
+      store_word(tile + 2 * lane, uint16_t(nibbles | nibbles >> 12));
+    }
   }
 }
 
@@ -117,8 +123,8 @@ inline void load_lane(const uint8_t* tile, uint32_t lane, Code<kBits>* codes) {
     return;
   }
   uint32_t quad[4];
-  const uint8_t* word = tile + 4 * lane;
-  const uint32_t first = load_word<uint32_t>(word);
+  const uint8_t* word = tile + (kBits == 1 ? 2 : 4) * lane;
+  const uint32_t first = kBits == 1 ? load_word<uint16_t>(word) : load_word<uint32_t>(word);
   switch (kBits) {
     case 8:
       for (uint32_t j = 0; j < 4; ++j) quad[j] = load_word<uint32_t>(word + 64 * j);
@@ -134,55 +140,62 @@ inline void load_lane(const uint8_t* tile, uint32_t lane, Code<kBits>* codes) {
       quad[3] = nibbles & in_bytes(7);
       break;
     }
-    default:
+    case 2:
       for (uint32_t j = 0; j < 4; ++j) quad[j] = first >> 2 * j & in_bytes(3);
+      break;
+    default:
+      for (uint32_t j = 0; j < 4; ++j) quad[j] = (first | first << 12) >> j & in_bytes(1);
       break;
   }
   std::memcpy(codes, quad, sizeof quad);
 }
 
+namespace detail {
+
+/// Calls visit(word type, byte offset, shift, width, from) for each run of bits in which a row's codes stand: bits
+/// [from, from + width) of a code at [shift, shift + width) of its lane's word. kBits < 16, row < 16.
+template <uint32_t kBits, typename Visit>
+inline void for_each_piece_of_row(uint32_t row, Visit visit) {
+  const uint32_t quad = row / 4, b = row % 4;
+  const uint32_t u32{};
+  const uint16_t u16{};
+  switch (kBits) {
+    case 8: return visit(u32, 64 * quad, 8 * b, 8u, 0u);
+    case 4: return visit(u32, 64 * (quad / 2), 8 * b + 4 * (quad % 2), 4u, 0u);
+    case 2: return visit(u32, 0u, 8 * b + 2 * quad, 2u, 0u);
+    case 1: return visit(u16, 0u, nibble_shift(b) + quad, 1u, 0u);
+    default: break;
+  }
+  if (quad < 2) return visit(u32, 0u, 8 * b + 3 * quad, 3u, 0u);
+  if (quad == 3) return visit(u16, 64u, nibble_shift(b), 3u, 0u);
+  visit(u32, 0u, 8 * b + 6, 2u, 0u);
+  visit(u16, 64u, nibble_shift(b) + 3, 1u, 2u);
+}
+
+}  // namespace detail
+
 /// Writes the 16 codes of a row, in the order of lanes. row < 16.
 template <uint32_t kBits>
 inline void store_row(uint8_t* tile, uint32_t row, const Code<kBits>* codes) {
-  using namespace detail;
   if constexpr (kBits == 16) {
     std::memcpy(tile + 32 * row, codes, 32);
-    return;
   } else {
-    const uint32_t quad = row / 4, b = row % 4;
-    switch (kBits) {
-      case 8: return put_bits<uint32_t>(tile + 64 * quad, 8 * b, 8, codes);
-      case 4: return put_bits<uint32_t>(tile + 64 * (quad / 2), 8 * b + 4 * (quad % 2), 4, codes);
-      case 2: return put_bits<uint32_t>(tile, 8 * b + 2 * quad, 2, codes);
-      default: break;
-    }
-    if (quad < 2) return put_bits<uint32_t>(tile, 8 * b + 3 * quad, 3, codes);
-    if (quad == 3) return put_bits<uint16_t>(tile + 64, nibble_shift(b), 3, codes);
-    put_bits<uint32_t>(tile, 8 * b + 6, 2, codes);
-    put_bits<uint16_t>(tile + 64, nibble_shift(b) + 3, 1, codes, 2);
+    detail::for_each_piece_of_row<kBits>(row, [&](auto word, uint32_t offset, uint32_t shift, uint32_t width, uint32_t from) {
+      detail::put_bits<decltype(word)>(tile + offset, shift, width, codes, from);
+    });
   }
 }
 
 /// The inverse of store_row.
 template <uint32_t kBits>
 inline void load_row(const uint8_t* tile, uint32_t row, Code<kBits>* codes) {
-  using namespace detail;
   if constexpr (kBits == 16) {
     std::memcpy(codes, tile + 32 * row, 32);
-    return;
   } else {
-    const uint32_t quad = row / 4, b = row % 4;
     std::memset(codes, 0, kTileSide);
-    switch (kBits) {
-      case 8: return add_bits<uint32_t>(tile + 64 * quad, 8 * b, 8, codes);
-      case 4: return add_bits<uint32_t>(tile + 64 * (quad / 2), 8 * b + 4 * (quad % 2), 4, codes);
-      case 2: return add_bits<uint32_t>(tile, 8 * b + 2 * quad, 2, codes);
-      default: break;
-    }
-    if (quad < 2) return add_bits<uint32_t>(tile, 8 * b + 3 * quad, 3, codes);
-    if (quad == 3) return add_bits<uint16_t>(tile + 64, nibble_shift(b), 3, codes);
-    add_bits<uint32_t>(tile, 8 * b + 6, 2, codes);
-    add_bits<uint16_t>(tile + 64, nibble_shift(b) + 3, 1, codes, 2);
+    detail::for_each_piece_of_row<kBits>(row, [&](auto word, uint32_t offset, uint32_t shift, uint32_t width, uint32_t to) {
+      detail::add_bits<decltype(word)>(tile + offset, shift, width, codes, to);
+    });
   }
 }
 

@@ -1,34 +1,52 @@
 #include "codec/transform.hpp"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 
+#include "codec/block.hpp"
 #include "codec/fp16.hpp"
 #include "codec/hadamard.hpp"
 
 namespace mikv::codec {
 
-void Transform::key_to_tier(std::span<float> k) const {
-  for (size_t c = 0; c < centre.size(); ++c) k[c] -= f16_to_f32(centre[c]);
-  for (size_t c = 0; c < balancer.size(); ++c) k[c] *= f16_to_f32(balancer[c]);
-  if (hadamard) codec::hadamard(k.data(), uint32_t(k.size()));
-  for (float& x : k) x = finite_f16_range(x);
+void rotate(float* x, uint32_t dim, std::span<const uint16_t> turns, bool hadamard) {
+  for (const uint16_t length : turns) {
+    codec::hadamard(x, length);
+    x += length;
+  }
+  if (hadamard) codec::hadamard(x, dim);
 }
 
-void Transform::key_from_tier(std::span<float> k) const {
-  if (hadamard) codec::hadamard(k.data(), uint32_t(k.size()));
-  for (size_t c = 0; c < balancer.size(); ++c) k[c] /= f16_to_f32(balancer[c]);
-  for (size_t c = 0; c < centre.size(); ++c) k[c] += f16_to_f32(centre[c]);
+void Axes::to_tier(std::span<float> x) const {
+  for (size_t c = 0; c < centre.size(); ++c) x[c] -= f16_to_f32(centre[c]);
+  for (size_t c = 0; c < balancer.size(); ++c) x[c] *= f16_to_f32(balancer[c]);
+  if (!order.empty()) {
+    std::array<float, kMaxHeadDim> before;
+    std::copy(x.begin(), x.end(), before.begin());
+    for (size_t i = 0; i < order.size(); ++i) x[i] = before[order[i]];
+  }
+  rotate(x.data(), uint32_t(x.size()), turns, hadamard);
+  for (float& value : x) value = finite_f16_range(value);
 }
 
-void Transform::value_to_tier(std::span<float> v) const {
-  if (hadamard) codec::hadamard(v.data(), uint32_t(v.size()));
+void Axes::sum_from_tier(std::span<float> x, float weight) const {
+  rotate(x.data(), uint32_t(x.size()), turns, hadamard);  // its own inverse
+  if (!order.empty()) {
+    std::array<float, kMaxHeadDim> before;
+    std::copy(x.begin(), x.end(), before.begin());
+    for (size_t i = 0; i < order.size(); ++i) x[order[i]] = before[i];
+  }
+  for (size_t c = 0; c < balancer.size(); ++c) x[c] /= f16_to_f32(balancer[c]);
+  for (size_t c = 0; c < centre.size(); ++c) x[c] += weight * f16_to_f32(centre[c]);
 }
 
 uint16_t balance(float q_max, float k_max) {
   if (!(q_max > 0.0f) || !(k_max > 0.0f) || !std::isfinite(q_max) || !std::isfinite(k_max)) return f32_to_f16(1.0f);
-  // Within 2^+-12 a product with a key of ordinary size stays within the range of a half.
-  return f32_to_f16(std::clamp(std::sqrt(q_max / k_max), 0x1p-12f, 0x1p12f));
+  return balancer_half(std::sqrt(q_max / k_max));
 }
+
+// Within 2^+-12 a product with a key of ordinary size stays within the range of a half.
+uint16_t balancer_half(float factor) { return f32_to_f16(std::clamp(factor, 0x1p-12f, 0x1p12f)); }
 
 }  // namespace mikv::codec

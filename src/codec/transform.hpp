@@ -1,9 +1,12 @@
 // Transform: the coordinates in which a frame's tiers hold keys and values, chosen so that few bits go far.
 //
-//   key     k' = H ((k - mu) * b)     mu: centre, b: channel balancer (Eq. 2 of MiKV), H: Hadamard rotation
-//   query   q' = H (q / b)            so that q'.k' = q.k - q.mu; the constant q.mu is added back (bias)
-//   value   v' = H v                  so that the output is H (sum w v')
-// Queries are transformed where kernels prepare them (attention/prepare-inl.hpp). Each of the three is optional; mu and b are stored as halves, and the same halves are used in both directions.
+//   key     k' = H P ((k - mu) * b)   mu: centre, b: channel balancer (Eq. 2 of MiKV), P: channels in another order,
+//                                     H: Hadamard rotation of the head, or of each of its turns
+//   query   q' = H P (q / b)          so that q'.k' = q.k - q.mu; the constant q.mu is added back (bias)
+//   value   v' = H P ((v - nu) * c)   weights sum to 1, so that the output is P^T H (sum w v') / c + nu
+//
+// Queries are transformed where kernels prepare them (attention/prepare-inl.hpp). Each part is optional; what multiplies or is
+// subtracted is stored as halves, and the same halves are used in both directions.
 #pragma once
 
 #include <cstdint>
@@ -12,20 +15,35 @@
 
 namespace mikv::codec {
 
-struct Transform {
-  std::vector<uint16_t> centre;    ///< [dim_k] halves, or empty
-  std::vector<uint16_t> balancer;  ///< [dim_k] halves, or empty
-  bool hadamard = false;
+/// The coordinates of keys or of values.
+struct Axes {
+  std::vector<uint16_t> centre;    ///< [dim] halves, or empty
+  std::vector<uint16_t> balancer;  ///< [dim] halves, or empty
+  std::vector<uint16_t> order;     ///< [dim]: the channel that stands in each place; empty: each in its own
+  std::vector<uint16_t> turns;     ///< lengths, powers of two that sum to dim, of the runs rotated each by itself; empty: see hadamard
+  bool hadamard = false;           ///< the whole head is rotated
 
-  void key_to_tier(std::span<float> k) const;
-  void key_from_tier(std::span<float> k) const;
-  void value_to_tier(std::span<float> v) const;
-  void value_from_tier(std::span<float> v) const { value_to_tier(v); }  // H is its own inverse
-
-  uint64_t bytes() const { return sizeof(uint16_t) * (centre.size() + balancer.size()); }
+  bool trivial() const { return centre.empty() && balancer.empty() && order.empty() && turns.empty() && !hadamard; }
+  void to_tier(std::span<float> x) const;
+  void from_tier(std::span<float> x) const { sum_from_tier(x, 1.0f); }
+  /// For a weighted sum of vectors whose weights sum to `weight`.
+  void sum_from_tier(std::span<float> x, float weight) const;
+  uint64_t bytes() const {
+    return sizeof(uint16_t) * (centre.size() + balancer.size() + order.size() + turns.size());
+  }
 };
+
+struct Transform {
+  Axes key, value;
+  uint64_t bytes() const { return key.bytes() + value.bytes(); }
+};
+
+/// Rotates x[dim] by its turns, or as a whole.
+void rotate(float* x, uint32_t dim, std::span<const uint16_t> turns, bool hadamard);
 
 /// Eq. 2: b_c = sqrt(max|q_c| / max|k_c|) as a half; 1 where either maximum is 0, so that nothing is scaled away.
 uint16_t balance(float q_max, float k_max);
+/// A factor of a balancer as a half.
+uint16_t balancer_half(float factor);
 
 }  // namespace mikv::codec

@@ -27,13 +27,12 @@ struct Named {
 };
 
 constexpr std::array kFormats = {
-    Named<Format>{"evict", Format::evict},   Named<Format>{"int2", Format::int2},     Named<Format>{"int3", Format::int3},
-    Named<Format>{"int4", Format::int4},     Named<Format>{"int8", Format::int8},     Named<Format>{"gauss2", Format::gauss2},
-    Named<Format>{"gauss3", Format::gauss3}, Named<Format>{"gauss4", Format::gauss4}, Named<Format>{"f16", Format::f16},
+    Named<Format>{"evict", Format::evict}, Named<Format>{"mixed", Format::mixed}, Named<Format>{"int2", Format::int2},
+    Named<Format>{"int3", Format::int3},   Named<Format>{"int4", Format::int4},   Named<Format>{"int8", Format::int8},
+    Named<Format>{"f16", Format::f16},
 };
-constexpr std::array kHiFormats = {kFormats[8], kFormats[4], kFormats[3]};
-constexpr std::array kLoFormats = {kFormats[0], kFormats[1], kFormats[2], kFormats[3],
-                                   kFormats[4], kFormats[5], kFormats[6], kFormats[7]};
+constexpr std::array kHiFormats = {kFormats[6], kFormats[5], kFormats[4]};
+constexpr std::array kLoFormats = {kFormats[0], kFormats[1], kFormats[2], kFormats[3], kFormats[4], kFormats[5]};
 constexpr std::array kImportances = {
     Named<Importance>{"full", Importance::full},           Named<Importance>{"h2o", Importance::h2o},
     Named<Importance>{"window", Importance::window},       Named<Importance>{"streaming", Importance::streaming},
@@ -41,8 +40,8 @@ constexpr std::array kImportances = {
 };
 constexpr std::array kPrefills = {Named<Prefill>{"exact", Prefill::exact},
                                   Named<Prefill>{"streaming", Prefill::streaming}};
-constexpr std::array<std::string_view, 9> kKeys = {"keep",       "hi",      "lo",    "group", "outlier",
-                                                   "importance", "prefill", "sinks", "seed"};
+constexpr std::array<std::string_view, 10> kKeys = {"keep",    "hi",         "lo",      "bits",  "group",
+                                                    "outlier", "importance", "prefill", "sinks", "seed"};
 
 template <typename E, size_t n>
 std::string_view name_of(const std::array<Named<E>, n>& table, E value) {
@@ -169,6 +168,7 @@ Status set_key(Spec& spec, std::string_view key, std::string_view value) {
   if (key == "keep") return set_number(spec.keep, key, value, 0.0, 1.0, "a number from 0 to 1, e.g. keep=0.1");
   if (key == "hi") return set_named(spec.hi, key, value, kHiFormats);
   if (key == "lo") return set_named(spec.lo, key, value, kLoFormats);
+  if (key == "bits") return set_number(spec.bits, key, value, 1.0, 5.0, "a number from 1 to 5, e.g. bits=2.75");
   if (key == "group") return set_group(spec.group, value);
   if (key == "outlier") return set_outlier(spec, value);
   if (key == "importance") return set_named(spec.importance, key, value, kImportances);
@@ -211,12 +211,23 @@ Status reconcile(Spec& spec, const std::vector<std::string_view>& given) {
     spec.keep = 1.0;
     spec.lo = Format::evict;
   }
+  if (spec.mixed()) {  // has one way of handling outliers, and one scale a head
+    if (user_gave("outlier") && !(spec.balancer && spec.center && spec.hadamard))
+      return Error{"spec: lo=mixed needs outlier=balancer+center+hadamard; leave outlier out, or choose another lo"};
+    if (user_gave("group") && spec.group.kind != GroupSize::Kind::head)
+      return Error{"spec: lo=mixed needs group=head; leave group out, or choose another lo"};
+    spec.balancer = spec.center = spec.hadamard = true;
+    spec.group = {GroupSize::Kind::head, 0};
+  } else {
+    if (user_gave("bits")) return Error{"spec: bits is of lo=mixed; leave it out, or choose lo=mixed"};
+    spec.bits = Spec().bits;
+  }
   if (spec.lo == Format::evict && spec.keep == 0.0)
-    return Error{"spec: keep=0 with lo=evict would store nothing; choose keep above 0, or lo=int2, int3, int4 or int8"};
+    return Error{"spec: keep=0 with lo=evict would store nothing; choose keep above 0, or lo=mixed, int2, int3, int4 or int8"};
   if (spec.lo == Format::evict && spec.hi == Format::f16) {  // nothing is quantised: no outliers to handle
     if (user_gave("outlier") && (spec.balancer || spec.center || spec.hadamard))
       return Error{"spec: hi=f16 with lo=evict quantises nothing, so outlier must be none; leave outlier out, or choose "
-                   "hi=int8 or int4, or lo=int2, int3, int4 or int8"};
+                   "hi=int8 or int4, or lo=mixed, int2, int3, int4 or int8"};
     spec.balancer = spec.center = spec.hadamard = false;
   }
   return {};
@@ -240,12 +251,9 @@ uint32_t GroupSize::resolve(uint32_t head_dim) const {
 const std::vector<Preset>& presets() {
   static const std::vector<Preset> all = {
       {"full", "importance=full,hi=f16,outlier=none", "every token as it is in f16: the uncompressed cache"},
-      {"mikv", "importance=h2o,keep=0.1,hi=int8,lo=int3,group=auto,outlier=balancer+center",
-       "our default: about 4 bits an element"},
-      {"mikv-hq", "importance=h2o,keep=0.1,hi=int8,lo=int4,group=auto,outlier=balancer+center+hadamard",
-       "closest to the full cache: about 5 bits"},
-      {"mikv-max", "importance=h2o,keep=0.1,hi=int8,lo=int2,group=auto,outlier=balancer+center+hadamard",
-       "smallest: about 3 bits"},
+      {"mikv", "importance=h2o,keep=0.04,hi=int8,lo=mixed,bits=3", "our default: about 3.3 bits an element"},
+      {"mikv-hq", "importance=h2o,keep=0.05,hi=int8,lo=mixed,bits=4.125", "closest to the full cache: about 4.4 bits"},
+      {"mikv-max", "importance=h2o,keep=0.03,hi=int8,lo=mixed,bits=2.15", "smallest: about 2.4 bits"},
       {"mikv-paper", "importance=h2o,keep=0.2,hi=f16,lo=int4,group=half,outlier=balancer",
        "MiKV as published (arXiv 2402.18096)"},
       {"h2o", "importance=h2o,keep=0.2,hi=f16,lo=evict,outlier=none", "heavy hitters and recent; the rest is lost"},
@@ -278,6 +286,8 @@ Result<Spec> Spec::parse(std::string_view text) {
     return Error{"unknown spec preset " + quoted(name) + suggestion(name, names) + " (presets: " + joined(names) + ")"};
 
   Spec spec;
+  spec.group = GroupSize();  // what lo=mixed brings with it is not the start of other formats
+  spec.hadamard = false;
   spec.preset = std::string(chosen->name);
   std::vector<std::string_view> given;
   if (Status status = apply_keys(spec, chosen->keys, given); !status) return Error{status.error()};
@@ -289,16 +299,19 @@ Result<Spec> Spec::parse(std::string_view text) {
 }
 
 std::string Spec::to_string() const {
-  std::array<char, 32> digits{};
-  const auto printed = std::to_chars(digits.data(), digits.data() + digits.size(), keep);  // shortest that reads back
+  const auto shortest = [](double value) {  // that reads back
+    std::array<char, 32> digits{};
+    return std::string(digits.data(), std::to_chars(digits.data(), digits.data() + digits.size(), value).ptr);
+  };
   std::string outlier;
   for (const auto& [used, name] : {std::pair{balancer, "balancer"}, {center, "center"}, {hadamard, "hadamard"}})
     if (used) outlier += (outlier.empty() ? "" : "+") + std::string(name);
 
   std::string text = preset;
   text += ":importance=" + std::string(name_of(kImportances, importance));
-  text += ",keep=" + std::string(digits.data(), printed.ptr);
+  text += ",keep=" + shortest(keep);
   text += ",hi=" + std::string(format_name(hi)) + ",lo=" + std::string(format_name(lo));
+  if (mixed()) text += ",bits=" + shortest(bits);
   text += ",group=" + (group.kind == GroupSize::Kind::automatic ? "auto"
                        : group.kind == GroupSize::Kind::half    ? "half"
                        : group.kind == GroupSize::Kind::head    ? "head"
@@ -326,10 +339,10 @@ std::vector<std::string> split_spec_list(std::string_view list) {
 
 uint32_t format_bits(Format format) {
   switch (format) {
-    case Format::evict: return 0;
-    case Format::int2: case Format::gauss2: return 2;
-    case Format::int3: case Format::gauss3: return 3;
-    case Format::int4: case Format::gauss4: return 4;
+    case Format::evict: case Format::mixed: return 0;
+    case Format::int2: return 2;
+    case Format::int3: return 3;
+    case Format::int4: return 4;
     case Format::int8: return 8;
     case Format::f16: return 16;
   }

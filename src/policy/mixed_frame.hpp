@@ -1,0 +1,35 @@
+// Mixed frame: the coordinates and the bits of a head whose lo tier has tiles of different bits (lo=mixed), from the second
+// moments of its prompt.
+//
+// With an error of equal variance in all channels of b k, the logit's error is least where b^2 = rms(q) / rms(k) for each
+// channel: Eq. 2 of MiKV with root mean squares in place of maxima. Both q / b and b k then have the variance
+// rms(q) rms(k), a channel's importance. Channels are sorted by it, so that tiles of 16 differ as much as can be, and tiles
+// get bits by it (policy/bit_allocation.hpp). Runs of tiles of equal bits are rotated, which makes them normally distributed,
+// what the levels are made for, and brought to variance 1, so that all tiles share a token's one scale.
+// Values likewise, with rms(q) = 1 and their mean subtracted.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "codec/block.hpp"
+#include "codec/transform.hpp"
+
+namespace mikv::policy {
+
+/// Over the prompt's tokens, each [dim]: means, and means of squares before anything is subtracted.
+struct Moments {
+  std::vector<double> k_mean, k_square, v_mean, v_square;
+  std::vector<double> q_square;  ///< of queries times the softmax scale; empty or all 0 if none was seen
+};
+
+struct MixedFrame {
+  codec::Transform transform;
+  codec::BlockLayout lo;
+};
+
+/// bits: an element of a full block, on average over K and V, ids and scales included; rounded down to what tiles of 1 to 4
+/// bits can meet, or up to 1 bit a tile.
+MixedFrame plan_mixed_frame(const Moments& moments, double bits);
+
+}  // namespace mikv::policy
