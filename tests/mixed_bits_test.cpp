@@ -74,7 +74,8 @@ TEST(MixedCodecTest, ErrorIsThatOfTheTable) {
   Random random(81);
   for (const uint32_t dim : {64u, 128u, 256u}) {
     const std::vector<uint8_t> bits_k = any_bits(dim, random), bits_v = any_bits(dim, random);
-    const auto layout = codec::BlockLayout::make_mixed(dim, dim, bits_k, bits_v, false);
+    const std::vector<float> weights(codec::tiles_of(dim), 1.0f);
+    const auto layout = codec::BlockLayout::make_mixed(dim, dim, {bits_k, weights}, {bits_v, weights});
     std::vector<uint8_t> block(layout.bytes), other(layout.bytes);
     constexpr int kBlocks = 60;
     std::vector<double> error_k(5, 0.0), error_v(5, 0.0), n_k(5, 0.0), n_v(5, 0.0);
@@ -112,7 +113,8 @@ TEST(MixedCodecTest, ErrorIsThatOfTheTable) {
 
 TEST(MixedCodecTest, HostileValuesStayFinite) {
   const std::vector<uint8_t> bits = {1, 2, 3, 4};
-  const auto layout = codec::BlockLayout::make_mixed(64, 64, bits, bits, false);
+  const std::vector<float> weights = {1.0f, 0.3f, 0.1f, 1e-9f};
+  const auto layout = codec::BlockLayout::make_mixed(64, 64, {bits, weights}, {bits, weights});
   std::vector<uint8_t> block(layout.bytes);
   std::vector<float> k2(64), v2(64);
   for (const float value : {0.0f, 65504.0f, -65504.0f, 1e-30f}) {

@@ -104,7 +104,7 @@ void encode_part(uint8_t* block, const Part& part, uint32_t token, const float* 
     float padded_values[kMaxHeadDim];
     std::copy_n(values, part.dim, padded_values);
     std::fill(padded_values + part.dim, padded_values + padded, 0.0f);
-    block[part.scales + token] = quantise_gaussian(padded_values, part.row.bits.data(), part.n_tiles, codes.data());
+    block[part.scales + token] = quantise_gaussian(padded_values, part.row.bits.data(), part.row.weight.data(), part.n_tiles, codes.data());
   } else if constexpr (kBits == 16) {
     for (uint32_t c = 0; c < part.dim; ++c) codes[c] = f32_to_f16(values[c]);
   } else {
@@ -210,12 +210,13 @@ BlockLayout BlockLayout::make(uint32_t bits, uint32_t dim_k, uint32_t dim_v, uin
   return layout;
 }
 
-BlockLayout BlockLayout::make_mixed(uint32_t dim_k, uint32_t dim_v, std::span<const uint8_t> bits_k,
-                                    std::span<const uint8_t> bits_v, bool scored) {
-  BlockLayout layout = make(2, dim_k, dim_v, dim_k, dim_v, scored);
+BlockLayout BlockLayout::make_mixed(uint32_t dim_k, uint32_t dim_v, const MixedTiles& k, const MixedTiles& v) {
+  BlockLayout layout = make(2, dim_k, dim_v, dim_k, dim_v, false);
   layout.bits = kMixedBits;
-  place_tiles(bits_k, layout.row_k);
-  place_tiles(bits_v, layout.row_v);
+  place_tiles(k.bits, layout.row_k);
+  place_tiles(v.bits, layout.row_v);
+  std::copy(k.weights.begin(), k.weights.end(), layout.row_k.weight.begin());
+  std::copy(v.weights.begin(), v.weights.end(), layout.row_v.weight.begin());
   place_parts(layout, kBlockTokens);
   return layout;
 }

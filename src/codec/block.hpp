@@ -38,6 +38,7 @@ inline constexpr uint32_t kMixedBits = 0;
 struct TileRow {
   std::array<uint16_t, kMaxTiles> at{};   ///< byte offset from the first tile
   std::array<uint8_t, kMaxTiles> bits{};
+  std::array<float, kMaxTiles> weight{};  ///< mixed bits: how much an error of the tile counts when a token's scale is chosen
 };
 static_assert(kMaxTiles * tile_bytes(16) <= UINT16_MAX);
 
@@ -54,9 +55,12 @@ struct BlockLayout {
 
   /// group sizes must divide the dimensions; both are ignored for 16 bits.
   static BlockLayout make(uint32_t bits, uint32_t dim_k, uint32_t dim_v, uint32_t group_k, uint32_t group_v, bool scored);
-  /// bits_k, bits_v: 1 to 4 for each tile.
-  static BlockLayout make_mixed(uint32_t dim_k, uint32_t dim_v, std::span<const uint8_t> bits_k,
-                                std::span<const uint8_t> bits_v, bool scored);
+  /// For each tile 1 to 4 bits and a positive weight (TileRow).
+  struct MixedTiles {
+    std::span<const uint8_t> bits;
+    std::span<const float> weights;
+  };
+  static BlockLayout make_mixed(uint32_t dim_k, uint32_t dim_v, const MixedTiles& k, const MixedTiles& v);
 
   bool mixed() const { return bits == kMixedBits; }
   Codebook codebook() const { return mixed() ? Codebook::gaussian : Codebook::uniform; }

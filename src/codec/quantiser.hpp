@@ -70,10 +70,10 @@ inline void nearest_gaussian(const float* values, float inverse, uint8_t* codes,
 }
 
 /// Quantises a head's part of a token to gaussian levels under one scale, x' = alpha (level - 127.5), tile t with bits[t] (1..4).
-/// The scale is the least-squares one for the codes that the root mean square gives. A tile counts in it by the inverse of
-/// its bits' error: tiles get bits so that error times importance is about the same in all of them.
+/// The scale starts as the root mean square and is made the least-squares one for its codes, weights[t] an element, twice.
 /// values[n_tiles * 16], 0 beyond the head's channels; codes: as many. Returns the scale as a byte (codec/scale8.hpp).
-inline uint8_t quantise_gaussian(const float* values, const uint8_t* bits, uint32_t n_tiles, uint8_t* codes) {
+inline uint8_t quantise_gaussian(const float* values, const uint8_t* bits, const float* weights, uint32_t n_tiles,
+                                 uint8_t* codes) {
   const auto visit_tiles = [&](float alpha, auto visit) {
     const float inverse = 1.0f / alpha;
     for (uint32_t t = 0; t < n_tiles; ++t) {
@@ -89,23 +89,24 @@ inline uint8_t quantise_gaussian(const float* values, const uint8_t* bits, uint3
       visit(t, x, levels);
     }
   };
-  const auto weight = [&](uint32_t t) { return float(1.0 / kGaussianError[bits[t]]); };
-  float squares = 0.0f, weights = 0.0f;
+  float squares = 0.0f, sum_of_weights = 0.0f;
   for (uint32_t t = 0; t < n_tiles; ++t) {
     float sum = 0.0f;
     for (uint32_t i = 0; i < kTileSide; ++i) sum += values[t * kTileSide + i] * values[t * kTileSide + i];
-    squares += weight(t) * sum;
-    weights += weight(t) * float(kTileSide);
+    squares += weights[t] * sum;
+    sum_of_weights += weights[t] * float(kTileSide);
   }
-  const float first = scale8_to_f32(scale8_from_f32(kGaussianUnit * std::sqrt(squares / weights)));
-  float projected = 0.0f, level_squares = 0.0f;
-  visit_tiles(first, [&](uint32_t t, const float* x, const float* levels) {
-    float dot = 0.0f, square = 0.0f;
-    for (uint32_t i = 0; i < kTileSide; ++i) dot += x[i] * levels[i], square += levels[i] * levels[i];
-    projected += weight(t) * dot;
-    level_squares += weight(t) * square;
-  });
-  const uint8_t scale = scale8_from_f32(projected / level_squares);  // no level is 0
+  uint8_t scale = scale8_from_f32(kGaussianUnit * std::sqrt(squares / sum_of_weights));
+  for (int round = 0; round < 2; ++round) {
+    float projected = 0.0f, level_squares = 0.0f;
+    visit_tiles(scale8_to_f32(scale), [&](uint32_t t, const float* x, const float* levels) {
+      float dot = 0.0f, square = 0.0f;
+      for (uint32_t i = 0; i < kTileSide; ++i) dot += x[i] * levels[i], square += levels[i] * levels[i];
+      projected += weights[t] * dot;
+      level_squares += weights[t] * square;
+    });
+    scale = scale8_from_f32(projected / level_squares);  // no level is 0
+  }
   visit_tiles(scale8_to_f32(scale), [](uint32_t, const float*, const float*) {});
   return scale;
 }

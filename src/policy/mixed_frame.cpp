@@ -69,8 +69,11 @@ std::vector<double> harms(const Channels& channels, const std::vector<uint16_t>&
   return result;
 }
 
-// Turns: runs of tiles of equal bits, in pieces of a power of two; the balancer brings each to variance 1.
-void fill_axes(const Channels& channels, const std::vector<uint8_t>& bits, codec::Axes& axes) {
+// Turns: runs of tiles of equal bits, in pieces of a power of two; the balancer brings each to variance 1. Returns how much an
+// error in a coordinate counts, for each tile: its variance before that, of k in a coordinate and of q, relative to the largest.
+std::vector<float> fill_axes(const Channels& channels, const std::vector<uint8_t>& bits, codec::Axes& axes) {
+  std::vector<float> weights(bits.size());
+  double largest = 0.0;
   const size_t dim = axes.order.size();
   axes.balancer.resize(dim);
   for (size_t begin = 0; begin < dim;) {
@@ -78,6 +81,10 @@ void fill_axes(const Channels& channels, const std::vector<uint8_t>& bits, codec
     while (run_end < dim && bits[run_end / kTileSide] == bits[begin / kTileSide]) ++run_end;
     const size_t length = std::bit_floor(run_end - begin);
     const double variance = mean_importance(channels, axes.order, begin, begin + length);
+    largest = std::max(largest, variance);
+    for (size_t tile = begin / kTileSide; tile * kTileSide < begin + length; ++tile) {
+      weights[tile] = float(std::pow(variance / largest, 2));
+    }
     for (size_t i = begin; i < begin + length; ++i) {
       const uint16_t c = axes.order[i];
       axes.balancer[c] = codec::balancer_half(float(std::sqrt(channels.factor[c] / (channels.x[c] * variance))));
@@ -85,6 +92,7 @@ void fill_axes(const Channels& channels, const std::vector<uint8_t>& bits, codec
     axes.turns.push_back(uint16_t(length));
     begin += length;
   }
+  return weights;
 }
 
 // What is left for codes of a block's bits when ids and scales have theirs.
@@ -112,10 +120,10 @@ MixedFrame plan_mixed_frame(const Moments& moments, double bits) {
   for (double& harm : harm_v) harm *= kValueHarm / all_values;
   const std::vector<double> harm_k = harms(keys, key.order);
   const TileBits tile_bits = allocate_bits(harm_k, harm_v, total_tile_bits(key.order.size() + value.order.size(), bits));
-  fill_axes(keys, tile_bits.k, key);
-  fill_axes(values, tile_bits.v, value);
-  frame.lo = codec::BlockLayout::make_mixed(uint32_t(key.order.size()), uint32_t(value.order.size()), tile_bits.k,
-                                            tile_bits.v, false);
+  const std::vector<float> weights_k = fill_axes(keys, tile_bits.k, key);
+  const std::vector<float> weights_v = fill_axes(values, tile_bits.v, value);
+  frame.lo = codec::BlockLayout::make_mixed(uint32_t(key.order.size()), uint32_t(value.order.size()),
+                                            {tile_bits.k, weights_k}, {tile_bits.v, weights_v});
   return frame;
 }
 
