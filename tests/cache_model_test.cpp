@@ -318,13 +318,13 @@ TEST(CacheModelCasesTest, PutRefusesAndStoresNothing) {
 TEST(CacheModelCasesTest, CloneStartsAnotherSpecFromTheSamePrompt) {
   Random random(22);
   Tokens tokens(kShape, 40, random);
-  const auto layer = make_layer(kShape, "mikv");
+  const auto layer = make_layer(kShape, "mikv:keep=0.1");
   put(*layer, 3, cell_range(10, 40), tokens);
   Request request(kShape, 4, random);
   request.record = true;
   run(*layer, request);
   const std::vector<StoredToken> before = sorted_dump(*layer, 3, 1);
-  for (const char* spec : {"full", "mikv", "rtn4", "h2o", "mikv-max"}) {
+  for (const char* spec : {"full", "mikv:keep=0.1", "rtn4", "h2o", "mikv-max"}) {
     auto copy = layer->clone(Spec::parse(spec).value());
     ASSERT_TRUE(copy.ok()) << copy.error();
     EXPECT_EQ(copy.value()->n_cells(3), 40u);

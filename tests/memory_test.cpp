@@ -113,7 +113,7 @@ TEST(MemoryTest, TheDefaultIsAsSmallAsPromised) {
 TEST(MemoryTest, PartsAreWhatTheFormatsSay) {
   const LayerShape shape{12, 2, 128, 64};
   struct Row { const char* spec; uint64_t hi_tokens, hi_bits, lo_bits, groups_k, groups_v; };
-  for (const Row& row : {Row{"mikv", 409, 8, 3, 2, 1}, {"mikv-max", 409, 8, 2, 2, 1}, {"rtn4", 0, 16, 4, 2, 2},
+  for (const Row& row : {Row{"mikv:keep=0.1,lo=int3", 409, 8, 3, 2, 1}, {"mikv:keep=0.1,lo=int2", 409, 8, 2, 2, 1}, {"rtn4", 0, 16, 4, 2, 2},
                          {"mikv:hi=int4,lo=int2,keep=0.5,group=32", 2048, 4, 2, 4, 2}}) {
     SCOPED_TRACE(row.spec);
     const MemoryUsage usage = usage_at_4096(shape, row.spec);
@@ -128,6 +128,16 @@ TEST(MemoryTest, PartsAreWhatTheFormatsSay) {
     EXPECT_EQ(usage.staged, 0u);
     EXPECT_GE(usage.ids, (hi + lo) * 4 + 4096 / 8);
     EXPECT_LE(usage.slack, usage.total() / 20);
+  }
+}
+
+// What presets with mixed bits promise, all-in, for the two commonest head dimensions.
+TEST(MemoryTest, PresetsTakeTheBitsTheyPromise) {
+  struct Row { const char* spec; double bits; };
+  for (const Row& row : {Row{"mikv", 3.3}, {"mikv-hq", 4.4}, {"mikv-max", 2.4}}) {
+    for (const uint32_t dim : {64u, 128u}) {
+      EXPECT_LE(usage_at_4096({12, 2, dim, dim}, row.spec).bits_per_element(), row.bits) << row.spec << ", " << dim;
+    }
   }
 }
 

@@ -15,7 +15,7 @@ from mikv_process import BINARY, THREADS, Case, environment, mikv
 
 
 class Help(Case):
-    COMMANDS = [[], ["run"], ["eval"], ["eval", "lines"], ["eval", "kld"], ["bench"], ["bench", "attention"], ["bench", "decode"], ["info"],
+    COMMANDS = [[], ["run"], ["eval"], ["eval", "lines"], ["eval", "kld"], ["bench"], ["bench", "attention"], ["bench", "decode"], ["bench", "prefill"], ["info"],
                 ["model"], ["model", "get"], ["model", "path"], ["model", "list"]]
 
     def test_every_command_has_help_with_an_example(self):
