@@ -56,36 +56,31 @@ void with_table_bits(uint32_t bits, Work work) {
 template <uint32_t kBits>
 using Codes = std::array<Code<kBits>, kMaxHeadDim>;
 
-template <uint32_t kBits>
-void write_codes(uint8_t* block, const Part& part, uint32_t token, const Codes<kBits>& codes) {
+// Calls visit(bits as a constant, offset of the tile in its block, its first channel) for each tile.
+template <uint32_t kBits, typename Visit>
+void for_each_tile(const Part& part, Visit visit) {
   for (uint32_t t = 0; t < part.n_tiles; ++t) {
-    uint8_t* tile = block + part.data + part.row.at[t];
-    const auto* of_tile = &codes[t * kTileSide];
-    const auto store = [&](auto bits) {
-      part.keys ? store_lane<bits>(tile, token, of_tile) : store_row<bits>(tile, token, of_tile);
-    };
-    if constexpr (kBits != kMixedBits) {
-      store(std::integral_constant<uint32_t, kBits>());
+    const auto visit_tile = [&](auto bits) { visit(bits, part.data + part.row.at[t], t * kTileSide); };
+    if constexpr (kBits == kMixedBits) {
+      with_table_bits(part.row.bits[t], visit_tile);
     } else {
-      with_table_bits(part.row.bits[t], store);
+      visit_tile(std::integral_constant<uint32_t, kBits>());
     }
   }
 }
 
 template <uint32_t kBits>
+void write_codes(uint8_t* block, const Part& part, uint32_t token, const Codes<kBits>& codes) {
+  for_each_tile<kBits>(part, [&](auto bits, size_t tile, uint32_t channel) {
+    part.keys ? store_lane<bits>(block + tile, token, &codes[channel]) : store_row<bits>(block + tile, token, &codes[channel]);
+  });
+}
+
+template <uint32_t kBits>
 void read_codes(const uint8_t* block, const Part& part, uint32_t token, Codes<kBits>& codes) {
-  for (uint32_t t = 0; t < part.n_tiles; ++t) {
-    const uint8_t* tile = block + part.data + part.row.at[t];
-    auto* of_tile = &codes[t * kTileSide];
-    const auto load = [&](auto bits) {
-      part.keys ? load_lane<bits>(tile, token, of_tile) : load_row<bits>(tile, token, of_tile);
-    };
-    if constexpr (kBits != kMixedBits) {
-      load(std::integral_constant<uint32_t, kBits>());
-    } else {
-      with_table_bits(part.row.bits[t], load);
-    }
-  }
+  for_each_tile<kBits>(part, [&](auto bits, size_t tile, uint32_t channel) {
+    part.keys ? load_lane<bits>(block + tile, token, &codes[channel]) : load_row<bits>(block + tile, token, &codes[channel]);
+  });
 }
 
 uint16_t* alphas(uint8_t* block, const Part& part, uint32_t group) {
