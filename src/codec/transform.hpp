@@ -23,7 +23,6 @@ struct Axes {
   std::vector<uint16_t> turns;     ///< lengths, powers of two that sum to dim, of the runs rotated each by itself; empty: see hadamard
   bool hadamard = false;           ///< the whole head is rotated
 
-  bool trivial() const { return centre.empty() && balancer.empty() && order.empty() && turns.empty() && !hadamard; }
   void to_tier(std::span<float> x) const;
   void from_tier(std::span<float> x) const { sum_from_tier(x, 1.0f); }
   /// For a weighted sum of vectors whose weights sum to `weight`.
