@@ -66,8 +66,8 @@ HWY_INLINE HWY_ATTR void QuadDot(const Quads& quads, const uint8_t* parts, size_
 template <class Quads, uint32_t kRows, size_t kHighAt>
 HWY_INLINE HWY_ATTR void TileDotBytes(const uint8_t* tile, uint32_t bits, LevelTable levels, const uint8_t* parts,
                                       size_t stride, PartSums* sums) {
-  if constexpr (std::is_same_v<Quads, QuadsMixed>) {
-    WithQuads(bits, [&](auto quads, LevelTable table) HWY_ATTR {
+  if constexpr (kIsMixed<Quads>) {
+    WithQuads<Quads>(bits, [&](auto quads, LevelTable table) HWY_ATTR {
       TileDotBytes<typename decltype(quads)::type, kRows, kHighAt>(tile, bits, table, parts, stride, sums);
     });
   } else {

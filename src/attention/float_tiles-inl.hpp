@@ -50,8 +50,8 @@ HWY_INLINE HWY_ATTR void TileRowsFrom(const Rowwise& rows, const float* coeffici
 template <class Rowwise, uint32_t kRows>
 HWY_INLINE HWY_ATTR void TileDot(const uint8_t* tile, uint32_t bits, size_t lane, LevelTable levels, const float* coefficients,
                                  size_t stride, VF* sums) {
-  if constexpr (std::is_same_v<Rowwise, FloatRows<QuadsMixed>>) {
-    WithQuads(bits, [&](auto quads, LevelTable table) HWY_ATTR {
+  if constexpr (kIsMixedRows<Rowwise>) {
+    WithQuads<typename Rowwise::OfTile>(bits, [&](auto quads, LevelTable table) HWY_ATTR {
       TileDot<FloatRows<typename decltype(quads)::type>, kRows>(tile, bits, lane, table, coefficients, stride, sums);
     });
   } else {

@@ -71,11 +71,13 @@ HWY_ATTR void RunChunks(const StepArgs& args, const Tiles& tiles, uint32_t n_row
 
 template <class TileReader, class Unpacked>
 HWY_ATTR void UnpackTile(const uint8_t* tile, uint32_t bits, LevelTable levels, uint8_t* out) {
-  constexpr bool kFloats = std::is_same_v<TileReader, FloatRows<QuadsMixed>>;
-  if constexpr (kFloats || std::is_same_v<TileReader, QuadsMixed>) {
-    WithQuads(bits, [&](auto quads, LevelTable table) HWY_ATTR {
-      using Quads = typename decltype(quads)::type;
-      Unpacked::template Unpack<std::conditional_t<kFloats, FloatRows<Quads>, Quads>>(tile, table, out);
+  if constexpr (kIsMixed<TileReader>) {
+    WithQuads<TileReader>(bits, [&](auto quads, LevelTable table) HWY_ATTR {
+      Unpacked::template Unpack<typename decltype(quads)::type>(tile, table, out);
+    });
+  } else if constexpr (kIsMixedRows<TileReader>) {
+    WithQuads<typename TileReader::OfTile>(bits, [&](auto quads, LevelTable table) HWY_ATTR {
+      Unpacked::template Unpack<FloatRows<typename decltype(quads)::type>>(tile, table, out);
     });
   } else {
     Unpacked::template Unpack<TileReader>(tile, levels, out);
@@ -108,15 +110,16 @@ static_assert(codec::kMaxTiles * UnpackedRows::kTileBytes <= UINT16_MAX + 1);
 
 template <Work kWork>
 HWY_ATTR void Run(const StepArgs& args, uint32_t n_rows) {
+  using Mixed = std::conditional_t<kWork == Work::logits, MixedKeys, MixedValues>;
   switch (args.segment.layout->bits) {
 #if HWY_TARGET == HWY_AVX3_DL
-    case codec::kMixedBits: return RunFormat<kWork, QuadsMixed, Quads8>(args, n_rows);
+    case codec::kMixedBits: return RunFormat<kWork, Mixed, Quads8>(args, n_rows);
     case 2: return RunFormat<kWork, Quads2, Quads8>(args, n_rows);
     case 3: return RunFormat<kWork, Quads3, Quads8>(args, n_rows);
     case 4: return RunFormat<kWork, Quads4, Quads8>(args, n_rows);
     case 8: return RunFormat<kWork, Quads8, Quads8>(args, n_rows);
 #else
-    case codec::kMixedBits: return RunFormat<kWork, FloatRows<QuadsMixed>, UnpackedRows>(args, n_rows);
+    case codec::kMixedBits: return RunFormat<kWork, FloatRows<Mixed>, UnpackedRows>(args, n_rows);
     case 2: return RunFormat<kWork, FloatRows<Quads2>, UnpackedRows>(args, n_rows);
     case 3: return RunFormat<kWork, FloatRows<Quads3>, UnpackedRows>(args, n_rows);
     case 4: return RunFormat<kWork, FloatRows<Quads4>, UnpackedRows>(args, n_rows);

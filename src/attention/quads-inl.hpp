@@ -1,5 +1,6 @@
 // Decoding: what each format makes of a tile, four rows at a time as bytes, or row by row as floats. Included once per SIMD
-// target. See codec/tile.hpp for where codes stand and codec/levels.hpp for what they stand for.
+// target. See codec/tile.hpp for where codes stand, codec/levels.hpp and
+// codec/trellis.hpp for what they stand for.
 
 #if defined(MIKV_QUADS_INL) == defined(HWY_TARGET_TOGGLE)
 #ifdef MIKV_QUADS_INL
@@ -8,45 +9,56 @@
 #define MIKV_QUADS_INL
 #endif
 
+#include <cstring>
 #include <type_traits>
 #include <utility>
 
 #include "attention/vectors-inl.hpp"
 #include "codec/block.hpp"
+#include "codec/levels.hpp"
 #include "codec/tile.hpp"
+#include "codec/trellis.hpp"
 
 HWY_BEFORE_NAMESPACE();
 namespace mikv::attention::HWY_NAMESPACE {
 
-// A table of levels: in a register, but for the scalar target, whose register is one word.
-#if HWY_TARGET == HWY_SCALAR
-using LevelTable = const uint8_t*;
-HWY_INLINE LevelTable LoadLevels(codec::Codebook codebook, uint32_t bits) { return codec::levels_of(codebook, bits).data(); }
-#else
+// A table of 64 levels: in a register where one permutation takes them all.
+#if HWY_TARGET == HWY_AVX3_DL
 using LevelTable = VU;
-HWY_INLINE HWY_ATTR LevelTable LoadLevels(codec::Codebook codebook, uint32_t bits) {
-  return hn::LoadU(DU(), reinterpret_cast<const uint32_t*>(codec::levels_of(codebook, bits).data()));
+HWY_INLINE HWY_ATTR LevelTable LoadLevels(const codec::Levels& levels) {
+  return hn::LoadU(DU(), reinterpret_cast<const uint32_t*>(levels.data()));
 }
+#else
+using LevelTable = const uint8_t*;
+HWY_INLINE LevelTable LoadLevels(const codec::Levels& levels) { return levels.data(); }
 #endif
 // Of a layout whose tiles have the same bits; of mixed ones, what is not used.
 HWY_INLINE HWY_ATTR LevelTable LoadLevels(const codec::BlockLayout& layout) {
-  return LoadLevels(layout.codebook(), layout.bits);
+  return LoadLevels(codec::uniform_levels(layout.bits));
 }
 
-// Levels of the codes in the low kBits bits of each byte; the bits above them are anything.
-template <uint32_t kBits>
-HWY_INLINE HWY_ATTR VU LookUp(LevelTable levels, VU codes) {
+// Levels of the windows in the low kWindow bits of each byte; the bits above them are anything.
+template <uint32_t kWindow>
+HWY_INLINE HWY_ATTR VU LookUp(LevelTable levels, VU windows) {
 #if HWY_TARGET == HWY_AVX3_DL
   // Takes six bits of each byte, and the table repeats: no mask, so the table costs what masking would.
-  return VU{_mm512_permutexvar_epi8(codes.raw, levels.raw)};
+  return VU{_mm512_permutexvar_epi8(windows.raw, levels.raw)};
 #elif HWY_TARGET == HWY_SCALAR
   uint32_t word = 0;
-  for (uint32_t byte = 0; byte < 4; ++byte) word |= uint32_t{levels[codes.raw >> 8 * byte & 63]} << 8 * byte;
+  for (uint32_t byte = 0; byte < 4; ++byte) word |= uint32_t{levels[windows.raw >> 8 * byte & 63]} << 8 * byte;
   return VU(word);
 #else
+  // 16 levels at once; where there are more, bits 4 and 5 choose among two or four lookups.
   const hn::Repartition<uint8_t, DU> bytes;
-  const VU masked = hn::And(codes, hn::Set(DU(), ((1u << kBits) - 1) * 0x01010101u));
-  return hn::BitCast(DU(), hn::TableLookupBytes(hn::BitCast(bytes, levels), hn::BitCast(bytes, masked)));
+  constexpr uint32_t kInTable = kWindow < 4 ? kWindow : 4;
+  const auto window = hn::BitCast(bytes, windows), index = hn::And(window, hn::Set(bytes, uint8_t((1u << kInTable) - 1)));
+  const auto of = [&](uint32_t table) HWY_ATTR { return hn::TableLookupBytes(hn::LoadDup128(bytes, levels + 16 * table), index); };
+  const auto either = [&](uint8_t bit, auto low, auto high) HWY_ATTR {
+    return hn::IfThenElse(hn::Eq(hn::And(window, hn::Set(bytes, bit)), hn::Zero(bytes)), low, high);
+  };
+  if constexpr (kWindow <= 4) return hn::BitCast(DU(), of(0));
+  if constexpr (kWindow == 5) return hn::BitCast(DU(), either(16, of(0), of(1)));
+  return hn::BitCast(DU(), either(32, either(16, of(0), of(1)), either(16, of(2), of(3))));
 #endif
 }
 
@@ -61,16 +73,20 @@ HWY_INLINE HWY_ATTR VU LoadNibbles(const uint8_t* at, size_t lane) {
   return hn::Or(n, hn::ShiftLeft<12>(n));
 }
 
+// In each byte, the low kBits bits of `low` and the rest of `high`.
+template <uint32_t kBits>
+HWY_INLINE HWY_ATTR VU Join(VU low, VU high) {
+  const VU mask = hn::Set(DU(), ((1u << kBits) - 1) * 0x01010101u);
+#if HWY_TARGET == HWY_AVX3_DL
+  return VU{_mm512_ternarylogic_epi32(mask.raw, low.raw, high.raw, 0xca)};
+#else
+  return hn::Or(hn::And(mask, low), hn::AndNot(mask, high));
+#endif
+}
+
 // Each loads the words of lanes [lane, lane + width) of a tile once and hands out quad after quad.
-struct Quads1 {
-  LevelTable levels;
-  VU nibbles;
-  HWY_ATTR Quads1(const uint8_t* tile, size_t lane, LevelTable table) : levels(table), nibbles(LoadNibbles(tile, lane)) {}
-  template <int kQuad>
-  HWY_ATTR VU Quad() const {
-    return LookUp<1>(levels, hn::ShiftRight<kQuad>(nibbles));
-  }
-};
+
+// ---------------------------------------------------------------- uniform levels
 
 struct Quads2 {
   LevelTable levels;
@@ -82,16 +98,6 @@ struct Quads2 {
   }
 };
 
-// In each byte, the low two bits of `low` and the rest of `high`.
-HWY_INLINE HWY_ATTR VU LowBitsOf(VU low, VU high) {
-  const VU mask = hn::Set(DU(), 0x03030303u);
-#if HWY_TARGET == HWY_AVX3_DL
-  return VU{_mm512_ternarylogic_epi32(mask.raw, low.raw, high.raw, 0xca)};
-#else
-  return hn::Or(hn::And(mask, low), hn::AndNot(mask, high));
-#endif
-}
-
 struct Quads3 {
   LevelTable levels;
   VU word, nibbles;
@@ -101,8 +107,8 @@ struct Quads3 {
   template <int kQuad>
   HWY_ATTR VU Quad() const {
     if constexpr (kQuad < 2) return LookUp<3>(levels, hn::ShiftRight<3 * kQuad>(word));
-    if constexpr (kQuad == 3) return LookUp<3>(levels, nibbles);
-    return LookUp<3>(levels, LowBitsOf(hn::ShiftRight<6>(word), hn::ShiftRight<1>(nibbles)));
+    if constexpr (kQuad == 3) return LookUp<3>(levels, hn::ShiftRight<1>(nibbles));
+    return LookUp<3>(levels, Join<2>(hn::ShiftRight<6>(word), hn::ShiftLeft<2>(nibbles)));
   }
 };
 
@@ -138,23 +144,181 @@ struct Quads8 {
   }
 };
 
-// Stands for tiles that each have bits of their own.
-struct QuadsMixed {};
+// ---------------------------------------------------------------- trellis codes (codec/trellis.hpp)
+
+// Keys: a window is a code and what stands above it in its lane's word, round and round.
+template <uint32_t kBits>
+struct KeyRing;
+
+template <>
+struct KeyRing<1> {
+  LevelTable levels;
+  VU word;  // bytes 0, 2, 1, 3 begin at bits 0, 4, 8, 12 of the lane's 16, eight bits each
+  HWY_ATTR KeyRing(const uint8_t* tile, size_t lane, LevelTable table) : levels(table) {
+    const VU n = hn::PromoteTo(DU(), hn::LoadU(hn::Rebind<uint16_t, DU>(), reinterpret_cast<const uint16_t*>(tile) + lane));
+    word = hn::Or(n, hn::Or(hn::And(hn::ShiftLeft<12>(n), hn::Set(DU(), 0x0fff0000u)), hn::ShiftLeft<28>(n)));
+  }
+  template <int kQuad>
+  HWY_ATTR VU Quad() const {
+    return LookUp<5>(levels, hn::ShiftRight<kQuad>(word));
+  }
+};
+
+template <>
+struct KeyRing<2> {
+  LevelTable levels;
+  VU word;
+  HWY_ATTR KeyRing(const uint8_t* tile, size_t lane, LevelTable table) : levels(table), word(LoadWords(tile, lane)) {}
+  template <int kQuad>
+  HWY_ATTR VU Quad() const {
+    return LookUp<6>(levels, hn::RotateRight<2 * kQuad>(word));
+  }
+};
+
+template <>
+struct KeyRing<3> {
+  LevelTable levels;
+  VU word, nibbles;
+  HWY_ATTR KeyRing(const uint8_t* tile, size_t lane, LevelTable table)
+      : levels(table), word(LoadWords(tile, lane)), nibbles(LoadNibbles(tile + 64, lane)) {}
+  template <int kQuad>
+  HWY_ATTR VU Quad() const {
+    if constexpr (kQuad == 0) return LookUp<6>(levels, word);
+    if constexpr (kQuad == 1) return LookUp<6>(levels, Join<5>(hn::ShiftRight<3>(word), hn::ShiftLeft<5>(nibbles)));
+    if constexpr (kQuad == 2) return LookUp<6>(levels, Join<2>(hn::ShiftRight<6>(word), hn::ShiftLeft<2>(nibbles)));
+    return LookUp<6>(levels, Join<3>(hn::ShiftRight<1>(nibbles), hn::RotateRight<5>(word)));
+  }
+};
+
+template <>
+struct KeyRing<4> {
+  LevelTable levels;
+  VU low, high;
+  HWY_ATTR KeyRing(const uint8_t* tile, size_t lane, LevelTable table)
+      : levels(table), low(LoadWords(tile, lane)), high(LoadWords(tile + 64, lane)) {}
+  template <int kQuad>
+  HWY_ATTR VU Quad() const {
+    return LookUp<6>(levels, hn::RotateRight<4 * (kQuad % 2)>(kQuad < 2 ? low : high));
+  }
+};
+
+// What load(words, lane) gives for the lanes that follow [lane, lane + width), 0 after 15. Word: of a lane in memory.
+template <class Word, class Load>
+HWY_INLINE HWY_ATTR VU NextLanes(const uint8_t* words, size_t lane, VU present, Load load) {
+#if HWY_TARGET == HWY_AVX3_DL || HWY_TARGET == HWY_AVX3
+  (void)words, (void)lane, (void)load;
+  return VU{_mm512_alignr_epi32(present.raw, present.raw, 1)};
+#else
+  (void)present;
+  uint8_t ring[(codec::kTileSide + 1) * sizeof(Word)];
+  std::memcpy(ring, words, codec::kTileSide * sizeof(Word));
+  std::memcpy(ring + codec::kTileSide * sizeof(Word), words, sizeof(Word));
+  return load(ring, lane + 1);
+#endif
+}
+HWY_INLINE HWY_ATTR VU NextWords(const uint8_t* words, size_t lane, VU present) {
+  return NextLanes<uint32_t>(words, lane, present, LoadWords);
+}
+HWY_INLINE HWY_ATTR VU NextNibbles(const uint8_t* words, size_t lane, VU present) {
+  return NextLanes<uint16_t>(words, lane, present, LoadNibbles);
+}
+
+// Values: a window is a code and the next lane's.
+template <uint32_t kBits>
+struct ValueRing;
+
+template <>
+struct ValueRing<1> {
+  LevelTable levels;
+  VU nibbles, next;
+  HWY_ATTR ValueRing(const uint8_t* tile, size_t lane, LevelTable table) : levels(table), nibbles(LoadNibbles(tile, lane)) {
+    next = hn::ShiftLeft<1>(NextNibbles(tile, lane, nibbles));
+  }
+  template <int kQuad>
+  HWY_ATTR VU Quad() const {
+    return LookUp<2>(levels, Join<1>(hn::ShiftRight<kQuad>(nibbles), hn::ShiftRight<kQuad>(next)));
+  }
+};
+
+template <>
+struct ValueRing<2> {
+  LevelTable levels;
+  VU even, odd;  // windows of quads 0 and 2, of 1 and 3, in the halves of a byte
+  HWY_ATTR ValueRing(const uint8_t* tile, size_t lane, LevelTable table) : levels(table) {
+    const VU word = LoadWords(tile, lane), next = NextWords(tile, lane, word), mask = hn::Set(DU(), 0x33333333u);
+    even = hn::Or(hn::And(mask, word), hn::AndNot(mask, hn::ShiftLeft<2>(next)));
+    odd = hn::Or(hn::And(mask, hn::ShiftRight<2>(word)), hn::AndNot(mask, next));
+  }
+  template <int kQuad>
+  HWY_ATTR VU Quad() const {
+    return LookUp<4>(levels, hn::ShiftRight<4 * (kQuad / 2)>(kQuad % 2 ? odd : even));
+  }
+};
+
+template <>
+struct ValueRing<3> {
+  LevelTable levels;
+  VU word, nibbles, next_word, next_nibbles;
+  HWY_ATTR ValueRing(const uint8_t* tile, size_t lane, LevelTable table)
+      : levels(table), word(LoadWords(tile, lane)), nibbles(LoadNibbles(tile + 64, lane)) {
+    next_word = NextWords(tile, lane, word);
+    next_nibbles = NextNibbles(tile + 64, lane, nibbles);
+  }
+  template <int kQuad>
+  HWY_ATTR VU Quad() const {
+    if constexpr (kQuad == 0) return LookUp<6>(levels, Join<3>(word, hn::ShiftLeft<3>(next_word)));
+    if constexpr (kQuad == 1) return LookUp<6>(levels, Join<3>(hn::ShiftRight<3>(word), next_word));
+    if constexpr (kQuad == 2) return LookUp<6>(levels, Join<3>(Third(word, nibbles), hn::ShiftLeft<3>(Third(next_word, next_nibbles))));
+    return LookUp<6>(levels, Join<3>(hn::ShiftRight<1>(nibbles), hn::ShiftLeft<2>(next_nibbles)));
+  }
+  static HWY_ATTR VU Third(VU word, VU nibbles) { return Join<2>(hn::ShiftRight<6>(word), hn::ShiftLeft<2>(nibbles)); }
+};
+
+template <>
+struct ValueRing<4> {
+  LevelTable levels;
+  VU low, high, next_low, next_high;
+  HWY_ATTR ValueRing(const uint8_t* tile, size_t lane, LevelTable table)
+      : levels(table), low(LoadWords(tile, lane)), high(LoadWords(tile + 64, lane)) {
+    next_low = NextWords(tile, lane, low);
+    next_high = NextWords(tile + 64, lane, high);
+  }
+  template <int kQuad>
+  HWY_ATTR VU Quad() const {
+    const VU word = kQuad < 2 ? low : high, next = kQuad < 2 ? next_low : next_high;
+    if constexpr (kQuad % 2 == 0) return LookUp<6>(levels, Join<4>(word, hn::ShiftLeft<4>(next)));
+    return LookUp<6>(levels, Join<4>(hn::ShiftRight<4>(word), next));
+  }
+};
+
+// Stand for tiles that each have bits of their own.
+struct MixedKeys {
+  static constexpr codec::Ring kRing = codec::Ring::key;
+  template <uint32_t kBits>
+  using Quads = KeyRing<kBits>;
+};
+struct MixedValues {
+  static constexpr codec::Ring kRing = codec::Ring::value;
+  template <uint32_t kBits>
+  using Quads = ValueRing<kBits>;
+};
+template <class T>
+constexpr bool kIsMixed = std::is_same_v<T, MixedKeys> || std::is_same_v<T, MixedValues>;
 
 // Calls work with the class that decodes a mixed tile and its table of levels.
-template <class Work>
+template <class Mixed, class Work>
 HWY_INLINE HWY_ATTR void WithQuads(uint32_t bits, Work work) {
-  const LevelTable levels = LoadLevels(codec::Codebook::gaussian, bits);
+  const LevelTable levels = LoadLevels(codec::trellis_levels(Mixed::kRing, bits));
   switch (bits) {
-    case 1: return work(std::type_identity<Quads1>(), levels);
-    case 2: return work(std::type_identity<Quads2>(), levels);
-    case 3: return work(std::type_identity<Quads3>(), levels);
-    default: return work(std::type_identity<Quads4>(), levels);
+    case 1: return work(std::type_identity<typename Mixed::template Quads<1>>(), levels);
+    case 2: return work(std::type_identity<typename Mixed::template Quads<2>>(), levels);
+    case 3: return work(std::type_identity<typename Mixed::template Quads<3>>(), levels);
+    default: return work(std::type_identity<typename Mixed::template Quads<4>>(), levels);
   }
 }
 
 template <class T>
-concept HandsOutQuads = std::is_same_v<T, QuadsMixed> || requires(const T& t) { t.template Quad<0>(); };
+concept HandsOutQuads = kIsMixed<T> || requires(const T& t) { t.template Quad<0>(); };
 
 // Rows of a tile as floats.
 template <class Quads>
@@ -171,8 +335,14 @@ struct FloatRows {
   }
 };
 
-template <>
-struct FloatRows<QuadsMixed> {};
+// Of tiles that each have bits of their own; the quads are chosen tile by tile.
+template <class Mixed>
+  requires kIsMixed<Mixed>
+struct FloatRows<Mixed> {
+  using OfTile = Mixed;
+};
+template <class T>
+constexpr bool kIsMixedRows = requires { typename T::OfTile; };
 
 struct HalfRows {
   const hwy::float16_t* at;

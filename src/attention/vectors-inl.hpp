@@ -12,6 +12,7 @@
 #include "attention/kernel_api.hpp"
 #include "codec/fp16.hpp"
 #include "codec/scale8.hpp"
+#include "codec/trellis_levels.hpp"
 #include "hwy/highway.h"
 
 // Highway 1.0 checks the CPU for AVX-512 VNNI, but asks the compiler for AVX VNNI instead.
@@ -62,7 +63,7 @@ HWY_INLINE HWY_ATTR Scales LoadScales(const codec::BlockLayout& layout, const ui
     const VU bytes = hn::PromoteTo(DU(), hn::LoadU(d8, base + lane));
     const VU bits = hn::Add(hn::ShiftLeft<codec::kScale8Shift>(bytes), hn::Set(DU(), codec::kScale8Bias));
     const VF alpha = hn::BitCast(DF(), bits);
-    return {alpha, hn::Mul(alpha, hn::Set(DF(), -codec::kGaussianCentre))};
+    return {alpha, hn::Mul(alpha, hn::Set(DF(), -codec::kTrellisCentre))};
   }
   const uint8_t* halves = base + codec::kGroupScaleBytes * group + 2 * lane;
   return {LoadHalves(halves), LoadHalves(halves + 2 * kLanes)};

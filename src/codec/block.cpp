@@ -10,6 +10,7 @@
 #include "codec/fp16.hpp"
 #include "codec/quantiser.hpp"
 #include "codec/scale8.hpp"
+#include "codec/trellis.hpp"
 
 namespace mikv::codec {
 namespace {
@@ -27,6 +28,8 @@ Part part_k(const BlockLayout& layout) {
 Part part_v(const BlockLayout& layout) {
   return {layout.scales_v, layout.data_v, layout.dim_v, layout.group_v, layout.tiles_v, false, layout.row_v};
 }
+
+Ring ring_of(const Part& part) { return part.keys ? Ring::key : Ring::value; }
 
 // Calls work with the number of bits as a constant.
 template <typename Work>
@@ -99,7 +102,8 @@ void encode_part(uint8_t* block, const Part& part, uint32_t token, const float* 
     float padded_values[kMaxHeadDim];
     std::copy_n(values, part.dim, padded_values);
     std::fill(padded_values + part.dim, padded_values + padded, 0.0f);
-    block[part.scales + token] = quantise_gaussian(padded_values, part.row.bits.data(), part.row.weight.data(), part.n_tiles, codes.data());
+    block[part.scales + token] = quantise_trellis(ring_of(part), padded_values, part.row.bits.data(),
+                                                  part.row.weight.data(), part.n_tiles, codes.data());
   } else if constexpr (kBits == 16) {
     for (uint32_t c = 0; c < part.dim; ++c) codes[c] = f32_to_f16(values[c]);
   } else {
@@ -119,10 +123,11 @@ void decode_part(const uint8_t* block, const Part& part, uint32_t token, float* 
   read_codes<kBits>(block, part, token, codes);
   if constexpr (kBits == kMixedBits) {
     const float alpha = scale8_to_f32(block[part.scales + token]);
-    for (uint32_t c = 0; c < part.dim; ++c) {
-      const Levels& levels = levels_of(Codebook::gaussian, part.row.bits[c / kTileSide]);
-      values[c] = alpha * (float(levels[codes[c]]) - kGaussianCentre);
+    uint8_t levels[kMaxHeadDim];
+    for (uint32_t t = 0; t < part.n_tiles; ++t) {
+      ring_levels(ring_of(part), part.row.bits[t], &codes[t * kTileSide], levels + t * kTileSide);
     }
+    for (uint32_t c = 0; c < part.dim; ++c) values[c] = alpha * (float(levels[c]) - kTrellisCentre);
   } else if constexpr (kBits == 16) {
     for (uint32_t c = 0; c < part.dim; ++c) values[c] = f16_to_f32(codes[c]);
   } else {

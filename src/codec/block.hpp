@@ -22,7 +22,6 @@
 #include <cstdint>
 #include <span>
 
-#include "codec/levels.hpp"
 #include "codec/tile.hpp"
 
 namespace mikv::codec {
@@ -63,7 +62,6 @@ struct BlockLayout {
   static BlockLayout make_mixed(uint32_t dim_k, uint32_t dim_v, const MixedTiles& k, const MixedTiles& v);
 
   bool mixed() const { return bits == kMixedBits; }
-  Codebook codebook() const { return mixed() ? Codebook::gaussian : Codebook::uniform; }
   size_t code_bytes_per_token() const { return (bytes - data_k) / kBlockTokens; }
   size_t scale_bytes_per_token() const { return (data_k - scales_k) / kBlockTokens; }
 };

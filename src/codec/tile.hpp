@@ -17,7 +17,7 @@
 //    4   2 x 16 u32: in each byte, quad 2w in the low and quad 2w+1 in the high nibble   128
 //    3   16 u32: in each byte, quad 0 at bit 0, quad 1 at bit 3, the low two bits of
 //        quad 2 at bit 6; then 16 u16: a nibble for each byte b, in the order 0 2 1 3,
-//        with quad 3 at bit 0 and the high bit of quad 2 at bit 3                        96
+//        with the high bit of quad 2 at bit 0 and quad 3 at bit 1                        96
 //    2   16 u32: in each byte, quad j at bit 2*j                                         64
 //    1   16 u16: a nibble for each byte b, in the order 0 2 1 3, with quad j at bit j    32
 //
@@ -102,7 +102,7 @@ inline void store_lane(uint8_t* tile, uint32_t lane, const Code<kBits>* codes) {
       break;
     case 3: {
       store_word(word, quad[0] | quad[1] << 3 | (quad[2] & in_bytes(3)) << 6);
-      const uint32_t nibbles = quad[3] | (quad[2] & in_bytes(4)) << 1;
+      const uint32_t nibbles = (quad[2] >> 2 & in_bytes(1)) | quad[3] << 1;
       store_word(tile + 64 + 2 * lane, uint16_t(nibbles | nibbles >> 12));
       break;
     }
@@ -136,8 +136,8 @@ inline void load_lane(const uint8_t* tile, uint32_t lane, Code<kBits>* codes) {
       const uint32_t packed = load_word<uint16_t>(tile + 64 + 2 * lane), nibbles = packed | packed << 12;
       quad[0] = first & in_bytes(7);
       quad[1] = first >> 3 & in_bytes(7);
-      quad[2] = (first >> 6 & in_bytes(3)) | (nibbles >> 1 & in_bytes(4));
-      quad[3] = nibbles & in_bytes(7);
+      quad[2] = (first >> 6 & in_bytes(3)) | (nibbles & in_bytes(1)) << 2;
+      quad[3] = nibbles >> 1 & in_bytes(7);
       break;
     }
     case 2:
@@ -167,9 +167,9 @@ inline void for_each_piece_of_row(uint32_t row, Visit visit) {
     default: break;
   }
   if (quad < 2) return visit(u32, 0u, 8 * b + 3 * quad, 3u, 0u);
-  if (quad == 3) return visit(u16, 64u, nibble_shift(b), 3u, 0u);
+  if (quad == 3) return visit(u16, 64u, nibble_shift(b) + 1, 3u, 0u);
   visit(u32, 0u, 8 * b + 6, 2u, 0u);
-  visit(u16, 64u, nibble_shift(b) + 3, 1u, 2u);
+  visit(u16, 64u, nibble_shift(b), 1u, 2u);
 }
 
 }  // namespace detail

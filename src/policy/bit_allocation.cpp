@@ -2,11 +2,11 @@
 
 #include <algorithm>
 
-#include "codec/levels.hpp"
+#include "codec/trellis.hpp"
 
 namespace mikv::policy {
 
-static_assert(kMaxTileBits == codec::kMaxTableBits);
+static_assert(kMaxTileBits == codec::kMaxTileBits);
 
 TileBits allocate_bits(std::span<const double> harm_k, std::span<const double> harm_v, uint32_t total) {
   std::vector<double> harm(harm_k.begin(), harm_k.end());
@@ -14,7 +14,8 @@ TileBits allocate_bits(std::span<const double> harm_k, std::span<const double> h
   std::vector<uint8_t> bits(harm.size(), kMinTileBits);
   const auto gain = [&](size_t tile) {
     if (bits[tile] == kMaxTileBits) return -1.0;
-    return harm[tile] * (codec::kGaussianError[bits[tile]] - codec::kGaussianError[bits[tile] + 1]);
+    const codec::Ring ring = tile < harm_k.size() ? codec::Ring::key : codec::Ring::value;
+    return harm[tile] * (codec::trellis_error(ring, bits[tile]) - codec::trellis_error(ring, bits[tile] + 1u));
   };
   const size_t most = kMaxTileBits * harm.size();
   for (size_t used = kMinTileBits * harm.size(); used < std::min<size_t>(total, most); ++used) {
