@@ -101,7 +101,7 @@ size_t output_size(const llama::FlashAttnProblem& problem) {
 /// A layer that holds the content: all but the tokens of a prompt's present chunk compressed, as they are in use.
 std::unique_ptr<LayerCache> make_layer(const llama::FlashAttnProblem& problem, const Content& content, const Spec& spec,
                                        Workspace& workspace) {
-  auto layer = unwrap(LayerCache::create(problem.shape, spec));
+  auto layer = unwrap(LayerCache::create(problem.shape, spec, problem.n_tokens));
   std::vector<Cell> cells(problem.n_tokens);
   for (uint32_t i = 0; i < problem.n_tokens; ++i) cells[i] = i;
   const size_t row = size_t(problem.shape.n_kv_heads) * problem.shape.head_dim_k;

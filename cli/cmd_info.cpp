@@ -44,7 +44,7 @@ class Filler {
 
   /// The size of a layer that holds them, compressed.
   MemoryUsage usage(const Spec& spec) const {
-    const auto cache = unwrap(LayerCache::create(shape_, spec));
+    const auto cache = unwrap(LayerCache::create(shape_, spec, kTokens));
     check(cache->put(0, cells_, k_.data(), size_t(shape_.n_kv_heads) * shape_.head_dim_k, v_.data(),
                      size_t(shape_.n_kv_heads) * shape_.head_dim_v));
     check(cache->commit(0));

@@ -90,10 +90,10 @@ INSTANTIATE_TEST_SUITE_P(Specs, MemoryTest,
                          });
 
 /// Bits an element of a compressed cache of 4,096 tokens, all-in.
-MemoryUsage usage_at_4096(const LayerShape& shape, const std::string& spec) {
+MemoryUsage usage_at_4096(const LayerShape& shape, const std::string& spec, uint32_t max_cells = kMaxCells) {
   Random random(81);
   const Tokens chunk(shape, kChunk, random);
-  const auto layer = make_layer(shape, spec);
+  const auto layer = make_layer(shape, spec, max_cells);
   fill(*layer, 4096, chunk);
   Request query(shape, 1, random);
   query.record = true;
@@ -137,7 +137,9 @@ TEST(MemoryTest, PresetsTakeTheBitsTheyPromise) {
   struct Row { const char* spec; double bits; };
   for (const Row& row : {Row{"mikv", 3.3}, {"mikv-hq", 4.4}, {"mikv-max", 2.4}}) {
     for (const uint32_t dim : {64u, 128u}) {
-      EXPECT_LE(usage_at_4096({12, 2, dim, dim}, row.spec).bits_per_element(), row.bits) << row.spec << ", " << dim;
+      for (const uint32_t max_cells : {1u << 16, kMaxCells}) {
+        EXPECT_LE(usage_at_4096({12, 2, dim, dim}, row.spec, max_cells).bits_per_element(), row.bits) << row.spec << ", " << dim;
+      }
     }
   }
 }

@@ -11,6 +11,7 @@
 #include "codec/trellis.hpp"
 #include "policy/bit_allocation.hpp"
 #include "policy/mixed_frame.hpp"
+#include "test_attention.hpp"
 #include "test_cache.hpp"
 
 namespace mikv::test {
@@ -146,7 +147,7 @@ policy::Moments any_moments(uint32_t dim_k, uint32_t dim_v, Random& random) {
 TEST(MixedFrameTest, CoordinatesKeepDotProductsAndSums) {
   Random random(82);
   for (const uint32_t dim : {8u, 24u, 40u, 64u, 72u, 80u, 96u, 128u, 256u, 512u}) {
-    const policy::MixedFrame frame = policy::plan_mixed_frame(any_moments(dim, dim, random), 3.0);
+    const policy::MixedFrame frame = policy::plan_mixed_frame(any_moments(dim, dim, random), 3.0, 4);
     for (const codec::Axes* axes : {&frame.transform.key, &frame.transform.value}) {
       std::vector<uint16_t> order = axes->order;
       std::sort(order.begin(), order.end());
@@ -166,7 +167,7 @@ TEST(MixedFrameTest, CoordinatesKeepDotProductsAndSums) {
 TEST(MixedFrameTest, EveryTurnHasUnitVariance) {
   Random random(83);
   const policy::Moments m = any_moments(128, 128, random);
-  const policy::MixedFrame frame = policy::plan_mixed_frame(m, 3.0);
+  const policy::MixedFrame frame = policy::plan_mixed_frame(m, 3.0, 4);
   const codec::Axes& key = frame.transform.key;
   size_t place = 0;
   for (const uint16_t turn : key.turns) {
@@ -185,9 +186,10 @@ TEST(MixedFrameTest, BlocksTakeTheBitsAskedFor) {
   Random random(84);
   for (const uint32_t dim : {64u, 80u, 128u, 256u}) {
     for (const double bits : {1.0, 2.15, 3.0, 4.125, 5.0}) {
-      const policy::MixedFrame frame = policy::plan_mixed_frame(any_moments(dim, dim, random), bits);
+      const uint32_t id_bytes = random.below(2) ? 2 : 4;
+      const policy::MixedFrame frame = policy::plan_mixed_frame(any_moments(dim, dim, random), bits, id_bytes);
       const double taken = 8.0 * double(frame.lo.bytes) / double(codec::kBlockTokens * 2 * dim);
-      const double least = 8.0 * (96.0 + 64.0 * codec::tiles_of(dim)) / double(codec::kBlockTokens * 2 * dim);
+      const double least = 8.0 * (16.0 * id_bytes + 32.0 + 64.0 * codec::tiles_of(dim)) / double(codec::kBlockTokens * 2 * dim);
       EXPECT_LE(taken, std::max(bits, least) + 1e-9) << dim << " " << bits;
       EXPECT_GE(taken, std::min(bits, 4.0) - 8.0 * 32.0 / double(codec::kBlockTokens * 2 * dim)) << dim << " " << bits;
     }
@@ -225,6 +227,50 @@ TEST(MixedFrameTest, BeatsEqualBitsWhereChannelsDiffer) {
   };
   // 3 bits with ids and scales, against INT3 with rotation, which takes 3.6.
   EXPECT_LT(error("mikv:keep=0,bits=3"), 0.6 * error("mikv:keep=0,lo=int3,outlier=balancer+center+hadamard"));
+}
+
+// What attention makes up for is there: keys of normally distributed channels are off by what k_error says, all in all.
+TEST(MixedFrameTest, ExpectedErrorOfKeysIsTheirError) {
+  Random random(86);
+  const LayerShape shape{4, 2, 64, 64};
+  Tokens tokens(shape, 500, random);
+  for (const char* spec : {"mikv:keep=0.1,bits=2", "mikv:keep=0.1,bits=3", "mikv:keep=0.1,bits=4"}) {
+    const auto layer = make_layer(shape, spec);
+    put(*layer, 0, cell_range(0, tokens.n), tokens);
+    commit(*layer, 0);
+    double measured = 0.0, expected = 0.0;
+    for (const StoredToken& stored : layer->dump(0, 1)) {
+      ASSERT_EQ(stored.k_error.empty(), stored.tier != TierName::lo);
+      if (stored.tier != TierName::lo) continue;
+      for (uint32_t c = 0; c < 64; ++c) {
+        measured += std::pow(double(stored.k[c]) - tokens.key(stored.cell, 1)[c], 2);
+        expected += stored.k_error[c];
+      }
+    }
+    EXPECT_NEAR(measured, expected, 0.15 * expected) << spec;
+  }
+}
+
+// Cell numbers of two bytes and of four give the same attention; each refuses cells beyond its own.
+TEST(MixedFrameTest, NarrowIdsAreWideIds) {
+  Random random(87);
+  const LayerShape shape{4, 2, 64, 64};
+  const Tokens tokens(shape, 200, random);
+  for (const char* spec : {"full", "mikv-paper", "mikv:lo=int3"}) {
+    std::vector<std::vector<float>> outs;
+    for (const uint32_t max_cells : {65536u, 65537u}) {
+      const auto layer = make_layer(shape, spec, max_cells);
+      put(*layer, 0, cell_range(65536 - 200, 200), tokens);
+      commit(*layer, 0);
+      Random again(88);
+      Request request(shape, 2, again);
+      request.set_mask(Mask::Type::f32, 65536, [&](uint32_t, uint32_t cell) { return cell % 3 ? 0.0f : -INFINITY; });
+      outs.push_back(run(*layer, request));
+      const Cell beyond = max_cells;
+      EXPECT_FALSE(layer->put(0, std::span(&beyond, 1), tokens.k.data(), tokens.k_stride, tokens.v.data(), tokens.v_stride).ok());
+    }
+    EXPECT_EQ(outs[0], outs[1]) << spec;
+  }
 }
 
 }  // namespace

@@ -144,6 +144,13 @@ std::vector<StoredToken> stored_tokens(const LayerCache& layer, const std::vecto
   return tokens;
 }
 
+// Half the variance of a lo token's logit (src/codec/expected_error.hpp).
+double error_made_up(const StoredToken& token, const float* q, double scale) {
+  double variance = 0.0;
+  for (size_t c = 0; c < token.k_error.size(); ++c) variance += std::pow(scale * q[c], 2) * token.k_error[c];
+  return 0.5 * variance;
+}
+
 std::vector<double> weights(const std::vector<StoredToken>& tokens, const Request& request, uint32_t token, uint32_t head) {
   const float* q = request.query(token, head);
   const double slope = request.slopes.empty() ? 1.0 : request.slopes[head];
@@ -152,7 +159,7 @@ std::vector<double> weights(const std::vector<StoredToken>& tokens, const Reques
   for (const StoredToken& stored : tokens) {
     double dot = 0.0;
     for (size_t c = 0; c < stored.k.size(); ++c) dot += double(q[c]) * stored.k[c];
-    double logit = request.scale * dot;
+    double logit = request.scale * dot + error_made_up(stored, q, request.scale);
     if (request.softcap != 0.0f) logit = request.softcap * std::tanh(logit / request.softcap);
     const double mask = request.mask_at(token, stored.cell);
     logits.push_back(mask == -kInfinity ? -kInfinity : logit + slope * mask);
@@ -200,6 +207,8 @@ Expected expect(const std::vector<std::vector<StoredToken>>& tokens, const Reque
   for (uint32_t t = 0; t < request.n_tokens; ++t) {
     for (uint32_t h = 0; h < request.shape.n_heads; ++h) {
       const std::vector<StoredToken>& stored = tokens[h / request.group()];
+      double made_up = 0.0;
+      for (const StoredToken& token : stored) made_up = std::max(made_up, error_made_up(token, request.query(t, h), request.scale));
       double highest_k = 0.0, longest_k = 0.0, sum_q = 0.0, square_q = 0.0, highest_q = 0.0;
       for (const StoredToken& token : stored) {
         double square = 0.0;
@@ -213,7 +222,7 @@ Expected expect(const std::vector<std::vector<StoredToken>>& tokens, const Reque
       if (rotated) highest_q = std::min(std::sqrt(square_q), 5.0 * std::sqrt(square_q / dim_k));
       const double reach = rotated ? 5.0 * std::sqrt(square_q) * longest_k : sum_q * highest_k;
       const double slope = request.slopes.empty() ? 1.0 : std::abs(request.slopes[h]);
-      const double logit_error = kF32Epsilon * ((dim_k / 4.0 + 16.0) * std::abs(request.scale) * 6.0 * reach +
+      const double logit_error = kF32Epsilon * ((dim_k / 4.0 + 16.0) * std::abs(request.scale) * 6.0 * reach + (dim_k / 8.0 + 16.0) * made_up +
                                                 4.0 * (request.softcap + slope * largest_mask + 8.0));
 
       const double logit_error_of_bytes = logit_error + kByteRounding * std::abs(request.scale) * highest_q * 4.0 * longest_k;

@@ -14,10 +14,10 @@ Tokens::Tokens(const LayerShape& shape_, size_t n_, Random& random, size_t gap)
       k(random.normals(n * k_stride)),
       v(random.normals(n * v_stride)) {}
 
-std::unique_ptr<LayerCache> make_layer(const LayerShape& shape, std::string_view spec_text) {
+std::unique_ptr<LayerCache> make_layer(const LayerShape& shape, std::string_view spec_text, uint32_t max_cells) {
   Result<Spec> spec = Spec::parse(spec_text);
   if (!spec) throw std::runtime_error(spec.error());
-  Result<std::unique_ptr<LayerCache>> layer = LayerCache::create(shape, spec.value());
+  Result<std::unique_ptr<LayerCache>> layer = LayerCache::create(shape, spec.value(), max_cells);
   if (!layer) throw std::runtime_error(layer.error());
   return std::move(layer).value();
 }

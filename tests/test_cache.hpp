@@ -24,7 +24,7 @@ struct Tokens {
 };
 
 /// A cache of this spec; throws std::runtime_error (which fails the test) if the spec or the shape is refused.
-std::unique_ptr<LayerCache> make_layer(const LayerShape& shape, std::string_view spec);
+std::unique_ptr<LayerCache> make_layer(const LayerShape& shape, std::string_view spec, uint32_t max_cells = kMaxCells);
 
 /// n consecutive cells from `first`.
 std::vector<Cell> cell_range(Cell first, size_t n);

@@ -80,14 +80,14 @@ Layer* Binding::layer_of_attention(const ggml_tensor* attention) {
     fail(where + "its attention changes shape between steps, which mikv does not support");
     return nullptr;
   }
-  auto cache = LayerCache::create(shape, spec_);
+  layer.cells_per_stream = uint32_t(root_of(k)->ne[1]);
+  auto cache = LayerCache::create(shape, spec_, layer.cells_per_stream);
   if (!cache) {
     fail(where + cache.error());
     layers_.erase(index);
     return nullptr;
   }
   layer.cache = std::move(cache).value();
-  layer.cells_per_stream = uint32_t(root_of(k)->ne[1]);
   const AttentionParams params = read_params(attention);
   if (params.max_bias > 0.0f) layer.slopes = alibi_slopes(params.max_bias, shape.n_heads);
   for (const OpKind kind : {OpKind::store_k, OpKind::store_v, OpKind::attend}) layer.ops[int(kind)] = {this, index, kind};

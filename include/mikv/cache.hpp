@@ -85,6 +85,7 @@ struct StoredToken {
   float score = 0.0f;
   std::vector<float> k;  ///< [head_dim_k]; empty if evicted
   std::vector<float> v;  ///< [head_dim_v]; empty if evicted
+  std::vector<float> k_error;  ///< [head_dim_k] expected squared error that attention makes up for; empty: none
 };
 
 /// Scratch memory of attention, shared by all layers that the same threads work on. Not cache content.
@@ -110,7 +111,8 @@ class Workspace {
 class LayerCache {
  public:
   /// Errors: a shape out of range; a spec whose group does not divide the head dimension.
-  static Result<std::unique_ptr<LayerCache>> create(const LayerShape& shape, const Spec& spec);
+  /// max_cells: cells are below it, kMaxCells at most. Up to 65,536 their numbers are stored in two bytes instead of four.
+  static Result<std::unique_ptr<LayerCache>> create(const LayerShape& shape, const Spec& spec, uint32_t max_cells = kMaxCells);
   ~LayerCache();
   LayerCache(const LayerCache&) = delete;
   LayerCache& operator=(const LayerCache&) = delete;
@@ -120,7 +122,7 @@ class LayerCache {
 
   /// Stores K and V of n tokens in `frame`, replacing what those cells held before.
   /// k: row t at k + t*k_stride floats, [n_kv_heads][head_dim_k] contiguous; v the same with head_dim_v.
-  /// Errors: a cell >= kMaxCells or named twice, a frame >= kMaxFrames, out of memory. Nothing is stored then; out of memory, the
+  /// Errors: a cell >= max_cells or named twice, a frame >= kMaxFrames, out of memory. Nothing is stored then; out of memory, the
   /// cells hold nothing.
   /// A non-finite element is stored as the nearest finite f16 (NaN as 0), so that one bad token cannot poison a group.
   Status put(FrameId frame, std::span<const Cell> cells, const float* k, size_t k_stride, const float* v, size_t v_stride);

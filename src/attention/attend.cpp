@@ -98,7 +98,8 @@ void for_each_segment(const Call& call, const RowTile& tile, ThreadSlot& slot, R
     const State view = tier_view(state, layer, tile.n_rows(), head.transform.value);
     if (head.hi.size()) work(segment_of(head.hi, layer.tier_geometry), rows, view, &head.hi);
     if (head.lo.size()) {
-      work(segment_of(head.lo, layer.tier_geometry), rows, view, static_cast<cache::Tier*>(nullptr));
+      const Rows lo_rows = with_expected_error(tile, head.transform.key, head.lo.layout(), rows, slot.tier);
+      work(segment_of(head.lo, layer.tier_geometry), lo_rows, view, static_cast<cache::Tier*>(nullptr));
     }
   }
 }
@@ -311,7 +312,7 @@ uint64_t Workspace::bytes() const {
   const auto add_state = [&](const attention::RowState& s) { add(s.max, s.sum, s.acc, s.tier_sum, s.tier_acc, s.zeros); };
   for (const attention::ThreadSlot& slot : impl_->threads) {
     for (const attention::PreparedRows* rows : {&slot.raw, &slot.tier}) {
-      add(rows->q, rows->q_sums, rows->q_steps, rows->q_parts, rows->bias);
+      add(rows->q, rows->q_sums, rows->q_steps, rows->q_parts, rows->bias, rows->errors, rows->bias_with_error);
     }
     add(slot.mask_low, slot.mask_high, slot.logits, slot.factors, slot.decoded, slot.weights, slot.inverse_sum,
         slot.sums);

@@ -145,11 +145,10 @@ HWY_ATTR inline bool StepLogits(const StepArgs& args, uint32_t first_token, cons
   const uint32_t left = args.segment.n_tokens - first_token;
   const uint32_t n_tokens = HWY_MIN(left, args.n_blocks * kLanes);
   const auto tokens_in = [n_tokens](uint32_t b) { return HWY_MIN(n_tokens - b * kLanes, kLanes); };
-  const auto ids_of = [&](uint32_t b) { return reinterpret_cast<const uint32_t*>(args.blocks + b * block_bytes); };
   BlockMask masks[kStepBlocks];
   bool any = false;
   for (uint32_t b = 0; b < args.n_blocks; ++b) {
-    masks[b].Gather(mask, ids_of(b), tokens_in(b));
+    masks[b].Gather(mask, *args.segment.layout, args.blocks + b * block_bytes, tokens_in(b));
     any = any || !masks[b].hidden;
   }
   if (!any) return false;
@@ -160,7 +159,7 @@ HWY_ATTR inline bool StepLogits(const StepArgs& args, uint32_t first_token, cons
     for (uint32_t r = 0; r < n_rows; ++r) CapLogits(logits + r * kStepTokens, args.n_blocks * kLanes, softcap);
   }
   for (uint32_t b = 0; b < args.n_blocks; ++b) {
-    if (!masks[b].plain) AddMask(mask, masks[b], ids_of(b), tokens_in(b), n_rows, logits + b * kLanes);
+    if (!masks[b].plain) AddMask(mask, masks[b], tokens_in(b), n_rows, logits + b * kLanes);
   }
   for (uint32_t r = 0; r < n_rows; ++r) {
     for (uint32_t i = n_tokens; i < kStepTokens; ++i) logits[r * kStepTokens + i] = kHidden;

@@ -86,12 +86,14 @@ void MaskRange(const Mask& mask, uint32_t first, uint32_t n, uint32_t n_cells, f
 
 // What a tile of query tokens sees of the 16 tokens of a block.
 struct BlockMask {
-  float high[kLanes];   // largest mask value of each
+  uint32_t ids[kLanes];  // cells
+  float high[kLanes];    // largest mask value of each
   bool hidden = false;  // from every row
   bool plain = true;    // 0 for every row and token
 
-  HWY_ATTR void Gather(const MaskTile& tile, const uint32_t* ids, uint32_t n_tokens) {
+  HWY_ATTR void Gather(const MaskTile& tile, const codec::BlockLayout& layout, const uint8_t* block, uint32_t n_tokens) {
     if (!tile.mask) return;
+    for (uint32_t i = 0; i < kLanes; ++i) ids[i] = codec::block_id(block, layout, i);
     // Largest values first: most blocks of a window or of other sequences are hidden, and need no more than these.
     const auto index_at = [&](size_t lane) HWY_ATTR {
       const auto used = hn::FirstN(DI(), n_tokens > lane ? n_tokens - lane : 0);
@@ -115,8 +117,8 @@ struct BlockMask {
   }
 };
 
-HWY_ATTR inline void AddMask(const MaskTile& tile, const BlockMask& block, const uint32_t* ids, uint32_t n_tokens,
-                             uint32_t n_rows, float* logits) {
+HWY_ATTR inline void AddMask(const MaskTile& tile, const BlockMask& block, uint32_t n_tokens, uint32_t n_rows,
+                             float* logits) {
   if (block.hidden) {
     for (uint32_t r = 0; r < n_rows; ++r) {
       for (uint32_t i = 0; i < kLanes; i += uint32_t(Width())) hn::StoreU(hn::Set(DF(), kHidden), DF(), logits + r * kStepTokens + i);
@@ -128,7 +130,7 @@ HWY_ATTR inline void AddMask(const MaskTile& tile, const BlockMask& block, const
     const float slope = tile.slopes ? tile.slopes[r % tile.group] : 1.0f;
     const uint32_t token = tile.first_token + r / tile.group;
     for (uint32_t i = 0; i < n_tokens; ++i) {
-      const float value = one_token ? block.high[i] : MaskAt(*tile.mask, token, ids[i]);
+      const float value = one_token ? block.high[i] : MaskAt(*tile.mask, token, block.ids[i]);
       float& logit = logits[r * kStepTokens + i];
       logit = value == kHidden ? kHidden : logit + slope * value;
     }

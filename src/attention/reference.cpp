@@ -31,6 +31,9 @@ void attend_row(const std::vector<StoredToken>& tokens, const AttendArgs& args, 
       logit = 0.0;
       for (uint32_t c = 0; c < shape.head_dim_k; ++c) logit += double(q[c]) * token.k[c];
       logit *= args.scale;
+      for (size_t c = 0; c < token.k_error.size(); ++c) {  // codec/expected_error.hpp
+        logit += 0.5 * std::pow(double(q[c]) * args.scale, 2) * token.k_error[c];
+      }
       if (args.softcap > 0.0f) logit = args.softcap * std::tanh(logit / args.softcap);
       logit += slope * mask;
     }

@@ -6,6 +6,8 @@
 #include <numeric>
 #include <utility>
 
+#include "codec/expected_error.hpp"
+
 namespace mikv::attention {
 namespace {
 
@@ -63,6 +65,26 @@ Rows prepare_for_tier(const RowTile& tile, const codec::Axes& key, PreparedRows&
   const auto pointer = [](const std::vector<uint16_t>& values) { return values.empty() ? nullptr : values.data(); };
   const QueryTransform to_tier{pointer(key.centre), pointer(key.balancer), pointer(key.order), key.turns, key.hadamard};
   return prepare(tile, tile.layer.tier_geometry, to_tier, kernels().takes_bytes && tile.layer.layouts.quantised(), memory);
+}
+
+Rows with_expected_error(const RowTile& tile, const codec::Axes& key, const codec::BlockLayout& layout, Rows rows,
+                         PreparedRows& memory) {
+  if (!layout.mixed()) return rows;
+  const float scale = tile.args.scale;
+  memory.errors.resize(layout.dim_k);
+  codec::expected_key_errors(key, layout, memory.errors.data());
+  memory.bias_with_error.resize(rows.n);
+  for (uint32_t r = 0; r < rows.n; ++r) {
+    const float* q = tile.query(r);
+    constexpr uint32_t kSums = 8;  // side by side, which the compiler may not do with one; dimensions are multiples of 8
+    float sums[kSums] = {};
+    for (uint32_t c = 0; c < layout.dim_k; c += kSums) {
+      for (uint32_t i = 0; i < kSums; ++i) sums[i] += q[c + i] * q[c + i] * memory.errors[c + i];
+    }
+    memory.bias_with_error[r] = rows.bias[r] + 0.5f * scale * scale * std::accumulate(sums, sums + kSums, 0.0f);
+  }
+  rows.bias = memory.bias_with_error.data();
+  return rows;
 }
 
 void reset(RowState& state, const LayerCache::Impl& layer, uint32_t n_rows) {

@@ -27,6 +27,9 @@ struct RowTile {
 Rows prepare_raw(const RowTile& tile, PreparedRows& memory);
 /// Queries in a frame's coordinates, for its hi and lo tiers.
 Rows prepare_for_tier(const RowTile& tile, const codec::Axes& key, PreparedRows& memory);
+/// The same rows for a tier whose keys have an error of known size (codec/expected_error.hpp): with a bias of their own in `memory`.
+Rows with_expected_error(const RowTile& tile, const codec::Axes& key, const codec::BlockLayout& layout, Rows rows,
+                         PreparedRows& memory);
 
 /// An empty state for n rows: identity of merge().
 void reset(RowState& state, const LayerCache::Impl& layer, uint32_t n_rows);

@@ -14,6 +14,7 @@ namespace attention {
 /// Rows of queries in one geometry, as Rows points to them.
 struct PreparedRows {
   std::vector<float> q, q_sums, q_steps, bias;
+  std::vector<float> errors, bias_with_error;  ///< with_expected_error()
   std::vector<uint8_t> q_parts;
 };
 

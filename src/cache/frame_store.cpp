@@ -29,7 +29,7 @@ void FrameStore::stage(std::span<const uint32_t> cells) {
   for (HeadStore& head : heads_) {
     const uint32_t first = head.staged.append(uint32_t(cells.size()));
     for (uint32_t i = 0; i < cells.size(); ++i) {
-      head.staged.cell(first + i) = cells[i];
+      head.staged.set_cell(first + i, cells[i]);
       head.staged.set_score(first + i, 0.0f, next_arrival_ + i);
     }
   }

@@ -67,7 +67,7 @@ HeadStore::Frame HeadStore::plan_frame(const Spec& spec, CommitScratch& scratch)
     for (uint32_t c = 0; c < dim_k; ++c) low[c] = std::min(low[c], scratch.k[c]), high[c] = std::max(high[c], scratch.k[c]);
   }
   if (spec.mixed()) {
-    policy::MixedFrame mixed = policy::plan_mixed_frame(moments, spec.bits);
+    policy::MixedFrame mixed = policy::plan_mixed_frame(moments, spec.bits, lo.layout().id_bytes);
     return {std::move(mixed.transform), std::make_unique<codec::BlockLayout>(mixed.lo)};
   }
   Frame frame{transform, nullptr};
@@ -82,7 +82,7 @@ HeadStore::Frame HeadStore::plan_frame(const Spec& spec, CommitScratch& scratch)
 
 void HeadStore::append_lo(uint32_t cell, const CommitScratch& scratch) {
   const uint32_t slot = lo.append(1);
-  lo.cell(slot) = cell;
+  lo.set_cell(slot, cell);
   codec::encode_token(lo.block_of(slot), lo.layout(), Tier::lane_of(slot), scratch.k.data(), scratch.v.data());
 }
 
@@ -99,7 +99,7 @@ void HeadStore::keep_staged(uint32_t slot, CommitScratch& scratch) {
   transform.key.to_tier({scratch.k.data(), staged.layout().dim_k});
   transform.value.to_tier({scratch.v.data(), staged.layout().dim_v});
   const uint32_t to = hi.append(1);
-  hi.cell(to) = staged.cell(slot);
+  hi.set_cell(to, staged.cell(slot));
   hi.set_score(to, staged.score(slot), staged.arrival(slot));
   codec::encode_token(hi.block_of(to), hi.layout(), Tier::lane_of(to), scratch.k.data(), scratch.v.data());
 }

@@ -7,6 +7,7 @@
 
 #include "attention/kernel_api.hpp"
 #include "cache/layer_impl.hpp"
+#include "codec/expected_error.hpp"
 #include "codec/fp16.hpp"
 
 namespace mikv {
@@ -40,13 +41,17 @@ Status check_groups(const LayerShape& shape, const Spec& spec) {
   return {};
 }
 
-cache::Layouts make_layouts(const LayerShape& shape, const Spec& spec) {
+// Ids of so many cells fit two bytes.
+constexpr uint32_t kNarrowCells = 1u << 16;
+
+cache::Layouts make_layouts(const LayerShape& shape, const Spec& spec, uint32_t max_cells) {
+  const uint32_t id_bytes = max_cells <= kNarrowCells ? 2 : 4;
   const uint32_t group_k = spec.group.resolve(shape.head_dim_k), group_v = spec.group.resolve(shape.head_dim_v);
   const auto layout = [&](Format format, bool scored) {
     // Bits that differ by head are known when its frame is frozen; what stands here until then is never filled.
     const uint32_t bits = format == Format::evict || format == Format::mixed ? 2 : format_bits(format);
     const uint32_t k = group_k ? group_k : shape.head_dim_k, v = group_v ? group_v : shape.head_dim_v;
-    return codec::BlockLayout::make(bits, shape.head_dim_k, shape.head_dim_v, k, v, scored);
+    return codec::BlockLayout::make(bits, shape.head_dim_k, shape.head_dim_v, k, v, scored, id_bytes);
   };
   // Scores and arrivals decide about demotion; a cache that demotes nothing has no use for them.
   const bool scored = spec.importance != Importance::full;
@@ -58,10 +63,10 @@ attention::Geometry make_geometry(const LayerShape& shape, uint32_t group_k, uin
           shape.head_dim_k / group_k};
 }
 
-Status check_cells(FrameId frame, std::span<const Cell> cells) {
+Status check_cells(FrameId frame, std::span<const Cell> cells, uint32_t max_cells) {
   if (frame >= kMaxFrames) return Error{"frame " + std::to_string(frame) + " is out of range; use 0 to 4095"};
   for (const Cell cell : cells) {
-    if (cell >= kMaxCells) return Error{"cell " + std::to_string(cell) + " is out of range; use 0 to 2^27-1"};
+    if (cell >= max_cells) return Error{"cell " + std::to_string(cell) + " is out of range; use 0 to " + std::to_string(max_cells - 1)};
   }
   if (cells.size() < 2 || std::is_sorted(cells.begin(), cells.end(), std::less_equal<>())) return {};  // strictly rising
   std::vector<Cell> sorted(cells.begin(), cells.end());
@@ -128,14 +133,15 @@ void LayerCache::Impl::drop_if_empty(FrameId id) {
 LayerCache::LayerCache(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 LayerCache::~LayerCache() = default;
 
-Result<std::unique_ptr<LayerCache>> LayerCache::create(const LayerShape& shape, const Spec& spec) {
+Result<std::unique_ptr<LayerCache>> LayerCache::create(const LayerShape& shape, const Spec& spec, uint32_t max_cells) {
   for (const Status& status : {attention::target_error(), check_shape(shape), check_groups(shape, spec)}) {
     if (!status) return Error{status.error()};
   }
   auto impl = std::make_unique<Impl>();
   impl->shape = shape;
   impl->spec = spec;
-  impl->layouts = make_layouts(shape, spec);
+  impl->max_cells = std::clamp(max_cells, 1u, kMaxCells);
+  impl->layouts = make_layouts(shape, spec, impl->max_cells);
   impl->raw_geometry = make_geometry(shape, shape.head_dim_k, shape.head_dim_v);
   // Tiers of a frame share their groups: where hi is f16 and has none, it is read in lo's.
   const codec::BlockLayout& grouped = impl->layouts.evict || impl->layouts.hi.groups_k ? impl->layouts.hi : impl->layouts.lo;
@@ -149,7 +155,7 @@ const LayerShape& LayerCache::shape() const { return impl_->shape; }
 const Spec& LayerCache::spec() const { return impl_->spec; }
 
 Status LayerCache::stage(FrameId frame, std::span<const Cell> cells) {
-  if (const Status status = check_cells(frame, cells); !status) return status;
+  if (const Status status = check_cells(frame, cells, impl_->max_cells); !status) return status;
   try {
     impl_->frame_for_put(frame).stage(cells);
   } catch (const std::bad_alloc&) {
@@ -220,7 +226,7 @@ Result<std::unique_ptr<LayerCache>> LayerCache::clone(const Spec& spec) const {
       return Error{"a cache that was compressed already cannot start another spec; clone it before the first commit"};
     }
   }
-  auto copy = create(impl_->shape, spec);
+  auto copy = create(impl_->shape, spec, impl_->max_cells);
   if (copy && ((copy.value()->impl_->scores_wanted() && !impl_->scores_wanted()) || (spec.balancer && !impl_->spec.balancer))) {
     return Error{"a cache under '" + impl_->spec.preset + "' records too little to start '" + spec.preset +
                  "' from it; start from a spec with importance=h2o and outlier=balancer"};
@@ -248,11 +254,15 @@ std::vector<StoredToken> LayerCache::dump(FrameId frame, uint32_t kv_head) const
   const auto read = [&](const cache::Tier& tier, TierName name) {
     for (uint32_t slot = 0; slot < tier.size(); ++slot) {
       StoredToken token{tier.cell(slot), name, tier.score(slot),
-                        std::vector<float>(impl_->shape.head_dim_k), std::vector<float>(impl_->shape.head_dim_v)};
+                        std::vector<float>(impl_->shape.head_dim_k), std::vector<float>(impl_->shape.head_dim_v), {}};
       codec::decode_token(tier.block_of(slot), tier.layout(), cache::Tier::lane_of(slot), token.k.data(), token.v.data());
       if (name != TierName::staged) {
         head.transform.key.from_tier(token.k);
         head.transform.value.from_tier(token.v);
+      }
+      if (tier.layout().mixed()) {
+        token.k_error.resize(impl_->shape.head_dim_k);
+        codec::expected_key_errors(head.transform.key, tier.layout(), token.k_error.data());
       }
       if (token.cell < stored.end()) stored.insert(token.cell);
       tokens.push_back(std::move(token));
@@ -262,7 +272,7 @@ std::vector<StoredToken> LayerCache::dump(FrameId frame, uint32_t kv_head) const
   read(head.hi, TierName::hi);
   read(head.lo, TierName::lo);
   for (uint32_t cell = 0; cell < store->live().end(); ++cell) {
-    if (store->live().contains(cell) && !stored.contains(cell)) tokens.push_back({cell, TierName::evicted, 0.0f, {}, {}});
+    if (store->live().contains(cell) && !stored.contains(cell)) tokens.push_back({cell, TierName::evicted, 0.0f, {}, {}, {}});
   }
   return tokens;
 }

@@ -13,6 +13,7 @@ namespace mikv {
 struct LayerCache::Impl {
   LayerShape shape;
   Spec spec;
+  uint32_t max_cells = kMaxCells;  ///< cells are below it
   cache::Layouts layouts;
   attention::Geometry raw_geometry;   ///< of staged tokens: no groups
   attention::Geometry tier_geometry;  ///< of hi and lo

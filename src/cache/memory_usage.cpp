@@ -8,7 +8,7 @@ void add_tier(const cache::Tier& tier, uint64_t MemoryUsage::* codes, MemoryUsag
   const codec::BlockLayout& layout = tier.layout();
   const uint64_t n = tier.size();
   const uint64_t code_bytes = n * layout.code_bytes_per_token(), scale_bytes = n * layout.scale_bytes_per_token();
-  const uint64_t id_bytes = n * sizeof(uint32_t), score_bytes = layout.scored ? n * 2 * sizeof(uint32_t) : 0;
+  const uint64_t id_bytes = n * layout.id_bytes, score_bytes = layout.scored ? n * 2 * sizeof(uint32_t) : 0;
   usage.*codes += code_bytes;
   usage.scales += scale_bytes;
   usage.ids += id_bytes;

@@ -37,8 +37,8 @@ class Tier {
   const uint8_t* block_of(uint32_t slot) const { return const_cast<Tier*>(this)->block_of(slot); }
   static uint32_t lane_of(uint32_t slot) { return slot % codec::kBlockTokens; }
 
-  uint32_t& cell(uint32_t slot) { return codec::block_ids(block_of(slot))[lane_of(slot)]; }
-  uint32_t cell(uint32_t slot) const { return const_cast<Tier*>(this)->cell(slot); }
+  uint32_t cell(uint32_t slot) const { return codec::block_id(block_of(slot), *layout_, lane_of(slot)); }
+  void set_cell(uint32_t slot, uint32_t cell) { codec::set_block_id(block_of(slot), *layout_, lane_of(slot), cell); }
   /// 0 in a tier that is not scored.
   float score(uint32_t slot) const { return layout_->scored ? at<float>(slot, layout_->scores) : 0.0f; }
   uint32_t arrival(uint32_t slot) const { return layout_->scored ? at<uint32_t>(slot, layout_->arrivals) : 0; }

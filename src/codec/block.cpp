@@ -173,7 +173,7 @@ void place_tiles(std::span<const uint8_t> bits, TileRow& row) {
 
 // Offsets of the parts; everything else is set.
 void place_parts(BlockLayout& layout, size_t group_scale_bytes) {
-  size_t at = sizeof(uint32_t) * kBlockTokens;
+  size_t at = size_t{layout.id_bytes} * kBlockTokens;
   const auto place = [&at](size_t bytes) { return std::exchange(at, at + bytes); };
   const auto data_bytes = [](const TileRow& row, uint32_t n) { return row.at[n - 1] + tile_bytes(row.bits[n - 1]); };
   layout.scores = place(layout.scored ? sizeof(float) * kBlockTokens : 0);
@@ -188,8 +188,9 @@ void place_parts(BlockLayout& layout, size_t group_scale_bytes) {
 }  // namespace
 
 BlockLayout BlockLayout::make(uint32_t bits, uint32_t dim_k, uint32_t dim_v, uint32_t group_k, uint32_t group_v,
-                              bool scored) {
+                              bool scored, uint32_t id_bytes) {
   BlockLayout layout;
+  layout.id_bytes = id_bytes;
   layout.bits = bits;
   layout.dim_k = dim_k;
   layout.dim_v = dim_v;
@@ -210,8 +211,9 @@ BlockLayout BlockLayout::make(uint32_t bits, uint32_t dim_k, uint32_t dim_v, uin
   return layout;
 }
 
-BlockLayout BlockLayout::make_mixed(uint32_t dim_k, uint32_t dim_v, const MixedTiles& k, const MixedTiles& v) {
-  BlockLayout layout = make(2, dim_k, dim_v, dim_k, dim_v, false);
+BlockLayout BlockLayout::make_mixed(uint32_t dim_k, uint32_t dim_v, const MixedTiles& k, const MixedTiles& v,
+                                    uint32_t id_bytes) {
+  BlockLayout layout = make(2, dim_k, dim_v, dim_k, dim_v, false, id_bytes);
   layout.bits = kMixedBits;
   place_tiles(k.bits, layout.row_k);
   place_tiles(v.bits, layout.row_v);
@@ -244,7 +246,7 @@ void decode_token(const uint8_t* block, const BlockLayout& layout, uint32_t lane
 }
 
 void copy_token(const uint8_t* from, uint32_t from_lane, uint8_t* to, uint32_t to_lane, const BlockLayout& layout) {
-  block_ids(to)[to_lane] = block_ids(from)[from_lane];
+  set_block_id(to, layout, to_lane, block_id(from, layout, from_lane));
   if (layout.scored) {
     for (const size_t part : {layout.scores, layout.arrivals}) {
       std::memcpy(to + part + 4 * to_lane, from + part + 4 * from_lane, 4);

@@ -1,7 +1,7 @@
 // Block: 16 tokens of one KV head in one format; the unit of storage of a tier and of work of a kernel.
 //
 //   part       size                           present
-//   ids        16 x u32 cell numbers          always
+//   ids        16 x u16 or u32 cell numbers   always
 //   scores     16 x f32 importance            scored tiers (staged, hi)
 //   arrivals   16 x u32 put order             scored tiers
 //   scales K   groups x (16 alpha, 16 beta)   2, 3, 4, 8 bits; halves, by token
@@ -11,9 +11,9 @@
 //   tiles K    channels/16 tiles              lane = token,   row = channel   (codec/tile.hpp)
 //   tiles V    channels/16 tiles              lane = channel, row = token
 //
-// E.g. INT3, head_dim 128, groups of 64: 64 + 128 + 128 + 8*96 + 8*96 = 1856 bytes, 3.625 bits an element with ids.
-// Mixed bits: each tile has 1 to 4 of its own, and the head one group. E.g. 2.75 bits on average, head_dim 128: 64 + 32 +
-// 44*32 = 1504 bytes, 2.94 bits an element with ids.
+// E.g. INT3, head_dim 128, groups of 64, wide ids: 64 + 128 + 128 + 8*96 + 8*96 = 1856 bytes, 3.625 bits an element with ids.
+// Mixed bits: each tile has 1 to 4 of its own, and the head one group. E.g. 2.75 bits on average, head_dim 128, narrow ids: 32 + 32 +
+// 44*32 = 1472 bytes, 2.875 bits an element with ids.
 // Head dimensions that are no multiple of 16 are padded to one; the padding is counted as codes.
 #pragma once
 
@@ -48,18 +48,21 @@ struct BlockLayout {
   uint32_t tiles_k = 0, tiles_v = 0;    ///< tiles a block
   uint32_t groups_k = 0, groups_v = 0;  ///< groups a token; 0 for 16 bits
   bool scored = false;
+  uint32_t id_bytes = 4;  ///< of a cell number: 2 or 4
   TileRow row_k, row_v;
   size_t scores = 0, arrivals = 0, scales_k = 0, scales_v = 0, data_k = 0, data_v = 0;  ///< byte offsets; ids are at 0
   size_t bytes = 0;  ///< of a block; a multiple of 32
 
   /// group sizes must divide the dimensions; both are ignored for 16 bits.
-  static BlockLayout make(uint32_t bits, uint32_t dim_k, uint32_t dim_v, uint32_t group_k, uint32_t group_v, bool scored);
+  static BlockLayout make(uint32_t bits, uint32_t dim_k, uint32_t dim_v, uint32_t group_k, uint32_t group_v, bool scored,
+                          uint32_t id_bytes = 4);
   /// For each tile 1 to 4 bits and a positive weight (TileRow).
   struct MixedTiles {
     std::span<const uint8_t> bits;
     std::span<const float> weights;
   };
-  static BlockLayout make_mixed(uint32_t dim_k, uint32_t dim_v, const MixedTiles& k, const MixedTiles& v);
+  static BlockLayout make_mixed(uint32_t dim_k, uint32_t dim_v, const MixedTiles& k, const MixedTiles& v,
+                                uint32_t id_bytes = 4);
 
   bool mixed() const { return bits == kMixedBits; }
   size_t code_bytes_per_token() const { return (bytes - data_k) / kBlockTokens; }
@@ -71,8 +74,17 @@ constexpr uint32_t tiles_of(uint32_t dim) { return (dim + kTileSide - 1) / kTile
 /// Bytes of the scales of one group in a block: 16 alphas, then 16 betas, halves.
 inline constexpr size_t kGroupScaleBytes = 2 * 2 * kBlockTokens;
 
-inline uint32_t* block_ids(uint8_t* block) { return reinterpret_cast<uint32_t*>(block); }
-inline const uint32_t* block_ids(const uint8_t* block) { return reinterpret_cast<const uint32_t*>(block); }
+/// The cell number of token `lane`; ids stand first in a block.
+inline uint32_t block_id(const uint8_t* block, const BlockLayout& layout, uint32_t lane) {
+  return layout.id_bytes == 2 ? reinterpret_cast<const uint16_t*>(block)[lane] : reinterpret_cast<const uint32_t*>(block)[lane];
+}
+inline void set_block_id(uint8_t* block, const BlockLayout& layout, uint32_t lane, uint32_t id) {
+  if (layout.id_bytes == 2) {
+    reinterpret_cast<uint16_t*>(block)[lane] = uint16_t(id);
+  } else {
+    reinterpret_cast<uint32_t*>(block)[lane] = id;
+  }
+}
 
 /// Writes token `lane` of a block; k[dim_k], v[dim_v] finite and within the range of a half.
 void encode_token(uint8_t* block, const BlockLayout& layout, uint32_t lane, const float* k, const float* v);

@@ -96,15 +96,15 @@ std::vector<float> fill_axes(const Channels& channels, const std::vector<uint8_t
 }
 
 // What is left for codes of a block's bits when ids and scales have theirs.
-uint32_t total_tile_bits(size_t n_channels, double bits) {
-  constexpr double kFixedBytes = codec::kBlockTokens * (sizeof(uint32_t) + 2.0);
-  const double bytes = bits * double(n_channels * codec::kBlockTokens) / 8.0 - kFixedBytes;
+uint32_t total_tile_bits(size_t n_channels, double bits, uint32_t id_bytes) {
+  const double fixed_bytes = codec::kBlockTokens * (id_bytes + 2.0);
+  const double bytes = bits * double(n_channels * codec::kBlockTokens) / 8.0 - fixed_bytes;
   return uint32_t(std::max(0.0, bytes / double(codec::tile_bytes(1)) + 1e-9));
 }
 
 }  // namespace
 
-MixedFrame plan_mixed_frame(const Moments& moments, double bits) {
+MixedFrame plan_mixed_frame(const Moments& moments, double bits, uint32_t id_bytes) {
   MixedFrame frame;
   codec::Axes &key = frame.transform.key, &value = frame.transform.value;
   key.centre = halves(moments.k_mean);
@@ -119,11 +119,11 @@ MixedFrame plan_mixed_frame(const Moments& moments, double bits) {
   const double all_values = std::accumulate(harm_v.begin(), harm_v.end(), 0.0);
   for (double& harm : harm_v) harm *= kValueHarm / all_values;
   const std::vector<double> harm_k = harms(keys, key.order);
-  const TileBits tile_bits = allocate_bits(harm_k, harm_v, total_tile_bits(key.order.size() + value.order.size(), bits));
+  const TileBits tile_bits = allocate_bits(harm_k, harm_v, total_tile_bits(key.order.size() + value.order.size(), bits, id_bytes));
   const std::vector<float> weights_k = fill_axes(keys, tile_bits.k, key);
   const std::vector<float> weights_v = fill_axes(values, tile_bits.v, value);
   frame.lo = codec::BlockLayout::make_mixed(uint32_t(key.order.size()), uint32_t(value.order.size()),
-                                            {tile_bits.k, weights_k}, {tile_bits.v, weights_v});
+                                            {tile_bits.k, weights_k}, {tile_bits.v, weights_v}, id_bytes);
   return frame;
 }
 
