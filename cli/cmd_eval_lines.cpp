@@ -8,6 +8,7 @@
 #include "arms.hpp"
 #include "check.hpp"
 #include "commands.hpp"
+#include "kv_knob.hpp"
 #include "line_retrieval.hpp"
 #include "model_options.hpp"
 #include "progress.hpp"
@@ -26,6 +27,7 @@ constexpr double kUsualSteps = 7;  // five digits, their end, and the compressio
 struct Options {
   ModelOptions model;
   std::string kv;
+  KvKnob knob;
   uint32_t n_lines = 20;
   uint32_t n_prompts = 20;
   uint64_t seed = 7;
@@ -186,11 +188,12 @@ void write_plot(const Options& options, const llama::Model& model, const Arms& a
 }
 
 void run(const Options& options) {
-  const auto choices = parse_kv_option(options.kv);
+  auto choices = parse_kv_option(options.kv);
   const auto cases = make_cases(options);
   JsonReport report(options.output, "eval lines");
   if (!options.plot.empty()) check_writable(options.plot, "--plot");
   const auto model = options.model.load();
+  options.knob.add_choice(*model, choices);
   const auto prompts = make_prompts(options, cases, *model);
   llama::ContextOptions context_options{.n_ctx = context_size(options, prompts),
                                         .n_ubatch = options.n_ubatch,
@@ -241,6 +244,7 @@ void add_eval_lines_command(CLI::App& eval) {
   CLI::App* command = eval.add_subcommand("lines", "LongEval line retrieval: is a number of the prompt still found?");
   options->model.add_to(*command);
   add_kv_option(*command, options->kv, kDefaultKv);
+  options->knob.add_to(*command);
   auto* lines = command->add_option("--lines", options->n_lines, "lines in a prompt; about 20 tokens each")
                     ->type_name("N")
                     ->check(in_range(1, max_lines() / 2))

@@ -8,6 +8,7 @@
 
 #include "check.hpp"
 #include "commands.hpp"
+#include "kv_knob.hpp"
 #include "model_options.hpp"
 #include "progress.hpp"
 #include "stopwatch.hpp"
@@ -21,6 +22,7 @@ struct Options {
   std::string prompt;
   std::string prompt_file;
   std::string kv = "mikv";
+  KvKnob knob;
   int n_predict = -1;
   uint32_t n_ctx = 4096;
   uint32_t n_ubatch = 512;
@@ -122,10 +124,11 @@ End generate(const Options& options, const llama::Model& model, llama::Context& 
 }
 
 void run(const Options& options) {
-  const auto kv = unwrap(llama::KvChoice::parse(options.kv));
+  auto kv = unwrap(llama::KvChoice::parse(options.kv));
   if (options.prompt.empty() && options.prompt_file.empty())
     throw UserError("no prompt; give it with -p TEXT or -f FILE (- for standard input)");
   const auto model = options.model.load();
+  if (options.knob.given()) kv = unwrap(llama::KvChoice::parse(options.knob.pick(*model)));
   const auto tokens = prompt_tokens(options, *model);
   llama::ContextOptions context_options;
   context_options.n_ctx = options.n_ctx ? options.n_ctx : model->info().n_ctx_train;
@@ -168,6 +171,7 @@ void add_run_command(CLI::App& app) {
                    "the cache: a preset or spec (see `mikv info`), or llama:TYPE for stock llama.cpp")
       ->type_name("SPEC")
       ->capture_default_str();
+  options->knob.add_to(*command);
   command->add_option("-n,--predict", options->n_predict, "tokens to generate; -1: until the answer ends")
       ->type_name("N")
       ->capture_default_str();

@@ -16,5 +16,6 @@ void add_bench_decode_command(CLI::App& bench);
 void add_bench_prefill_command(CLI::App& bench);
 void add_info_command(CLI::App& app);
 void add_model_command(CLI::App& app);
+void add_tune_command(CLI::App& app);
 
 }  // namespace mikv::cli

@@ -49,6 +49,7 @@ void declare(CLI::App& app) {
   add_bench_attention_command(*bench);
   add_bench_decode_command(*bench);
   add_bench_prefill_command(*bench);
+  add_tune_command(app);
   add_info_command(app);
   add_model_command(app);
 }
@@ -86,7 +87,7 @@ int run(int argc, char** argv) {
 int main(int argc, char** argv) {
   // Benchmarks leave the threads as llama.cpp has them.
   const std::string_view command = argc > 1 ? argv[1] : "";
-  if (command == "run" || command == "eval") sleep_instead_of_spin_if_busy(argv);
+  if (command == "run" || command == "eval" || command == "tune") sleep_instead_of_spin_if_busy(argv);
   install_interrupt_handler();
   set_command_line(argc, argv);
   try {

@@ -15,7 +15,7 @@ from mikv_process import BINARY, THREADS, Case, environment, mikv
 
 
 class Help(Case):
-    COMMANDS = [[], ["run"], ["eval"], ["eval", "lines"], ["eval", "kld"], ["bench"], ["bench", "attention"], ["bench", "decode"], ["bench", "prefill"], ["info"],
+    COMMANDS = [[], ["run"], ["eval"], ["eval", "lines"], ["eval", "kld"], ["bench"], ["bench", "attention"], ["bench", "decode"], ["bench", "prefill"], ["tune"], ["info"],
                 ["model"], ["model", "get"], ["model", "path"], ["model", "list"]]
 
     def test_every_command_has_help_with_an_example(self):
@@ -139,6 +139,44 @@ class Report(Case):
         self.assertEqual(rows["full"]["same_top"], 1)
         self.assertLess(rows["rtn8"]["mean"], rows["rtn2"]["mean"])
 
+    def test_tune_and_the_knobs_that_read_it(self):
+        model = self.path("model.gguf")
+        os.symlink(self.model(), model)
+        text = self.file("text.txt", "".join(f"The {i}th sentence is about number {i * i % 97}.\n" for i in range(60)))
+        run = lambda *knob: mikv("run", "-m", model, "-t", THREADS, "--temp", 0, "-p", "Name a colour.", "-n", 4, *knob)
+        untuned = run("--kv-bits", 4)
+        self.assertSucceeded(untuned)
+        self.assertRegex(untuned.stderr, r"--kv-bits 4 gives --kv mikv:\S+: [\d.]+ bits an element, KL divergence [\d.]+ \(built-in table")
+
+        result = mikv("tune", "-m", model, "-t", THREADS, "--text", text, "--context", 256, "--tokens", 8, "--chunks", 1)
+        self.assertSucceeded(result)
+        sidecar = model + ".mikv.json"
+        with open(sidecar) as file:
+            table = json.load(file)
+        rows = sorted(table["rows"], key=lambda row: row["bits_per_element"])
+        self.assertGreater(len(rows), 5)
+        self.assertGreater(rows[0]["mean"], rows[-1]["mean"])
+        # The smallest that is good enough, and the best that is small enough.
+        wanted = rows[len(rows) // 2]["mean"]
+        chosen = next(row for row in rows if row["mean"] <= wanted)
+        result = run("--kv-quality", f"{wanted + 1e-9:.12f}")
+        self.assertSucceeded(result)
+        self.assertIn(chosen["kv"], result.stderr)
+        self.assertIn(sidecar, result.stderr)
+        budget = rows[3]["bits_per_element"] + 1e-6
+        chosen = min((row for row in rows if row["bits_per_element"] <= budget), key=lambda row: row["mean"])
+        self.assertIn(chosen["kv"], run("--kv-bits", budget).stderr)
+        document = self.report("eval", "kld", "-m", model, "-t", THREADS, "--text", text, "--context", 64, "--tokens", 2, "--chunks", 1, "--kv", "rtn8", "--kv-bits", budget)
+        self.assertEqual([row["kv"] for row in document["rows"]], ["rtn8", chosen["kv"]])
+
+        self.assertRefused(run("--kv-bits", 0.5), "--kv-bits 0.5", remedy="ask for more")
+        self.assertRefused(run("--kv-quality", 1e-6), "--kv-quality 1e-06", remedy="--kv full")
+        for wrong in ("{", "[]", '{"meta": {"fingerprint": "another model"}, "rows": []}',
+                      json.dumps({"meta": table["meta"], "rows": []}), json.dumps({"meta": table["meta"], "rows": [{"kv": "none", "bits_per_element": 1, "mean": 0}]}),
+                      json.dumps({"meta": table["meta"], "rows": [{"kv": "mikv", "bits_per_element": "x", "mean": 0}]}), "x" * (2 << 20)):
+            self.file("model.gguf.mikv.json", wrong)
+            self.assertRefused(run("--kv-bits", 4), sidecar, remedy="mikv tune")
+
     def test_bench_decode(self):
         document = self.report("bench", "decode", "-m", self.model(), "-t", THREADS, "--depth", "0,64", "--steps", 2, "--repetitions", 5, "--kv", "mikv,llama:q4_0")
         self.assertEqual([(row["kv"], row["depth"]) for row in document["rows"]], [("mikv", 0), ("llama:q4_0", 0), ("mikv", 64), ("llama:q4_0", 64)])
@@ -163,6 +201,14 @@ class Report(Case):
         rows = [row for row in document["rows"] if row["kv"] == "mikv"]
         self.assertEqual({(row["threads"], row["head_dim"], row["group"]) for row in rows}, {(t, d, g) for t in (1, 2) for d in (64, 128) for g in (1, 3)})
         self.assertEqual(len(document["meta"]["rooflines"]), 2)
+
+    def test_bench_attention_whole_steps_and_windows(self):
+        common = ["bench", "attention", "-t", THREADS, "--head-dim", 64, "--layers", 1, "--repetitions", 5]
+        steps = self.report(*common, "--tokens", 256, "--whole-steps", "--kv", "mikv")
+        self.assertTrue(steps["meta"]["whole_steps"])
+        window = self.report(*common, "--tokens", 512, "--queries", 16, "--window", 64, "--kv", "mikv,llama:f16")
+        self.assertEqual(window["meta"]["window"], 64)
+        self.assertEqual([row["kv"] for row in window["rows"]], ["mikv", "llama:f16"])  # answers are checked against each other first
 
     def test_bench_attention(self):
         document = self.report("bench", "attention", "-t", THREADS, "--tokens", "64,256", "--head-dim", 64, "--layers", 2, "--kv", "full,mikv,llama:f16,llama:q4_0")

@@ -1,0 +1,68 @@
+// mikv tune: measures a ladder of specs on a model, for --kv-quality and --kv-bits (kv_knob.hpp).
+#include <fmt/format.h>
+
+#include <CLI/CLI.hpp>
+#include <memory>
+
+#include "check.hpp"
+#include "commands.hpp"
+#include "kld.hpp"
+#include "kv_knob.hpp"
+#include "model_options.hpp"
+#include "table.hpp"
+
+namespace mikv::cli {
+namespace {
+
+struct Options {
+  ModelOptions model;
+  KldOptions kld;
+  std::string output;
+};
+
+void run(const Options& options) {
+  const std::string text = options.kld.contents();
+  const auto model = options.model.load();
+  const std::string path = options.output.empty() ? sidecar_path(model->info()) : options.output;
+  JsonReport report(path, "tune");
+  const auto tokens = options.kld.tokenise(text, *model);
+  options.model.describe(*model, report.meta());
+  options.kld.describe(report.meta());
+  report.meta()["fingerprint"] = fingerprint(model->info());
+
+  std::vector<llama::KvChoice> choices;
+  for (const std::string& spec : tuning_ladder()) choices.push_back(unwrap(llama::KvChoice::parse(spec)));
+  const KldResult result = measure_kld(*model, choices, tokens, options.kld, options.model.threads(), "tune");
+  throw_if_interrupted();  // half a table would pick by other text for some specs than for others: the old one stays
+
+  using enum Table::Align;
+  Table table({{"kv", left}, {"bits/element"}, {"mean KLD"}, {"99 %"}, {"same top"}});
+  for (size_t i = 0; i < choices.size(); ++i) {
+    Json row = {{"kv", choices[i].name}};
+    row.update(result.tallies[i].to_json());
+    table.add_row({choices[i].name, fmt::format("{:.2f}", result.tallies[i].mean_bits()),
+                   fmt::format("{:.4f}", row["mean"].get<double>()), fmt::format("{:.4f}", row["p99"].get<double>()),
+                   fmt::format("{:.1f} %", 100.0 * result.tallies[i].same_top())});
+    report.add_row(std::move(row));
+  }
+  table.print(stdout);
+  report.write();
+  fmt::print(stderr, "mikv: wrote {}; --kv-quality and --kv-bits now pick from it\n", path);
+}
+
+}  // namespace
+
+void add_tune_command(CLI::App& app) {
+  auto options = std::make_shared<Options>();
+  CLI::App* command = app.add_subcommand("tune", "measure caches of many sizes on a model, for --kv-quality and --kv-bits");
+  options->model.add_to(*command);
+  options->kld.add_to(*command);
+  command->add_option("-o,--output", options->output, "where to write the table (default: MODEL.gguf.mikv.json beside the model)")
+      ->type_name("FILE.json");
+  command->footer(
+      "Example:\n  mikv tune -m qwen2.5-coder-1.5b --text book.txt\n"
+      "  mikv run -m qwen2.5-coder-1.5b --kv-quality 0.01 -p \"Explain what a KV cache is.\"");
+  command->callback([options] { run(*options); });
+}
+
+}  // namespace mikv::cli

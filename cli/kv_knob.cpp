@@ -1,0 +1,127 @@
+#include "kv_knob.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <filesystem>
+#include <string_view>
+
+#include "check.hpp"
+#include "model_options.hpp"
+
+namespace mikv::embedded {
+extern const std::string_view kv_table_json;
+}  // namespace mikv::embedded
+
+namespace mikv::cli {
+namespace {
+
+constexpr uintmax_t kMaxSidecarBytes = 1 << 20;
+
+struct Source {
+  std::vector<TunedSpec> rows;
+  std::string name;
+};
+
+Source find_table(const llama::ModelInfo& info) {
+  const std::string path = sidecar_path(info);
+  std::error_code failure;
+  if (!std::filesystem::exists(path, failure)) {
+    return {read_tuning(std::string(embedded::kv_table_json), "", "built-in table"), "built-in table; `mikv tune` measures this model"};
+  }
+  const uintmax_t size = std::filesystem::file_size(path, failure);
+  if (failure || size > kMaxSidecarBytes) throw UserError(path + " is no tuning table; delete it or run `mikv tune` again");
+  return {read_tuning(read_file(path, "tuning table"), fingerprint(info), path), path};
+}
+
+}  // namespace
+
+std::vector<std::string> tuning_ladder() {
+  std::vector<std::string> specs;
+  for (const char* keys : {"keep=0.03,bits=1.75", "keep=0.04,bits=2", "keep=0.04,bits=2.25", "keep=0.045,bits=2.5",
+                           "keep=0.045,bits=2.875", "keep=0.05,bits=3.25", "keep=0.055,bits=3.625", "keep=0.055,bits=4",
+                           "keep=0.15,bits=4.125"}) {
+    specs.push_back("mikv:" + std::string(keys));
+  }
+  return specs;
+}
+
+std::string fingerprint(const llama::ModelInfo& info) {
+  const LayerShape shape = info.layers.empty() ? LayerShape() : info.layers.front();
+  return fmt::format("{}, {} parameters, {} bytes, {} layers of {}/{} heads of {}/{}", info.description, info.n_params,
+                     info.n_bytes, info.layers.size(), shape.n_heads, shape.n_kv_heads, shape.head_dim_k, shape.head_dim_v);
+}
+
+std::string sidecar_path(const llama::ModelInfo& info) { return info.path + ".mikv.json"; }
+
+std::vector<TunedSpec> read_tuning(const std::string& text, const std::string& wanted, const std::string& path) {
+  const auto refuse = [&](const std::string& why) {
+    throw UserError(fmt::format("{} {}; run `mikv tune` again or delete it", path, why));
+  };
+  const Json document = Json::parse(text, nullptr, false);
+  std::vector<TunedSpec> rows;
+  try {
+    if (document.is_discarded()) refuse("is no JSON");
+    const std::string made_for = document.at("meta").at("fingerprint");
+    if (!wanted.empty() && made_for != wanted) refuse(fmt::format("is of another model ({})", made_for.substr(0, 120)));
+    for (const Json& row : document.at("rows")) {
+      rows.push_back({row.at("kv"), row.at("bits_per_element"), row.at("mean")});
+      const TunedSpec& last = rows.back();
+      if (!Spec::parse(last.spec)) refuse("names a spec that this version does not know");
+      if (!(last.bits_per_element > 0.0) || !(last.mean_kld >= 0.0)) refuse("has a row without figures");
+    }
+  } catch (const Json::exception&) {
+    refuse("is no tuning table");
+  }
+  if (rows.empty()) refuse("has no rows");
+  std::ranges::sort(rows, {}, &TunedSpec::bits_per_element);
+  return rows;
+}
+
+const TunedSpec& pick_by_quality(const std::vector<TunedSpec>& rows, double kld) {
+  for (const TunedSpec& row : rows) {
+    if (row.mean_kld <= kld) return row;
+  }
+  const TunedSpec& best = *std::ranges::min_element(rows, {}, &TunedSpec::mean_kld);
+  throw UserError(fmt::format("--kv-quality {}: the nearest that was measured is {:.4f} with {}; ask for that, or use --kv full",
+                              kld, best.mean_kld, best.spec));
+}
+
+const TunedSpec& pick_by_bits(const std::vector<TunedSpec>& rows, double bits) {
+  const TunedSpec* best = nullptr;
+  for (const TunedSpec& row : rows) {
+    if (row.bits_per_element <= bits && (!best || row.mean_kld < best->mean_kld)) best = &row;
+  }
+  if (best) return *best;
+  throw UserError(fmt::format("--kv-bits {}: the smallest that was measured takes {:.2f} ({}); ask for more", bits,
+                              rows.front().bits_per_element, rows.front().spec));
+}
+
+void KvKnob::add_to(CLI::App& command) {
+  auto* by_quality = command.add_option("--kv-quality", quality,
+                                        "smallest measured cache whose mean KL divergence to the full one is at most KLD; see `mikv tune`");
+  by_quality->type_name("KLD")->check(in_range(1e-6, 100.0));
+  command.add_option("--kv-bits", bits, "best measured cache of at most BITS an element; see `mikv tune`")
+      ->type_name("BITS")
+      ->check(in_range(0.1, 32.0))
+      ->excludes(by_quality);
+}
+
+std::string KvKnob::pick(const llama::Model& model) const {
+  const Source source = find_table(model.info());
+  const TunedSpec& row = quality > 0.0 ? pick_by_quality(source.rows, quality) : pick_by_bits(source.rows, bits);
+  fmt::print(stderr, "mikv: {} gives --kv {}: {:.2f} bits an element, KL divergence {:.4f} ({})\n",
+             quality > 0.0 ? fmt::format("--kv-quality {}", quality) : fmt::format("--kv-bits {}", bits), row.spec,
+             row.bits_per_element, row.mean_kld, source.name);
+  return row.spec;
+}
+
+void KvKnob::add_choice(const llama::Model& model, std::vector<llama::KvChoice>& choices) const {
+  if (!given()) return;
+  const std::string spec = pick(model);
+  if (std::ranges::any_of(choices, [&](const llama::KvChoice& choice) { return choice.name == spec; })) return;
+  choices.push_back(unwrap(llama::KvChoice::parse(spec)));
+}
+
+}  // namespace mikv::cli
