@@ -5,10 +5,10 @@
 #pragma once
 
 #include <cstdint>
-#include <span>
 #include <vector>
 
 #include "codec/block.hpp"
+#include "codec/transform.hpp"
 #include "mikv/cache.hpp"
 
 namespace mikv::attention {
@@ -39,15 +39,6 @@ struct Segment {
   const codec::BlockLayout* layout = nullptr;
   const Geometry* geometry = nullptr;
   uint32_t n_tokens = 0;
-};
-
-/// The coordinates of a tier as queries are brought to them (codec/transform.hpp); null or false: not changed.
-struct QueryTransform {
-  const uint16_t* centre = nullptr;    ///< [dim] halves
-  const uint16_t* balancer = nullptr;  ///< [dim] halves
-  const uint16_t* order = nullptr;     ///< [dim]
-  std::span<const uint16_t> turns;
-  bool hadamard = false;
 };
 
 /// Queries prepared for a geometry, with the softmax scale folded in. Memory of the caller, written by Kernels::prepare_row.
@@ -97,8 +88,8 @@ struct Scratch {
 struct Kernels {
   const char* name;
 
-  /// Fills row `row` of `rows` from q[dim], in the engine's coordinates.
-  void (*prepare_row)(const Geometry&, const QueryTransform&, const float* q, uint32_t dim, float scale, uint32_t row,
+  /// Fills row `row` of `rows` from q[dim], in the engine's coordinates, for keys in the coordinates of `key`.
+  void (*prepare_row)(const Geometry&, const codec::Axes& key, const float* q, uint32_t dim, float scale, uint32_t row,
                       const Rows& rows);
   /// Whether the byte tiles' integers are wanted (Rows::q_parts).
   bool takes_bytes;

@@ -24,7 +24,7 @@ HWY_ATTR inline VF HalvesOr(const uint16_t* values, uint32_t first, uint32_t dim
   return hn::LoadU(DF(), padded);
 }
 
-HWY_ATTR inline void PrepareRow(const Geometry& geometry, const QueryTransform& transform, const float* query, uint32_t dim,
+HWY_ATTR inline void PrepareRow(const Geometry& geometry, const codec::Axes& key, const float* query, uint32_t dim,
                                 float scale, uint32_t row, const Rows& rows) {
   float q[codec::kMaxHeadDim + kLanes];
   std::memcpy(q, query, dim * sizeof(float));
@@ -32,17 +32,12 @@ HWY_ATTR inline void PrepareRow(const Geometry& geometry, const QueryTransform& 
   VF bias = hn::Zero(DF());
   for (uint32_t c = 0; c < dim; c += uint32_t(Width())) {
     VF value = hn::LoadU(DF(), q + c);
-    if (transform.centre) bias = hn::MulAdd(value, HalvesOr(transform.centre, c, dim, 0.0f), bias);
-    if (transform.balancer) value = hn::Div(value, HalvesOr(transform.balancer, c, dim, 1.0f));
+    if (!key.centre.empty()) bias = hn::MulAdd(value, HalvesOr(key.centre.data(), c, dim, 0.0f), bias);
+    if (!key.balancer.empty()) value = hn::Div(value, HalvesOr(key.balancer.data(), c, dim, 1.0f));
     hn::StoreU(value, DF(), q + c);
   }
   rows.bias[row] = scale * hn::GetLane(hn::SumOfLanes(DF(), bias));
-  if (transform.order) {
-    float before[codec::kMaxHeadDim];
-    std::memcpy(before, q, dim * sizeof(float));
-    for (uint32_t i = 0; i < dim; ++i) q[i] = before[transform.order[i]];
-  }
-  codec::rotate(q, dim, transform.turns, transform.hadamard);
+  key.arrange({q, dim});
 
   const auto& pairs = geometry.pairs_k;
   float* to = rows.q + row * pairs.size() * kLanes;

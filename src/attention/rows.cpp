@@ -18,7 +18,7 @@ uint32_t zeros_stride(const LayerCache::Impl& layer) {
   return layer.shape.head_dim_v / layer.tier_group_v * kLanes;
 }
 
-Rows prepare(const RowTile& tile, const Geometry& geometry, const QueryTransform& transform, bool bytes,
+Rows prepare(const RowTile& tile, const Geometry& geometry, const codec::Axes& key, bool bytes,
              PreparedRows& memory) {
   const size_t n_rows = tile.n_rows(), n_pairs = geometry.pairs_k.size();
   memory.q.resize(n_rows * n_pairs * kLanes);
@@ -32,7 +32,7 @@ Rows prepare(const RowTile& tile, const Geometry& geometry, const QueryTransform
     rows.q_steps = memory.q_steps.data();
   }
   for (uint32_t r = 0; r < rows.n; ++r) {
-    kernels().prepare_row(geometry, transform, tile.query(r), tile.layer.shape.head_dim_k, tile.args.scale, r, rows);
+    kernels().prepare_row(geometry, key, tile.query(r), tile.layer.shape.head_dim_k, tile.args.scale, r, rows);
   }
   return rows;
 }
@@ -58,13 +58,12 @@ std::vector<TilePair> tile_pairs(uint32_t dim, uint32_t group) {
 }
 
 Rows prepare_raw(const RowTile& tile, PreparedRows& memory) {
-  return prepare(tile, tile.layer.raw_geometry, {}, false, memory);
+  static const codec::Axes kAsTheyAre;
+  return prepare(tile, tile.layer.raw_geometry, kAsTheyAre, false, memory);
 }
 
 Rows prepare_for_tier(const RowTile& tile, const codec::Axes& key, PreparedRows& memory) {
-  const auto pointer = [](const std::vector<uint16_t>& values) { return values.empty() ? nullptr : values.data(); };
-  const QueryTransform to_tier{pointer(key.centre), pointer(key.balancer), pointer(key.order), key.turns, key.hadamard};
-  return prepare(tile, tile.layer.tier_geometry, to_tier, kernels().takes_bytes && tile.layer.layouts.quantised(), memory);
+  return prepare(tile, tile.layer.tier_geometry, key, kernels().takes_bytes && tile.layer.layouts.quantised(), memory);
 }
 
 Rows with_expected_error(const RowTile& tile, const codec::Axes& key, const codec::BlockLayout& layout, Rows rows,

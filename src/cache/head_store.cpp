@@ -51,12 +51,15 @@ void HeadStore::load_staged(uint32_t slot, CommitScratch& scratch) const {
 }
 
 HeadStore::Frame HeadStore::plan_frame(const Spec& spec, CommitScratch& scratch) const {
+  return spec.mixed() ? plan_mixed(spec, scratch) : plan_uniform(spec, scratch);
+}
+
+HeadStore::Frame HeadStore::plan_mixed(const Spec& spec, CommitScratch& scratch) const {
   const uint32_t dim_k = staged.layout().dim_k, dim_v = staged.layout().dim_v;
-  const double n = staged.size();
   policy::Moments moments{std::vector<double>(dim_k), std::vector<double>(dim_k), std::vector<double>(dim_v),
                           std::vector<double>(dim_v), {q_square.begin(), q_square.end()}};
   for (double& square : moments.q_square) square /= QueryTally::kOne * double(std::max<uint64_t>(1, n_queries));
-  std::vector<float> low(dim_k, INFINITY), high(dim_k, -INFINITY);
+  const double n = staged.size();
   const auto add = [n](const std::vector<float>& x, std::vector<double>& mean, std::vector<double>& square) {
     for (size_t c = 0; c < mean.size(); ++c) mean[c] += x[c] / n, square[c] += double(x[c]) * x[c] / n;
   };
@@ -64,16 +67,26 @@ HeadStore::Frame HeadStore::plan_frame(const Spec& spec, CommitScratch& scratch)
     load_staged(slot, scratch);
     add(scratch.k, moments.k_mean, moments.k_square);
     add(scratch.v, moments.v_mean, moments.v_square);
-    for (uint32_t c = 0; c < dim_k; ++c) low[c] = std::min(low[c], scratch.k[c]), high[c] = std::max(high[c], scratch.k[c]);
   }
-  if (spec.mixed()) {
-    policy::MixedFrame mixed = policy::plan_mixed_frame(moments, spec.bits, lo.layout().id_bytes);
-    return {std::move(mixed.transform), std::make_unique<codec::BlockLayout>(mixed.lo)};
+  policy::MixedFrame mixed = policy::plan_mixed_frame(moments, spec.bits, lo.layout().id_bytes);
+  return {std::move(mixed.transform), std::make_unique<codec::BlockLayout>(mixed.lo)};
+}
+
+HeadStore::Frame HeadStore::plan_uniform(const Spec& spec, CommitScratch& scratch) const {
+  const uint32_t dim = staged.layout().dim_k;
+  std::vector<double> sum(dim);
+  std::vector<float> low(dim, INFINITY), high(dim, -INFINITY);
+  for (uint32_t slot = 0; slot < staged.size(); ++slot) {
+    load_staged(slot, scratch);
+    for (uint32_t c = 0; c < dim; ++c) {
+      sum[c] += scratch.k[c];
+      low[c] = std::min(low[c], scratch.k[c]), high[c] = std::max(high[c], scratch.k[c]);
+    }
   }
   Frame frame{transform, nullptr};
   codec::Axes& key = frame.transform.key;
-  for (uint32_t c = 0; c < dim_k; ++c) {
-    if (spec.center) key.centre.push_back(codec::f32_to_f16(float(moments.k_mean[c])));
+  for (uint32_t c = 0; c < dim; ++c) {
+    if (spec.center) key.centre.push_back(codec::f32_to_f16(float(sum[c] / staged.size())));
     const float mu = spec.center ? codec::f16_to_f32(key.centre[c]) : 0.0f;
     if (spec.balancer) key.balancer.push_back(codec::balance(q_max[c], std::max(high[c] - mu, mu - low[c])));
   }

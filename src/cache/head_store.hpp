@@ -86,6 +86,8 @@ class HeadStore {
 
   void choose_victims(const Spec& spec, uint64_t n_live, CommitScratch& scratch) const;
   Frame plan_frame(const Spec& spec, CommitScratch& scratch) const;
+  Frame plan_mixed(const Spec& spec, CommitScratch& scratch) const;
+  Frame plan_uniform(const Spec& spec, CommitScratch& scratch) const;
   void load_staged(uint32_t slot, CommitScratch& scratch) const;
   void demote_hi(uint32_t slot, CommitScratch& scratch);
   void keep_staged(uint32_t slot, CommitScratch& scratch);

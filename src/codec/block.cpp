@@ -44,17 +44,6 @@ void with_bits(uint32_t bits, Work work) {
   }
 }
 
-// The same for a tile of mixed bits.
-template <typename Work>
-void with_table_bits(uint32_t bits, Work work) {
-  switch (bits) {
-    case 1: return work(std::integral_constant<uint32_t, 1>());
-    case 2: return work(std::integral_constant<uint32_t, 2>());
-    case 3: return work(std::integral_constant<uint32_t, 3>());
-    default: return work(std::integral_constant<uint32_t, 4>());
-  }
-}
-
 // Of one token; the last tile's padding included.
 template <uint32_t kBits>
 using Codes = std::array<Code<kBits>, kMaxHeadDim>;

@@ -41,6 +41,17 @@ static_assert(tile_bytes(16) == 512 && tile_bytes(3) == 16 * 4 + 16 * 2 && tile_
 template <uint32_t kBits>
 using Code = std::conditional_t<kBits == 16, uint16_t, uint8_t>;
 
+/// Calls work with a number of bits from 1 to 4 as a constant. Inlined, so that callers compiled for several CPUs stay whole.
+template <typename Work>
+__attribute__((always_inline)) inline void with_table_bits(uint32_t bits, Work work) {
+  switch (bits) {
+    case 1: return work(std::integral_constant<uint32_t, 1>());
+    case 2: return work(std::integral_constant<uint32_t, 2>());
+    case 3: return work(std::integral_constant<uint32_t, 3>());
+    default: return work(std::integral_constant<uint32_t, 4>());
+  }
+}
+
 namespace detail {
 
 template <typename Word>

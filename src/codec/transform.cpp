@@ -10,28 +10,33 @@
 
 namespace mikv::codec {
 
-void rotate(float* x, uint32_t dim, std::span<const uint16_t> turns, bool hadamard) {
+void Axes::rotate(std::span<float> x) const {
+  size_t first = 0;
   for (const uint16_t length : turns) {
-    codec::hadamard(x, length);
-    x += length;
+    codec::hadamard(x.data() + first, length);
+    first += length;
   }
-  if (hadamard) codec::hadamard(x, dim);
+  if (hadamard) codec::hadamard(x.data(), uint32_t(x.size()));
 }
 
-void Axes::to_tier(std::span<float> x) const {
-  for (size_t c = 0; c < centre.size(); ++c) x[c] -= f16_to_f32(centre[c]);
-  for (size_t c = 0; c < balancer.size(); ++c) x[c] *= f16_to_f32(balancer[c]);
+void Axes::arrange(std::span<float> x) const {
   if (!order.empty()) {
     std::array<float, kMaxHeadDim> before;
     std::copy(x.begin(), x.end(), before.begin());
     for (size_t i = 0; i < order.size(); ++i) x[i] = before[order[i]];
   }
-  rotate(x.data(), uint32_t(x.size()), turns, hadamard);
+  rotate(x);
+}
+
+void Axes::to_tier(std::span<float> x) const {
+  for (size_t c = 0; c < centre.size(); ++c) x[c] -= f16_to_f32(centre[c]);
+  for (size_t c = 0; c < balancer.size(); ++c) x[c] *= f16_to_f32(balancer[c]);
+  arrange(x);
   for (float& value : x) value = finite_f16_range(value);
 }
 
 void Axes::sum_from_tier(std::span<float> x, float weight) const {
-  rotate(x.data(), uint32_t(x.size()), turns, hadamard);  // its own inverse
+  rotate(x);  // its own inverse
   if (!order.empty()) {
     std::array<float, kMaxHeadDim> before;
     std::copy(x.begin(), x.end(), before.begin());

@@ -24,21 +24,23 @@ struct Axes {
   bool hadamard = false;           ///< the whole head is rotated
 
   void to_tier(std::span<float> x) const;
+  /// The part of to_tier() that queries share: the order and the rotation.
+  void arrange(std::span<float> x) const;
   void from_tier(std::span<float> x) const { sum_from_tier(x, 1.0f); }
   /// For a weighted sum of vectors whose weights sum to `weight`.
   void sum_from_tier(std::span<float> x, float weight) const;
   uint64_t bytes() const {
     return sizeof(uint16_t) * (centre.size() + balancer.size() + order.size() + turns.size());
   }
+
+ private:
+  void rotate(std::span<float> x) const;
 };
 
 struct Transform {
   Axes key, value;
   uint64_t bytes() const { return key.bytes() + value.bytes(); }
 };
-
-/// Rotates x[dim] by its turns, or as a whole.
-void rotate(float* x, uint32_t dim, std::span<const uint16_t> turns, bool hadamard);
 
 /// Eq. 2: b_c = sqrt(max|q_c| / max|k_c|) as a half; 1 where either maximum is 0, so that nothing is scaled away.
 uint16_t balance(float q_max, float k_max);

@@ -165,12 +165,7 @@ MIKV_INLINE void encode(const float* x, float inverse, uint8_t* codes, uint8_t* 
 template <typename Visit>
 MIKV_INLINE void with_ring(Ring ring, uint32_t bits, Visit visit) {
   const auto with_bits = [&](auto constant_ring) __attribute__((always_inline)) {
-    switch (bits) {
-      case 1: return visit(constant_ring, std::integral_constant<uint32_t, 1>());
-      case 2: return visit(constant_ring, std::integral_constant<uint32_t, 2>());
-      case 3: return visit(constant_ring, std::integral_constant<uint32_t, 3>());
-      default: return visit(constant_ring, std::integral_constant<uint32_t, 4>());
-    }
+    with_table_bits(bits, [&](auto constant_bits) __attribute__((always_inline)) { visit(constant_ring, constant_bits); });
   };
   ring == Ring::key ? with_bits(std::integral_constant<Ring, Ring::key>()) : with_bits(std::integral_constant<Ring, Ring::value>());
 }
