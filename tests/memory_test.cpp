@@ -79,9 +79,8 @@ TEST_P(MemoryTest, BytesUsedAreBytesAllocated) {
   EXPECT_LT(layer->bytes_used(), 4096u);
 }
 
-// keep=0.1: working memory of a few hundred bytes, freed, stays in malloc's per-thread lists and would count as in use.
 INSTANTIATE_TEST_SUITE_P(Specs, MemoryTest,
-                         testing::Values("full", "h2o", "rtn4", "mikv-paper", "mikv:keep=0.1", "mikv-max:keep=0.1", "mikv:importance=full"),
+                         testing::Values("full", "h2o", "rtn4", "mikv-paper", "mikv", "mikv-max", "mikv:importance=full"),
                          [](const auto& parameter) {
                            std::string name(parameter.param);
                            for (char& c : name)
