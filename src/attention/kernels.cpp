@@ -141,14 +141,15 @@ HWY_ATTR inline void CapLogits(float* logits, uint32_t n, float softcap) {
 // Final logits of a step, hidden and unused tokens at -inf. False if no row sees any of its tokens: nothing to do then.
 HWY_ATTR inline bool StepLogits(const StepArgs& args, uint32_t first_token, const MaskTile& mask, float softcap) {
   const uint32_t n_rows = args.rows->n;
-  const size_t block_bytes = args.segment.layout->bytes;
+  const codec::BlockLayout& layout = *args.segment.layout;
   const uint32_t left = args.segment.n_tokens - first_token;
   const uint32_t n_tokens = HWY_MIN(left, args.n_blocks * kLanes);
   const auto tokens_in = [n_tokens](uint32_t b) { return HWY_MIN(n_tokens - b * kLanes, kLanes); };
+  const auto block_at = [&](uint32_t b) { return args.blocks + b * layout.bytes; };
   BlockMask masks[kStepBlocks];
   bool any = false;
   for (uint32_t b = 0; b < args.n_blocks; ++b) {
-    masks[b].Gather(mask, *args.segment.layout, args.blocks + b * block_bytes, tokens_in(b));
+    masks[b].Gather(mask, layout, block_at(b), tokens_in(b));
     any = any || !masks[b].hidden;
   }
   if (!any) return false;
@@ -159,7 +160,7 @@ HWY_ATTR inline bool StepLogits(const StepArgs& args, uint32_t first_token, cons
     for (uint32_t r = 0; r < n_rows; ++r) CapLogits(logits + r * kStepTokens, args.n_blocks * kLanes, softcap);
   }
   for (uint32_t b = 0; b < args.n_blocks; ++b) {
-    if (!masks[b].plain) AddMask(mask, masks[b], tokens_in(b), n_rows, logits + b * kLanes);
+    if (!masks[b].plain) AddMask(mask, masks[b], layout, block_at(b), tokens_in(b), n_rows, logits + b * kLanes);
   }
   for (uint32_t r = 0; r < n_rows; ++r) {
     for (uint32_t i = n_tokens; i < kStepTokens; ++i) logits[r * kStepTokens + i] = kHidden;

@@ -84,20 +84,24 @@ void MaskRange(const Mask& mask, uint32_t first, uint32_t n, uint32_t n_cells, f
   }
 }
 
+// Cells of tokens [lane, lane + width) of a block.
+HWY_INLINE HWY_ATTR VU LoadIds(const codec::BlockLayout& layout, const uint8_t* block, size_t lane) {
+  if (layout.id_bytes == sizeof(uint32_t)) return hn::LoadU(DU(), reinterpret_cast<const uint32_t*>(block) + lane);
+  return hn::PromoteTo(DU(), hn::LoadU(hn::Rebind<uint16_t, DU>(), reinterpret_cast<const uint16_t*>(block) + lane));
+}
+
 // What a tile of query tokens sees of the 16 tokens of a block.
 struct BlockMask {
-  uint32_t ids[kLanes];  // cells
-  float high[kLanes];    // largest mask value of each
+  float high[kLanes];   // largest mask value of each
   bool hidden = false;  // from every row
   bool plain = true;    // 0 for every row and token
 
   HWY_ATTR void Gather(const MaskTile& tile, const codec::BlockLayout& layout, const uint8_t* block, uint32_t n_tokens) {
     if (!tile.mask) return;
-    for (uint32_t i = 0; i < kLanes; ++i) ids[i] = codec::block_id(block, layout, i);
     // Largest values first: most blocks of a window or of other sequences are hidden, and need no more than these.
     const auto index_at = [&](size_t lane) HWY_ATTR {
       const auto used = hn::FirstN(DI(), n_tokens > lane ? n_tokens - lane : 0);
-      return hn::IfThenElseZero(used, hn::BitCast(DI(), hn::LoadU(DU(), ids + lane)));  // unused: cell 0, overruled below
+      return hn::IfThenElseZero(used, hn::BitCast(DI(), LoadIds(layout, block, lane)));  // unused: cell 0, overruled below
     };
     const auto used_at = [&](size_t lane) HWY_ATTR { return hn::FirstN(DF(), n_tokens > lane ? n_tokens - lane : 0); };
     VF top = hn::Set(DF(), kHidden);
@@ -117,9 +121,9 @@ struct BlockMask {
   }
 };
 
-HWY_ATTR inline void AddMask(const MaskTile& tile, const BlockMask& block, uint32_t n_tokens, uint32_t n_rows,
-                             float* logits) {
-  if (block.hidden) {
+HWY_ATTR inline void AddMask(const MaskTile& tile, const BlockMask& seen, const codec::BlockLayout& layout,
+                             const uint8_t* block, uint32_t n_tokens, uint32_t n_rows, float* logits) {
+  if (seen.hidden) {
     for (uint32_t r = 0; r < n_rows; ++r) {
       for (uint32_t i = 0; i < kLanes; i += uint32_t(Width())) hn::StoreU(hn::Set(DF(), kHidden), DF(), logits + r * kStepTokens + i);
     }
@@ -130,7 +134,7 @@ HWY_ATTR inline void AddMask(const MaskTile& tile, const BlockMask& block, uint3
     const float slope = tile.slopes ? tile.slopes[r % tile.group] : 1.0f;
     const uint32_t token = tile.first_token + r / tile.group;
     for (uint32_t i = 0; i < n_tokens; ++i) {
-      const float value = one_token ? block.high[i] : MaskAt(*tile.mask, token, block.ids[i]);
+      const float value = one_token ? seen.high[i] : MaskAt(*tile.mask, token, codec::block_id(block, layout, i));
       float& logit = logits[r * kStepTokens + i];
       logit = value == kHidden ? kHidden : logit + slope * value;
     }

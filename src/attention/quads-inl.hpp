@@ -73,50 +73,70 @@ HWY_INLINE HWY_ATTR VU LoadNibbles(const uint8_t* at, size_t lane) {
   return hn::Or(n, hn::ShiftLeft<12>(n));
 }
 
-// In each byte, the low kBits bits of `low` and the rest of `high`.
-template <uint32_t kBits>
-HWY_INLINE HWY_ATTR VU Join(VU low, VU high) {
-  const VU mask = hn::Set(DU(), ((1u << kBits) - 1) * 0x01010101u);
+// The bits of `chosen` that are set in kMask, the rest of `others`.
+template <uint32_t kMask>
+HWY_INLINE HWY_ATTR VU Select(VU chosen, VU others) {
+  const VU mask = hn::Set(DU(), kMask);
 #if HWY_TARGET == HWY_AVX3_DL
-  return VU{_mm512_ternarylogic_epi32(mask.raw, low.raw, high.raw, 0xca)};
+  return VU{_mm512_ternarylogic_epi32(mask.raw, chosen.raw, others.raw, 0xca)};
 #else
-  return hn::Or(hn::And(mask, low), hn::AndNot(mask, high));
+  return hn::Or(hn::And(mask, chosen), hn::AndNot(mask, others));
 #endif
 }
 
-// Each loads the words of lanes [lane, lane + width) of a tile once and hands out quad after quad.
+// In each byte, the low kBits bits of `low` and the rest of `high`.
+template <uint32_t kBits>
+HWY_INLINE HWY_ATTR VU Join(VU low, VU high) {
+  return Select<((1u << kBits) - 1) * 0x01010101u>(low, high);
+}
+
+// The words of lanes [lane, lane + width) of a tile of 2, 3 and 4 bits, loaded once.
+struct Words2 {
+  LevelTable levels;
+  VU word;
+  HWY_ATTR Words2(const uint8_t* tile, size_t lane, LevelTable table) : levels(table), word(LoadWords(tile, lane)) {}
+};
+
+struct Words3 {
+  LevelTable levels;
+  VU word, nibbles;
+  HWY_ATTR Words3(const uint8_t* tile, size_t lane, LevelTable table)
+      : levels(table), word(LoadWords(tile, lane)), nibbles(LoadNibbles(tile + 64, lane)) {}
+  // Quad 2, which stands in both; then quad 3.
+  static HWY_ATTR VU Quad2(VU word, VU nibbles) { return Join<2>(hn::ShiftRight<6>(word), hn::ShiftLeft<2>(nibbles)); }
+};
+
+struct Words4 {
+  LevelTable levels;
+  VU low, high;  // quads 0 and 1, quads 2 and 3
+  HWY_ATTR Words4(const uint8_t* tile, size_t lane, LevelTable table)
+      : levels(table), low(LoadWords(tile, lane)), high(LoadWords(tile + 64, lane)) {}
+};
+
+// Each hands out quad after quad of lanes [lane, lane + width) of a tile.
 
 // ---------------------------------------------------------------- uniform levels
 
-struct Quads2 {
-  LevelTable levels;
-  VU word;
-  HWY_ATTR Quads2(const uint8_t* tile, size_t lane, LevelTable table) : levels(table), word(LoadWords(tile, lane)) {}
+struct Quads2 : Words2 {
+  using Words2::Words2;
   template <int kQuad>
   HWY_ATTR VU Quad() const {
     return LookUp<2>(levels, hn::ShiftRight<2 * kQuad>(word));
   }
 };
 
-struct Quads3 {
-  LevelTable levels;
-  VU word, nibbles;
-  HWY_ATTR Quads3(const uint8_t* tile, size_t lane, LevelTable table) : levels(table), word(LoadWords(tile, lane)) {
-    nibbles = LoadNibbles(tile + 64, lane);
-  }
+struct Quads3 : Words3 {
+  using Words3::Words3;
   template <int kQuad>
   HWY_ATTR VU Quad() const {
     if constexpr (kQuad < 2) return LookUp<3>(levels, hn::ShiftRight<3 * kQuad>(word));
     if constexpr (kQuad == 3) return LookUp<3>(levels, hn::ShiftRight<1>(nibbles));
-    return LookUp<3>(levels, Join<2>(hn::ShiftRight<6>(word), hn::ShiftLeft<2>(nibbles)));
+    return LookUp<3>(levels, Quad2(word, nibbles));
   }
 };
 
-struct Quads4 {
-  LevelTable levels;
-  VU low, high;
-  HWY_ATTR Quads4(const uint8_t* tile, size_t lane, LevelTable table)
-      : levels(table), low(LoadWords(tile, lane)), high(LoadWords(tile + 64, lane)) {}
+struct Quads4 : Words4 {
+  using Words4::Words4;
   template <int kQuad>
   HWY_ATTR VU Quad() const {
     return LookUp<4>(levels, hn::ShiftRight<4 * (kQuad % 2)>(kQuad < 2 ? low : high));
@@ -165,10 +185,8 @@ struct KeyRing<1> {
 };
 
 template <>
-struct KeyRing<2> {
-  LevelTable levels;
-  VU word;
-  HWY_ATTR KeyRing(const uint8_t* tile, size_t lane, LevelTable table) : levels(table), word(LoadWords(tile, lane)) {}
+struct KeyRing<2> : Words2 {
+  using Words2::Words2;
   template <int kQuad>
   HWY_ATTR VU Quad() const {
     return LookUp<6>(levels, hn::RotateRight<2 * kQuad>(word));
@@ -176,26 +194,20 @@ struct KeyRing<2> {
 };
 
 template <>
-struct KeyRing<3> {
-  LevelTable levels;
-  VU word, nibbles;
-  HWY_ATTR KeyRing(const uint8_t* tile, size_t lane, LevelTable table)
-      : levels(table), word(LoadWords(tile, lane)), nibbles(LoadNibbles(tile + 64, lane)) {}
+struct KeyRing<3> : Words3 {
+  using Words3::Words3;
   template <int kQuad>
   HWY_ATTR VU Quad() const {
     if constexpr (kQuad == 0) return LookUp<6>(levels, word);
     if constexpr (kQuad == 1) return LookUp<6>(levels, Join<5>(hn::ShiftRight<3>(word), hn::ShiftLeft<5>(nibbles)));
-    if constexpr (kQuad == 2) return LookUp<6>(levels, Join<2>(hn::ShiftRight<6>(word), hn::ShiftLeft<2>(nibbles)));
+    if constexpr (kQuad == 2) return LookUp<6>(levels, Quad2(word, nibbles));
     return LookUp<6>(levels, Join<3>(hn::ShiftRight<1>(nibbles), hn::RotateRight<5>(word)));
   }
 };
 
 template <>
-struct KeyRing<4> {
-  LevelTable levels;
-  VU low, high;
-  HWY_ATTR KeyRing(const uint8_t* tile, size_t lane, LevelTable table)
-      : levels(table), low(LoadWords(tile, lane)), high(LoadWords(tile + 64, lane)) {}
+struct KeyRing<4> : Words4 {
+  using Words4::Words4;
   template <int kQuad>
   HWY_ATTR VU Quad() const {
     return LookUp<6>(levels, hn::RotateRight<4 * (kQuad % 2)>(kQuad < 2 ? low : high));
@@ -245,9 +257,9 @@ struct ValueRing<2> {
   LevelTable levels;
   VU even, odd;  // windows of quads 0 and 2, of 1 and 3, in the halves of a byte
   HWY_ATTR ValueRing(const uint8_t* tile, size_t lane, LevelTable table) : levels(table) {
-    const VU word = LoadWords(tile, lane), next = NextWords(tile, lane, word), mask = hn::Set(DU(), 0x33333333u);
-    even = hn::Or(hn::And(mask, word), hn::AndNot(mask, hn::ShiftLeft<2>(next)));
-    odd = hn::Or(hn::And(mask, hn::ShiftRight<2>(word)), hn::AndNot(mask, next));
+    const VU word = LoadWords(tile, lane), next = NextWords(tile, lane, word);
+    even = Select<0x33333333u>(word, hn::ShiftLeft<2>(next));
+    odd = Select<0x33333333u>(hn::ShiftRight<2>(word), next);
   }
   template <int kQuad>
   HWY_ATTR VU Quad() const {
@@ -256,11 +268,9 @@ struct ValueRing<2> {
 };
 
 template <>
-struct ValueRing<3> {
-  LevelTable levels;
-  VU word, nibbles, next_word, next_nibbles;
-  HWY_ATTR ValueRing(const uint8_t* tile, size_t lane, LevelTable table)
-      : levels(table), word(LoadWords(tile, lane)), nibbles(LoadNibbles(tile + 64, lane)) {
+struct ValueRing<3> : Words3 {
+  VU next_word, next_nibbles;
+  HWY_ATTR ValueRing(const uint8_t* tile, size_t lane, LevelTable table) : Words3(tile, lane, table) {
     next_word = NextWords(tile, lane, word);
     next_nibbles = NextNibbles(tile + 64, lane, nibbles);
   }
@@ -268,18 +278,15 @@ struct ValueRing<3> {
   HWY_ATTR VU Quad() const {
     if constexpr (kQuad == 0) return LookUp<6>(levels, Join<3>(word, hn::ShiftLeft<3>(next_word)));
     if constexpr (kQuad == 1) return LookUp<6>(levels, Join<3>(hn::ShiftRight<3>(word), next_word));
-    if constexpr (kQuad == 2) return LookUp<6>(levels, Join<3>(Third(word, nibbles), hn::ShiftLeft<3>(Third(next_word, next_nibbles))));
+    if constexpr (kQuad == 2) return LookUp<6>(levels, Join<3>(Quad2(word, nibbles), hn::ShiftLeft<3>(Quad2(next_word, next_nibbles))));
     return LookUp<6>(levels, Join<3>(hn::ShiftRight<1>(nibbles), hn::ShiftLeft<2>(next_nibbles)));
   }
-  static HWY_ATTR VU Third(VU word, VU nibbles) { return Join<2>(hn::ShiftRight<6>(word), hn::ShiftLeft<2>(nibbles)); }
 };
 
 template <>
-struct ValueRing<4> {
-  LevelTable levels;
-  VU low, high, next_low, next_high;
-  HWY_ATTR ValueRing(const uint8_t* tile, size_t lane, LevelTable table)
-      : levels(table), low(LoadWords(tile, lane)), high(LoadWords(tile + 64, lane)) {
+struct ValueRing<4> : Words4 {
+  VU next_low, next_high;
+  HWY_ATTR ValueRing(const uint8_t* tile, size_t lane, LevelTable table) : Words4(tile, lane, table) {
     next_low = NextWords(tile, lane, low);
     next_high = NextWords(tile + 64, lane, high);
   }
