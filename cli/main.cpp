@@ -10,6 +10,7 @@
 #include "errors.hpp"
 #include "interrupt.hpp"
 #include "json_report.hpp"
+#include "llama_tools.hpp"
 #include "version.hpp"
 
 namespace {
@@ -52,6 +53,7 @@ void declare(CLI::App& app) {
   add_tune_command(app);
   add_info_command(app);
   add_model_command(app);
+  for (const LlamaTool& tool : llama_tools()) app.add_subcommand(tool.name, tool.description);
 }
 
 /// What the command line is wrong about, and where the right form is found.
@@ -88,9 +90,13 @@ int main(int argc, char** argv) {
   // Benchmarks leave the threads as llama.cpp has them.
   const std::string_view command = argc > 1 ? argv[1] : "";
   if (command == "run" || command == "eval" || command == "tune") sleep_instead_of_spin_if_busy(argv);
-  install_interrupt_handler();
-  set_command_line(argc, argv);
   try {
+    // These read their command lines, and catch signals, themselves.
+    for (const LlamaTool& tool : llama_tools()) {
+      if (command == tool.name) return run_llama_tool(tool, argc - 2, argv + 2);
+    }
+    install_interrupt_handler();
+    set_command_line(argc, argv);
     return run(argc, argv);
   } catch (const Interrupted&) {
     return kInterruptedExitCode;

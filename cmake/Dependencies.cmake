@@ -2,6 +2,7 @@
 
 find_package(Threads REQUIRED)
 find_package(hwy REQUIRED)
+find_path(MIKV_XXHASH_INCLUDE xxhash.h REQUIRED)  # used as a header only
 if(MIKV_BUILD_LLAMA AND MIKV_BUILD_CLI)
   find_package(fmt REQUIRED)
   find_package(nlohmann_json REQUIRED)

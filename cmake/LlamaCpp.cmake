@@ -4,6 +4,7 @@
 #   llama::llama         llama.h and ggml's headers; libllama and, through it, ggml
 #   llama::common        common/ and its bundled headers: argument parsing, sampling, chat templates, download
 #   llama::ggml, llama::ggml_base, llama::ggml_cpu
+#   llama::tools    llama.cpp's server, chat, benchmarks and perplexity as libraries
 #   MIKV_LLAMA_VERSION   for example "0.5.0 (0c1e57098)"
 #
 # All are shared libraries. CMake adds the folder of an imported library to the run path of what links to it,
@@ -45,5 +46,11 @@ mikv_import_llama(ggml_cpu ggml-cpu INCLUDE ggml/include LINK llama::ggml_base)
 mikv_import_llama(ggml ggml INCLUDE ggml/include LINK llama::ggml_cpu llama::ggml_base)
 mikv_import_llama(llama llama INCLUDE include LINK llama::ggml)
 mikv_import_llama(common llama-common INCLUDE common vendor LINK llama::llama Threads::Threads)
+# llama.cpp's programs as libraries: each has one function, llama_server(argc, argv) and so on.
+add_library(llama::tools INTERFACE IMPORTED GLOBAL)
+foreach(tool server cli completion bench batched-bench perplexity)
+  mikv_import_llama(${tool}_impl llama-${tool}-impl LINK llama::common)
+  set_property(TARGET llama::tools APPEND PROPERTY INTERFACE_LINK_LIBRARIES llama::${tool}_impl)
+endforeach()
 target_compile_definitions(llama::llama INTERFACE LLAMA_SHARED)
 target_compile_definitions(llama::ggml_base INTERFACE GGML_SHARED GGML_BACKEND_SHARED)

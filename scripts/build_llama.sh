@@ -88,12 +88,14 @@ no_amx=''
 if grep -qw amx_tile /proc/cpuinfo 2>/dev/null; then no_amx=' -mno-amx-tile -mno-amx-int8 -mno-amx-bf16'; fi
 flags=(
   -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=ON -DGGML_NATIVE=ON -DLLAMA_OPENSSL=$openssl
-  -DLLAMA_BUILD_COMMON=ON -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_SERVER=OFF -DLLAMA_BUILD_APP=OFF
+  -DLLAMA_BUILD_COMMON=ON -DLLAMA_BUILD_TOOLS=ON -DLLAMA_BUILD_SERVER=ON -DLLAMA_BUILD_APP=OFF -DGGML_RPC=ON
   -DLLAMA_BUILD_UI=OFF -DLLAMA_USE_PREBUILT_UI=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF
   "-DCMAKE_C_FLAGS=-w$no_amx" "-DCMAKE_CXX_FLAGS=-w$no_amx" # -w: not our code, not our warnings
 )
 identity=("-DLLAMA_BUILD_NUMBER=0" "-DLLAMA_BUILD_COMMIT=$commit") # reported by llama.cpp; not part of the key
-targets=(llama llama-common)
+# The tools as libraries, for our own binary, and the programs that ours are compared with.
+targets=(llama llama-common llama-server-impl llama-cli-impl llama-completion-impl llama-bench-impl
+         llama-batched-bench-impl llama-perplexity-impl llama-server llama-perplexity llama-completion ggml-rpc-server)
 
 compiler_id() { command -v "$1"; "$1" -dumpmachine; "$1" -dumpfullversion -dumpversion; }
 # GGML_NATIVE compiles for this very processor, so a cache on a shared disk needs one build for each kind.
@@ -134,7 +136,7 @@ if ! is_pinned || [ ! -f "$done_mark" ]; then
   fi
   build_with_progress ||
     { tail -n 30 "$build/build.log" >&2; fail "llama.cpp does not build; the compiler's message is above"; }
-  for library in llama llama-common ggml ggml-base ggml-cpu; do
+  for library in llama llama-common ggml ggml-base ggml-cpu llama-server-impl; do
     [ -e "$build/bin/lib$library.so" ] ||
       fail "the build has no lib$library.so; this llama.cpp differs too much, use the pinned one (no MIKV_LLAMA_SOURCE)"
   done

@@ -6,7 +6,7 @@ set -euo pipefail
 packages=(
   git make cmake ninja-build g++ ccache pkg-config
   python3 python3-pip                          # pip fetches llama.cpp's source and the models
-  libhwy-dev libfmt-dev nlohmann-json3-dev libcli11-dev
+  libhwy-dev libfmt-dev nlohmann-json3-dev libcli11-dev libxxhash-dev
   libgtest-dev librapidcheck-dev libbenchmark-dev
   libssl-dev                                   # lets llama.cpp download models itself (--hf)
 )
@@ -14,7 +14,7 @@ packages=(
 foreign=
 if [ "${1:-}" = aarch64 ]; then
   foreign=arm64
-  packages=(g++-aarch64-linux-gnu qemu-user-static libhwy-dev:arm64 libgtest-dev:arm64 librapidcheck-dev:arm64)
+  packages=(g++-aarch64-linux-gnu qemu-user-static libhwy-dev:arm64 libxxhash-dev:arm64 libgtest-dev:arm64 librapidcheck-dev:arm64)
 fi
 
 if ! command -v dpkg-query >/dev/null; then

@@ -2,8 +2,11 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdio>
 #include <cstring>
 #include <thread>
+
+#include "state_stream.hpp"
 
 namespace mikv::llama {
 namespace {
@@ -49,12 +52,18 @@ int cache_layer(const ggml_tensor* t) {
 
 bool is_key_cache(const ggml_tensor* t) { return std::strncmp(root_of(t)->name, "cache_k_l", 9) == 0; }
 
-Binding::Binding(const Spec& spec, const llama_context_params& params)
+Binding::Binding(const Spec& spec, const llama_model* model, const llama_context_params& params)
     : spec_(spec),
-      n_streams_(params.kv_unified ? 1 : std::max(1u, params.n_seq_max)),
+      sequences_(params.n_seq_max, params.kv_unified),
+      rows_in_order_(!llama_model_is_hybrid(model)),
       workspace_(uint32_t(std::max({params.n_threads, params.n_threads_batch,
                                     int32_t(std::thread::hardware_concurrency()), 1})),
-                 n_streams_) {}
+                 sequences_.n_sequences()) {
+  for (const float value : {params.rope_freq_base, params.rope_freq_scale, params.yarn_ext_factor, params.yarn_attn_factor,
+                            params.yarn_beta_fast, params.yarn_beta_slow, float(params.yarn_orig_ctx), float(params.rope_scaling_type)}) {
+    parameters_ += std::to_string(value) + " ";
+  }
+}
 
 Layer* Binding::find_layer(int index) {
   const auto found = layers_.find(index);
@@ -80,7 +89,8 @@ Layer* Binding::layer_of_attention(const ggml_tensor* attention) {
     fail(where + "its attention changes shape between steps, which mikv does not support");
     return nullptr;
   }
-  layer.cells_per_stream = uint32_t(root_of(k)->ne[1]);
+  layer.k_tensor = root_of(k);
+  layer.cells_per_stream = uint32_t(layer.k_tensor->ne[1]);
   auto cache = LayerCache::create(shape, spec_, layer.cells_per_stream);
   if (!cache) {
     fail(where + cache.error());
@@ -94,22 +104,65 @@ Layer* Binding::layer_of_attention(const ggml_tensor* attention) {
   return &layer;
 }
 
-void Binding::begin_step(const llama_batch& batch) {
-  tokens_in_step_.assign(n_streams_, 0);
-  std::map<llama_seq_id, uint32_t> tokens_of;
-  for (int32_t i = 0; i < batch.n_tokens; ++i) {
-    const int32_t n_sequences = batch.n_seq_id && batch.seq_id ? batch.n_seq_id[i] : 1;
-    for (int32_t s = 0; s < n_sequences; ++s) ++tokens_of[batch.n_seq_id && batch.seq_id ? batch.seq_id[i][s] : 0];
+int32_t Binding::begin_step(const BatchRecord& batch) {
+  {
+    const std::lock_guard lock(failure_mutex_);
+    failure_ = {};  // each step fails for itself: a server goes on with the next request
   }
-  for (const auto& [sequence, n] : tokens_of) {
-    // One stream for all sequences (a unified cache) generates only if all of them do.
-    uint32_t& tokens = tokens_in_step_[n_streams_ == 1 || sequence < 0 ? 0 : uint32_t(sequence) % n_streams_];
-    tokens = std::max(tokens, n);
+  saved_state_ = {};
+  Status status = forget_freed_cells();
+  if (status) {
+    auto plan = StepPlan::make(batch, sequences_, rows_in_order_);
+    status = plan ? Status() : Error{plan.error()};
+    if (plan) plan_ = std::move(plan).value();
+  }
+  for (auto& [index, layer] : layers_) {
+    layer.next_row = 0;
+    layer.half_stored = false;  // a step that failed may have left one
+  }
+  if (status) return 0;
+  fail(status.error());
+  return end_step(0) ? 0 : -3;
+}
+
+bool Binding::end_step(int32_t status) {
+  const Status failed = failure();
+  if (status != 0 || !failed) cells_freed();  // llama.cpp takes the batch's cells back, or its caller will
+  if (!failed && prints_failures_) std::fprintf(stderr, "mikv: %s\n", failed.error().c_str());
+  return failed.ok();
+}
+
+void Binding::forget_sequence(llama_seq_id sequence) {
+  for (llama_seq_id s = 0; sequences_.valid(s); ++s) {
+    if (s == sequence || sequence < 0) sequences_.forget(s);
   }
 }
 
-bool Binding::is_generation(uint32_t stream, int64_t tokens_in_graph) const {
-  return stream < tokens_in_step_.size() ? tokens_in_step_[stream] <= 1 : tokens_in_graph == 1;
+void Binding::copy_sequence(llama_seq_id from, llama_seq_id to) {
+  if (!sequences_.valid(from) || !sequences_.valid(to) || from == to) return;
+  if (const Status status = forget_freed_cells(); !status) return fail(status.error());
+  if (sequences_.unified()) return sequences_.share(from, to);
+  // Streams are copied whole.
+  for (const FrameId frame : std::vector<FrameId>(sequences_.seen_by(to).begin(), sequences_.seen_by(to).end())) {
+    for (auto& [index, layer] : layers_) layer.cache->retain(frame, {});
+  }
+  sequences_.drop_frames([&](FrameId frame) { return is_empty(frame); });
+  sequences_.forget(to);
+  for (const FrameId frame : sequences_.seen_by(from)) {
+    const FrameId copy = sequences_.new_frame(to, frame == sequences_.own(from));
+    for (auto& [index, layer] : layers_) {
+      if (const Status status = layer.cache->copy_frame(frame, copy); !status) fail(status.error());
+    }
+  }
+}
+
+// Rows of a unified cache come in the order of the batch; otherwise a stream has the tokens of one sequence.
+const StepPlan::Run* Binding::run_of_row(uint32_t stream, uint32_t row) const {
+  if (!sequences_.unified()) return plan_.run_of(llama_seq_id(stream));
+  for (const StepPlan::Run& run : plan_.runs()) {
+    if (row < run.first + run.n) return &run;
+  }
+  return nullptr;
 }
 
 void Binding::store(Layer& layer, OpKind kind, const ggml_tensor* node) {
@@ -118,62 +171,90 @@ void Binding::store(Layer& layer, OpKind kind, const ggml_tensor* node) {
   layer.half_stored = !second_half;
   layer.stored_half = kind;
 
-  // Tokens of one stream stand together: a run of rows goes to one frame.
   thread_local std::vector<Cell> cells;  // kept: a generation step allocates nothing
   for (int64_t begin = 0, end; begin < rows->ne[1]; begin = end) {
-    const FrameId frame = FrameId(index_at(indices, begin) / layer.cells_per_stream);
+    const uint32_t stream = uint32_t(index_at(indices, begin) / layer.cells_per_stream);
+    const StepPlan::Run* run = run_of_row(stream, layer.next_row + uint32_t(begin));
+    if (!run) return fail("llama.cpp stores a token that is in no batch mikv has seen; use the llama.cpp version that mikv is built for");
+    const int64_t run_end = sequences_.unified() ? int64_t(run->first) + run->n - layer.next_row : rows->ne[1];
     cells.clear();
-    for (end = begin; end < rows->ne[1] && index_at(indices, end) / layer.cells_per_stream == frame; ++end) {
+    for (end = begin; end < std::min(run_end, rows->ne[1]) && index_at(indices, end) / layer.cells_per_stream == stream; ++end) {
       cells.push_back(Cell(index_at(indices, end) % layer.cells_per_stream));
     }
     if (!second_half) {
       // A generated token ends the prompt before it: what is still staged is compressed first.
-      Status status = is_generation(frame, end - begin) ? layer.cache->commit(frame) : Status();
-      if (status) status = layer.cache->stage(frame, cells);
+      Status status = run->generates ? layer.cache->commit(run->frame) : Status();
+      // A sliding window may reuse cells of another sequence.
+      sequences_.for_each_frame([&](FrameId frame) {
+        if (frame != run->frame && sequences_.stream_of_frame(frame) == stream) layer.cache->erase(frame, cells);
+      });
+      if (status) status = layer.cache->stage(run->frame, cells);
       if (!status) return fail(status.error());
     }
     const char* data = static_cast<const char*>(rows->data) + begin * int64_t(rows->nb[1]);
     const auto write = kind == OpKind::store_k ? &LayerCache::write_k : &LayerCache::write_v;
-    (layer.cache.get()->*write)(frame, reinterpret_cast<const float*>(data), rows->nb[1] / sizeof(float), 0, 1);
+    (layer.cache.get()->*write)(run->frame, reinterpret_cast<const float*>(data), rows->nb[1] / sizeof(float), 0, 1);
   }
+  if (second_half) layer.next_row += uint32_t(rows->ne[1]);
 }
 
-AttendArgs Binding::stream_args(const Layer& layer, ggml_tensor* node, int64_t stream, const FrameId& frame) const {
+AttendArgs Binding::rows_args(const Layer& layer, ggml_tensor* node, int64_t stream, uint32_t first, uint32_t n) const {
   const ggml_tensor *q = node->src[0], *mask = node->src[3], *sinks = node->src[4];
   const AttentionParams params = read_params(node);
   AttendArgs args;
-  args.q = reinterpret_cast<const float*>(static_cast<const char*>(q->data) + stream * int64_t(q->nb[3]));
+  args.q = reinterpret_cast<const float*>(static_cast<const char*>(q->data) + stream * int64_t(q->nb[3]) + first * int64_t(q->nb[1]));
   args.q_token_stride = q->nb[1] / sizeof(float);
   args.q_head_stride = q->nb[2] / sizeof(float);
-  args.out = reinterpret_cast<float*>(static_cast<char*>(node->data) + stream * int64_t(node->nb[3]));
+  args.out = reinterpret_cast<float*>(static_cast<char*>(node->data) + stream * int64_t(node->nb[3]) + first * int64_t(node->nb[2]));
   args.out_head_stride = node->nb[1] / sizeof(float);
   args.out_token_stride = node->nb[2] / sizeof(float);
-  args.n_tokens = uint32_t(q->ne[1]);
+  args.n_tokens = n;
   args.scale = params.scale;
   args.softcap = params.softcap;
   if (mask) {
     args.mask = {mask->type == GGML_TYPE_F16 ? Mask::Type::f16 : Mask::Type::f32,
-                 static_cast<const char*>(mask->data) + (stream % mask->ne[3]) * int64_t(mask->nb[3]), mask->nb[1],
-                 uint32_t(mask->ne[0])};
+                 static_cast<const char*>(mask->data) + (stream % mask->ne[3]) * int64_t(mask->nb[3]) + first * int64_t(mask->nb[1]),
+                 mask->nb[1], uint32_t(mask->ne[0])};
   }
   if (!layer.slopes.empty()) args.mask_slopes = layer.slopes.data();
   if (sinks) args.sinks = static_cast<const float*>(sinks->data);
-  args.frames = {&frame, 1};
-  args.commit = spec_.prefill == Prefill::streaming || is_generation(frame, q->ne[1]);
   return args;
 }
 
 void Binding::attend(Layer& layer, ggml_tensor* node, uint32_t thread, uint32_t n_threads) {
   const uint32_t usable = std::min(n_threads, workspace_.max_threads());
   if (thread >= usable) return;  // more threads than at creation (llama_set_n_threads): the rest have nothing to do
-  const ggml_tensor* k = node->src[1];
-  const int64_t n_streams = k->ne[3], first_stream = k->nb[3] ? int64_t(k->view_offs / k->nb[3]) : 0;
-  thread_local std::vector<FrameId> frames;
   thread_local std::vector<AttendArgs> calls;
-  frames.clear();
   calls.clear();
-  for (int64_t s = 0; s < n_streams; ++s) frames.push_back(FrameId(first_stream + s));
-  for (int64_t s = 0; s < n_streams; ++s) calls.push_back(stream_args(layer, node, s, frames[size_t(s)]));
+  const auto add_call = [&](const StepPlan::Run& run, std::span<const FrameId> frames, int64_t stream, uint32_t first, uint32_t n) {
+    AttendArgs& call = calls.emplace_back(rows_args(layer, node, stream, first, n));
+    call.frames = frames;
+    call.commit = spec_.prefill == Prefill::streaming ? run.single || !run.generates : run.single;
+  };
+  const ggml_tensor *q = node->src[0], *k = node->src[1];
+  const uint32_t n_rows = uint32_t(q->ne[1]);
+  if (sequences_.unified()) {
+    const uint32_t first_row = layer.next_row - std::min(layer.next_row, n_rows);
+    uint32_t group = UINT32_MAX;
+    for (const StepPlan::Run& run : plan_.runs()) {
+      const uint32_t begin = std::max(run.first, first_row), end = std::min(run.first + run.n, first_row + n_rows);
+      if (begin >= end) continue;
+      if (run.group == group) {
+        calls.back().n_tokens += end - begin;
+        calls.back().commit = false;  // not all of its frames may be ready for it
+      } else {
+        add_call(run, plan_.frames_of_group(run.group), 0, begin - first_row, end - begin);
+      }
+      group = run.group;
+    }
+  } else {
+    const int64_t n_streams = k->ne[3], first_stream = k->nb[3] ? int64_t(k->view_offs / k->nb[3]) : 0;
+    for (int64_t s = 0; s < n_streams; ++s) {
+      const StepPlan::Run* run = plan_.run_of(llama_seq_id(first_stream + s));
+      if (!run) return fail("llama.cpp attends a sequence that is in no batch mikv has seen; use the llama.cpp version that mikv is built for");
+      add_call(*run, sequences_.seen_by(run->sequence), s, 0, n_rows);
+    }
+  }
   if (const Status status = layer.cache->attend(calls, workspace_, thread, usable); !status) fail(status.error());
 }
 
@@ -192,6 +273,40 @@ void Binding::clear() {
     layer.cache->clear();
     layer.half_stored = false;
   }
+  sequences_.clear();
+  cells_freed_ = false;
+}
+
+bool Binding::is_empty(FrameId frame) const {
+  return std::all_of(layers_.begin(), layers_.end(), [&](const auto& entry) { return entry.second.cache->n_cells(frame) == 0; });
+}
+
+void Binding::forget_cells(const std::map<int, std::vector<StreamCell>>& cells) {
+  for (const auto& [index, of_layer] : cells) {
+    Layer* layer = find_layer(index);
+    if (!layer) continue;
+    std::map<uint32_t, std::vector<Cell>> by_stream;
+    for (const StreamCell& cell : of_layer) by_stream[cell.stream].push_back(cell.cell);
+    sequences_.for_each_frame([&](FrameId frame) { layer->cache->erase(frame, by_stream[sequences_.stream_of_frame(frame)]); });
+  }
+}
+
+Status Binding::forget_freed_cells() {
+  if (!cells_freed_) return {};
+  const auto state = read_state(context_, kAllSequences, 0);
+  if (!state) return Error{state.error()};
+  for (auto& [index, layer] : layers_) {
+    // By stream: bit c of word c / 64 is cell c.
+    std::vector<std::vector<uint64_t>> live(sequences_.n_streams(), std::vector<uint64_t>((layer.cells_per_stream + 63) / 64));
+    const auto found = state.value().cells.find(index);
+    if (found != state.value().cells.end()) {
+      for (const auto& [stream, cell] : found->second) live[stream][cell / 64] |= uint64_t{1} << (cell % 64);
+    }
+    sequences_.for_each_frame([&](FrameId frame) { layer.cache->retain(frame, live[sequences_.stream_of_frame(frame)]); });
+  }
+  sequences_.drop_frames([&](FrameId frame) { return is_empty(frame); });
+  cells_freed_ = false;
+  return {};
 }
 
 }  // namespace mikv::llama

@@ -5,12 +5,17 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <string>
 #include <vector>
 
+#include "batch_record.hpp"
+#include "cell_capture.hpp"
 #include "ggml-backend.h"
 #include "ggml.h"
 #include "llama.h"
 #include "mikv/mikv.hpp"
+#include "sequences.hpp"
+#include "step_plan.hpp"
 
 namespace mikv::llama {
 
@@ -27,7 +32,9 @@ struct OpData {
 
 struct Layer {
   std::unique_ptr<LayerCache> cache;
-  uint32_t cells_per_stream = 0;  ///< llama.cpp's cell index = stream * cells_per_stream + cell; the stream is our frame
+  const ggml_tensor* k_tensor = nullptr;  ///< llama.cpp's own, which holds nothing; borrowed
+  uint32_t cells_per_stream = 0;  ///< llama.cpp's cell index = stream * cells_per_stream + cell
+  uint32_t next_row = 0;          ///< tokens of the batch that were stored
   std::vector<float> slopes;      ///< ALiBi, one a query head; empty without
   OpData ops[3];                  ///< by OpKind
   /// The half of K/V that was stored and still waits for the other one. llama.cpp stores both in two graph nodes.
@@ -37,17 +44,18 @@ struct Layer {
 
 class Binding {
  public:
-  Binding(const Spec& spec, const llama_context_params& params);
+  Binding(const Spec& spec, const llama_model* model, const llama_context_params& params);
 
   /// The layer behind a FLASH_ATTN_EXT node over a cache tensor, created when first seen.
   /// Null, with the reason in failure(), if its attention is not supported.
   Layer* layer_of_attention(const ggml_tensor* attention);
   Layer* find_layer(int index);
 
-  /// Tells how many tokens each sequence has in the step to come: one token is generation, more are a prompt.
-  void begin_step(const llama_batch& batch);
-  void begin_step_unknown() { tokens_in_step_.clear(); }
-  bool is_generation(uint32_t stream, int64_t tokens_in_graph) const;
+  /// Brings the cache up to date with llama.cpp's cells and plans the step to come. Returns 0, or what llama_decode shall
+  /// return without having tried; failure() says why.
+  int32_t begin_step(const BatchRecord& batch);
+  /// `status` is llama_decode's. False if the step failed on our side: its output means nothing then.
+  bool end_step(int32_t status);
 
   void store(Layer& layer, OpKind kind, const ggml_tensor* node);
   void attend(Layer& layer, ggml_tensor* node, uint32_t thread, uint32_t n_threads);
@@ -62,14 +70,62 @@ class Binding {
   uint32_t n_threads() const { return workspace_.max_threads(); }
   void clear();
 
+  /// The sequence holds no tokens any more; kAllSequences: none does.
+  void forget_sequence(llama_seq_id sequence);
+  /// Before llama_memory_seq_cp.
+  void copy_sequence(llama_seq_id from, llama_seq_id to);
+
+  /// Failures are printed: the program that runs knows nothing of them.
+  void print_failures() { prints_failures_ = true; }
+  void set_context(llama_context* context) { context_ = context; }
+  llama_context* context() const { return context_; }
+  Sequences& sequences() { return sequences_; }
+  const Sequences& sequences() const { return sequences_; }
+  /// Some cells may have been freed: what they held is forgotten before it is looked at again.
+  void cells_freed() {
+    cells_freed_ = true;
+    saved_state_ = {};
+  }
+  /// Forgets what llama.cpp's cells do not hold any more, if cells were freed.
+  Status forget_freed_cells();
+  /// What these cells, by layer, held before is forgotten in every frame.
+  void forget_cells(const std::map<int, std::vector<StreamCell>>& cells);
+  /// What in the context's parameters changes the meaning of stored keys.
+  const std::string& parameters() const { return parameters_; }
+  /// The frame has no tokens in any layer.
+  bool is_empty(FrameId frame) const;
+
+  /// What save_state() made for a program that asked for the size; dropped by the next step.
+  struct SavedState {
+    llama_seq_id sequence = 0;
+    llama_state_seq_flags flags = 0;
+    std::vector<uint8_t> bytes;
+  };
+  SavedState& saved_state() { return saved_state_; }
+
+  /// Positions are about to be shifted by a graph that rotates keys in llama.cpp's own tensors: puts them there.
+  void begin_shift();
+  /// Takes the rotated keys back, and gives the memory of the tensors back.
+  void end_shift();
+  bool shifting() const { return shifting_; }
+
  private:
-  AttendArgs stream_args(const Layer& layer, ggml_tensor* node, int64_t stream, const FrameId& frame) const;
+  /// A call's rows first..first+n-1 of the node's stream `stream`.
+  AttendArgs rows_args(const Layer& layer, ggml_tensor* node, int64_t stream, uint32_t first, uint32_t n) const;
+  const StepPlan::Run* run_of_row(uint32_t stream, uint32_t row) const;
 
   Spec spec_;
-  uint32_t n_streams_;
+  Sequences sequences_;
+  std::string parameters_;
+  bool rows_in_order_;
   Workspace workspace_;
+  llama_context* context_ = nullptr;
   std::map<int, Layer> layers_;
-  std::vector<uint32_t> tokens_in_step_;  ///< by stream; empty: not known
+  StepPlan plan_;
+  SavedState saved_state_;
+  bool cells_freed_ = false;
+  bool prints_failures_ = false;
+  bool shifting_ = false;
   mutable std::mutex failure_mutex_;
   Status failure_;
 };

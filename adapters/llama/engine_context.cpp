@@ -63,6 +63,11 @@ Result<std::unique_ptr<Context>> Context::create(const Model& model, const KvCho
     auto created = init_context(model.get(), params, *kv.spec);
     if (!created) return Error{created.error()};
     context = created.value();
+    if (!keeps_kv(context)) {
+      llama_free(context);
+      return Error{"this model keeps no KV cache in attention layers (recurrent or embedding model), so mikv has nothing to "
+                   "store; use --kv llama:f16"};
+    }
   }
   return std::unique_ptr<Context>(new Context(model, context, kv, options));
 }

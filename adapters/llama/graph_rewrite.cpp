@@ -46,6 +46,8 @@ bool is_view(ggml_op op) {
 }
 
 bool stores(const ggml_tensor* node) { return node->op == GGML_OP_SET_ROWS && cache_layer(node) >= 0; }
+/// Keys rotated in place to other positions: the graph of a context shift.
+bool shifts(const ggml_tensor* node) { return node->op == GGML_OP_ROPE && cache_layer(node) >= 0; }
 bool attends(const ggml_tensor* node) { return node->op == GGML_OP_FLASH_ATTN_EXT && cache_layer(node->src[1]) >= 0; }
 
 // Any other operator on cache memory would read what was never written there.
@@ -59,9 +61,7 @@ bool touches_cache(const ggml_tensor* node) {
 }
 
 bool refuse(const ggml_tensor* node, Binding& binding) {
-  const char* use = node->op == GGML_OP_ROPE      ? "shifting positions in the cache (context shift)"
-                    : node->op == GGML_OP_MUL_MAT ? "attention other than flash attention"
-                                                  : ggml_op_name(node->op);
+  const char* use = node->op == GGML_OP_MUL_MAT ? "attention other than flash attention" : ggml_op_name(node->op);
   binding.fail(std::string("this model or program needs ") + use + " on the KV cache, which mikv does not support; use --kv llama:f16");
   return false;
 }
@@ -79,14 +79,18 @@ bool stores_floats(const ggml_tensor* node, Binding& binding) {
 bool rewrite_graph(ggml_backend_sched_t scheduler, ggml_cgraph* graph, Binding& binding) {
   if (!binding.failure()) return false;
   const int n_nodes = ggml_graph_n_nodes(graph);
+  bool shift = false;
   for (int i = 0; i < n_nodes; ++i) {
     const ggml_tensor* node = ggml_graph_node(graph, i);
     if (attends(node)) {
       if (!binding.layer_of_attention(node)) return false;
+    } else if (shifts(node)) {
+      shift = true;
     } else if (stores(node) ? !stores_floats(node, binding) : touches_cache(node) && !refuse(node, binding)) {
       return false;
     }
   }
+  if (shift) binding.begin_shift();
   // Layers are known now, also those whose keys are stored before their attention is met.
   for (int i = 0; i < n_nodes; ++i) {
     ggml_tensor* node = ggml_graph_node(graph, i);

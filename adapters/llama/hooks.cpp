@@ -3,27 +3,57 @@
 // Contexts that did not come from init_context pass through untouched.
 #include <dlfcn.h>
 
-#include "ggml-alloc.h"
+#include "batch_record.hpp"
+#include "cache_region.hpp"
+#include "cell_capture.hpp"
+#include "drop_in.hpp"
 #include "graph_rewrite.hpp"
+#include "next_definition.hpp"
 #include "registry.hpp"
+#include "state_calls.hpp"
 
+using mikv::llama::BatchRecord;
 using mikv::llama::Binding;
+using mikv::llama::CellCapture;
 using mikv::llama::CurrentBinding;
+using mikv::llama::copy_state;
+using mikv::llama::kAllSequences;
+using mikv::llama::load_file;
 using mikv::llama::Registry;
+using mikv::llama::save_file;
+using mikv::llama::state_bytes;
+using mikv::llama::take_state;
 
 namespace {
-
-// The definition that ours hides. Looked up once for each function.
-template <typename Function>
-Function next(Function, const char* name) {
-  return reinterpret_cast<Function>(dlsym(RTLD_NEXT, name));
-}
-#define MIKV_NEXT(name) ([] { static const auto real = next(&::name, #name); return real; }())
 
 bool prepare(ggml_backend_sched_t scheduler, ggml_cgraph* graph) {
   Binding* binding = Registry::get().of_scheduler(scheduler);
   return !binding || mikv::llama::rewrite_graph(scheduler, graph, *binding);
 }
+
+bool is_cache_tensor(const ggml_tensor* tensor) { return tensor->buffer && Registry::get().is_cache_buffer(tensor->buffer); }
+
+void after_compute(ggml_backend_sched_t scheduler) {
+  Binding* binding = Registry::get().of_scheduler(scheduler);
+  if (!binding || !binding->shifting()) return;
+  ggml_backend_sched_synchronize(scheduler);
+  binding->end_shift();
+}
+
+// Codes of llama_decode for what a batch cannot be served with; mikv's reason is printed or kept in the binding.
+constexpr int32_t kFailed = -3;
+
+template <typename Call>
+int32_t run_step(llama_context* context, const BatchRecord& batch, Call call) {
+  Binding* binding = Registry::get().of_context(context);
+  if (!binding) return call();
+  const CurrentBinding scope(binding);
+  if (const int32_t refused = binding->begin_step(batch)) return refused;
+  const int32_t status = call();
+  return binding->end_step(status) ? status : kFailed;
+}
+
+bool is_everything(llama_pos p0, llama_pos p1) { return p0 <= 0 && (p1 < 0 || p1 == INT32_MAX); }
 
 }  // namespace
 
@@ -52,14 +82,25 @@ void ggml_backend_sched_free(ggml_backend_sched_t scheduler) {
   MIKV_NEXT(ggml_backend_sched_free)(scheduler);
 }
 
+ggml_status ggml_backend_sched_graph_compute_async(ggml_backend_sched_t scheduler, ggml_cgraph* graph) {
+  const ggml_status status = MIKV_NEXT(ggml_backend_sched_graph_compute_async)(scheduler, graph);
+  after_compute(scheduler);
+  return status;
+}
+
 ggml_backend_buffer_t ggml_backend_alloc_ctx_tensors_from_buft(ggml_context* context, ggml_backend_buffer_type_t type) {
-  const ggml_backend_buffer_t buffer = MIKV_NEXT(ggml_backend_alloc_ctx_tensors_from_buft)(context, type);
-  Binding* binding = CurrentBinding::get();
   const ggml_tensor* first = ggml_get_first_tensor(context);
-  if (binding && buffer && first && mikv::llama::cache_layer(first) >= 0) {
-    Registry::get().add_cache_buffer(buffer, binding);
+  if (CurrentBinding::get() && first && mikv::llama::cache_layer(first) >= 0) {
+    return mikv::llama::reserve_cache_tensors(context, type);
   }
-  return buffer;
+  return MIKV_NEXT(ggml_backend_alloc_ctx_tensors_from_buft)(context, type);
+}
+
+void ggml_backend_buffer_free(ggml_backend_buffer_t buffer) {
+  const size_t mapped_bytes = Registry::get().forget_cache_buffer(buffer);
+  void* base = mapped_bytes ? ggml_backend_buffer_get_base(buffer) : nullptr;
+  MIKV_NEXT(ggml_backend_buffer_free)(buffer);
+  if (base) mikv::llama::release_cache_region(base, mapped_bytes);
 }
 
 // Pages of llama.cpp's own cache that nobody writes cost address space only; clearing them would make them real.
@@ -68,12 +109,29 @@ void ggml_backend_buffer_clear(ggml_backend_buffer_t buffer, uint8_t value) {
   MIKV_NEXT(ggml_backend_buffer_clear)(buffer, value);
 }
 
+// Saving and loading a state reads and writes the rows of cells: what is wanted is which ones.
+void ggml_backend_tensor_get(const ggml_tensor* tensor, void* data, size_t offset, size_t size) {
+  if (is_cache_tensor(tensor) && CellCapture::note(tensor, data, offset, size)) return;
+  MIKV_NEXT(ggml_backend_tensor_get)(tensor, data, offset, size);
+}
+
+void ggml_backend_tensor_set(ggml_tensor* tensor, const void* data, size_t offset, size_t size) {
+  if (is_cache_tensor(tensor) && CellCapture::note(tensor, data, offset, size)) return;
+  MIKV_NEXT(ggml_backend_tensor_set)(tensor, data, offset, size);
+}
+
+// A stream that is copied to another: llama_memory_seq_cp has done it already, on our side.
+void ggml_backend_tensor_copy(const ggml_tensor* from, ggml_tensor* to) {
+  if (is_cache_tensor(from)) return;
+  MIKV_NEXT(ggml_backend_tensor_copy)(from, to);
+}
+
+llama_context* llama_init_from_model(llama_model* model, llama_context_params params) {
+  return mikv::llama::init_drop_in(model, params);
+}
+
 int32_t llama_decode(llama_context* context, llama_batch batch) {
-  Binding* binding = Registry::get().of_context(context);
-  const CurrentBinding scope(binding);
-  if (binding) binding->begin_step(batch);
-  const int32_t status = MIKV_NEXT(llama_decode)(context, batch);
-  return binding && status == 0 && !binding->failure() ? -3 : status;
+  return run_step(context, BatchRecord::of(batch), [&] { return MIKV_NEXT(llama_decode)(context, batch); });
 }
 
 int32_t llama_encode(llama_context* context, llama_batch batch) {
@@ -82,16 +140,178 @@ int32_t llama_encode(llama_context* context, llama_batch batch) {
 }
 
 int32_t llama_process(llama_context* context, llama_process_type type, llama_batch_ext* batch) {
-  Binding* binding = Registry::get().of_context(context);
-  const CurrentBinding scope(binding);
-  if (binding) binding->begin_step_unknown();
-  const int32_t status = MIKV_NEXT(llama_process)(context, type, batch);
-  return binding && status == 0 && !binding->failure() ? -3 : status;
+  if (type == LLAMA_PROCESS_TYPE_DECODE) {
+    return run_step(context, mikv::llama::recorded(batch), [&] { return MIKV_NEXT(llama_process)(context, type, batch); });
+  }
+  const CurrentBinding scope(Registry::get().of_context(context));
+  return MIKV_NEXT(llama_process)(context, type, batch);
 }
+
+// ---------------------------------------------------------------- what batches hold
+
+llama_batch_ext* llama_batch_ext_init(llama_context* context) {
+  llama_batch_ext* batch = MIKV_NEXT(llama_batch_ext_init)(context);
+  if (batch) mikv::llama::record_clear(batch);
+  return batch;
+}
+
+void llama_batch_ext_free(llama_batch_ext* batch) {
+  mikv::llama::record_free(batch);
+  MIKV_NEXT(llama_batch_ext_free)(batch);
+}
+
+void llama_batch_ext_clear(llama_batch_ext* batch) {
+  mikv::llama::record_clear(batch);
+  MIKV_NEXT(llama_batch_ext_clear)(batch);
+}
+
+int32_t llama_batch_ext_add(llama_batch_ext* batch, llama_seq_id sequence) {
+  const int32_t index = MIKV_NEXT(llama_batch_ext_add)(batch, sequence);
+  if (index >= 0) mikv::llama::record_add(batch, sequence);
+  return index;
+}
+
+int32_t llama_batch_ext_add_token(llama_batch_ext* batch, llama_seq_id sequence, llama_token id) {
+  const int32_t index = MIKV_NEXT(llama_batch_ext_add_token)(batch, sequence, id);
+  if (index >= 0) mikv::llama::record_add(batch, sequence);
+  return index;
+}
+
+int32_t llama_batch_ext_add_embd(llama_batch_ext* batch, llama_seq_id sequence, llama_embd embedding) {
+  const int32_t index = MIKV_NEXT(llama_batch_ext_add_embd)(batch, sequence, embedding);
+  if (index >= 0) mikv::llama::record_add(batch, sequence);
+  return index;
+}
+
+bool llama_batch_ext_add_seq(llama_batch_ext* batch, int32_t index, llama_seq_id sequence) {
+  const bool added = MIKV_NEXT(llama_batch_ext_add_seq)(batch, index, sequence);
+  if (added) mikv::llama::record_shared(batch, uint32_t(index), sequence);
+  return added;
+}
+
+bool llama_batch_ext_set_output_logits(llama_batch_ext* batch, int32_t index, bool value) {
+  const bool set = MIKV_NEXT(llama_batch_ext_set_output_logits)(batch, index, value);
+  if (set) mikv::llama::record_output(batch, uint32_t(index), value);
+  return set;
+}
+
+bool llama_batch_ext_set_output_embd(llama_batch_ext* batch, int32_t index, bool value) {
+  const bool set = MIKV_NEXT(llama_batch_ext_set_output_embd)(batch, index, value);
+  if (set) mikv::llama::record_output(batch, uint32_t(index), value);
+  return set;
+}
+
+// ---------------------------------------------------------------- what sequences hold
 
 void llama_memory_clear(llama_memory_t memory, bool data) {
   if (Binding* binding = Registry::get().of_memory(memory)) binding->clear();
   MIKV_NEXT(llama_memory_clear)(memory, data);
+}
+
+bool llama_memory_seq_rm(llama_memory_t memory, llama_seq_id sequence, llama_pos p0, llama_pos p1) {
+  const bool removed = MIKV_NEXT(llama_memory_seq_rm)(memory, sequence, p0, p1);
+  Binding* binding = Registry::get().of_memory(memory);
+  if (!binding || !removed) return removed;
+  binding->cells_freed();
+  if (is_everything(p0, p1)) binding->forget_sequence(sequence);
+  return removed;
+}
+
+void llama_memory_seq_cp(llama_memory_t memory, llama_seq_id from, llama_seq_id to, llama_pos p0, llama_pos p1) {
+  Binding* binding = Registry::get().of_memory(memory);
+  if (binding) binding->copy_sequence(from, to);
+  MIKV_NEXT(llama_memory_seq_cp)(memory, from, to, p0, p1);
+}
+
+void llama_memory_seq_keep(llama_memory_t memory, llama_seq_id sequence) {
+  MIKV_NEXT(llama_memory_seq_keep)(memory, sequence);
+  Binding* binding = Registry::get().of_memory(memory);
+  if (!binding) return;
+  binding->cells_freed();
+  for (llama_seq_id other = 0; binding->sequences().valid(other); ++other) {
+    if (other != sequence) binding->forget_sequence(other);
+  }
+}
+
+void llama_memory_seq_add(llama_memory_t memory, llama_seq_id sequence, llama_pos p0, llama_pos p1, llama_pos delta) {
+  MIKV_NEXT(llama_memory_seq_add)(memory, sequence, p0, p1, delta);
+  // A token that is moved before the beginning is gone.
+  if (Binding* binding = Registry::get().of_memory(memory)) binding->cells_freed();
+}
+
+// ---------------------------------------------------------------- states and sessions
+
+size_t llama_state_get_size(llama_context* context) {
+  Binding* binding = Registry::get().of_context(context);
+  return binding ? state_bytes(*binding, kAllSequences, 0).size() : MIKV_NEXT(llama_state_get_size)(context);
+}
+
+size_t llama_state_get_data(llama_context* context, uint8_t* to, size_t size) {
+  Binding* binding = Registry::get().of_context(context);
+  return binding ? copy_state(*binding, kAllSequences, 0, to, size) : MIKV_NEXT(llama_state_get_data)(context, to, size);
+}
+
+size_t llama_state_set_data(llama_context* context, const uint8_t* from, size_t size) {
+  Binding* binding = Registry::get().of_context(context);
+  return binding ? take_state(*binding, kAllSequences, 0, {from, size}) : MIKV_NEXT(llama_state_set_data)(context, from, size);
+}
+
+size_t llama_state_seq_get_size_ext(llama_context* context, llama_seq_id sequence, llama_state_seq_flags flags) {
+  Binding* binding = Registry::get().of_context(context);
+  return binding ? state_bytes(*binding, sequence, flags).size()
+                 : MIKV_NEXT(llama_state_seq_get_size_ext)(context, sequence, flags);
+}
+
+size_t llama_state_seq_get_data_ext(llama_context* context, uint8_t* to, size_t size, llama_seq_id sequence,
+                                    llama_state_seq_flags flags) {
+  Binding* binding = Registry::get().of_context(context);
+  return binding ? copy_state(*binding, sequence, flags, to, size)
+                 : MIKV_NEXT(llama_state_seq_get_data_ext)(context, to, size, sequence, flags);
+}
+
+size_t llama_state_seq_set_data_ext(llama_context* context, const uint8_t* from, size_t size, llama_seq_id sequence,
+                                    llama_state_seq_flags flags) {
+  Binding* binding = Registry::get().of_context(context);
+  return binding ? take_state(*binding, sequence, flags, {from, size})
+                 : MIKV_NEXT(llama_state_seq_set_data_ext)(context, from, size, sequence, flags);
+}
+
+size_t llama_state_seq_get_size(llama_context* context, llama_seq_id sequence) {
+  return llama_state_seq_get_size_ext(context, sequence, 0);
+}
+
+size_t llama_state_seq_get_data(llama_context* context, uint8_t* to, size_t size, llama_seq_id sequence) {
+  return llama_state_seq_get_data_ext(context, to, size, sequence, 0);
+}
+
+size_t llama_state_seq_set_data(llama_context* context, const uint8_t* from, size_t size, llama_seq_id sequence) {
+  return llama_state_seq_set_data_ext(context, from, size, sequence, 0);
+}
+
+bool llama_state_save_file(llama_context* context, const char* path, const llama_token* tokens, size_t n_tokens) {
+  Binding* binding = Registry::get().of_context(context);
+  if (!binding) return MIKV_NEXT(llama_state_save_file)(context, path, tokens, n_tokens);
+  return save_file(*binding, kAllSequences, path, {tokens, n_tokens}) > 0;
+}
+
+bool llama_state_load_file(llama_context* context, const char* path, llama_token* tokens, size_t capacity, size_t* n_tokens) {
+  Binding* binding = Registry::get().of_context(context);
+  if (!binding) return MIKV_NEXT(llama_state_load_file)(context, path, tokens, capacity, n_tokens);
+  return load_file(*binding, kAllSequences, path, tokens, capacity, n_tokens) > 0;
+}
+
+size_t llama_state_seq_save_file(llama_context* context, const char* path, llama_seq_id sequence, const llama_token* tokens,
+                                 size_t n_tokens) {
+  Binding* binding = Registry::get().of_context(context);
+  if (!binding) return MIKV_NEXT(llama_state_seq_save_file)(context, path, sequence, tokens, n_tokens);
+  return save_file(*binding, sequence, path, {tokens, n_tokens});
+}
+
+size_t llama_state_seq_load_file(llama_context* context, const char* path, llama_seq_id sequence, llama_token* tokens,
+                                 size_t capacity, size_t* n_tokens) {
+  Binding* binding = Registry::get().of_context(context);
+  if (!binding) return MIKV_NEXT(llama_state_seq_load_file)(context, path, sequence, tokens, capacity, n_tokens);
+  return load_file(*binding, sequence, path, tokens, capacity, n_tokens);
 }
 
 void llama_free(llama_context* context) {

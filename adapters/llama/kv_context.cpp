@@ -3,6 +3,7 @@
 #include <atomic>
 #include <thread>
 
+#include "next_definition.hpp"
 #include "registry.hpp"
 
 namespace mikv::llama {
@@ -10,6 +11,7 @@ namespace mikv::llama {
 class Snapshot {
  public:
   std::map<int, std::unique_ptr<LayerCache>> layers;
+  Sequences sequences;
 };
 
 namespace {
@@ -41,23 +43,26 @@ Result<llama_context*> init_context(llama_model* model, llama_context_params par
   params.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_ENABLED;
   params.type_k = params.type_v = GGML_TYPE_F16;
   params.offload_kqv = false;
-  auto binding = std::make_unique<Binding>(spec, params);
+  auto binding = std::make_unique<Binding>(spec, model, params);
   llama_context* context = nullptr;
   {
     const CurrentBinding scope(binding.get());
-    context = llama_init_from_model(model, params);
+    context = MIKV_NEXT(llama_init_from_model)(model, params);
   }
   const Status failure = binding->failure();
-  const bool has_layers = !binding->layers().empty();
-  if (context) Registry::get().add(context, std::move(binding));
-  if (!failure || !context || !has_layers) {
-    if (context) llama_free(context);
-    if (!failure) return Error{failure.error()};
-    if (!context) return Error{"llama.cpp could not create a context; try a smaller one, or --verbose for its own words"};
-    return Error{"this model keeps no KV cache in attention layers (recurrent or embedding model), so mikv has nothing to "
-                 "store; use --kv llama:f16"};
+  if (!context) {
+    return Error{failure ? "llama.cpp could not create a context; try a smaller one, or --verbose for its own words"
+                         : failure.error()};
   }
-  return context;
+  Registry::get().add(context, std::move(binding));
+  if (failure) return context;
+  llama_free(context);
+  return Error{failure.error()};
+}
+
+bool keeps_kv(const llama_context* ctx) {
+  const Binding* binding = Registry::get().of_context(ctx);
+  return binding && !binding->layers().empty();
 }
 
 Status status(const llama_context* ctx) {
@@ -82,7 +87,7 @@ MemoryUsage memory_usage(const llama_context* ctx) {
 Result<std::shared_ptr<const Snapshot>> snapshot(const llama_context* ctx) {
   const Binding* binding = Registry::get().of_context(ctx);
   if (!binding) return not_ours();
-  auto copy = std::make_shared<Snapshot>();
+  auto copy = std::make_shared<Snapshot>(Snapshot{{}, binding->sequences()});
   for (const auto& [index, layer] : binding->layers()) {
     auto cache = layer.cache->clone(layer.cache->spec());
     if (!cache) return Error{cache.error()};
@@ -109,6 +114,7 @@ Status restore(llama_context* ctx, const std::shared_ptr<const Snapshot>& snapsh
     layer.cache = std::move(next[index]);
     layer.half_stored = false;
   }
+  binding->sequences() = snapshot->sequences;
   binding->set_spec(spec);
   return {};
 }

@@ -13,6 +13,9 @@ namespace mikv::llama {
 /// Errors: the model's attention is not supported (named); llama.cpp could not create the context.
 Result<llama_context*> init_context(llama_model* model, llama_context_params params, const Spec& spec);
 
+/// False if the model has no attention layers with a KV cache (recurrent and many embedding models).
+bool keeps_kv(const llama_context* ctx);
+
 /// First error that a step of `ctx` met (out of memory, say), or ok. llama_decode cannot report it itself.
 Status status(const llama_context* ctx);
 

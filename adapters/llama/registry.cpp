@@ -10,6 +10,7 @@ Registry& Registry::get() {
 void Registry::add(llama_context* context, std::unique_ptr<Binding> binding) {
   const std::lock_guard lock(mutex_);
   if (const llama_memory_t memory = llama_get_memory(context)) memories_[memory] = binding.get();
+  binding->set_context(context);
   contexts_[context] = std::move(binding);
 }
 
@@ -20,7 +21,6 @@ void Registry::remove(llama_context* context) {
   const auto ours = [&](const auto& entry) { return entry.second == found->second.get(); };
   std::erase_if(memories_, ours);
   std::erase_if(schedulers_, ours);
-  std::erase_if(cache_buffers_, ours);
   contexts_.erase(found);
 }
 
@@ -48,9 +48,18 @@ void Registry::forget_scheduler(ggml_backend_sched_t scheduler) {
   schedulers_.erase(scheduler);
 }
 
-void Registry::add_cache_buffer(ggml_backend_buffer_t buffer, Binding* owner) {
+void Registry::add_cache_buffer(ggml_backend_buffer_t buffer, size_t mapped_bytes) {
   const std::lock_guard lock(mutex_);
-  cache_buffers_[buffer] = owner;
+  cache_buffers_[buffer] = mapped_bytes;
+}
+
+size_t Registry::forget_cache_buffer(ggml_backend_buffer_t buffer) {
+  const std::lock_guard lock(mutex_);
+  const auto found = cache_buffers_.find(buffer);
+  if (found == cache_buffers_.end()) return 0;
+  const size_t mapped_bytes = found->second;
+  cache_buffers_.erase(found);
+  return mapped_bytes;
 }
 
 bool Registry::is_cache_buffer(ggml_backend_buffer_t buffer) {

@@ -22,15 +22,18 @@ class Registry {
   Binding* of_scheduler(ggml_backend_sched_t scheduler);
   void forget_scheduler(ggml_backend_sched_t scheduler);
 
-  void add_cache_buffer(ggml_backend_buffer_t buffer, Binding* owner);
+  /// Buffers of llama.cpp's own K and V, which hold nothing. `mapped_bytes` of address space go with the buffer.
+  void add_cache_buffer(ggml_backend_buffer_t buffer, size_t mapped_bytes);
   bool is_cache_buffer(ggml_backend_buffer_t buffer);
+  /// The bytes, 0 if the buffer is not one of them; it is forgotten.
+  size_t forget_cache_buffer(ggml_backend_buffer_t buffer);
 
  private:
   std::mutex mutex_;
   std::map<const llama_context*, std::unique_ptr<Binding>> contexts_;
   std::map<llama_memory_t, Binding*> memories_;
   std::map<ggml_backend_sched_t, Binding*> schedulers_;
-  std::map<ggml_backend_buffer_t, Binding*> cache_buffers_;
+  std::map<ggml_backend_buffer_t, size_t> cache_buffers_;
 };
 
 /// The binding whose llama.cpp call runs on this thread; null outside of one.

@@ -7,6 +7,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <vector>
@@ -106,6 +107,21 @@ class Workspace {
   std::unique_ptr<Impl> impl_;
 };
 
+/// A saved frame, verified and decoded, that no cache has taken yet.
+class LoadedFrame {
+ public:
+  LoadedFrame(LoadedFrame&&) noexcept;
+  LoadedFrame& operator=(LoadedFrame&&) noexcept;
+  ~LoadedFrame();
+
+  struct Impl;
+
+ private:
+  friend class LayerCache;
+  explicit LoadedFrame(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
 /// The cache of one layer. Calls that change it (put, commit, erase, clear) need exclusive access, except that
 /// put_part and attend are made to be called by all threads of a step together.
 class LayerCache {
@@ -149,11 +165,30 @@ class LayerCache {
   void erase(FrameId frame, std::span<const Cell> cells);
   void erase_if(FrameId frame, Cell first, Cell last);  ///< cells first..last-1
   void clear();                                         ///< all frames
+  /// Forgets every cell of the frame that is not in `live`: bit c % 64 of word c / 64 is cell c.
+  void retain(FrameId frame, std::span<const uint64_t> live);
+
+  /// Calls visit(cell, kv_head, key) for every stored key of the frame, decoded to the engine's coordinates; where it
+  /// returns true, the key that it left in `key` is stored instead, in the same tier. For engines that rotate keys to other
+  /// positions. Slow; allocates nothing.
+  void visit_keys(FrameId frame, const std::function<bool(Cell cell, uint32_t kv_head, std::span<float> key)>& visit);
 
   uint64_t n_cells(FrameId frame) const;    ///< live cells, evicted ones included
   uint64_t n_staged(FrameId frame) const;   ///< tokens that commit would compress
   MemoryUsage memory_usage() const;
   uint64_t bytes_used() const { return memory_usage().total(); }
+
+  /// Appends to `to`, as bytes, what the frame holds of cells[0], cells[1], ...: the tiers as they are stored, nothing decoded
+  /// (format: src/session/frame_format.hpp). Errors: an unused frame, out of memory.
+  Status save_frame(FrameId frame, std::span<const Cell> cells, std::vector<uint8_t>& to) const;
+  /// Reads bytes that save_frame() of a cache of the same shape and spec wrote for n_cells cells. Bytes may be hostile; nothing
+  /// of the cache changes. Errors: damaged bytes, out of memory.
+  Result<LoadedFrame> load_frame(std::span<const uint8_t> bytes, uint32_t n_cells) const;
+  /// Makes `loaded` the content of `frame`; cells[i] is the new number of the i-th cell that was saved. The cells must be in
+  /// no other frame that is attended together with this one.
+  Status adopt_frame(FrameId frame, LoadedFrame loaded, std::span<const Cell> cells);
+  /// The content of `from` in `to` as well, under the same cell numbers.
+  Status copy_frame(FrameId from, FrameId to);
 
   /// A copy of a cache in which nothing was compressed yet, to be compressed under another spec: how several policies
   /// start from one exact prefill. Errors: something was compressed already; the new spec needs importance scores or query

@@ -1,6 +1,7 @@
 #include "cache/frame_store.hpp"
 
 #include <algorithm>
+#include <bit>
 
 namespace mikv::cache {
 
@@ -14,6 +15,26 @@ void CellSet::reserve(uint32_t end) {
 FrameStore::FrameStore(const FrameStore& other, const Layouts& layouts, const Spec& spec)
     : live_(other.live_), n_live_(other.n_live_), next_arrival_(other.next_arrival_) {
   for (const HeadStore& head : other.heads_) heads_.emplace_back(head, layouts, spec);
+}
+
+FrameStore::FrameStore(std::vector<HeadStore> heads, CellSet live, uint32_t next_arrival)
+    : heads_(std::move(heads)), live_(std::move(live)), next_arrival_(next_arrival) {
+  for (const uint64_t word : live_.words()) n_live_ += uint64_t(std::popcount(word));
+}
+
+void FrameStore::renumber(std::span<const uint32_t> cells) {
+  CellSet live;
+  for (uint32_t i = 0; i < cells.size(); ++i) {
+    if (!live_.contains(i)) continue;
+    live.reserve(cells[i] + 1);
+    live.insert(cells[i]);
+  }
+  for (HeadStore& head : heads_) {
+    for (Tier* tier : {&head.staged, &head.hi, &head.lo}) {
+      for (uint32_t slot = 0; slot < tier->size(); ++slot) tier->set_cell(slot, cells[tier->cell(slot)]);
+    }
+  }
+  live_ = std::move(live);
 }
 
 bool FrameStore::compressed() const {
@@ -59,6 +80,20 @@ void FrameStore::erase_range(uint32_t first, uint32_t last) {
     if (!live_.contains(cell)) continue;
     gone.insert(cell);
     ++n_gone;
+  }
+  erase_live(gone, n_gone);
+}
+
+void FrameStore::retain(std::span<const uint64_t> live) {
+  CellSet gone;
+  uint64_t n_gone = 0;
+  const auto words = live_.words();
+  for (uint32_t w = 0; w < words.size(); ++w) {
+    for (uint64_t left = words[w] & ~(w < live.size() ? live[w] : 0); left; left &= left - 1) {
+      gone.reserve(live_.end());
+      gone.insert(w * 64 + uint32_t(std::countr_zero(left)));
+      ++n_gone;
+    }
   }
   erase_live(gone, n_gone);
 }

@@ -13,6 +13,8 @@ namespace mikv::cache {
 /// A set of cells as a bitmap that grows with the highest cell.
 class CellSet {
  public:
+  CellSet() = default;
+  explicit CellSet(std::vector<uint64_t> words) : words_(std::move(words)) {}
   bool contains(uint32_t cell) const { return cell / 64 < words_.size() && (words_[cell / 64] >> (cell % 64) & 1); }
   void insert(uint32_t cell) { words_[cell / 64] |= uint64_t{1} << (cell % 64); }
   void remove(uint32_t cell) { words_[cell / 64] &= ~(uint64_t{1} << (cell % 64)); }
@@ -30,6 +32,8 @@ class CellSet {
 class FrameStore {
  public:
   FrameStore(std::vector<HeadStore> heads) : heads_(std::move(heads)) {}
+  /// As it was saved; every head's tiers hold cells of `live` only.
+  FrameStore(std::vector<HeadStore> heads, CellSet live, uint32_t next_arrival);
   /// The staged tokens of `other` under other layouts (LayerCache::clone).
   FrameStore(const FrameStore& other, const Layouts& layouts, const Spec& spec);
 
@@ -38,7 +42,11 @@ class FrameStore {
   const CellSet& live() const { return live_; }
   uint64_t n_live() const { return n_live_; }
   uint32_t n_last_staged() const { return n_last_staged_; }
+  uint32_t next_arrival() const { return next_arrival_; }
   bool compressed() const;
+
+  /// Cell i becomes cells[i]; may throw std::bad_alloc, nothing changes then.
+  void renumber(std::span<const uint32_t> cells);
 
   /// Replaces what `cells` held by n undefined staged tokens at the end of every head's staged tier.
   /// May throw std::bad_alloc; the cells hold nothing then. Cells are valid and distinct.
@@ -46,6 +54,8 @@ class FrameStore {
   /// Memory is not given back: the owner drops a frame whose last cell went.
   void erase(std::span<const uint32_t> cells);
   void erase_range(uint32_t first, uint32_t last);
+  /// Erases cells that are not in `live`, a bitmap as CellSet::words().
+  void retain(std::span<const uint64_t> live);
 
  private:
   void erase_live(const CellSet& gone, uint64_t n_gone);

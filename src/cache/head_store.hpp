@@ -70,6 +70,12 @@ class HeadStore {
   /// May throw std::bad_alloc; nothing changes then.
   void commit(const Spec& spec, uint64_t n_live, CommitScratch& scratch);
 
+  /// Before the first token is in `lo`: its layout, where bits differ by head.
+  void set_lo_layout(const codec::BlockLayout& layout) {
+    own_lo_ = std::make_unique<codec::BlockLayout>(layout);
+    lo = Tier(*own_lo_);
+  }
+
   /// Adds to q_max and q_square; safe from several threads.
   void note_queries(const QueryTally& tally);
 

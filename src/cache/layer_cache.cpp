@@ -208,6 +208,31 @@ void LayerCache::erase_if(FrameId frame, Cell first, Cell last) {
   impl_->drop_if_empty(frame);
 }
 
+void LayerCache::retain(FrameId frame, std::span<const uint64_t> live) {
+  if (cache::FrameStore* store = impl_->frame(frame)) store->retain(live);
+  impl_->drop_if_empty(frame);
+}
+
+void LayerCache::visit_keys(FrameId frame, const std::function<bool(Cell, uint32_t, std::span<float>)>& visit) {
+  cache::FrameStore* store = impl_->frame(frame);
+  if (!store) return;
+  std::array<float, codec::kMaxHeadDim> k, v;
+  for (uint32_t h = 0; h < impl_->shape.n_kv_heads; ++h) {
+    cache::HeadStore& head = store->heads()[h];
+    for (cache::Tier* tier : {&head.staged, &head.hi, &head.lo}) {
+      for (uint32_t slot = 0; slot < tier->size(); ++slot) {
+        const std::span<float> key(k.data(), impl_->shape.head_dim_k);
+        const uint32_t lane = cache::Tier::lane_of(slot);
+        codec::decode_token(tier->block_of(slot), tier->layout(), lane, k.data(), v.data());
+        if (tier != &head.staged) head.transform.key.from_tier(key);
+        if (!visit(tier->cell(slot), h, key)) continue;
+        if (tier != &head.staged) head.transform.key.to_tier(key);
+        codec::encode_token(tier->block_of(slot), tier->layout(), lane, k.data(), v.data());
+      }
+    }
+  }
+}
+
 void LayerCache::clear() { impl_->frames.clear(); }
 
 uint64_t LayerCache::n_cells(FrameId frame) const {

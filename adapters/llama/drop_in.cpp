@@ -1,0 +1,61 @@
+#include "drop_in.hpp"
+
+#include <cstdio>
+#include <optional>
+
+#include "kv_context.hpp"
+#include "next_definition.hpp"
+#include "parse_size.hpp"
+#include "registry.hpp"
+
+namespace mikv::llama {
+namespace {
+
+std::optional<DropIn> current;
+
+// What the program asks for that mikv would have to overrule.
+const char* conflict(const llama_context_params& params) {
+  if (params.type_k != GGML_TYPE_F16 || params.type_v != GGML_TYPE_F16) return "its own cache types (-ctk, -ctv)";
+  if (params.flash_attn_type == LLAMA_FLASH_ATTN_TYPE_DISABLED) return "attention without -fa";
+  return nullptr;
+}
+
+}  // namespace
+
+Result<DropIn> DropIn::parse(const char* kv, const char* budget, const char* report) {
+  DropIn drop_in;
+  auto spec = Spec::parse(kv);
+  if (!spec) return Error{spec.error()};
+  drop_in.spec = std::move(spec).value();
+  if (budget && *budget) {
+    const auto bytes = parse_size(budget);
+    if (!bytes) return Error{bytes.error()};
+    drop_in.budget_bytes = bytes.value();
+  }
+  if (report) drop_in.report_file = report;
+  return drop_in;
+}
+
+void use_drop_in(const DropIn& drop_in) { current = drop_in; }
+
+llama_context* init_drop_in(llama_model* model, llama_context_params params) {
+  const auto stock = [&] { return MIKV_NEXT(llama_init_from_model)(model, params); };
+  if (!current || !model) return stock();
+  if (const char* what = conflict(params)) {
+    std::fprintf(stderr, "mikv: the program asks for %s; leave that out, or leave out --kv (MIKV_KV)\n", what);
+    return nullptr;
+  }
+  const auto context = init_context(model, params, current->spec);
+  if (!context) {
+    std::fprintf(stderr, "mikv: %s\n", context.error().c_str());
+    return nullptr;
+  }
+  if (!keeps_kv(context.value())) {
+    llama_free(context.value());
+    return stock();
+  }
+  Registry::get().of_context(context.value())->print_failures();
+  return context.value();
+}
+
+}  // namespace mikv::llama

@@ -1,0 +1,337 @@
+#include "session.hpp"
+
+#include <algorithm>
+#include <map>
+#include <new>
+
+#include "binding.hpp"
+#include "session/byte_stream.hpp"
+#include "session/container.hpp"
+#include "state_stream.hpp"
+
+namespace mikv::llama {
+namespace {
+
+using session::ByteReader;
+using session::ByteWriter;
+using session::Section;
+using session::SectionView;
+
+/// SectionView::kind.
+enum Kind : uint32_t { kIdentity = 1, kTokens, kStream, kSequences, kFrame };
+constexpr uint32_t kNoFrame = UINT32_MAX;
+
+void put_text(ByteWriter& out, const std::string& text) {
+  out.put(uint32_t(text.size()));
+  out.put_bytes(text.data(), text.size());
+}
+
+std::string get_text(ByteReader& in) {
+  const auto bytes = in.get_array<char>(in.get<uint32_t>());
+  return {bytes.begin(), bytes.end()};
+}
+
+// What must be the same for a state to mean the same.
+struct Identity {
+  std::string model;  ///< as llama.cpp describes it
+  uint64_t fingerprint = 0;
+  std::string spec;
+
+  static Identity of(const Binding& binding) {
+    const llama_model* model = llama_get_model(binding.context());
+    char text[256];
+    llama_model_desc(model, text, sizeof text);
+    Identity identity{text, 0, binding.spec().to_string()};
+    std::string all = identity.model + binding.parameters();
+    std::vector<char> value(1 << 16);
+    for (int32_t i = 0; i < llama_model_meta_count(model); ++i) {
+      for (const auto read : {llama_model_meta_key_by_index, llama_model_meta_val_str_by_index}) {
+        if (read(model, i, value.data(), value.size()) >= 0) all += std::string(value.data()) + "\n";
+      }
+    }
+    for (const uint64_t n : {llama_model_size(model), llama_model_n_params(model)}) all += std::to_string(n) + "\n";
+    identity.fingerprint = session::hash(all);
+    return identity;
+  }
+  std::vector<uint8_t> bytes() const {
+    std::vector<uint8_t> bytes;
+    ByteWriter out(bytes);
+    put_text(out, model);
+    out.put(fingerprint);
+    put_text(out, spec);
+    return bytes;
+  }
+  static Result<Identity> read(std::span<const uint8_t> bytes) {
+    ByteReader in(bytes);
+    Identity identity;
+    identity.model = get_text(in);
+    identity.fingerprint = in.get<uint64_t>();
+    identity.spec = get_text(in);
+    if (!in.ok() || in.left()) return Error{"damaged (its identity)"};
+    return identity;
+  }
+};
+
+std::vector<uint8_t> stream_bytes(const StateStream& state) {
+  std::vector<uint8_t> bytes;
+  ByteWriter out(bytes);
+  out.put(state.size);
+  out.put(uint64_t(state.holes.size()));
+  for (const StateStream::Hole& hole : state.holes) out.put(hole);
+  out.put_array(std::span<const uint8_t>(state.words));
+  return bytes;
+}
+
+Result<StateStream> read_stream(std::span<const uint8_t> bytes) {
+  const Error bad{"damaged (llama.cpp's part)"};
+  ByteReader in(bytes);
+  StateStream state;
+  state.size = in.get<uint64_t>();
+  const uint64_t n_holes = in.get<uint64_t>();
+  state.holes = in.get_array<StateStream::Hole>(n_holes);
+  state.words = in.get_array<uint8_t>(in.left());
+  if (!in.ok()) return bad;
+  uint64_t at = 0, in_holes = 0;
+  for (const StateStream::Hole& hole : state.holes) {
+    if (hole.offset < at || hole.size > state.size || hole.offset > state.size - hole.size) return bad;
+    at = hole.offset + hole.size;
+    in_holes += hole.size;
+  }
+  if (state.size - in_holes != state.words.size()) return bad;
+  return state;
+}
+
+// Which frames a saved sequence sees, by the frames' numbers in the state.
+struct SavedSequence {
+  uint32_t sequence = 0, own = kNoFrame;
+  std::vector<uint32_t> seen;
+};
+
+std::vector<uint8_t> sequence_bytes(const std::vector<SavedSequence>& sequences) {
+  std::vector<uint8_t> bytes;
+  ByteWriter out(bytes);
+  for (const SavedSequence& s : sequences) {
+    out.put(s.sequence);
+    out.put(s.own);
+    out.put(uint32_t(s.seen.size()));
+    out.put_array(std::span<const uint32_t>(s.seen));
+  }
+  return bytes;
+}
+
+Result<std::vector<SavedSequence>> read_sequences(std::span<const uint8_t> bytes) {
+  ByteReader in(bytes);
+  std::vector<SavedSequence> sequences;
+  while (in.ok() && in.left()) {
+    SavedSequence& s = sequences.emplace_back();
+    s.sequence = in.get<uint32_t>();
+    s.own = in.get<uint32_t>();
+    s.seen = in.get_array<uint32_t>(in.get<uint32_t>());
+    const bool good = std::all_of(s.seen.begin(), s.seen.end(), [](uint32_t f) { return f < kMaxFrames; });
+    if (!good || (s.own != kNoFrame && std::find(s.seen.begin(), s.seen.end(), s.own) == s.seen.end())) return Error{"damaged (its sequences)"};
+  }
+  if (!in.ok()) return Error{"damaged (its sequences)"};
+  return sequences;
+}
+
+std::vector<Cell> cells_only(const std::vector<StreamCell>& cells) {
+  std::vector<Cell> only;
+  for (const StreamCell& cell : cells) only.push_back(cell.cell);
+  return only;
+}
+
+Error no_memory() { return Error{"out of memory for a saved state; use fewer or shorter contexts"}; }
+
+// ---------------------------------------------------------------- loading
+
+struct LoadedLayerFrame {
+  int layer;
+  uint32_t frame;    // number in the state
+  uint32_t stream;   // of its cells in the saved context
+  uint32_t n_cells;  // of the layer's stream in the state
+  LoadedFrame content;
+};
+
+// A state, verified.
+struct Loaded {
+  StateStream stream;
+  std::vector<SavedSequence> sequences;
+  std::vector<LoadedLayerFrame> frames;
+};
+
+Result<Loaded> verify(const Binding& binding, llama_seq_id sequence, std::span<const uint8_t> bytes) {
+  const auto sections = session::unpack(bytes);
+  if (!sections) return Error{sections.error()};
+  Loaded loaded;
+  bool has_identity = false, has_stream = false;
+  for (const SectionView& section : sections.value()) {
+    if (section.kind == kIdentity) {
+      const auto saved = Identity::read(section.data);
+      if (!saved) return Error{saved.error()};
+      const Identity here = Identity::of(binding);
+      if (saved.value().fingerprint != here.fingerprint) {
+        return Error{"of another model or other model options (" + saved.value().model + ", here " + here.model + ")"};
+      }
+      if (saved.value().spec != here.spec) {
+        return Error{"of another cache (--kv " + saved.value().spec + ", here --kv " + here.spec + ")"};
+      }
+      has_identity = true;
+    } else if (section.kind == kStream) {
+      auto stream = read_stream(section.data);
+      if (!stream) return Error{stream.error()};
+      loaded.stream = std::move(stream).value();
+      has_stream = section.a == uint32_t(sequence == kAllSequences);
+    } else if (section.kind == kSequences) {
+      auto sequences = read_sequences(section.data);
+      if (!sequences) return Error{sequences.error()};
+      loaded.sequences = std::move(sequences).value();
+    } else if (section.kind == kFrame) {
+      const auto layer = binding.layers().find(int(section.a));
+      ByteReader in(section.data);
+      const uint32_t stream = in.get<uint32_t>(), n_cells = in.get<uint32_t>();
+      if (!in.ok() || layer == binding.layers().end() || section.b >= kMaxFrames) return Error{"damaged (a frame)"};
+      auto frame = layer->second.cache->load_frame(section.data.subspan(section.data.size() - in.left()), n_cells);
+      if (!frame) return Error{frame.error()};
+      loaded.frames.push_back({int(section.a), section.b, stream, n_cells, std::move(frame).value()});
+    }
+  }
+  if (!has_identity || !has_stream) return Error{"of another kind (a whole context instead of a sequence, or the other way)"};
+  if (sequence != kAllSequences && loaded.sequences.size() > 1) return Error{"damaged (its sequences)"};
+  for (const SavedSequence& s : loaded.sequences) {
+    if (sequence == kAllSequences && !binding.sequences().valid(llama_seq_id(s.sequence))) {
+      return Error{"of a context with more sequences than this one has"};
+    }
+  }
+  return loaded;
+}
+
+// The numbers in this context of the frames that a state calls 0, 1, ...
+using FrameNumbers = std::map<uint32_t, FrameId>;
+
+Result<FrameNumbers> number_frames(Binding& binding, llama_seq_id sequence, bool partial, const Loaded& loaded) {
+  Sequences& sequences = binding.sequences();
+  FrameNumbers numbers;
+  for (const SavedSequence& s : loaded.sequences) {
+    const llama_seq_id to = sequence == kAllSequences ? llama_seq_id(s.sequence) : sequence;
+    for (const uint32_t frame : s.seen) {
+      if (const auto known = numbers.find(frame); known != numbers.end()) {
+        sequences.see(to, known->second, frame == s.own);
+        continue;
+      }
+      // A part of a sequence (its sliding window) goes on in the sequence's own frame.
+      const bool in_place = partial && frame == s.own && sequences.own(to) != kMaxFrames && sequences.seen_by_others(sequences.own(to), to) == false;
+      const FrameId number = in_place ? sequences.own(to) : sequences.new_frame(to, frame == s.own && !(partial && sequences.own(to) != kMaxFrames));
+      if (number == kMaxFrames) return Error{"too many sequences share parts of the cache; use fewer"};
+      numbers[frame] = number;
+    }
+  }
+  return numbers;
+}
+
+Status install(Binding& binding, llama_seq_id sequence, bool partial, Loaded loaded, const std::map<int, std::vector<StreamCell>>& cells) {
+  if (sequence == kAllSequences) {
+    binding.clear();
+  } else {
+    if (!partial) binding.forget_sequence(sequence);
+    binding.forget_cells(cells);  // what they held before is overwritten
+    binding.cells_freed();
+    if (const Status status = binding.forget_freed_cells(); !status) return status;
+  }
+  const auto numbers = number_frames(binding, sequence, partial, loaded);
+  if (!numbers) return Error{numbers.error()};
+  for (LoadedLayerFrame& frame : loaded.frames) {
+    const auto number = numbers.value().find(frame.frame);
+    const auto here = cells.find(frame.layer);
+    if (number == numbers.value().end() || here == cells.end()) return Error{"damaged (a frame that no sequence has)"};
+    std::vector<Cell> mine;
+    for (const StreamCell& cell : here->second) {
+      if (sequence != kAllSequences || cell.stream == frame.stream) mine.push_back(cell.cell);
+    }
+    const Status status = binding.layers().at(frame.layer).cache->adopt_frame(number->second, std::move(frame.content), mine);
+    if (!status) return status;
+  }
+  return {};
+}
+
+}  // namespace
+
+Result<std::vector<uint8_t>> save_state(Binding& binding, llama_seq_id sequence, llama_state_seq_flags flags,
+                                        std::span<const llama_token> tokens) {
+  if (const Status status = binding.forget_freed_cells(); !status) return Error{status.error()};
+  try {
+    const auto stream = read_state(binding.context(), sequence, flags);
+    if (!stream) return Error{stream.error()};
+    std::vector<Section> sections;
+    sections.push_back({kIdentity, 0, 0, Identity::of(binding).bytes()});
+    if (!tokens.empty()) {
+      Section& section = sections.emplace_back(Section{kTokens, 0, 0, {}});
+      ByteWriter(section.data).put_array(tokens);
+    }
+    sections.push_back({kStream, uint32_t(sequence == kAllSequences), 0, stream_bytes(stream.value())});
+
+    const Sequences& sequences = binding.sequences();
+    std::vector<SavedSequence> saved;
+    std::vector<FrameId> frames;
+    for (llama_seq_id s = 0; sequences.valid(s); ++s) {
+      if ((sequence != kAllSequences && s != sequence) || sequences.seen_by(s).empty()) continue;
+      SavedSequence& entry = saved.emplace_back();
+      entry.sequence = uint32_t(s);
+      entry.own = sequences.own(s) == kMaxFrames ? kNoFrame : sequences.own(s);
+      entry.seen.assign(sequences.seen_by(s).begin(), sequences.seen_by(s).end());
+      for (const FrameId frame : entry.seen) {
+        if (std::find(frames.begin(), frames.end(), frame) == frames.end()) frames.push_back(frame);
+      }
+    }
+    sections.push_back({kSequences, 0, 0, sequence_bytes(saved)});
+    for (const auto& [index, cells] : stream.value().cells) {
+      const auto layer = binding.layers().find(index);
+      if (layer == binding.layers().end()) continue;
+      for (const FrameId frame : frames) {
+        if (layer->second.cache->n_cells(frame) == 0) continue;
+        const uint32_t of_stream = sequences.stream_of_frame(frame);
+        std::vector<StreamCell> mine;
+        for (const StreamCell& cell : cells) {
+          if (cell.stream == of_stream) mine.push_back(cell);
+        }
+        Section& section = sections.emplace_back(Section{kFrame, uint32_t(index), frame, {}});
+        ByteWriter out(section.data);
+        out.put(of_stream);
+        out.put(uint32_t(mine.size()));
+        if (const Status status = layer->second.cache->save_frame(frame, cells_only(mine), section.data); !status) return Error{status.error()};
+      }
+    }
+    return session::pack(sections);
+  } catch (const std::bad_alloc&) {
+    return no_memory();
+  }
+}
+
+Status load_state(Binding& binding, llama_seq_id sequence, llama_state_seq_flags flags, std::span<const uint8_t> bytes) {
+  if (sequence != kAllSequences && !binding.sequences().valid(sequence)) return Error{"for a sequence that this context does not have"};
+  try {
+    auto loaded = verify(binding, sequence, bytes);
+    if (!loaded) return Error{loaded.error()};
+    if (const Status status = binding.forget_freed_cells(); !status) return status;
+    const auto cells = write_state(binding.context(), sequence, flags, loaded.value().stream);
+    Status status = cells ? install(binding, sequence, flags & LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY, std::move(loaded).value(), cells.value())
+                          : Error{cells.error()};
+    if (status) return status;
+    llama_memory_seq_rm(llama_get_memory(binding.context()), sequence, -1, -1);  // rather none than a part
+    return status;
+  } catch (const std::bad_alloc&) {
+    return no_memory();
+  }
+}
+
+Result<std::vector<llama_token>> saved_tokens(std::span<const uint8_t> bytes) {
+  const auto sections = session::unpack(bytes);
+  if (!sections) return Error{sections.error()};
+  for (const SectionView& section : sections.value()) {
+    if (section.kind != kTokens) continue;
+    ByteReader in(section.data);
+    return in.get_array<llama_token>(section.data.size() / sizeof(llama_token));
+  }
+  return std::vector<llama_token>();
+}
+
+}  // namespace mikv::llama

@@ -1,0 +1,109 @@
+#include "step_plan.hpp"
+
+#include <algorithm>
+#include <map>
+#include <string>
+
+namespace mikv::llama {
+namespace {
+
+// More tokens with logits than a draft has are a text to be measured (perplexity), not generated.
+constexpr uint32_t kMaxDraft = 64;
+
+bool share_a_frame(const std::vector<FrameId>& a, const std::vector<FrameId>& b) {
+  return std::any_of(a.begin(), a.end(), [&](FrameId f) { return std::find(b.begin(), b.end(), f) != b.end(); });
+}
+
+void add_frames(std::vector<FrameId>& to, std::span<const FrameId> more) {
+  for (const FrameId frame : more) {
+    if (std::find(to.begin(), to.end(), frame) == to.end()) to.push_back(frame);
+  }
+}
+
+}  // namespace
+
+Result<StepPlan> StepPlan::make(const BatchRecord& batch, Sequences& sequences, bool in_order) {
+  struct Tally {
+    uint32_t n = 0, n_outputs = 0;
+  };
+  std::map<llama_seq_id, Tally> tallies;
+  for (const BatchRecord::Token& token : batch.tokens) {
+    if (!sequences.valid(token.sequence)) {
+      return Error{"sequence " + std::to_string(token.sequence) + " of the batch is out of range; use 0 to " +
+                   std::to_string(sequences.n_sequences() - 1)};
+    }
+    Tally& tally = tallies[token.sequence];
+    ++tally.n;
+    tally.n_outputs += token.output;
+  }
+  StepPlan plan;
+  const bool mixed_up = sequences.unified() && !in_order && tallies.size() > 1;
+  for (uint32_t i = 0; i < batch.tokens.size(); ++i) {
+    const llama_seq_id sequence = mixed_up ? 0 : batch.tokens[i].sequence;
+    if (!plan.runs_.empty() && plan.runs_.back().sequence == sequence) {
+      ++plan.runs_.back().n;
+      continue;
+    }
+    Run run;
+    run.first = i;
+    run.n = 1;
+    run.sequence = sequence;
+    run.frame = sequences.frame_for_tokens(sequence);
+    if (run.frame == kMaxFrames) return Error{"too many sequences share parts of the cache; use fewer"};
+    const Tally& tally = tallies[batch.tokens[i].sequence];
+    run.single = tally.n == 1;
+    run.generates = run.single || (tally.n == tally.n_outputs && tally.n <= kMaxDraft);
+    plan.runs_.push_back(run);
+  }
+  if (mixed_up) {
+    plan.runs_.front().single = false;
+    for (const auto& [sequence, tally] : tallies) {
+      plan.runs_.front().generates &= tally.n == 1;
+      sequences.share(0, sequence);
+    }
+  }
+  for (const auto& [token, sequence] : batch.shared) {
+    if (!sequences.valid(sequence)) return Error{"sequence " + std::to_string(sequence) + " of the batch is out of range"};
+    if (!mixed_up) sequences.share(batch.tokens[token].sequence, sequence);
+  }
+  if (sequences.unified()) plan.group(sequences);
+  return plan;
+}
+
+// Frames that several sequences see are attended in one call: two calls must not touch the same frame. A call takes rows
+// that stand together; where they do not, one call takes all.
+void StepPlan::group(const Sequences& sequences) {
+  for (Run& run : runs_) {
+    std::vector<FrameId> frames{run.frame};
+    add_frames(frames, sequences.seen_by(run.sequence));
+    run.group = uint32_t(groups_.size());
+    for (uint32_t g = 0; g < groups_.size(); ++g) {
+      if (!share_a_frame(groups_[g], frames)) continue;
+      add_frames(frames, groups_[g]);
+      groups_[g].clear();
+      for (Run& other : runs_) {
+        if (&other < &run && other.group == g) other.group = run.group;
+      }
+    }
+    groups_.push_back(std::move(frames));
+  }
+  bool together = true;
+  for (size_t i = 1; i < runs_.size(); ++i) {
+    if (runs_[i].group == runs_[i - 1].group) continue;
+    for (size_t j = 0; j < i; ++j) together &= runs_[j].group != runs_[i].group;
+  }
+  if (together) return;
+  std::vector<FrameId> all;
+  for (const auto& frames : groups_) add_frames(all, frames);
+  groups_.assign(1, std::move(all));
+  for (Run& run : runs_) run.group = 0;
+}
+
+const StepPlan::Run* StepPlan::run_of(llama_seq_id sequence) const {
+  for (const Run& run : runs_) {
+    if (run.sequence == sequence) return &run;
+  }
+  return nullptr;
+}
+
+}  // namespace mikv::llama

@@ -1,0 +1,47 @@
+// StepPlan: what a batch means for the cache: which frame each token goes to, and which frames are attended together.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "batch_record.hpp"
+#include "mikv/result.hpp"
+#include "sequences.hpp"
+
+namespace mikv::llama {
+
+class StepPlan {
+ public:
+  /// Consecutive tokens of the batch of one sequence.
+  struct Run {
+    uint32_t first = 0, n = 0;
+    llama_seq_id sequence = 0;
+    FrameId frame = 0;
+    uint32_t group = 0;  ///< index of frames_of_group()
+    /// The prompt is over: every token of the sequence in the batch wants logits. More than one is a draft to be verified,
+    /// part of which may be taken back.
+    bool generates = false;
+    bool single = false;  ///< one token of its sequence
+  };
+
+  StepPlan() = default;
+  /// Makes frames in `sequences` where needed. `in_order`: llama.cpp takes the tokens of a unified cache in the order of the
+  /// batch; where it does not (hybrid models), they cannot be told apart and share the frame of sequence 0.
+  /// Error: there are no more frames, or a sequence is out of range.
+  static Result<StepPlan> make(const BatchRecord& batch, Sequences& sequences, bool in_order);
+
+  /// In the order of the batch.
+  std::span<const Run> runs() const { return runs_; }
+  /// Of a cache with a stream a sequence; null if the batch has no token of it.
+  const Run* run_of(llama_seq_id sequence) const;
+  const std::vector<FrameId>& frames_of_group(uint32_t group) const { return groups_[group]; }
+
+ private:
+  void group(const Sequences& sequences);
+
+  std::vector<Run> runs_;
+  std::vector<std::vector<FrameId>> groups_;
+};
+
+}  // namespace mikv::llama

@@ -1,0 +1,210 @@
+#include "session/frame_format.hpp"
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <numeric>
+
+#include "codec/fp16.hpp"
+#include "session/byte_stream.hpp"
+
+namespace mikv::session {
+namespace {
+
+constexpr uint32_t kNotSaved = UINT32_MAX;
+
+template <typename T>
+void put_array(ByteWriter& out, const std::vector<T>& values) {
+  out.put(uint32_t(values.size()));
+  out.put_array(std::span<const T>(values));
+}
+
+template <typename T>
+std::vector<T> get_array(ByteReader& in) {
+  const uint32_t n = in.get<uint32_t>();
+  return in.get_array<T>(n);
+}
+
+void put_axes(ByteWriter& out, const codec::Axes& axes) {
+  put_array(out, axes.centre);
+  put_array(out, axes.balancer);
+  put_array(out, axes.order);
+  put_array(out, axes.turns);
+  out.put(uint8_t(axes.hadamard));
+}
+
+codec::Axes get_axes(ByteReader& in) {
+  codec::Axes axes;
+  axes.centre = get_array<uint16_t>(in);
+  axes.balancer = get_array<uint16_t>(in);
+  axes.order = get_array<uint16_t>(in);
+  axes.turns = get_array<uint16_t>(in);
+  axes.hadamard = in.get<uint8_t>() != 0;
+  return axes;
+}
+
+void put_tiles(ByteWriter& out, const codec::TileRow& row, uint32_t n_tiles) {
+  put_array(out, std::vector<uint8_t>(row.bits.begin(), row.bits.begin() + n_tiles));
+  put_array(out, std::vector<float>(row.weight.begin(), row.weight.begin() + n_tiles));
+}
+
+void put_tier(ByteWriter& out, const cache::Tier& tier, std::span<const uint32_t> index_of) {
+  cache::Tier chosen(tier.layout());
+  uint32_t n = 0;
+  const auto index = [&](uint32_t slot) { return tier.cell(slot) < index_of.size() ? index_of[tier.cell(slot)] : kNotSaved; };
+  for (uint32_t slot = 0; slot < tier.size(); ++slot) n += index(slot) != kNotSaved;
+  chosen.reserve(n);
+  for (uint32_t slot = 0; slot < tier.size(); ++slot) {
+    if (index(slot) == kNotSaved) continue;
+    const uint32_t to = chosen.append(1);
+    codec::copy_token(tier.block_of(slot), cache::Tier::lane_of(slot), chosen.block_of(to), cache::Tier::lane_of(to), tier.layout());
+    chosen.set_cell(to, index(slot));
+  }
+  out.put(n);
+  out.put_bytes(chosen.blocks(), size_t{chosen.n_blocks()} * tier.layout().bytes);
+}
+
+// ---------------------------------------------------------------- checks of what was read
+
+bool finite_halves(const std::vector<uint16_t>& halves) {
+  return std::all_of(halves.begin(), halves.end(), [](uint16_t h) { return std::isfinite(codec::f16_to_f32(h)); });
+}
+
+bool is_permutation(std::vector<uint16_t> order) {
+  std::sort(order.begin(), order.end());
+  for (size_t i = 0; i < order.size(); ++i) {
+    if (order[i] != i) return false;
+  }
+  return true;
+}
+
+bool good_axes(const codec::Axes& axes, uint32_t dim) {
+  const auto empty_or_dim = [dim](const auto& values) { return values.empty() || values.size() == dim; };
+  if (!empty_or_dim(axes.centre) || !empty_or_dim(axes.balancer) || !empty_or_dim(axes.order)) return false;
+  if (!finite_halves(axes.centre) || !finite_halves(axes.balancer) || !is_permutation(axes.order)) return false;
+  const bool positive = std::all_of(axes.balancer.begin(), axes.balancer.end(), [](uint16_t h) { return codec::f16_to_f32(h) > 0.0f; });
+  const bool powers = std::all_of(axes.turns.begin(), axes.turns.end(), [](uint16_t n) { return std::has_single_bit(n); });
+  return positive && powers && (axes.turns.empty() || std::accumulate(axes.turns.begin(), axes.turns.end(), 0u) == dim);
+}
+
+bool finite(std::span<const float> values) {
+  return std::all_of(values.begin(), values.end(), [](float x) { return std::isfinite(x) && x >= 0.0f; });
+}
+
+struct Tiles {
+  std::vector<uint8_t> bits;
+  std::vector<float> weights;
+
+  static Tiles read(ByteReader& in) {
+    Tiles tiles;
+    tiles.bits = get_array<uint8_t>(in);
+    tiles.weights = get_array<float>(in);
+    return tiles;
+  }
+  bool good(uint32_t n) const {
+    return bits.size() == n && weights.size() == n && std::all_of(bits.begin(), bits.end(), [](uint8_t b) { return b >= 1 && b <= 4; }) &&
+           std::all_of(weights.begin(), weights.end(), [](float w) { return std::isfinite(w) && w > 0.0f; });
+  }
+};
+
+// False if the tier is not one; its cells are taken out of `missing`.
+bool get_tier(ByteReader& in, cache::Tier& tier, cache::CellSet& missing) {
+  const uint32_t n = in.get<uint32_t>();
+  const uint64_t bytes = (uint64_t{n} + codec::kBlockTokens - 1) / codec::kBlockTokens * tier.layout().bytes;
+  const uint8_t* blocks = in.take(bytes);
+  if (!blocks) return false;
+  if (n == 0) return true;
+  tier.reserve(n);
+  tier.append(n);
+  std::copy_n(blocks, bytes, tier.block_of(0));
+  for (uint32_t slot = 0; slot < n; ++slot) {
+    if (!missing.contains(tier.cell(slot))) return false;
+    missing.remove(tier.cell(slot));
+    const float score = tier.score(slot);
+    if (!std::isfinite(score)) return false;
+  }
+  // Kernels read whole blocks: unused places hold numbers, whatever the bytes said.
+  const uint32_t used = n % codec::kBlockTokens, last = n - used;
+  if (used == 0) return true;
+  std::vector<uint8_t> block(tier.block_of(last), tier.block_of(last) + tier.layout().bytes);
+  std::fill_n(tier.block_of(last), tier.layout().bytes, uint8_t{0});
+  for (uint32_t lane = 0; lane < used; ++lane) codec::copy_token(block.data(), lane, tier.block_of(last), lane, tier.layout());
+  return true;
+}
+
+bool get_head(ByteReader& in, const FrameContract& contract, cache::CellSet missing, cache::HeadStore& head) {
+  const LayerShape& shape = contract.shape;
+  head.frozen = in.get<uint8_t>() != 0;
+  head.n_queries = in.get<uint64_t>();
+  head.q_max = get_array<float>(in);
+  head.q_square = get_array<uint64_t>(in);
+  head.transform.key = get_axes(in);
+  head.transform.value = get_axes(in);
+  const Tiles k = Tiles::read(in), v = Tiles::read(in);
+  const bool tallies = contract.spec.balancer && !head.frozen;
+  if (!in.ok() || head.q_max.size() != (tallies ? shape.head_dim_k : 0) || head.q_square.size() != head.q_max.size()) return false;
+  if (!finite(head.q_max) || !good_axes(head.transform.key, shape.head_dim_k) || !good_axes(head.transform.value, shape.head_dim_v)) return false;
+  const bool mixed = contract.spec.mixed() && head.frozen;
+  if (head.frozen && !contract.spec.needs_frame()) return false;
+  if (mixed) {
+    if (!k.good(codec::tiles_of(shape.head_dim_k)) || !v.good(codec::tiles_of(shape.head_dim_v))) return false;
+    head.set_lo_layout(codec::BlockLayout::make_mixed(shape.head_dim_k, shape.head_dim_v, {k.bits, k.weights}, {v.bits, v.weights},
+                                                      contract.layouts.lo.id_bytes));
+  } else if (!k.bits.empty() || !v.bits.empty() || !k.weights.empty() || !v.weights.empty()) {
+    return false;
+  }
+  if (!get_tier(in, head.staged, missing) || !get_tier(in, head.hi, missing) || !get_tier(in, head.lo, missing)) return false;
+  // Compressed tokens need the frame that they were compressed in.
+  if (contract.spec.needs_frame() && !head.frozen && (head.hi.size() || head.lo.size())) return false;
+  const auto left = missing.words();
+  return contract.layouts.evict || std::all_of(left.begin(), left.end(), [](uint64_t word) { return word == 0; });
+}
+
+}  // namespace
+
+void save_frame(const cache::FrameStore& frame, std::span<const uint32_t> cells, std::vector<uint8_t>& to) {
+  std::vector<uint32_t> index_of(frame.live().end(), kNotSaved);
+  std::vector<uint64_t> live((cells.size() + 63) / 64);
+  for (uint32_t i = 0; i < cells.size(); ++i) {
+    if (!frame.live().contains(cells[i])) continue;
+    index_of[cells[i]] = i;
+    live[i / 64] |= uint64_t{1} << (i % 64);
+  }
+  ByteWriter out(to);
+  out.put(frame.next_arrival());
+  out.put_array(std::span<const uint64_t>(live));
+  for (const cache::HeadStore& head : frame.heads()) {
+    out.put(uint8_t(head.frozen));
+    out.put(head.n_queries);
+    put_array(out, head.q_max);
+    put_array(out, head.q_square);
+    put_axes(out, head.transform.key);
+    put_axes(out, head.transform.value);
+    const codec::BlockLayout& lo = head.lo.layout();
+    const bool mixed = head.frozen && lo.mixed();
+    put_tiles(out, lo.row_k, mixed ? lo.tiles_k : 0);
+    put_tiles(out, lo.row_v, mixed ? lo.tiles_v : 0);
+    for (const cache::Tier* tier : {&head.staged, &head.hi, &head.lo}) put_tier(out, *tier, index_of);
+  }
+}
+
+Result<std::unique_ptr<cache::FrameStore>> load_frame(std::span<const uint8_t> bytes, uint32_t n_cells,
+                                                      const FrameContract& contract) {
+  const Error bad{"a frame of the saved cache is damaged"};
+  ByteReader in(bytes);
+  const uint32_t next_arrival = in.get<uint32_t>();
+  const auto words = in.get_array<uint64_t>((uint64_t{n_cells} + 63) / 64);
+  if (!in.ok()) return bad;
+  if (n_cells % 64 && words.back() >> (n_cells % 64)) return bad;
+  std::vector<cache::HeadStore> heads;
+  heads.reserve(contract.shape.n_kv_heads);
+  const cache::CellSet live(words);
+  for (uint32_t h = 0; h < contract.shape.n_kv_heads; ++h) {
+    heads.emplace_back(contract.layouts, contract.spec);
+    if (!get_head(in, contract, live, heads.back())) return bad;
+  }
+  if (in.left() != 0) return bad;
+  return std::make_unique<cache::FrameStore>(std::move(heads), live, next_arrival);
+}
+
+}  // namespace mikv::session

@@ -1,0 +1,42 @@
+// A frame as bytes: its tiers as they are stored, so that nothing is lost by saving and loading, and its transform.
+//
+//   u32 arrivals               put order of the next token
+//   u64 live[(n_cells+63)/64]  bit c % 64 of word c / 64: cell c is in the frame
+//   for each KV head:
+//     u8  frozen
+//     u64 queries              number of queries tallied so far
+//     arrays q_max f32, q_square u64
+//     axes of keys, axes of values: arrays centre, balancer, order, turns (u16); u8 hadamard
+//     arrays bits u8, weights f32 of the lo tier's tiles of K, then of V (mixed bits only; else empty)
+//     tiers staged, hi, lo: u32 tokens, then whole blocks (codec/block.hpp) whose cell ids count as in `live`
+//   an array is u32 length, then its values
+//
+// Cells are numbered by their place in the list that the frame is saved for, so that they can be given other numbers.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "cache/frame_store.hpp"
+#include "mikv/cache.hpp"
+
+namespace mikv::session {
+
+/// Appends to `to` what `frame` holds of cells[0], cells[1], ... May throw std::bad_alloc.
+void save_frame(const cache::FrameStore& frame, std::span<const uint32_t> cells, std::vector<uint8_t>& to);
+
+/// What a frame of a layer must look like.
+struct FrameContract {
+  const LayerShape& shape;
+  const Spec& spec;
+  const cache::Layouts& layouts;
+};
+
+/// The frame in `bytes`, its cells numbered 0..n_cells-1. Everything is checked, nothing is trusted.
+/// May throw std::bad_alloc.
+Result<std::unique_ptr<cache::FrameStore>> load_frame(std::span<const uint8_t> bytes, uint32_t n_cells,
+                                                      const FrameContract& contract);
+
+}  // namespace mikv::session
