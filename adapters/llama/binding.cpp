@@ -58,7 +58,8 @@ Binding::Binding(const Spec& spec, const llama_model* model, const llama_context
       rows_in_order_(!llama_model_is_hybrid(model)),
       workspace_(uint32_t(std::max({params.n_threads, params.n_threads_batch,
                                     int32_t(std::thread::hardware_concurrency()), 1})),
-                 sequences_.n_sequences()) {
+                 sequences_.n_sequences()),
+      n_ubatch_(params.n_ubatch) {
   for (const float value : {params.rope_freq_base, params.rope_freq_scale, params.yarn_ext_factor, params.yarn_attn_factor,
                             params.yarn_beta_fast, params.yarn_beta_slow, float(params.yarn_orig_ctx), float(params.rope_scaling_type)}) {
     parameters_ += std::to_string(value) + " ";
@@ -120,9 +121,15 @@ int32_t Binding::begin_step(const BatchRecord& batch) {
     layer.next_row = 0;
     layer.half_stored = false;  // a step that failed may have left one
   }
-  if (status) return 0;
-  fail(status.error());
-  return end_step(0) ? 0 : -3;
+  int32_t refused = -3;
+  if (status) {
+    refused = make_room();
+    if (refused == 0) return 0;
+  } else {
+    fail(status.error());
+  }
+  end_step(refused);
+  return refused;
 }
 
 bool Binding::end_step(int32_t status) {
@@ -229,7 +236,7 @@ void Binding::attend(Layer& layer, ggml_tensor* node, uint32_t thread, uint32_t 
   const auto add_call = [&](const StepPlan::Run& run, std::span<const FrameId> frames, int64_t stream, uint32_t first, uint32_t n) {
     AttendArgs& call = calls.emplace_back(rows_args(layer, node, stream, first, n));
     call.frames = frames;
-    call.commit = spec_.prefill == Prefill::streaming ? run.single || !run.generates : run.single;
+    call.commit = spec_.prefill == Prefill::streaming || pressed_ ? run.single || !run.generates : run.single;
   };
   const ggml_tensor *q = node->src[0], *k = node->src[1];
   const uint32_t n_rows = uint32_t(q->ne[1]);
@@ -275,6 +282,12 @@ void Binding::clear() {
   }
   sequences_.clear();
   cells_freed_ = false;
+}
+
+MemoryUsage Binding::memory_usage() const {
+  MemoryUsage usage;
+  for (const auto& [index, layer] : layers_) usage += layer.cache->memory_usage();
+  return usage;
 }
 
 bool Binding::is_empty(FrameId frame) const {

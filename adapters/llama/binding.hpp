@@ -2,6 +2,7 @@
 // llama.cpp's own in its graphs.
 #pragma once
 
+#include <chrono>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -69,6 +70,7 @@ class Binding {
   const std::map<int, Layer>& layers() const { return layers_; }
   uint32_t n_threads() const { return workspace_.max_threads(); }
   void clear();
+  MemoryUsage memory_usage() const;
 
   /// The sequence holds no tokens any more; kAllSequences: none does.
   void forget_sequence(llama_seq_id sequence);
@@ -109,7 +111,16 @@ class Binding {
   void end_shift();
   bool shifting() const { return shifting_; }
 
+  /// The most that the payload of all contexts may take; 0: no limit.
+  void set_budget(uint64_t bytes) { budget_ = bytes; }
+  uint64_t budget() const { return budget_; }
+  uint64_t n_lowered() const { return n_lowered_; }  ///< how often the cache was made smaller
+  uint64_t n_refused() const { return n_refused_; }  ///< steps that did not fit
+
  private:
+  uint64_t bytes_of_step() const;
+  /// Holds the budget for the step that is planned. 0, or what llama_decode shall return.
+  int32_t make_room();
   /// A call's rows first..first+n-1 of the node's stream `stream`.
   AttendArgs rows_args(const Layer& layer, ggml_tensor* node, int64_t stream, uint32_t first, uint32_t n) const;
   const StepPlan::Run* run_of_row(uint32_t stream, uint32_t row) const;
@@ -125,6 +136,10 @@ class Binding {
   SavedState saved_state_;
   bool cells_freed_ = false;
   bool prints_failures_ = false;
+  uint64_t budget_ = 0, n_lowered_ = 0, n_refused_ = 0;
+  std::chrono::steady_clock::time_point refused_at_;
+  uint32_t n_ubatch_;
+  bool pressed_ = false;  ///< the budget was reached once: prompts are not staged whole any more
   bool shifting_ = false;
   mutable std::mutex failure_mutex_;
   Status failure_;

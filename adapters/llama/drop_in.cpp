@@ -54,7 +54,9 @@ llama_context* init_drop_in(llama_model* model, llama_context_params params) {
     llama_free(context.value());
     return stock();
   }
-  Registry::get().of_context(context.value())->print_failures();
+  Binding& binding = *Registry::get().of_context(context.value());
+  binding.print_failures();
+  binding.set_budget(current->budget_bytes);
   return context.value();
 }
 

@@ -3,6 +3,8 @@
 // Contexts that did not come from init_context pass through untouched.
 #include <dlfcn.h>
 
+#include <cstdio>
+
 #include "batch_record.hpp"
 #include "cache_region.hpp"
 #include "cell_capture.hpp"
@@ -231,6 +233,17 @@ void llama_memory_seq_keep(llama_memory_t memory, llama_seq_id sequence) {
   for (llama_seq_id other = 0; binding->sequences().valid(other); ++other) {
     if (other != sequence) binding->forget_sequence(other);
   }
+}
+
+// Shifting needs all keys in f16 for a moment, more than a budget allows.
+bool llama_memory_can_shift(llama_memory_t memory) {
+  const Binding* binding = Registry::get().of_memory(memory);
+  if (binding && binding->budget()) {
+    static const bool once = std::fputs("mikv: context shift is not possible with --kv-budget: it needs the keys in f16 for a moment\n", stderr) >= 0;
+    (void)once;
+    return false;
+  }
+  return MIKV_NEXT(llama_memory_can_shift)(memory);
 }
 
 void llama_memory_seq_add(llama_memory_t memory, llama_seq_id sequence, llama_pos p0, llama_pos p1, llama_pos delta) {

@@ -77,11 +77,8 @@ Status end_prompt(llama_context* ctx) {
 }
 
 MemoryUsage memory_usage(const llama_context* ctx) {
-  MemoryUsage usage;
-  if (const Binding* binding = Registry::get().of_context(ctx)) {
-    for (const auto& [index, layer] : binding->layers()) usage += layer.cache->memory_usage();
-  }
-  return usage;
+  const Binding* binding = Registry::get().of_context(ctx);
+  return binding ? binding->memory_usage() : MemoryUsage();
 }
 
 Result<std::shared_ptr<const Snapshot>> snapshot(const llama_context* ctx) {

@@ -36,6 +36,13 @@ Binding* Registry::of_memory(llama_memory_t memory) {
   return found == memories_.end() ? nullptr : found->second;
 }
 
+MemoryUsage Registry::memory_usage() {
+  const std::lock_guard lock(mutex_);
+  MemoryUsage usage;
+  for (const auto& [context, binding] : contexts_) usage += binding->memory_usage();
+  return usage;
+}
+
 Binding* Registry::of_scheduler(ggml_backend_sched_t scheduler) {
   const std::lock_guard lock(mutex_);
   if (Binding* current = CurrentBinding::get()) schedulers_[scheduler] = current;

@@ -18,6 +18,9 @@ class Registry {
   Binding* of_context(const llama_context* context);
   Binding* of_memory(llama_memory_t memory);
 
+  /// Over all contexts.
+  MemoryUsage memory_usage();
+
   /// A scheduler belongs to the context that is being created, or run, on this thread when it is first seen.
   Binding* of_scheduler(ggml_backend_sched_t scheduler);
   void forget_scheduler(ggml_backend_sched_t scheduler);

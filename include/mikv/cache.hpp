@@ -161,6 +161,19 @@ class LayerCache {
   Status commit(FrameId frame);
   Status commit_all();
 
+  /// What memory_usage() grows by, at most, when n_tokens more are put into `frame`, and what is needed besides for a moment.
+  /// compressed: they and what is staged are committed, n_at_once tokens after their put; else they stay staged.
+  struct Growth {
+    int64_t lasting = 0;
+    uint64_t transient = 0;
+  };
+  Growth growth(FrameId frame, uint32_t n_tokens, uint32_t n_at_once, bool compressed) const;
+
+  /// Makes what is stored, and what will be, smaller: hi holds floor(keep*S) of S tokens from now on, lo has `bits` (of `mixed`
+  /// on average, else 2, 3 or 4) where that is less than it has. Needs next to no memory: tokens are encoded anew in place.
+  /// spec() tells what holds afterwards. Errors: out of memory, some heads may have been done then; a call that repeats it goes on.
+  Status lower(double keep, double bits);
+
   /// Forgets cells, wherever they are. Unknown cells are no error.
   void erase(FrameId frame, std::span<const Cell> cells);
   void erase_if(FrameId frame, Cell first, Cell last);  ///< cells first..last-1

@@ -11,5 +11,6 @@
 #pragma once
 
 #include "mikv/cache.hpp"
+#include "mikv/memory_limit.hpp"
 #include "mikv/result.hpp"
 #include "mikv/spec.hpp"

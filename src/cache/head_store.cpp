@@ -138,6 +138,24 @@ void HeadStore::choose_victims(const Spec& spec, uint64_t n_live, CommitScratch&
                            policy::hi_budget(spec.keep, n_live), scratch.victims, scratch.policy);
 }
 
+void HeadStore::hold_budget(const Spec& spec, uint64_t n_live, CommitScratch& scratch) {
+  if (staged.size() || hi.size() <= policy::hi_budget(spec.keep, n_live)) return;
+  scratch.k.resize(codec::kMaxHeadDim);
+  scratch.v.resize(codec::kMaxHeadDim);
+  choose_victims(spec, n_live, scratch);
+  if (!evict) lo.reserve(uint32_t(scratch.victims.size()));
+  std::sort(scratch.victims.begin(), scratch.victims.end(), std::greater<>());
+  for (const uint32_t victim : scratch.victims) demote_hi(victim, scratch);
+  hi.shrink();
+}
+
+void HeadStore::lower_bits(const Spec& spec, const codec::BlockLayout& uniform) {
+  if (evict || (spec.mixed() && !own_lo_)) return;  // a head that is not frozen plans its bits when it is
+  auto lower = std::make_unique<codec::BlockLayout>(spec.mixed() ? policy::lower_bits(*own_lo_, spec.bits) : uniform);
+  lo.reencode(*lower);
+  own_lo_ = std::move(lower);
+}
+
 void HeadStore::commit(const Spec& spec, uint64_t n_live, CommitScratch& scratch) {
   const uint32_t n_hi = hi.size(), n_staged = staged.size();
   if (n_staged == 0 || spec.uncompressed()) return;

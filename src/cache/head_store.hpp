@@ -70,6 +70,12 @@ class HeadStore {
   /// May throw std::bad_alloc; nothing changes then.
   void commit(const Spec& spec, uint64_t n_live, CommitScratch& scratch);
 
+  /// Demotes down to a budget that was lowered; tokens that are staged wait for commit(). May throw std::bad_alloc; what
+  /// was demoted until then stays so.
+  void hold_budget(const Spec& spec, uint64_t n_live, CommitScratch& scratch);
+  /// Encodes the lo tier anew in fewer bits, in place: `uniform`, or, where bits differ by tile, spec.bits on average.
+  void lower_bits(const Spec& spec, const codec::BlockLayout& uniform);
+
   /// Before the first token is in `lo`: its layout, where bits differ by head.
   void set_lo_layout(const codec::BlockLayout& layout) {
     own_lo_ = std::make_unique<codec::BlockLayout>(layout);

@@ -1,6 +1,7 @@
 // LayerCache: input checks, staging, commit and erase. Attention is in attention/attend.cpp.
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <functional>
 #include <new>
 #include <string>
@@ -74,6 +75,11 @@ Status check_cells(FrameId frame, std::span<const Cell> cells, uint32_t max_cell
   const auto twice = std::adjacent_find(sorted.begin(), sorted.end());
   if (twice != sorted.end()) return Error{"cell " + std::to_string(*twice) + " is named twice in one put; name it once"};
   return {};
+}
+
+// Of an element of a full block, ids and scales included.
+double bits_of(const codec::BlockLayout& layout) {
+  return 8.0 * double(layout.bytes) / double(codec::kBlockTokens * (layout.dim_k + layout.dim_v));
 }
 
 Error out_of_memory(size_t n_tokens) {
@@ -195,6 +201,70 @@ Status LayerCache::commit_all() {
     if (!frame) continue;
     if (const Status status = impl_->commit(*frame); !status) return status;
   }
+  return {};
+}
+
+LayerCache::Growth LayerCache::growth(FrameId frame, uint32_t n_tokens, uint32_t n_at_once, bool compressed) const {
+  const Spec& spec = impl_->spec;
+  const cache::Layouts& layouts = impl_->layouts;
+  const cache::FrameStore* store = impl_->frame(frame);
+  compressed = compressed && !spec.uncompressed();
+  // A head that there is not yet; it is no larger than one that is.
+  const cache::HeadStore fresh(layouts, spec);
+  const uint64_t n_live = (store ? store->n_live() : 0) + n_tokens;
+  Growth growth;
+  if (!store) growth.lasting += int64_t(sizeof(cache::FrameStore) + impl_->shape.n_kv_heads * sizeof(cache::HeadStore));
+  for (uint32_t h = 0; h < impl_->shape.n_kv_heads; ++h) {
+    const cache::HeadStore& head = store ? store->heads()[h] : fresh;
+    const cache::Tier::Growth staged = head.staged.growth(compressed ? std::min(n_tokens, n_at_once) : n_tokens);
+    growth.transient = std::max(growth.transient, staged.transient);
+    if (!compressed) {
+      growth.lasting += int64_t(staged.lasting);
+      continue;
+    }
+    growth.transient += staged.lasting;
+    // One block stays.
+    growth.lasting += int64_t(layouts.staged.bytes) - int64_t(head.staged.allocated_bytes());
+    const uint64_t n_hi = std::min<uint64_t>(uint64_t(spec.keep * double(n_live)) + 1, uint64_t{head.hi.size()} + head.staged.size() + n_tokens);
+    const cache::Tier::Growth hi = head.hi.growth(uint32_t(n_hi - std::min<uint64_t>(n_hi, head.hi.size())));
+    growth.lasting += int64_t(hi.lasting);
+    growth.transient = std::max(growth.transient, hi.transient);
+    if (layouts.evict) continue;
+    const uint32_t n_lo = head.staged.size() + n_tokens;
+    if (spec.mixed() && !head.frozen) {  // its layout is planned when it is frozen
+      growth.lasting += int64_t(spec.bits / 8.0 * n_lo * (impl_->shape.head_dim_k + impl_->shape.head_dim_v)) + 2 * 4096;
+    } else {
+      const cache::Tier::Growth lo = head.lo.growth(n_lo);
+      growth.lasting += int64_t(lo.lasting);
+      growth.transient = std::max(growth.transient, lo.transient);
+    }
+  }
+  return growth;
+}
+
+Status LayerCache::lower(double keep, double bits) {
+  Spec& spec = impl_->spec;
+  spec.keep = std::min(spec.keep, keep);
+  if (spec.mixed()) {
+    spec.bits = std::min(spec.bits, bits);
+  } else if (spec.lo != Format::evict && bits < format_bits(spec.lo)) {
+    spec.lo = bits < 3.0 ? Format::int2 : Format::int3;
+  }
+  const cache::Layouts next = make_layouts(impl_->shape, spec, impl_->max_cells);
+  cache::CommitScratch scratch;
+  try {
+    for (const auto& frame : impl_->frames) {
+      if (!frame) continue;
+      for (cache::HeadStore& head : frame->heads()) {
+        head.hold_budget(spec, frame->n_live(), scratch);
+        const bool fewer = spec.mixed() ? spec.bits < bits_of(head.lo.layout()) : head.lo.layout().bits > next.lo.bits;
+        if (fewer) head.lower_bits(spec, next.lo);
+      }
+    }
+  } catch (const std::bad_alloc&) {
+    return Error{"out of memory making the KV cache smaller"};
+  }
+  impl_->layouts.lo = next.lo;  // no tier refers to it now: those that do have equal bits
   return {};
 }
 

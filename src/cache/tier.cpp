@@ -3,9 +3,13 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <array>
 #include <cstdlib>
 #include <cstring>
 #include <new>
+#include <vector>
+
+#include "cache/memory_limit.hpp"
 
 namespace mikv::cache {
 
@@ -22,45 +26,49 @@ constexpr size_t round_up(size_t bytes, size_t unit) { return (bytes + unit - 1)
 }  // namespace
 
 void FreeTierMemory::operator()(uint8_t* memory) const {
-  if (mapped_bytes) {
-    munmap(memory, mapped_bytes);
+  if (mapped) {
+    munmap(memory, bytes);
   } else {
     std::free(memory);
   }
+  uncharge_memory(bytes);
 }
 
 Tier::Memory Tier::allocate(size_t bytes) {
-  if (bytes < kMapFrom) {
-    Memory memory(static_cast<uint8_t*>(std::aligned_alloc(kLine, round_up(bytes, kLine))));
-    if (!memory) throw std::bad_alloc();
-    std::memset(memory.get(), 0, bytes);
-    return memory;
+  const bool mapped = bytes >= kMapFrom;
+  const size_t rounded = round_up(bytes, mapped ? kPage : kLine);
+  charge_memory(rounded);
+  void* memory = mapped ? mmap(nullptr, rounded, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
+                        : std::aligned_alloc(kLine, rounded);
+  if (memory == MAP_FAILED || !memory) {
+    uncharge_memory(rounded);
+    throw std::bad_alloc();
   }
-  const size_t mapped = round_up(bytes, kPage);
-  void* memory = mmap(nullptr, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (memory == MAP_FAILED) throw std::bad_alloc();
-  return Memory(static_cast<uint8_t*>(memory), FreeTierMemory{mapped});
+  if (!mapped) std::memset(memory, 0, rounded);
+  return Memory(static_cast<uint8_t*>(memory), FreeTierMemory{rounded, mapped});
 }
 
-void Tier::grow(Memory& memory, size_t bytes) {
-  const size_t mapped = round_up(bytes, kPage);
+void Tier::resize(Memory& memory, size_t bytes) {
+  const size_t before = memory.get_deleter().bytes, after = round_up(bytes, kPage);
 #ifdef __SANITIZE_THREAD__
   // The thread sanitizer does not see mremap(): what another head reads next at the old address would look like a race.
-  Memory copy = allocate(bytes);
-  std::memcpy(copy.get(), memory.get(), memory.get_deleter().mapped_bytes);
+  Memory copy = allocate(std::max(after, kMapFrom));
+  std::memcpy(copy.get(), memory.get(), std::min(before, after));
   memory = std::move(copy);
   return;
 #endif
-  void* moved = mremap(memory.get(), memory.get_deleter().mapped_bytes, mapped, MREMAP_MAYMOVE);
-  if (moved == MAP_FAILED) throw std::bad_alloc();
+  if (after > before) charge_memory(after - before);
+  void* moved = mremap(memory.get(), before, after, MREMAP_MAYMOVE);
+  if (moved == MAP_FAILED) {
+    if (after > before) uncharge_memory(after - before);
+    throw std::bad_alloc();
+  }
+  if (after < before) uncharge_memory(before - after);
   (void)memory.release();
-  memory = Memory(static_cast<uint8_t*>(moved), FreeTierMemory{mapped});
+  memory = Memory(static_cast<uint8_t*>(moved), FreeTierMemory{after, true});
 }
 
-uint64_t Tier::allocated_bytes() const {
-  const uint64_t bytes = uint64_t{capacity_blocks_} * layout_->bytes;
-  return round_up(bytes, bytes < kMapFrom ? kLine : kPage);
-}
+uint64_t Tier::allocated_bytes() const { return blocks_ ? blocks_.get_deleter().bytes : 0; }
 
 Tier::Tier(const Tier& other, const codec::BlockLayout& layout) : layout_(&layout) {
   if (other.n_tokens_ == 0) return;
@@ -84,14 +92,26 @@ void Tier::copy_ranking(float* scores, uint32_t* arrivals) const {
   }
 }
 
-void Tier::reserve(uint32_t n_more) {
+uint64_t Tier::blocks_for(uint32_t n_more) const {
   const uint64_t needed = (uint64_t{n_tokens_} + n_more + codec::kBlockTokens - 1) / codec::kBlockTokens;
-  if (needed <= capacity_blocks_) return;
+  if (needed <= capacity_blocks_) return capacity_blocks_;
   const uint64_t growth = n_tokens_ ? capacity_blocks_ / 16 : 0;
-  const uint64_t capacity = std::max<uint64_t>(needed, capacity_blocks_ + growth);
+  return std::max<uint64_t>(needed, capacity_blocks_ + growth);
+}
+
+Tier::Growth Tier::growth(uint32_t n_more) const {
+  const uint64_t blocks = blocks_for(n_more), before = allocated_bytes();
+  if (blocks == capacity_blocks_) return {};
+  const uint64_t bytes = round_up(blocks * layout_->bytes, kPage);
+  return {bytes - std::min(bytes, before), blocks_ && !blocks_.get_deleter().mapped ? before : 0};
+}
+
+void Tier::reserve(uint32_t n_more) {
+  const uint64_t capacity = blocks_for(n_more);
+  if (capacity == capacity_blocks_) return;
   const size_t bytes = size_t(capacity) * layout_->bytes;
-  if (blocks_.get_deleter().mapped_bytes) {
-    grow(blocks_, bytes);
+  if (blocks_.get_deleter().mapped) {
+    resize(blocks_, bytes);
   } else {
     Memory memory = allocate(bytes);
     if (n_tokens_) std::memcpy(memory.get(), blocks_.get(), size_t{n_blocks()} * layout_->bytes);
@@ -117,6 +137,40 @@ void Tier::release() {
   if (capacity_blocks_ <= 1) return;
   blocks_ = Memory();  // with its deleter's size
   capacity_blocks_ = 0;
+}
+
+void Tier::shrink() {
+  if (n_tokens_ == 0) return release();
+  if (n_blocks() == capacity_blocks_) return;
+  capacity_blocks_ = n_blocks();
+  const size_t bytes = size_t{capacity_blocks_} * layout_->bytes;
+  if (!blocks_.get_deleter().mapped) return;  // small, and moving it would need both at once
+  resize(blocks_, bytes);
+}
+
+void Tier::reencode(const codec::BlockLayout& layout) {
+  const uint32_t dim_k = layout.dim_k, dim_v = layout.dim_v;
+  std::vector<float> k(size_t{codec::kBlockTokens} * dim_k), v(size_t{codec::kBlockTokens} * dim_v);
+  std::vector<uint8_t> next(layout.bytes);
+  std::array<uint32_t, codec::kBlockTokens> ids;
+  for (uint32_t block = 0; block < n_blocks(); ++block) {
+    const uint32_t used = std::min(codec::kBlockTokens, n_tokens_ - block * codec::kBlockTokens);
+    const uint8_t* from = blocks_.get() + block * layout_->bytes;
+    for (uint32_t lane = 0; lane < used; ++lane) {
+      ids[lane] = codec::block_id(from, *layout_, lane);
+      codec::decode_token(from, *layout_, lane, &k[size_t{lane} * dim_k], &v[size_t{lane} * dim_v]);
+    }
+    std::fill(next.begin(), next.end(), uint8_t{0});
+    for (uint32_t lane = 0; lane < used; ++lane) {
+      codec::set_block_id(next.data(), layout, lane, ids[lane]);
+      codec::encode_token(next.data(), layout, lane, &k[size_t{lane} * dim_k], &v[size_t{lane} * dim_v]);
+    }
+    std::memcpy(blocks_.get() + block * layout.bytes, next.data(), layout.bytes);
+  }
+  // What held larger blocks holds more of the smaller ones.
+  capacity_blocks_ = uint32_t(blocks_ ? blocks_.get_deleter().bytes / layout.bytes : 0);
+  layout_ = &layout;
+  shrink();
 }
 
 }  // namespace mikv::cache

@@ -9,9 +9,10 @@
 
 namespace mikv::cache {
 
-/// Frees what Tier allocated: from the heap, or `mapped_bytes` that were mapped.
+/// Frees what Tier allocated, from the heap or mapped, and takes it off the account of cache/memory_limit.hpp.
 struct FreeTierMemory {
-  size_t mapped_bytes = 0;
+  size_t bytes = 0;
+  bool mapped = false;
   void operator()(uint8_t* memory) const;
 };
 
@@ -57,19 +58,31 @@ class Tier {
   /// Makes room for n more tokens. May throw std::bad_alloc; nothing changes then. Grows by a sixteenth beyond what is
   /// asked when it already holds tokens: a reserve of 6 % at most, so that few steps have to grow.
   void reserve(uint32_t n_more);
+  /// Bytes that reserve(n_more) would take from the system, and those that it would give back only afterwards.
+  struct Growth {
+    uint64_t lasting = 0, transient = 0;
+  };
+  Growth growth(uint32_t n_more) const;
   /// Adds n tokens with undefined payload; room must be reserved. Returns the first slot.
   uint32_t append(uint32_t n);
   void remove(uint32_t slot);
   /// Empties the tier and gives its memory back; a single block stays, as the next generated token wants it again.
   void release();
+  /// Gives back the memory of unused blocks.
+  void shrink();
+  /// Encodes all tokens anew in `layout`, whose blocks are smaller, in place: at no time is there more memory than before.
+  /// `layout` is borrowed as in the constructor.
+  void reencode(const codec::BlockLayout& layout);
 
  private:
   using Memory = std::unique_ptr<uint8_t[], FreeTierMemory>;
+  /// Blocks to have when n_more tokens come; capacity_blocks_ if there is room.
+  uint64_t blocks_for(uint32_t n_more) const;
   /// Zeroed: kernels read whole blocks and mask unused lanes afterwards, so they must find numbers there, not NaN.
   static Memory allocate(size_t bytes);
-  /// Makes mapped memory larger without copying it: all heads of a cache grow in the same step, which must not wait for
-  /// the whole cache to be copied. What is new is zero.
-  static void grow(Memory& memory, size_t bytes);
+  /// Makes mapped memory larger or smaller without copying it: all heads of a cache grow in the same step, which must not wait
+  /// for the whole cache to be copied. What is new is zero.
+  static void resize(Memory& memory, size_t bytes);
 
   template <typename T>
   T& at(uint32_t slot, size_t offset) {

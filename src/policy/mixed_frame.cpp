@@ -102,7 +102,27 @@ uint32_t total_tile_bits(size_t n_channels, double bits, uint32_t id_bytes) {
   return uint32_t(std::max(0.0, bytes / double(codec::tile_bytes(1)) + 1e-9));
 }
 
+// Harms of losing each tile, up to a factor: the largest gain that one more bit would bring is 1, as it was for K and V alike
+// when their bits were given out.
+std::vector<double> relative_harms(const codec::TileRow& row, uint32_t n_tiles) {
+  std::vector<double> harm(row.weight.begin(), row.weight.begin() + n_tiles);
+  double gain = 0.0;
+  for (uint32_t t = 0; t < n_tiles; ++t) {
+    if (row.bits[t] < kMaxTileBits) gain = std::max(gain, harm[t] * std::pow(4.0, -double(row.bits[t])));
+  }
+  if (gain == 0.0) gain = harm.back() * std::pow(4.0, -double(kMaxTileBits));  // all have the most there is
+  for (double& h : harm) h /= gain;
+  return harm;
+}
+
 }  // namespace
+
+codec::BlockLayout lower_bits(const codec::BlockLayout& lo, double bits) {
+  const TileBits lower = allocate_bits(relative_harms(lo.row_k, lo.tiles_k), relative_harms(lo.row_v, lo.tiles_v),
+                                       total_tile_bits(lo.dim_k + lo.dim_v, bits, lo.id_bytes));
+  return codec::BlockLayout::make_mixed(lo.dim_k, lo.dim_v, {lower.k, std::span(lo.row_k.weight).first(lo.tiles_k)},
+                                        {lower.v, std::span(lo.row_v.weight).first(lo.tiles_v)}, lo.id_bytes);
+}
 
 MixedFrame plan_mixed_frame(const Moments& moments, double bits, uint32_t id_bytes) {
   MixedFrame frame;

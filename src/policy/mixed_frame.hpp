@@ -32,4 +32,7 @@ struct MixedFrame {
 /// bits can meet, or up to 1 bit a tile.
 MixedFrame plan_mixed_frame(const Moments& moments, double bits, uint32_t id_bytes);
 
+/// The same tiles with fewer bits, `bits` counted as above; what was planned is taken as it was balanced between K and V.
+codec::BlockLayout lower_bits(const codec::BlockLayout& lo, double bits);
+
 }  // namespace mikv::policy

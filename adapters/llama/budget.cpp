@@ -1,0 +1,127 @@
+#include "budget.hpp"
+
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <cstdio>
+
+#include "binding.hpp"
+#include "registry.hpp"
+
+namespace mikv::llama {
+namespace {
+
+constexpr double kLeastKeep = 0.01;
+// Below 2 bits answers fall apart (docs/frontier.md).
+constexpr double kLeastBits = 2.0, kBitsStep = 0.25;
+
+// What a cache of so many bits costs in quality: mean KL divergence to the full cache over our three models, docs/frontier.md.
+const char* quality_of(const Spec& spec) {
+  const double bits = spec.mixed() ? spec.bits : format_bits(spec.lo);
+  if (bits >= 3.5) return "mean KL divergence as mikv-hq, .003 to .007";
+  if (bits >= 2.7) return "mean KL divergence as mikv, .005 to .016";
+  if (bits >= 2.2) return "mean KL divergence between mikv and mikv-max, .01 to .05";
+  return "mean KL divergence as mikv-max, .02 to .09";
+}
+
+}  // namespace
+
+bool lower(Spec& spec) {
+  if (spec.uncompressed() || spec.importance == Importance::full) return false;
+  if (spec.keep > kLeastKeep) {
+    spec.keep = std::max(kLeastKeep, spec.keep / 2);
+  } else if (spec.mixed() && spec.bits > kLeastBits) {
+    spec.bits = std::max(kLeastBits, spec.bits - kBitsStep);
+  } else if (!spec.mixed() && spec.lo != Format::evict && format_bits(spec.lo) > uint32_t(kLeastBits)) {
+    spec.lo = format_bits(spec.lo) > 3 ? Format::int3 : Format::int2;
+  } else {
+    return false;
+  }
+  return true;
+}
+
+std::string size_text(uint64_t bytes) {
+  static constexpr std::array units = {"B", "KiB", "MiB", "GiB", "TiB"};
+  double value = double(bytes);
+  size_t unit = 0;
+  for (; value >= 1024.0 && unit + 1 < units.size(); ++unit) value /= 1024.0;
+  char text[32];
+  std::snprintf(text, sizeof text, unit == 0 ? "%.0f %s" : "%.1f %s", value, units[unit]);
+  return text;
+}
+
+uint64_t Binding::bytes_of_step() const {
+  int64_t lasting = 0;
+  uint64_t transient = 0;
+  struct Tokens {
+    uint32_t n = 0;
+    bool compressed = true;
+  };
+  std::map<FrameId, Tokens> tokens;
+  for (const StepPlan::Run& run : plan_.runs()) {
+    Tokens& of_frame = tokens[run.frame];
+    of_frame.n += run.n;
+    of_frame.compressed &= run.single || (!run.generates && (pressed_ || spec_.prefill == Prefill::streaming));
+  }
+  // Layers store, attend and compress one after the other.
+  for (const auto& [index, layer] : layers_) {
+    uint64_t of_layer = 0;
+    for (const auto& [frame, t] : tokens) {
+      const LayerCache::Growth growth = layer.cache->growth(frame, t.n, n_ubatch_, t.compressed);
+      lasting += growth.lasting;
+      of_layer += growth.transient;
+    }
+    transient = std::max(transient, of_layer);
+  }
+  return uint64_t(std::max<int64_t>(0, lasting)) + transient;
+}
+
+int32_t Binding::make_room() {
+  if (!budget_) return 0;
+  const auto fits = [&] {
+    const MemoryUsage usage = Registry::get().memory_usage();
+    const uint64_t tiers = tier_bytes(), other = usage.total() > tiers ? usage.total() - tiers : 0;
+    set_memory_limit(budget_ > other ? budget_ - other : 1);
+    return usage.total() + bytes_of_step() <= budget_;
+  };
+  if (fits()) return 0;
+  const auto commit = [&] {
+    for (auto& [index, layer] : layers_) {
+      if (const Status status = layer.cache->commit_all(); !status) return false;
+    }
+    return true;
+  };
+  if (!spec_.uncompressed()) {
+    if (!pressed_ && spec_.prefill == Prefill::exact) {
+      std::fprintf(stderr, "mikv: KV budget %s: prompts are compressed as they are read from now on, not at their end (quality: "
+                           "streaming prefill, docs/frontier.md)\n", size_text(budget_).c_str());
+    }
+    pressed_ = true;
+    if (commit() && fits()) return 0;
+  }
+  for (Spec next = spec_; lower(next);) {
+    for (auto& [index, layer] : layers_) {
+      if (const Status status = layer.cache->lower(next.keep, next.mixed() ? next.bits : format_bits(next.lo)); !status) break;
+    }
+    spec_ = next;
+    ++n_lowered_;
+    std::fprintf(stderr, "mikv: KV budget %s: %.1f %% of the tokens in high precision, the others in %s%s from now on (%s)\n",
+                 size_text(budget_).c_str(), 100.0 * spec_.keep, std::string(format_name(spec_.lo)).c_str(),
+                 spec_.mixed() ? (" of " + std::to_string(spec_.bits).substr(0, 4) + " bits").c_str() : "", quality_of(spec_));
+    if (fits()) return 0;
+  }
+  ++n_refused_;
+  uint32_t n = 0;
+  for (const StepPlan::Run& run : plan_.runs()) n += run.n;
+  const Error error{"KV budget " + size_text(budget_) + " is used up (" + size_text(Registry::get().memory_usage().total()) + "): no room for " +
+       std::to_string(n) + " more tokens; end or shorten contexts, or raise --kv-budget"};
+  // Programs try again with less, many times a second.
+  const auto now = std::chrono::steady_clock::now();
+  if (n_refused_ == 1 || now - refused_at_ > std::chrono::seconds(10)) {
+    std::fprintf(stderr, "mikv: %s\n", error.message.c_str());
+    refused_at_ = now;
+  }
+  return 1;  // llama_decode's code for a cache that is full: programs free what they can and try less
+}
+
+}  // namespace mikv::llama
