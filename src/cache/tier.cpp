@@ -102,7 +102,8 @@ uint64_t Tier::blocks_for(uint32_t n_more) const {
 Tier::Growth Tier::growth(uint32_t n_more) const {
   const uint64_t blocks = blocks_for(n_more), before = allocated_bytes();
   if (blocks == capacity_blocks_) return {};
-  const uint64_t bytes = round_up(blocks * layout_->bytes, kPage);
+  const bool will_map = blocks_.get_deleter().mapped || blocks * layout_->bytes >= kMapFrom;
+  const uint64_t bytes = round_up(blocks * layout_->bytes, will_map ? kPage : kLine);
   return {bytes - std::min(bytes, before), blocks_ && !blocks_.get_deleter().mapped ? before : 0};
 }
 
@@ -141,11 +142,13 @@ void Tier::release() {
 
 void Tier::shrink() {
   if (n_tokens_ == 0) return release();
-  if (n_blocks() == capacity_blocks_) return;
+  const size_t bytes = size_t{n_blocks()} * layout_->bytes;
+  if (round_up(bytes, kPage) >= allocated_bytes()) return;
   capacity_blocks_ = n_blocks();
-  const size_t bytes = size_t{capacity_blocks_} * layout_->bytes;
-  if (!blocks_.get_deleter().mapped) return;  // small, and moving it would need both at once
-  resize(blocks_, bytes);
+  if (blocks_.get_deleter().mapped) return resize(blocks_, bytes);
+  Memory memory = allocate(bytes);
+  std::memcpy(memory.get(), blocks_.get(), bytes);
+  blocks_ = std::move(memory);
 }
 
 void Tier::reencode(const codec::BlockLayout& layout) {
