@@ -21,7 +21,7 @@ constexpr uint32_t kFrames = 2;
 constexpr uint32_t kCells = 150;  // of each frame; frame f has cells from f * 1000, except that some are shared
 constexpr uint32_t kFrameTokens = 16;  // a centre of fewer tokens means nothing: the frame stays staged until then
 
-enum class Kind { put, attend, step, commit, commit_all, erase, erase_range, clear };
+enum class Kind { put, attend, step, commit, commit_all, erase, erase_range, clear, retain, reload, copy, rotate, lower };
 
 /// One operation; the numbers mean what its kind needs.
 struct Operation {
@@ -30,7 +30,8 @@ struct Operation {
 };
 
 std::ostream& operator<<(std::ostream& out, const Operation& operation) {
-  const char* const names[] = {"put", "attend", "step", "commit", "commit_all", "erase", "erase_range", "clear"};
+  const char* const names[] = {"put", "attend", "step", "commit", "commit_all", "erase", "erase_range", "clear",
+                               "retain", "reload", "copy", "rotate", "lower"};
   return out << names[size_t(operation.kind)] << "(frame " << operation.frame << ", cell " << operation.cell << ", count "
              << operation.count << ")";
 }
@@ -38,7 +39,8 @@ std::ostream& operator<<(std::ostream& out, const Operation& operation) {
 rc::Gen<Operation> any_operation() {
   const auto kind = rc::gen::weightedElement<Kind>({{6, Kind::put}, {3, Kind::attend}, {6, Kind::step}, {4, Kind::commit},
                                                     {1, Kind::commit_all}, {3, Kind::erase}, {1, Kind::erase_range},
-                                                    {1, Kind::clear}});
+                                                    {1, Kind::clear}, {2, Kind::retain}, {2, Kind::reload}, {1, Kind::copy},
+                                                    {1, Kind::rotate}, {1, Kind::lower}});
   return rc::gen::apply([](Kind k, uint32_t frame, uint32_t cell, uint32_t count) { return Operation{k, frame, cell, count}; },
                         kind, rc::gen::inRange(0u, kFrames), rc::gen::inRange(0u, kCells), rc::gen::inRange(0u, 40u));
 }
@@ -85,6 +87,14 @@ class Model {
         layer_->clear();
         frames_.clear();
         break;
+      case Kind::retain: retain(frame, first, operation.count); break;
+      case Kind::reload: reload(frame, operation.count); break;
+      case Kind::copy:
+        RC_ASSERT(layer_->copy_frame(0, 1).ok());
+        if (layer_->n_cells(0)) frames_[1] = frames_[0];
+        break;
+      case Kind::rotate: rotate(frame, first, operation.count); break;
+      case Kind::lower: lower(); break;
     }
     check();
   }
@@ -124,6 +134,55 @@ class Model {
     layer_->erase(frame, cells);
     if (!frames_.count(frame)) return;
     for (const Cell cell : cells) forget(frames_[frame], cell, cell + 1);
+  }
+
+  void retain(FrameId frame, Cell first, uint32_t count) {
+    // All but `count` cells from `first`, and without the last words of the bitmap if that is long.
+    std::vector<uint64_t> live((first + count) / 64 + 3, ~uint64_t{0});
+    for (Cell cell = first; cell < first + count; ++cell) live[cell / 64] &= ~(uint64_t{1} << (cell % 64));
+    layer_->retain(frame, live);
+    forget(frames_[frame], first, first + count);
+    forget(frames_[frame], Cell(live.size() * 64), kMaxCells);
+  }
+
+  /// Saves the frame and loads it again, under other numbers and back.
+  void reload(FrameId frame, uint32_t shift) {
+    const ModelFrame& model = frames_[frame];
+    if (model.cells.empty()) return;
+    std::vector<Cell> cells, others;
+    for (const auto& [cell, values] : model.cells) cells.push_back(cell);
+    for (const Cell cell : cells) others.push_back(cell + 7 * shift);
+    for (const auto& [from, to] : {std::pair(cells, others), std::pair(others, cells)}) {
+      std::vector<uint8_t> bytes;
+      RC_ASSERT(layer_->save_frame(frame, from, bytes).ok());
+      auto loaded = layer_->load_frame(bytes, uint32_t(from.size()));
+      RC_ASSERT(loaded.ok());
+      RC_ASSERT(layer_->adopt_frame(frame, std::move(loaded).value(), to).ok());
+    }
+  }
+
+  /// Other keys in some cells, in the tier that they are in.
+  void rotate(FrameId frame, Cell first, uint32_t count) {
+    ModelFrame& model = frames_[frame];
+    layer_->visit_keys(frame, [&](Cell cell, uint32_t head, std::span<float> key) {
+      RC_ASSERT(model.cells.count(cell) == 1);
+      if (cell < first || cell >= first + count) return false;
+      // Small enough for any frame; values stay, so that a cell's key and value differ from now on.
+      std::fill(key.begin(), key.end(), model.cells[cell][head]);
+      return true;
+    });
+  }
+
+  void lower() {
+    const Spec before = layer_->spec();
+    RC_ASSERT(layer_->lower(before.keep * 0.7, before.mixed() ? before.bits - 0.25 : 2.0).ok());
+    for (FrameId frame = 0; frame < kFrames; ++frame) {
+      for (uint32_t head = 0; head < kShape.n_kv_heads; ++head) {
+        const TierCounts counts = count_tiers(layer_->dump(frame, head));
+        if (counts.staged || before.importance == Importance::full) continue;
+        RC_ASSERT(counts.hi <= policy::hi_budget(layer_->spec().keep, layer_->n_cells(frame)));
+      }
+    }
   }
 
   static void forget(ModelFrame& model, Cell first, Cell last) {

@@ -1,0 +1,297 @@
+// Saved caches: what is loaded is what was saved, to the bit; damaged, cut and hostile bytes are refused or harmless; files are
+// there whole or not at all.
+#include "session/atomic_file.hpp"
+#include "session/container.hpp"
+
+#include <fcntl.h>
+#include <gtest/gtest.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <csignal>
+#include <filesystem>
+#include <fstream>
+
+#include "test_attention.hpp"
+
+namespace mikv::test {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr LayerShape kShape{6, 2, 32, 16};
+
+class SavedFrameTest : public testing::TestWithParam<const char*> {
+ protected:
+  void fill(LayerCache& layer, Random& random) {
+    Tokens prompt(kShape, 90, random);
+    put(layer, 0, cell_range(5, 90), prompt);
+    Request request(kShape, 8, random);
+    request.record = true;
+    run(layer, request);
+    commit(layer, 0);
+    Tokens more(kShape, 7, random);  // some stay staged
+    put(layer, 0, cell_range(200, 7), more);
+  }
+  std::vector<Cell> cells() {
+    std::vector<Cell> cells = cell_range(200, 7);
+    for (const Cell cell : cell_range(5, 90)) cells.push_back(cell);
+    return cells;
+  }
+  std::vector<uint8_t> save(const LayerCache& layer) {
+    std::vector<uint8_t> bytes;
+    EXPECT_TRUE(layer.save_frame(0, cells(), bytes).ok());
+    return bytes;
+  }
+};
+
+TEST_P(SavedFrameTest, GoesOnAsIfNothingHadHappened) {
+  Random random(31);
+  const auto original = make_layer(kShape, GetParam()), other = make_layer(kShape, GetParam());
+  fill(*original, random);
+  const std::vector<uint8_t> bytes = save(*original);
+  auto loaded = other->load_frame(bytes, uint32_t(cells().size()));
+  ASSERT_TRUE(loaded.ok()) << loaded.error();
+  ASSERT_TRUE(other->adopt_frame(0, std::move(loaded).value(), cells()).ok());
+  for (int step = 0; step < 40; ++step) {
+    Tokens token(kShape, 1, random);
+    Request request(kShape, 1, random);
+    request.record = request.commit = true;
+    std::vector<std::vector<float>> outs;
+    for (LayerCache* layer : {original.get(), other.get()}) {
+      put(*layer, 0, cell_range(300 + Cell(step), 1), token);
+      outs.push_back(run(*layer, request));
+    }
+    ASSERT_EQ(outs[0], outs[1]) << "step " << step;
+  }
+}
+
+TEST_P(SavedFrameTest, IsAboutAsLargeAsWhatItHolds) {
+  Random random(32);
+  const auto layer = make_layer(kShape, GetParam());
+  Tokens prompt(kShape, 2000, random);
+  put(*layer, 0, cell_range(0, 2000), prompt);
+  commit(*layer, 0);
+  std::vector<uint8_t> bytes;
+  ASSERT_TRUE(layer->save_frame(0, cell_range(0, 2000), bytes).ok());
+  const MemoryUsage usage = layer->memory_usage();
+  EXPECT_LE(double(bytes.size()), 1.05 * double(usage.total()));
+}
+
+TEST_P(SavedFrameTest, ApartOfTheCells) {
+  Random random(33);
+  const auto layer = make_layer(kShape, GetParam());
+  fill(*layer, random);
+  std::vector<Cell> half;
+  for (Cell cell = 6; cell < 210; cell += 2) half.push_back(cell);  // many of them hold nothing
+  std::vector<uint8_t> bytes;
+  ASSERT_TRUE(layer->save_frame(0, half, bytes).ok());
+  auto loaded = layer->load_frame(bytes, uint32_t(half.size()));
+  ASSERT_TRUE(loaded.ok()) << loaded.error();
+  ASSERT_TRUE(layer->adopt_frame(1, std::move(loaded).value(), half).ok());
+  for (uint32_t head = 0; head < kShape.n_kv_heads; ++head) {
+    const auto all = sorted_dump(*layer, 0, head);
+    size_t n = 0;
+    for (const StoredToken& token : sorted_dump(*layer, 1, head)) {
+      const auto same = std::find_if(all.begin(), all.end(), [&](const StoredToken& t) { return t.cell == token.cell; });
+      ASSERT_NE(same, all.end());
+      EXPECT_EQ(same->tier, token.tier);
+      EXPECT_EQ(same->k, token.k);
+      EXPECT_EQ(same->v, token.v);
+      EXPECT_EQ(same->score, token.score);
+      ++n;
+    }
+    EXPECT_EQ(n, 49u);  // 6, 8 .. 94 and 200 .. 206
+  }
+}
+
+TEST_P(SavedFrameTest, CutBytesAreRefused) {
+  Random random(34);
+  const auto layer = make_layer(kShape, GetParam());
+  fill(*layer, random);
+  const std::vector<uint8_t> bytes = save(*layer);
+  for (size_t n = 0; n < bytes.size(); n += 1 + n / 50) {
+    EXPECT_FALSE(layer->load_frame(std::span(bytes).first(n), uint32_t(cells().size())).ok()) << n;
+  }
+  std::vector<uint8_t> longer = bytes;
+  longer.push_back(0);
+  EXPECT_FALSE(layer->load_frame(longer, uint32_t(cells().size())).ok());
+  EXPECT_FALSE(layer->load_frame(bytes, uint32_t(cells().size()) + 64).ok());
+  EXPECT_FALSE(layer->load_frame(bytes, kMaxCells).ok());
+}
+
+// Without a checksum in the way: whatever is accepted must be safe to attend, commit and save.
+TEST_P(SavedFrameTest, AnyBytesAreHarmless) {
+  Random random(35);
+  const auto layer = make_layer(kShape, GetParam());
+  fill(*layer, random);
+  const std::vector<uint8_t> bytes = save(*layer);
+  int accepted = 0;
+  for (int trial = 0; trial < 400; ++trial) {
+    std::vector<uint8_t> bad = bytes;
+    for (int change = 0; change <= trial % 3; ++change) {
+      bad[random.below(uint32_t(bad.size()))] = uint8_t(random.below(256));
+    }
+    const auto other = make_layer(kShape, GetParam());
+    auto loaded = other->load_frame(bad, uint32_t(cells().size()));
+    if (!loaded) continue;
+    ++accepted;
+    ASSERT_TRUE(other->adopt_frame(0, std::move(loaded).value(), cells()).ok());
+    Request request(kShape, 1, random);
+    request.record = request.commit = true;
+    run(*other, request);
+    EXPECT_EQ(other->n_cells(0), count_tiers(other->dump(0, 1)).total());
+    save(*other);
+  }
+  EXPECT_GT(accepted, 0);  // else the test tests nothing: most bytes are codes, which may be anything
+}
+
+INSTANTIATE_TEST_SUITE_P(Specs, SavedFrameTest,
+                         testing::Values("full", "h2o", "rtn4", "mikv-paper", "mikv", "mikv-max", "mikv:lo=int3,keep=0.3"),
+                         [](const auto& parameter) {
+                           std::string name(parameter.param);
+                           for (char& c : name)
+                             if (!std::isalnum(static_cast<unsigned char>(c))) c = '_';
+                           return name;
+                         });
+
+TEST(SavedFrameCasesTest, OfAnotherSpecOrShapeIsRefusedOrHarmless) {
+  Random random(36);
+  const auto from = make_layer(kShape, "mikv");
+  Tokens prompt(kShape, 64, random);
+  put(*from, 0, cell_range(0, 64), prompt);
+  commit(*from, 0);
+  std::vector<uint8_t> bytes;
+  ASSERT_TRUE(from->save_frame(0, cell_range(0, 64), bytes).ok());
+  for (const char* spec : {"full", "rtn4", "mikv-paper", "h2o"}) EXPECT_FALSE(make_layer(kShape, spec)->load_frame(bytes, 64).ok()) << spec;
+  for (const LayerShape shape : {LayerShape{6, 2, 16, 16}, LayerShape{6, 3, 32, 16}, LayerShape{6, 1, 32, 16}}) {
+    EXPECT_FALSE(make_layer(shape, "mikv")->load_frame(bytes, 64).ok());
+  }
+  EXPECT_FALSE(from->save_frame(7, cell_range(0, 64), bytes).ok());
+}
+
+// ---------------------------------------------------------------- the container
+
+std::vector<uint8_t> small_container() {
+  const std::vector<session::Section> sections = {{1, 2, 3, {1, 2, 3, 4, 5}}, {4, 0, 0, {}}, {7, 8, 9, std::vector<uint8_t>(100, 6)}};
+  return session::pack(sections);
+}
+
+TEST(ContainerTest, HoldsWhatWasPacked) {
+  const auto bytes = small_container();
+  const auto sections = session::unpack(bytes);
+  ASSERT_TRUE(sections.ok()) << sections.error();
+  ASSERT_EQ(sections.value().size(), 3u);
+  EXPECT_EQ(sections.value()[0].b, 3u);
+  EXPECT_EQ(sections.value()[0].data.size(), 5u);
+  EXPECT_EQ(sections.value()[2].data[99], 6);
+}
+
+TEST(ContainerTest, EveryFlippedByteAndEveryTruncationIsRefused) {
+  const auto bytes = small_container();
+  for (size_t i = 0; i < bytes.size(); ++i) {
+    for (const uint8_t flip : {1, 0x80, 0xFF}) {
+      auto bad = bytes;
+      bad[i] ^= flip;
+      EXPECT_FALSE(session::unpack(bad).ok()) << i;
+    }
+    EXPECT_FALSE(session::unpack(std::span(bytes).first(i)).ok()) << i;
+  }
+  auto longer = bytes;
+  longer.push_back(0);
+  EXPECT_FALSE(session::unpack(longer).ok());
+}
+
+TEST(ContainerTest, RefusesByName) {
+  auto bytes = small_container();
+  bytes[8] = 9;
+  EXPECT_NE(session::unpack(bytes).error().find("version 9"), std::string::npos);
+  const std::string text = "ggsq this is a file of llama.cpp";
+  EXPECT_NE(session::unpack({reinterpret_cast<const uint8_t*>(text.data()), text.size()}).error().find("no saved cache"), std::string::npos);
+}
+
+// A file of format version 1, as it was written when there was one: it loads as long as this mikv says version 1.
+TEST(ContainerTest, OldFilesLoadOrAreRefusedByName) {
+  const auto bytes = session::read_file(std::string(MIKV_TEST_DATA) + "/session-v1.bin");
+  ASSERT_TRUE(bytes.ok()) << bytes.error();
+  const auto sections = session::unpack(bytes.value());
+  if (session::kContainerVersion == 1) {
+    ASSERT_TRUE(sections.ok()) << sections.error();
+    const auto layer = make_layer({2, 1, 16, 16}, "mikv:keep=0.25,bits=3.5");
+    auto frame = layer->load_frame(sections.value()[0].data, 20);
+    ASSERT_TRUE(frame.ok()) << frame.error();
+    ASSERT_TRUE(layer->adopt_frame(0, std::move(frame).value(), cell_range(0, 20)).ok());
+    EXPECT_EQ(layer->n_cells(0), 20u);
+  } else {
+    EXPECT_NE(sections.error().find("version 1"), std::string::npos);
+  }
+}
+
+// ---------------------------------------------------------------- files
+
+class SessionFileTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    char name[] = "/tmp/mikv-session-XXXXXX";
+    folder_ = mkdtemp(name);
+  }
+  void TearDown() override { fs::remove_all(folder_); }
+  std::string path(const std::string& name) const { return folder_ + "/" + name; }
+  size_t n_files() const { return size_t(std::distance(fs::directory_iterator(folder_), fs::directory_iterator())); }
+
+  std::string folder_;
+  const std::vector<uint8_t> bytes_ = std::vector<uint8_t>(100000, 42), old_ = {1, 2, 3};
+};
+
+TEST_F(SessionFileTest, IsWrittenWholeForItsOwnerAlone) {
+  ASSERT_TRUE(session::write_file(path("a"), old_).ok());
+  ASSERT_TRUE(session::write_file(path("a"), bytes_).ok());
+  EXPECT_EQ(session::read_file(path("a")).value(), bytes_);
+  EXPECT_EQ(n_files(), 1u);
+  struct stat about {};
+  ASSERT_EQ(stat(path("a").c_str(), &about), 0);
+  EXPECT_EQ(about.st_mode & 0777, 0600u);
+}
+
+TEST_F(SessionFileTest, FollowsNoLink) {
+  ASSERT_TRUE(session::write_file(path("target"), old_).ok());
+  fs::create_symlink(path("target"), path("link"));
+  EXPECT_FALSE(session::read_file(path("link")).ok());
+  ASSERT_TRUE(session::write_file(path("link"), bytes_).ok());
+  EXPECT_EQ(session::read_file(path("target")).value(), old_);
+  EXPECT_FALSE(fs::is_symlink(path("link")));
+}
+
+TEST_F(SessionFileTest, BadPathsAreErrors) {
+  EXPECT_FALSE(session::write_file(path("none/a"), bytes_).ok());
+  EXPECT_FALSE(session::read_file(path("none")).ok());
+  EXPECT_FALSE(session::read_file(folder_).ok());
+  EXPECT_FALSE(session::read_file("/dev/zero").ok());
+  ASSERT_TRUE(session::write_file(path("a"), bytes_).ok());
+  EXPECT_FALSE(session::read_file(path("a"), 99999).ok());
+  ASSERT_TRUE(fs::create_directory(path("folder")));
+  EXPECT_FALSE(session::write_file(path("folder"), bytes_).ok());
+  EXPECT_EQ(n_files(), 2u);
+}
+
+// As on a full disk: writing stops in the middle.
+TEST_F(SessionFileTest, AFailedWriteLeavesWhatWasThere) {
+  ASSERT_TRUE(session::write_file(path("a"), old_).ok());
+  rlimit before{};
+  ASSERT_EQ(getrlimit(RLIMIT_FSIZE, &before), 0);
+  const auto handler = std::signal(SIGXFSZ, SIG_IGN);
+  for (const rlim_t limit : {rlim_t{0}, rlim_t{1}, rlim_t{4096}, rlim_t{99999}}) {
+    const rlimit small{limit, before.rlim_max};
+    ASSERT_EQ(setrlimit(RLIMIT_FSIZE, &small), 0);
+    const Status status = session::write_file(path("a"), bytes_);
+    ASSERT_EQ(setrlimit(RLIMIT_FSIZE, &before), 0);
+    EXPECT_FALSE(status.ok()) << limit;
+    EXPECT_EQ(session::read_file(path("a")).value(), old_);
+    EXPECT_EQ(n_files(), 1u);
+  }
+  std::signal(SIGXFSZ, handler);
+}
+
+}  // namespace
+}  // namespace mikv::test
