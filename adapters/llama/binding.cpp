@@ -6,6 +6,7 @@
 #include <cstring>
 #include <thread>
 
+#include "report.hpp"
 #include "state_stream.hpp"
 
 namespace mikv::llama {
@@ -136,6 +137,8 @@ bool Binding::end_step(int32_t status) {
   const Status failed = failure();
   if (status != 0 || !failed) cells_freed();  // llama.cpp takes the batch's cells back, or its caller will
   if (!failed && prints_failures_) std::fprintf(stderr, "mikv: %s\n", failed.error().c_str());
+  n_steps_ += status == 0 && failed.ok();
+  if (!report_file_.empty()) write_report(report_file_, false);
   return failed.ok();
 }
 

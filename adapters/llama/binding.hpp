@@ -79,6 +79,9 @@ class Binding {
 
   /// Failures are printed: the program that runs knows nothing of them.
   void print_failures() { prints_failures_ = true; }
+  /// Figures go to this file, see report.hpp.
+  void report_to(const std::string& file) { report_file_ = file; }
+  const std::string& report_file() const { return report_file_; }
   void set_context(llama_context* context) { context_ = context; }
   llama_context* context() const { return context_; }
   Sequences& sequences() { return sequences_; }
@@ -114,6 +117,7 @@ class Binding {
   /// The most that the payload of all contexts may take; 0: no limit.
   void set_budget(uint64_t bytes) { budget_ = bytes; }
   uint64_t budget() const { return budget_; }
+  uint64_t n_steps() const { return n_steps_; }
   uint64_t n_lowered() const { return n_lowered_; }  ///< how often the cache was made smaller
   uint64_t n_refused() const { return n_refused_; }  ///< steps that did not fit
 
@@ -127,7 +131,7 @@ class Binding {
 
   Spec spec_;
   Sequences sequences_;
-  std::string parameters_;
+  std::string parameters_, report_file_;
   bool rows_in_order_;
   Workspace workspace_;
   llama_context* context_ = nullptr;
@@ -136,7 +140,7 @@ class Binding {
   SavedState saved_state_;
   bool cells_freed_ = false;
   bool prints_failures_ = false;
-  uint64_t budget_ = 0, n_lowered_ = 0, n_refused_ = 0;
+  uint64_t budget_ = 0, n_steps_ = 0, n_lowered_ = 0, n_refused_ = 0;
   std::chrono::steady_clock::time_point refused_at_;
   uint32_t n_ubatch_;
   bool pressed_ = false;  ///< the budget was reached once: prompts are not staged whole any more

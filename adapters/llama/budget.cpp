@@ -79,7 +79,7 @@ uint64_t Binding::bytes_of_step() const {
 int32_t Binding::make_room() {
   if (!budget_) return 0;
   const auto fits = [&] {
-    const MemoryUsage usage = Registry::get().memory_usage();
+    const MemoryUsage usage = Registry::get().totals().usage;
     const uint64_t tiers = tier_bytes(), other = usage.total() > tiers ? usage.total() - tiers : 0;
     set_memory_limit(budget_ > other ? budget_ - other : 1);
     return usage.total() + bytes_of_step() <= budget_;
@@ -113,7 +113,7 @@ int32_t Binding::make_room() {
   ++n_refused_;
   uint32_t n = 0;
   for (const StepPlan::Run& run : plan_.runs()) n += run.n;
-  const Error error{"KV budget " + size_text(budget_) + " is used up (" + size_text(Registry::get().memory_usage().total()) + "): no room for " +
+  const Error error{"KV budget " + size_text(budget_) + " is used up (" + size_text(Registry::get().totals().usage.total()) + "): no room for " +
        std::to_string(n) + " more tokens; end or shorten contexts, or raise --kv-budget"};
   // Programs try again with less, many times a second.
   const auto now = std::chrono::steady_clock::now();

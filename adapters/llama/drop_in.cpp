@@ -42,7 +42,9 @@ llama_context* init_drop_in(llama_model* model, llama_context_params params) {
   const auto stock = [&] { return MIKV_NEXT(llama_init_from_model)(model, params); };
   if (!current || !model) return stock();
   if (const char* what = conflict(params)) {
-    std::fprintf(stderr, "mikv: the program asks for %s; leave that out, or leave out --kv (MIKV_KV)\n", what);
+    static const bool once =  // some programs try again
+        std::fprintf(stderr, "mikv: the program asks for %s; leave that out, or leave out --kv (MIKV_KV)\n", what) >= 0;
+    (void)once;
     return nullptr;
   }
   const auto context = init_context(model, params, current->spec);
@@ -56,6 +58,7 @@ llama_context* init_drop_in(llama_model* model, llama_context_params params) {
   }
   Binding& binding = *Registry::get().of_context(context.value());
   binding.print_failures();
+  binding.report_to(current->report_file);
   binding.set_budget(current->budget_bytes);
   return context.value();
 }

@@ -12,6 +12,7 @@
 #include "graph_rewrite.hpp"
 #include "next_definition.hpp"
 #include "registry.hpp"
+#include "report.hpp"
 #include "state_calls.hpp"
 
 using mikv::llama::BatchRecord;
@@ -230,6 +231,7 @@ void llama_memory_seq_keep(llama_memory_t memory, llama_seq_id sequence) {
   Binding* binding = Registry::get().of_memory(memory);
   if (!binding) return;
   binding->cells_freed();
+  if (!binding->sequences().unified()) return;  // llama.cpp looks at the sequence's own stream only
   for (llama_seq_id other = 0; binding->sequences().valid(other); ++other) {
     if (other != sequence) binding->forget_sequence(other);
   }
@@ -328,6 +330,8 @@ size_t llama_state_seq_load_file(llama_context* context, const char* path, llama
 }
 
 void llama_free(llama_context* context) {
+  const Binding* binding = Registry::get().of_context(context);
+  if (binding && !binding->report_file().empty()) mikv::llama::write_report(binding->report_file(), true);
   MIKV_NEXT(llama_free)(context);
   Registry::get().remove(context);
 }

@@ -31,8 +31,29 @@ void make_llama_global() {
 
 }  // namespace
 
+std::string version_mismatch() {
+  using Version = const char* (*)();
+  const auto version = reinterpret_cast<Version>(dlsym(RTLD_DEFAULT, "llama_version"));
+  const std::string built_for = MIKV_LLAMA_VERSION, here = version ? version() : "older than 0.5.0";
+  if (built_for.substr(0, built_for.find(' ')) == here.substr(0, here.find('-'))) return {};  // a build may say 0.5.0-dev
+  return "this program's llama.cpp is " + here + ", mikv was built for " + built_for +
+         "; use that one, or MIKV_ON_MISMATCH=stock to run without mikv";
+}
+
+namespace {
+bool check_version = false;
+}
+
+void check_version_before_use() { check_version = true; }
+
 void* next_definition(const char* name) {
-  static const bool once = (make_llama_global(), true);
+  static const bool once = [] {
+    make_llama_global();
+    const std::string mismatch = check_version ? version_mismatch() : "";
+    if (mismatch.empty()) return true;
+    std::fprintf(stderr, "mikv: %s\n", mismatch.c_str());
+    std::exit(2);
+  }();
   (void)once;
   if (void* found = dlsym(RTLD_NEXT, name)) return found;
   std::fprintf(stderr, "mikv: this program's llama.cpp has no %s; mikv works with llama.cpp %s\n", name, MIKV_LLAMA_VERSION);

@@ -1,7 +1,15 @@
 // The definitions of llama.cpp's functions that ours hide.
 #pragma once
 
+#include <string>
+
 namespace mikv::llama {
+
+/// Empty, or one line that says how this program's llama.cpp differs from the one that mikv was built for.
+std::string version_mismatch();
+/// From now on the first call that needs llama.cpp ends the process if there is a mismatch: what our functions know of its
+/// structures would be wrong.
+void check_version_before_use();
 
 /// The function `name` as libllama or libggml define it. Ends the process, with a line that says why, if there is none:
 /// a caller would call a null pointer.

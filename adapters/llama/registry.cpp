@@ -1,5 +1,7 @@
 #include "registry.hpp"
 
+#include <algorithm>
+
 namespace mikv::llama {
 
 Registry& Registry::get() {
@@ -36,11 +38,19 @@ Binding* Registry::of_memory(llama_memory_t memory) {
   return found == memories_.end() ? nullptr : found->second;
 }
 
-MemoryUsage Registry::memory_usage() {
+Registry::Totals Registry::totals() {
   const std::lock_guard lock(mutex_);
-  MemoryUsage usage;
-  for (const auto& [context, binding] : contexts_) usage += binding->memory_usage();
-  return usage;
+  Totals totals;
+  for (const auto& [context, binding] : contexts_) {
+    totals.usage += binding->memory_usage();
+    totals.budget = std::max(totals.budget, binding->budget());
+    ++totals.n_contexts;
+    totals.n_steps += binding->n_steps();
+    totals.n_lowered += binding->n_lowered();
+    totals.n_refused += binding->n_refused();
+    totals.spec = binding->spec().to_string();
+  }
+  return totals;
 }
 
 Binding* Registry::of_scheduler(ggml_backend_sched_t scheduler) {

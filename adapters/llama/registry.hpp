@@ -18,8 +18,13 @@ class Registry {
   Binding* of_context(const llama_context* context);
   Binding* of_memory(llama_memory_t memory);
 
-  /// Over all contexts.
-  MemoryUsage memory_usage();
+  /// Over all contexts; the spec is that of the last one.
+  struct Totals {
+    MemoryUsage usage;
+    uint64_t budget = 0, n_contexts = 0, n_steps = 0, n_lowered = 0, n_refused = 0;
+    std::string spec;
+  };
+  Totals totals();
 
   /// A scheduler belongs to the context that is being created, or run, on this thread when it is first seen.
   Binding* of_scheduler(ggml_backend_sched_t scheduler);

@@ -45,9 +45,9 @@ struct Identity {
     std::string all = identity.model + binding.parameters();
     std::vector<char> value(1 << 16);
     for (int32_t i = 0; i < llama_model_meta_count(model); ++i) {
-      for (const auto read : {llama_model_meta_key_by_index, llama_model_meta_val_str_by_index}) {
-        if (read(model, i, value.data(), value.size()) >= 0) all += std::string(value.data()) + "\n";
-      }
+      // Called by name: the preloaded library can only bind calls late, not addresses.
+      if (llama_model_meta_key_by_index(model, i, value.data(), value.size()) >= 0) all += std::string(value.data()) + "=";
+      if (llama_model_meta_val_str_by_index(model, i, value.data(), value.size()) >= 0) all += std::string(value.data()) + "\n";
     }
     for (const uint64_t n : {llama_model_size(model), llama_model_n_params(model)}) all += std::to_string(n) + "\n";
     identity.fingerprint = session::hash(all);
