@@ -1,0 +1,140 @@
+// mikv estimate: what a KV cache of some length will take, before it is tried.
+//
+// The cache of one layer of each shape is made and filled with random keys and values, and its bytes are counted: the same
+// code that will store the real ones.
+#include <fmt/format.h>
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <map>
+#include <memory>
+#include <vector>
+
+#include "check.hpp"
+#include "commands.hpp"
+#include "errors.hpp"
+#include "json_report.hpp"
+#include "model_options.hpp"
+#include "random.hpp"
+#include "table.hpp"
+
+namespace mikv::cli {
+namespace {
+
+struct Options {
+  ModelOptions model;
+  uint64_t n_ctx = 32768;
+  uint32_t n_parallel = 1;
+  std::string kv, output;
+  bool json = false;
+};
+
+// Beyond this bytes grow with tokens in a straight line.
+constexpr uint32_t kMeasuredTokens = 4096;
+constexpr uint32_t kChunk = 512;
+
+struct Bytes {
+  double prompt = 0.0;  ///< staged: a prompt that is not compressed yet
+  double held = 0.0;    ///< afterwards
+};
+
+Bytes measure_layer(const LayerShape& shape, const Spec& spec, uint32_t n_tokens, uint64_t max_cells) {
+  const auto layer = unwrap(LayerCache::create(shape, spec, uint32_t(std::min<uint64_t>(max_cells, kMaxCells))));
+  Random random(1);
+  const size_t k_row = size_t{shape.n_kv_heads} * shape.head_dim_k, v_row = size_t{shape.n_kv_heads} * shape.head_dim_v;
+  std::vector<float> k(kChunk * k_row), v(kChunk * v_row);
+  for (float& x : k) x = random.gaussian();
+  for (float& x : v) x = random.gaussian();
+  Bytes bytes;
+  std::vector<Cell> cells;
+  for (uint32_t begin = 0; begin < n_tokens; begin += kChunk) {
+    cells.clear();
+    for (Cell cell = begin; cell < std::min(n_tokens, begin + kChunk); ++cell) cells.push_back(cell);
+    check(layer->put(0, cells, k.data(), k_row, v.data(), v_row));
+    bytes.prompt = std::max(bytes.prompt, double(layer->bytes_used()));
+    if (spec.prefill == Prefill::streaming) check(layer->commit(0));
+  }
+  check(layer->commit_all());
+  bytes.held = double(layer->bytes_used());
+  return bytes;
+}
+
+Bytes estimate_layer(const LayerShape& shape, const Spec& spec, uint64_t n_tokens, uint64_t max_cells) {
+  const uint32_t most = uint32_t(std::min<uint64_t>(n_tokens, kMeasuredTokens));
+  const Bytes whole = measure_layer(shape, spec, most, max_cells);
+  if (n_tokens == most) return whole;
+  const Bytes half = measure_layer(shape, spec, kMeasuredTokens / 2, max_cells);
+  const double more = double(n_tokens - most) / (kMeasuredTokens / 2);
+  return {whole.prompt + more * (whole.prompt - half.prompt), whole.held + more * (whole.held - half.held)};
+}
+
+std::string mib(double bytes) { return fmt::format("{:.1f} MiB", bytes / 0x1p20); }
+
+void run(const Options& options) {
+  const auto choices = parse_kv_option(options.kv);
+  const auto model = options.model.load();
+  const uint64_t n_each = options.n_ctx / options.n_parallel;
+  if (n_each == 0) throw UserError("--ctx-size is smaller than --parallel; give each sequence one token at least");
+  JsonReport report(options.output, "estimate");
+  options.model.describe(*model, report.meta());
+  report.meta()["n_ctx"] = options.n_ctx;
+  report.meta()["n_parallel"] = options.n_parallel;
+
+  std::map<std::tuple<uint32_t, uint32_t, uint32_t, uint32_t>, std::pair<LayerShape, uint32_t>> shapes;
+  double elements = 0.0;
+  for (const LayerShape& s : model->info().layers) {
+    auto& [shape, n] = shapes[{s.n_heads, s.n_kv_heads, s.head_dim_k, s.head_dim_v}];
+    shape = s;
+    ++n;
+    elements += double(n_each) * s.n_kv_heads * (s.head_dim_k + s.head_dim_v);
+  }
+  elements *= options.n_parallel;
+
+  using enum Table::Align;
+  Table table({{"kv", left}, {"full contexts"}, {"bits/element"}, {"of f16"}, {"at most, prompts in turn"}});
+  for (const llama::KvChoice& choice : choices) {
+    if (choice.stock()) throw UserError(fmt::format("estimate knows caches of mikv; llama.cpp's {} prints its size when it starts", choice.name));
+    double held = 0.0, prompt = 0.0;
+    for (const auto& [key, entry] : shapes) {
+      const Bytes bytes = estimate_layer(entry.first, *choice.spec, n_each, n_each);
+      held += bytes.held * entry.second;
+      prompt += bytes.prompt * entry.second;
+    }
+    const double all = held * options.n_parallel;
+    // While the last prompt is read the others are compressed.
+    const double peak = std::max(all, all - held + prompt);
+    table.add_row({choice.name, mib(all), fmt::format("{:.2f}", 8.0 * all / elements), fmt::format("{:.1f} %", 50.0 * all / elements),
+                   mib(peak)});
+    report.add_row({{"kv", choice.name}, {"bytes", uint64_t(all)}, {"peak_bytes", uint64_t(peak)}, {"f16_bytes", uint64_t(2.0 * elements)},
+                    {"bits_per_element", 8.0 * all / elements}});
+  }
+  if (options.json) {
+    fmt::print("{}\n", report.document().dump(1));
+  } else {
+    fmt::print("{}: {} tokens in {} sequence{}, {} in f16\n", model->info().description, n_each * options.n_parallel, options.n_parallel,
+               options.n_parallel == 1 ? "" : "s", mib(2.0 * elements));
+    table.print(stdout);
+    if (model->info().sliding_window) {
+      fmt::print("Layers with a sliding window of {} tokens hold no more than that: what is measured will be less.\n",
+                 model->info().sliding_window);
+    }
+  }
+  report.write();
+}
+
+}  // namespace
+
+void add_estimate_command(CLI::App& app) {
+  auto options = std::make_shared<Options>();
+  CLI::App* command = app.add_subcommand("estimate", "what a KV cache of some length will take");
+  options->model.add_to(*command);
+  command->add_option("-c,--ctx-size", options->n_ctx, "tokens of all sequences together")->check(in_range(1, double(kMaxCells)))->capture_default_str();
+  command->add_option("--np,--parallel", options->n_parallel, "sequences, of equal length")->check(in_range(1, 256))->capture_default_str();
+  add_kv_option(*command, options->kv, "full,mikv-hq,mikv,mikv-max");
+  command->add_flag("--json", options->json, "print JSON instead of a table");
+  command->add_option("-o,--output", options->output, "write JSON")->type_name("FILE.json");
+  command->footer("Example:\n  mikv estimate -m qwen2.5-coder-1.5b -c 131072 --parallel 4 --kv mikv");
+  command->callback([options] { run(*options); });
+}
+
+}  // namespace mikv::cli
