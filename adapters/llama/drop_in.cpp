@@ -2,6 +2,7 @@
 
 #include <cstdio>
 #include <optional>
+#include <set>
 
 #include "kv_context.hpp"
 #include "next_definition.hpp"
@@ -16,8 +17,12 @@ std::optional<DropIn> current;
 // What the program asks for that mikv would have to overrule.
 const char* conflict(const llama_context_params& params) {
   if (params.type_k != GGML_TYPE_F16 || params.type_v != GGML_TYPE_F16) return "its own cache types (-ctk, -ctv)";
-  if (params.flash_attn_type == LLAMA_FLASH_ATTN_TYPE_DISABLED) return "attention without -fa";
   return nullptr;
+}
+
+void say_once(const char* line) {
+  static std::set<std::string> said;  // programs may try again
+  if (said.insert(line).second) std::fprintf(stderr, "mikv: %s\n", line);
 }
 
 }  // namespace
@@ -42,14 +47,15 @@ llama_context* init_drop_in(llama_model* model, llama_context_params params) {
   const auto stock = [&] { return MIKV_NEXT(llama_init_from_model)(model, params); };
   if (!current || !model) return stock();
   if (const char* what = conflict(params)) {
-    static const bool once =  // some programs try again
-        std::fprintf(stderr, "mikv: the program asks for %s; leave that out, or leave out --kv (MIKV_KV)\n", what) >= 0;
-    (void)once;
+    say_once((std::string("the program asks for ") + what + "; leave that out, or leave out --kv (MIKV_KV)").c_str());
     return nullptr;
+  }
+  if (params.flash_attn_type == LLAMA_FLASH_ATTN_TYPE_DISABLED) {
+    say_once("attention is mikv's own, whatever -fa says");
   }
   const auto context = init_context(model, params, current->spec);
   if (!context) {
-    std::fprintf(stderr, "mikv: %s\n", context.error().c_str());
+    say_once(context.error().c_str());
     return nullptr;
   }
   if (!keeps_kv(context.value())) {

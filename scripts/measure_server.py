@@ -1,0 +1,225 @@
+#!/usr/bin/env python3
+"""What `mikv server` promises, measured on real servers (docs/reliability.md).
+
+    scripts/measure_server.py greedy   -m FILE   20 greedy texts, alone and 4 at a time: --kv full against stock llama-server
+    scripts/measure_server.py contexts -m FILE   16 contexts of 4,096 tokens within a fifth of their f16 size, and in stock
+    scripts/measure_server.py large    -m FILE   -c 1048576 -np 32 within 2 GiB; 4 slots of 8k tokens answer
+    scripts/measure_server.py session  -m FILE   save and load of a long context: bytes, times, the text that follows
+
+Prints JSON. -m also takes the names of `mikv model list`. Texts are random lines to be looked up, from --seed."""
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+MIKV = ROOT / "build" / "bin" / "mikv"
+
+
+def stock_server() -> str:
+    lines = dict(line.split("=", 1) for line in (ROOT / "build" / "llama.txt").read_text().splitlines())
+    return f"{lines['BUILD']}/bin/llama-server"
+
+
+class Server:
+    """A server process; `kv` None: stock llama-server."""
+
+    def __init__(self, model: str, kv: str | None, *flags: str):
+        with socket.socket() as s:
+            s.bind(("127.0.0.1", 0))
+            self.port = s.getsockname()[1]
+        self.folder = tempfile.mkdtemp(prefix="mikv-server-")
+        self.report = f"{self.folder}/report.json"
+        program = [stock_server()] if kv is None else [str(MIKV), "server", "--kv", kv, "--kv-report", self.report]
+        self.log = open(f"{self.folder}/log", "w")
+        self.process = subprocess.Popen([*program, "-m", model, "--port", str(self.port), "-t", "2", "--slot-save-path", self.folder, *flags],
+                                        stdout=self.log, stderr=subprocess.STDOUT)
+
+    def __enter__(self):
+        for _ in range(1200):
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health").read()
+                return self
+            except OSError:
+                if self.process.poll() is not None:
+                    sys.exit(f"the server ended: {Path(self.folder, 'log').read_text()[-600:]}")
+                time.sleep(0.1)
+        sys.exit("the server did not start within two minutes")
+
+    def __exit__(self, *_):
+        self.process.send_signal(signal.SIGINT)
+        try:
+            self.process.wait(30)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+        self.log.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def post(self, path: str, body: dict) -> dict:
+        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", json.dumps(body).encode(), {"Content-Type": "application/json"})
+        try:
+            return json.load(urllib.request.urlopen(request, timeout=3600))
+        except urllib.error.HTTPError as error:
+            return {"error": error.code, "content": "", "body": error.read().decode()[:300]}
+
+    def complete(self, prompt: str, n: int, slot: int = -1) -> dict:
+        return self.post("/completion", {"prompt": prompt, "n_predict": n, "temperature": 0, "id_slot": slot, "cache_prompt": True})
+
+    def memory(self) -> dict:
+        status = dict(line.split(":", 1) for line in Path(f"/proc/{self.process.pid}/status").read_text().splitlines())
+        kib = lambda name: int(status[name].split()[0]) * 1024
+        return {"resident": kib("VmRSS"), "resident_anonymous": kib("RssAnon"), "peak_resident": kib("VmHWM"), "address_space": kib("VmSize")}
+
+    def figures(self) -> dict:
+        time.sleep(1.2)  # it is written once a second, after a step
+        self.complete("a", 1)
+        return json.loads(Path(self.report).read_text()) if os.path.exists(self.report) else {}
+
+    def log_lines(self) -> list[str]:
+        return [line.strip() for line in Path(self.folder, "log").read_text().splitlines() if line.startswith("mikv:")]
+
+
+ADJECTIVES = "quiet brave amber hollow gentle rapid solemn vivid crisp mellow stern lucid humble eager frosty golden".split()
+NOUNS = "river falcon lantern meadow anchor violin harbor copper orchard glacier beacon saddle canyon thistle marble comet".split()
+
+
+def lines_task(rng: random.Random, n: int) -> tuple[str, list[tuple[str, int]]]:
+    """A text of n lines, and (name, number) of each line."""
+    names = rng.sample([f"{a}-{b}" for a in ADJECTIVES for b in NOUNS], n)
+    entries = [(name, rng.randint(10000, 99999)) for name in names]
+    text = "Below is a record of lines. Remember the number of each line.\n\n"
+    return text + "".join(f"line {name}: REGISTER_CONTENT is <{number}>\n" for name, number in entries), entries
+
+
+def question(text: str, name: str) -> str:
+    return f"{text}\nNow the REGISTER_CONTENT of one line is asked for.\nThe <REGISTER_CONTENT> in line {name} is <"
+
+
+PROMPTS = [f"Question: {q}\nAnswer:" for q in (
+    "What is the capital of France?", "How many days does a week have?", "What is 7 times 8?", "What colour is the sky on a clear day?",
+    "Which planet is closest to the sun?", "What is the opposite of hot?", "How many legs does a spider have?", "What is the first month of the year?",
+    "Which animal barks?", "What do bees make?")] + [
+    "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13,", "Monday, Tuesday, Wednesday, Thursday,", "2, 4, 6, 8, 10, 12, 14, 16,", "a b c d e f g h i j k l",
+    "January, February, March, April,", "10, 9, 8, 7, 6, 5,", "red, red, blue, red, red, blue, red, red,", "one, two, three, four, five,",
+    "x = 1\ny = 2\nz = 3\nx = 1\ny = 2\nz = 3\nx = 1\n", "5, 10, 15, 20, 25, 30, 35,"]
+
+
+def greedy(model: str, options) -> dict:
+    result = {}
+    texts = {}
+    for name, kv in (("stock", None), ("full", "full")):
+        with Server(model, kv, "-c", "8192", "-np", "4") as server:
+            texts[name, 1] = [server.complete(p, 24)["content"] for p in PROMPTS]
+            with ThreadPoolExecutor(4) as pool:
+                texts[name, 4] = list(pool.map(lambda p: server.complete(p, 24)["content"], PROMPTS))
+    for n in (1, 4):
+        result[f"equal_{n}_at_a_time"] = sum(a == b for a, b in zip(texts["stock", n], texts["full", n]))
+    result["stock_alone_equals_stock_4_at_a_time"] = sum(a == b for a, b in zip(texts["stock", 1], texts["stock", 4]))
+    result["of"] = len(PROMPTS)
+    return result
+
+
+def contexts(model: str, options) -> dict:
+    rng = random.Random(options.seed)
+    tasks = [lines_task(rng, options.lines) for _ in range(options.contexts)]
+    asked = [[rng.choice(entries) for _ in range(3)] for _, entries in tasks]
+    result = {"contexts": options.contexts, "lines": options.lines}
+    f16 = None
+    arms = [("mikv", options.kv), ("stock", None)]
+    for name, kv in arms:
+        flags = ["-c", str(options.contexts * 4352), "-np", str(options.contexts)]
+        if kv is not None:
+            estimate = json.loads(subprocess.run([str(MIKV), "estimate", "-m", model, "-c", str(options.contexts * 4096), "--kv", kv, "--json"],
+                                                 check=True, capture_output=True, text=True).stdout)
+            f16 = estimate["rows"][0]["f16_bytes"]
+            flags += ["--kv-budget", str(f16 // 5)]
+            result["budget_bytes"] = f16 // 5
+        with Server(model, kv, *flags) as server:
+            began, correct, n_tokens = time.monotonic(), 0, 0
+            for turn in range(3):
+                with ThreadPoolExecutor(options.contexts) as pool:
+                    answers = list(pool.map(lambda i: server.complete(question(tasks[i][0], asked[i][turn][0]), 8, i), range(options.contexts)))
+                for i, answer in enumerate(answers):
+                    correct += answer["content"].strip().startswith(str(asked[i][turn][1]))
+                    if turn == 0:
+                        n_tokens += answer.get("tokens_evaluated", 0)
+            result[name] = {"correct": correct, "of": 3 * options.contexts, "tokens": n_tokens, "seconds": round(time.monotonic() - began),
+                            "memory": server.memory()}
+            if kv is not None:
+                result[name]["report"] = server.figures()
+                result[name]["log"] = server.log_lines()
+        print(json.dumps(result[name]), file=sys.stderr, flush=True)
+    return result
+
+
+def large(model: str, options) -> dict:
+    rng = random.Random(options.seed)
+    with Server(model, options.kv, "-c", "1048576", "-np", "32", "--kv-budget", "2GiB") as server:
+        started = server.memory()
+        tasks = [lines_task(rng, options.lines) for _ in range(4)]
+        asked = [rng.choice(entries) for _, entries in tasks]
+        with ThreadPoolExecutor(4) as pool:
+            answers = list(pool.map(lambda i: server.complete(question(tasks[i][0], asked[i][0]), 8, i), range(4)))
+        return {"started": started, "tokens": [a.get("tokens_evaluated", 0) for a in answers],
+                "answers": [[a["content"], asked[i][1]] for i, a in enumerate(answers)],
+                "correct": sum(a["content"].strip().startswith(str(asked[i][1])) for i, a in enumerate(answers)),
+                "filled": server.memory(), "report": server.figures(), "log": server.log_lines()}
+
+
+def session(model: str, options) -> dict:
+    rng = random.Random(options.seed)
+    text, entries = lines_task(rng, 180)
+    while len(text) < options.characters:
+        more, entries = lines_task(rng, 180)
+        text += more
+    prompt = question(text, rng.choice(entries)[0])
+    with Server(model, options.kv, "-c", str(2 * 20480), "-np", "2") as server:
+        began = time.monotonic()
+        first = server.complete(prompt, 4, 0)  # the second token ends the prompt, which is compressed then
+        prefill = time.monotonic() - began
+        saved = server.post("/slots/0?action=save", {"filename": "long.bin"})
+        bytes_used = json.loads(Path(server.report).read_text())["kv_bytes"]
+        restored = server.post("/slots/1?action=restore", {"filename": "long.bin"})
+        plain = server.complete(prompt + first["content"], 24, 0)
+        loaded = server.complete(prompt + first["content"], 24, 1)
+        return {"tokens": first.get("tokens_evaluated"), "prefill_seconds": round(prefill, 2), "file_bytes": saved.get("n_written"), "kv_bytes": bytes_used,
+                "file_over_kv": round(saved.get("n_written", 0) / bytes_used, 4), "save_ms": saved["timings"]["save_ms"],
+                "restore_ms": restored["timings"]["restore_ms"], "tokens_read_again": [plain["timings"]["prompt_n"], loaded["timings"]["prompt_n"]],
+                "same_text": plain["content"] == loaded["content"], "text": plain["content"]}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["greedy", "contexts", "large", "session"])
+    parser.add_argument("-m", "--model", required=True)
+    parser.add_argument("--kv", default="mikv")
+    parser.add_argument("--contexts", type=int, default=16)
+    parser.add_argument("--lines", type=int, default=0, help="lines of a context (default: about 4,000 tokens, 8,000 for large)")
+    parser.add_argument("--characters", type=int, default=44000, help="of the text of `session`")
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    options.lines = options.lines or (200 if options.what == "contexts" else 250)
+    model = options.model
+    if not os.path.exists(model):
+        model = subprocess.run([str(MIKV), "model", "path", model], check=True, capture_output=True, text=True).stdout.strip()
+    began = time.monotonic()
+    result = {"contexts": contexts, "greedy": greedy, "large": large, "session": session}[options.what](model, options)
+    result["minutes"] = round((time.monotonic() - began) / 60, 1)
+    print(json.dumps(result, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
