@@ -16,7 +16,7 @@ CMAKE_ARGS ?=
 
 # Each step is its own make target for readability, but they must run in the order written.
 .NOTPARALLEL:
-.PHONY: help setup build test unit-test sanitize aarch64 demo bench clean
+.PHONY: help setup build test unit-test sanitize aarch64 test-llama-server demo bench clean
 
 help: ## show this list
 	@echo "make TARGET, one of:"
@@ -53,6 +53,10 @@ aarch64: setup ## attention and codecs on 64-bit ARM, under emulation
 	cmake --preset aarch64 --log-level=WARNING $(CMAKE_ARGS); \
 	cmake --build --preset aarch64 --parallel $(JOBS); \
 	ctest --preset aarch64 --parallel $(JOBS) --output-log build/aarch64/ctest.log
+
+test-llama-server: build ## llama.cpp's own server tests: those that stock llama-server passes, on mikv server (40 minutes)
+	@$(FETCH) get $(TEST_MODEL) >build/test-model.txt
+	@python3 tests/llama_server/run.py --model "$$(cat build/test-model.txt)" --mikv $(MIKV)
 
 demo: build ## a real model answers from a small cache where eviction and 4-bit caches fail
 	@$(FETCH) get $(DEMO_MODEL) >/dev/null
