@@ -91,7 +91,7 @@ class Model {
       case Kind::reload: reload(frame, operation.count); break;
       case Kind::copy:
         RC_ASSERT(layer_->copy_frame(0, 1).ok());
-        if (layer_->n_cells(0)) frames_[1] = frames_[0];
+        frames_[1] = frames_[0];
         break;
       case Kind::rotate: rotate(frame, first, operation.count); break;
       case Kind::lower: lower(); break;

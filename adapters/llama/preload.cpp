@@ -55,3 +55,26 @@ __attribute__((constructor)) void set_up() {
 }
 
 }  // namespace
+
+// Programs that look functions up by name in libllama (Python's ctypes) would find its own: ours are handed out instead. What is
+// not ours goes on to the real dlsym by a jump, so that RTLD_NEXT still counts from who asked.
+extern "C" void* dlsym(void* handle, const char* name) noexcept {
+  using Lookup = void* (*)(void*, const char*);
+  static const Lookup real = [] {
+    for (const char* version : {"GLIBC_2.34", "GLIBC_2.17", "GLIBC_2.2.5"}) {
+      if (void* found = dlvsym(RTLD_NEXT, "dlsym", version)) return reinterpret_cast<Lookup>(found);
+    }
+    std::abort();
+  }();
+  if (handle == RTLD_NEXT || std::strncmp(name, "llama_", 6) != 0) return real(handle, name);
+  void* const found = real(handle, name);
+  static void* const self = [] {
+    Dl_info info{};
+    dladdr(reinterpret_cast<void*>(&set_up), &info);
+    return dlopen(info.dli_fname, RTLD_LAZY | RTLD_NOLOAD);
+  }();
+  void* const ours = found && self ? real(self, name) : nullptr;
+  Dl_info of_ours{}, of_self{};
+  if (!ours || !dladdr(ours, &of_ours) || !dladdr(reinterpret_cast<void*>(&set_up), &of_self)) return found;
+  return of_ours.dli_fbase == of_self.dli_fbase ? ours : found;
+}

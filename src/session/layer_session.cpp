@@ -66,7 +66,10 @@ Status LayerCache::adopt_frame(FrameId frame, LoadedFrame loaded, std::span<cons
 
 Status LayerCache::copy_frame(FrameId from, FrameId to) {
   const cache::FrameStore* store = impl_->frame(from);
-  if (!store) return {};
+  if (!store || store->n_live() == 0) {
+    if (impl_->frame(to)) impl_->frames[to].reset();
+    return {};
+  }
   std::vector<Cell> cells;
   for (Cell cell = 0; cell < store->live().end(); ++cell) {
     if (store->live().contains(cell)) cells.push_back(cell);
