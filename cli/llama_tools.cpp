@@ -120,6 +120,7 @@ int run_llama_tool(const LlamaTool& tool, int argc, char** argv) {
       if (budget) setenv("MIKV_KV_BUDGET", budget, 1);
     }
   }
+  setenv("LLAMA_APP_CMD", tool.name, 1);  // so that the server in router mode starts its children as `mikv server`
   std::string name = fmt::format("mikv {}", tool.name);
   std::vector<char*> arguments{name.data()};
   for (std::string& argument : options.rest) arguments.push_back(argument.data());
