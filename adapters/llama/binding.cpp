@@ -239,7 +239,7 @@ void Binding::attend(Layer& layer, ggml_tensor* node, uint32_t thread, uint32_t 
   const auto add_call = [&](const StepPlan::Run& run, std::span<const FrameId> frames, int64_t stream, uint32_t first, uint32_t n) {
     AttendArgs& call = calls.emplace_back(rows_args(layer, node, stream, first, n));
     call.frames = frames;
-    call.commit = spec_.prefill == Prefill::streaming || pressed_ ? run.single || !run.generates : run.single;
+    call.commit = commits(run);
   };
   const ggml_tensor *q = node->src[0], *k = node->src[1];
   const uint32_t n_rows = uint32_t(q->ne[1]);

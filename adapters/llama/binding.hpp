@@ -122,6 +122,10 @@ class Binding {
   uint64_t n_refused() const { return n_refused_; }  ///< steps that did not fit
 
  private:
+  /// Attention compresses what the run put, at once.
+  bool commits(const StepPlan::Run& run) const {
+    return run.single || (!run.generates && (pressed_ || spec_.prefill == Prefill::streaming));
+  }
   uint64_t bytes_of_step() const;
   /// Holds the budget for the step that is planned. 0, or what llama_decode shall return.
   int32_t make_room();

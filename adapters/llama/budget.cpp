@@ -61,7 +61,7 @@ uint64_t Binding::bytes_of_step() const {
   for (const StepPlan::Run& run : plan_.runs()) {
     Tokens& of_frame = tokens[run.frame];
     of_frame.n += run.n;
-    of_frame.compressed &= run.single || (!run.generates && (pressed_ || spec_.prefill == Prefill::streaming));
+    of_frame.compressed &= commits(run);
   }
   // Layers store, attend and compress one after the other.
   for (const auto& [index, layer] : layers_) {
