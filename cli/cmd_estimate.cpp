@@ -17,6 +17,7 @@
 #include "model_options.hpp"
 #include "random.hpp"
 #include "table.hpp"
+#include "terminal.hpp"
 
 namespace mikv::cli {
 namespace {
@@ -68,8 +69,6 @@ Bytes estimate_layer(const LayerShape& shape, const Spec& spec, uint64_t n_token
   return {whole.prompt + more * (whole.prompt - half.prompt), whole.held + more * (whole.held - half.held)};
 }
 
-std::string mib(double bytes) { return fmt::format("{:.1f} MiB", bytes / 0x1p20); }
-
 void run(const Options& options) {
   const auto choices = parse_kv_option(options.kv);
   const auto model = options.model.load();
@@ -103,8 +102,8 @@ void run(const Options& options) {
     const double all = held * options.n_parallel;
     // While the last prompt is read the others are compressed.
     const double peak = std::max(all, all - held + prompt);
-    table.add_row({choice.name, mib(all), fmt::format("{:.2f}", 8.0 * all / elements), fmt::format("{:.1f} %", 50.0 * all / elements),
-                   mib(peak)});
+    table.add_row({choice.name, format_bytes(all), fmt::format("{:.2f}", 8.0 * all / elements), fmt::format("{:.1f} %", 50.0 * all / elements),
+                   format_bytes(peak)});
     report.add_row({{"kv", choice.name}, {"bytes", uint64_t(all)}, {"peak_bytes", uint64_t(peak)}, {"f16_bytes", uint64_t(2.0 * elements)},
                     {"bits_per_element", 8.0 * all / elements}});
   }
@@ -112,7 +111,7 @@ void run(const Options& options) {
     fmt::print("{}\n", report.document().dump(1));
   } else {
     fmt::print("{}: {} tokens in {} sequence{}, {} in f16\n", model->info().description, n_each * options.n_parallel, options.n_parallel,
-               options.n_parallel == 1 ? "" : "s", mib(2.0 * elements));
+               options.n_parallel == 1 ? "" : "s", format_bytes(2.0 * elements));
     table.print(stdout);
     if (model->info().sliding_window) {
       fmt::print("Layers with a sliding window of {} tokens hold no more than that: what is measured will be less.\n",

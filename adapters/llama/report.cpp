@@ -19,8 +19,7 @@ struct Figure {
   double value;
 };
 
-std::vector<Figure> figures() {
-  const Registry::Totals totals = Registry::get().totals();
+std::vector<Figure> figures(const Registry::Totals& totals) {
   const MemoryUsage& usage = totals.usage;
   return {{"kv_bytes", "bytes of K and V with all that belongs to them", false, double(usage.total())},
           {"kv_peak_bytes", "the most bytes of the tiers, transient ones included", false, double(peak_tier_bytes())},
@@ -46,7 +45,7 @@ std::string number(double value) {
 
 std::string prometheus() {
   std::string text;
-  for (const Figure& f : figures()) {
+  for (const Figure& f : figures(Registry::get().totals())) {
     const std::string name = std::string("mikv_") + f.name;
     text += "# HELP " + name + " " + f.help + "\n# TYPE " + name + (f.counts ? " counter\n" : " gauge\n") + name + " " + number(f.value) + "\n";
   }
@@ -54,8 +53,9 @@ std::string prometheus() {
 }
 
 std::string json() {
-  std::string text = "{\n  \"spec\": \"" + Registry::get().totals().spec + "\"";
-  for (const Figure& f : figures()) text += ",\n  \"" + std::string(f.name) + "\": " + number(f.value);
+  const Registry::Totals totals = Registry::get().totals();
+  std::string text = "{\n  \"spec\": \"" + totals.spec + "\"";
+  for (const Figure& f : figures(totals)) text += ",\n  \"" + std::string(f.name) + "\": " + number(f.value);
   return text + "\n}\n";
 }
 
