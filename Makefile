@@ -13,10 +13,11 @@ DEMO_MODEL := qwen2.5-coder-0.5b
 TEST_MODEL := smollm2-135m
 DEMO_KV := full,h2o,rtn4,mikv-paper,mikv,llama:f16,llama:q8_0,llama:q4_0
 CMAKE_ARGS ?=
+FUZZ_SECONDS ?= 300
 
 # Each step is its own make target for readability, but they must run in the order written.
 .NOTPARALLEL:
-.PHONY: help setup build test unit-test sanitize aarch64 test-llama-server demo bench clean
+.PHONY: help setup build test unit-test sanitize aarch64 fuzz test-llama-server demo bench clean
 
 help: ## show this list
 	@echo "make TARGET, one of:"
@@ -53,6 +54,13 @@ aarch64: setup ## attention and codecs on 64-bit ARM, under emulation
 	cmake --preset aarch64 --log-level=WARNING $(CMAKE_ARGS); \
 	cmake --build --preset aarch64 --parallel $(JOBS); \
 	ctest --preset aarch64 --parallel $(JOBS) --output-log build/aarch64/ctest.log
+
+fuzz: setup ## libFuzzer on what reads saved caches, FUZZ_SECONDS long (default 300)
+	@scripts/setup.sh fuzz
+	@cmake --preset fuzz --log-level=WARNING $(CMAKE_ARGS)
+	@cmake --build --preset fuzz --parallel $(JOBS) --target mikv_fuzz_session
+	@mkdir -p build/fuzz/found
+	@build/fuzz/bin/mikv_fuzz_session -max_total_time=$(FUZZ_SECONDS) -max_len=65536 -print_final_stats=1 -artifact_prefix=build/fuzz/found/ build/fuzz/found tests/fuzz/corpus
 
 test-llama-server: build ## llama.cpp's own server tests: those that stock llama-server passes, on mikv server (40 minutes)
 	@$(FETCH) get $(TEST_MODEL) >build/test-model.txt

@@ -9,6 +9,11 @@ if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_L
   target_compile_options(mikv_warnings INTERFACE -Wno-restrict)
 endif()
 
+# Nothing compiled by another compiler is ever given a vector.
+if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+  target_compile_options(mikv_warnings INTERFACE -Wno-psabi)
+endif()
+
 # Ours only: other people's code, when we compile any, keeps its own warning level.
 function(mikv_use_warnings)
   foreach(target IN LISTS ARGN)
@@ -21,8 +26,10 @@ if(MIKV_SANITIZE STREQUAL "address")
   set(mikv_sanitizers address,undefined)
 elseif(MIKV_SANITIZE STREQUAL "thread")
   set(mikv_sanitizers thread)
+elseif(MIKV_SANITIZE STREQUAL "fuzzer")
+  set(mikv_sanitizers address,undefined,fuzzer-no-link)
 elseif(NOT MIKV_SANITIZE STREQUAL "")
-  message(FATAL_ERROR "MIKV_SANITIZE=${MIKV_SANITIZE} is unknown; use address, thread or leave it empty")
+  message(FATAL_ERROR "MIKV_SANITIZE=${MIKV_SANITIZE} is unknown; use address, thread, fuzzer (Clang) or leave it empty")
 endif()
 if(mikv_sanitizers)
   # Not recovering turns every finding into a failed test instead of a line in a log.

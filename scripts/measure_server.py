@@ -5,6 +5,7 @@
     scripts/measure_server.py contexts -m FILE   16 contexts of 4,096 tokens within a fifth of their f16 size, and in stock
     scripts/measure_server.py large    -m FILE   -c 1048576 -np 32 within 2 GiB; 4 slots of 8k tokens answer
     scripts/measure_server.py session  -m FILE   save and load of a long context: bytes, times, the text that follows
+    scripts/measure_server.py soak     -m FILE   4 clients with cancels, shared prefixes, saves and loads: errors, answers, memory
 
 Prints JSON. -m also takes the names of `mikv model list`. Texts are random lines to be looked up, from --seed."""
 
@@ -200,14 +201,92 @@ def session(model: str, options) -> dict:
                 "same_text": plain["content"] == loaded["content"], "text": plain["content"]}
 
 
+def soak(model: str, options) -> dict:
+    """Exits with 1 if a request failed, the answers got worse or the memory grew."""
+    seconds, n_clients = options.duration * 60, 4
+    shared = [lines_task(random.Random(options.seed + i), 30) for i in range(3)]  # prefixes that all clients use
+    counts: dict[str, int] = {}
+    errors: list[str] = []
+    right: list[tuple[float, bool]] = []
+    began = time.monotonic()
+
+    def client(server: Server, slot: int) -> None:
+        rng = random.Random(options.seed * 100 + slot)
+
+        def act(name: str) -> None:
+            text, entries = rng.choice(shared)
+            entry = rng.choice(entries)
+            prompt = question(text, entry[0])
+            where = slot if rng.random() < 0.7 else -1
+            if name == "ask":
+                answer = server.complete(prompt, 8, where)
+                if "error" in answer:
+                    errors.append(f"{name}: {answer}")
+                else:
+                    right.append((time.monotonic() - began, answer["content"].strip().startswith(str(entry[1]))))
+            elif name == "cancel":
+                body = json.dumps({"prompt": prompt[rng.randint(0, 400):], "n_predict": 200, "stream": True, "id_slot": where}).encode()
+                request = urllib.request.Request(f"http://127.0.0.1:{server.port}/completion", body, {"Content-Type": "application/json"})
+                with urllib.request.urlopen(request, timeout=600) as stream:
+                    stream.read(rng.choice([1, 300, 2000]))
+            elif name == "generate":
+                answer = server.complete(prompt, 80, where)
+                if "error" in answer:
+                    errors.append(f"{name}: {answer}")
+            else:
+                # A slot that holds nothing is refused; that is right, and no error of ours.
+                for step in ("save", "restore"):
+                    answer = server.post(f"/slots/{slot}?action={step}", {"filename": f"client-{slot}.bin"})
+                    if "error" in answer and answer["error"] != 400:
+                        errors.append(f"{step}: {answer}")
+
+        while time.monotonic() - began < seconds:
+            name = rng.choices(["ask", "cancel", "generate", "save"], [5, 2, 1, 1])[0]
+            try:
+                act(name)
+            except OSError as error:
+                errors.append(f"{name}: {error}")
+            counts[name] = counts.get(name, 0) + 1
+
+    samples: list[tuple[float, int]] = []
+    # The server keeps prompts for later in memory of its own (--cache-ram); that must be full for memory to be flat.
+    with Server(model, options.kv, "-c", "8192", "-np", str(n_clients), "--cache-ram", "16") as server, ThreadPoolExecutor(n_clients) as pool:
+        running = [pool.submit(client, server, slot) for slot in range(n_clients)]
+        while not all(r.done() for r in running):
+            time.sleep(2)
+            if server.process.poll() is not None:
+                errors.append("the server ended")
+                break
+            samples.append((time.monotonic() - began, server.memory()["resident_anonymous"]))
+            left = max(0, seconds - samples[-1][0])
+            print(f"soak: {sum(counts.values())} requests, {len(errors)} errors, {samples[-1][1] >> 20} MiB, {left / 60:.1f} min left",
+                  file=sys.stderr, flush=True)
+        for r in running:
+            r.result()
+        log = server.log_lines()
+
+    def in_part(values: list, part: int) -> list:
+        return [v for at, v in values if seconds * part / 4 <= at < seconds * (part + 1) / 4]
+
+    memory = [max(in_part(samples, part), default=0) for part in range(4)]
+    accuracy = [round(sum(r := in_part(right, part)) / max(1, len(r)), 3) for part in range(4)]
+    result = {"requests": counts, "errors": errors[:20], "n_errors": len(errors), "most_anonymous_bytes_by_quarter": memory,
+              "right_answers_by_quarter": accuracy, "log": log}
+    if errors or memory[3] > 1.05 * memory[1] or accuracy[3] < accuracy[0] - 0.1:
+        print(json.dumps(result, indent=1))
+        sys.exit("the soak failed: errors, memory that grew by more than 5 % between the second and the last quarter, or worse answers")
+    return result
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["greedy", "contexts", "large", "session"])
+    parser.add_argument("what", choices=["greedy", "contexts", "large", "session", "soak"])
     parser.add_argument("-m", "--model", required=True)
     parser.add_argument("--kv", default="mikv")
     parser.add_argument("--contexts", type=int, default=16)
     parser.add_argument("--lines", type=int, default=0, help="lines of a context (default: about 4,000 tokens, 8,000 for large)")
     parser.add_argument("--characters", type=int, default=44000, help="of the text of `session`")
+    parser.add_argument("--duration", type=float, default=10, help="minutes of `soak`")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     options.lines = options.lines or (200 if options.what == "contexts" else 250)
@@ -215,7 +294,7 @@ def main() -> int:
     if not os.path.exists(model):
         model = subprocess.run([str(MIKV), "model", "path", model], check=True, capture_output=True, text=True).stdout.strip()
     began = time.monotonic()
-    result = {"contexts": contexts, "greedy": greedy, "large": large, "session": session}[options.what](model, options)
+    result = {"contexts": contexts, "greedy": greedy, "large": large, "session": session, "soak": soak}[options.what](model, options)
     result["minutes"] = round((time.monotonic() - began) / 60, 1)
     print(json.dumps(result, indent=1))
     return 0

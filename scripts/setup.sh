@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs the system packages that the build needs, where that is permitted; else prints the one line to run.
-# Does nothing, quickly, when all are there. With "aarch64": those for the tests of 64-bit ARM under emulation.
+# Does nothing, quickly, when all are there. With "aarch64": those for the tests of 64-bit ARM under
+# emulation; with "fuzz": those for fuzzing.
 set -euo pipefail
 
 packages=(
@@ -15,6 +16,10 @@ foreign=
 if [ "${1:-}" = aarch64 ]; then
   foreign=arm64
   packages=(g++-aarch64-linux-gnu qemu-user-static libhwy-dev:arm64 libxxhash-dev:arm64 libgtest-dev:arm64 librapidcheck-dev:arm64)
+fi
+
+if [ "${1:-}" = fuzz ]; then
+  packages=(clang-16 libclang-rt-16-dev)
 fi
 
 if ! command -v dpkg-query >/dev/null; then

@@ -135,6 +135,41 @@ TEST(ConcurrencyTest, StepsAcrossACutOfALongContext) {
   }
 }
 
+// A server with four slots on eight threads: prompts come while others generate, slots end and begin anew, one is copied and one
+// is saved; what each slot reads is what it reads on one thread.
+TEST(ConcurrencyTest, FourSlotsOnEightThreads) {
+  constexpr uint32_t n_slots = 4, n_steps = 30;
+  for (const char* spec : {"mikv", "mikv-paper:prefill=streaming", "full"}) {
+    SCOPED_TRACE(spec);
+    const auto serve = [&](uint32_t n_threads) {
+      const auto layer = make_layer(kShape, spec);
+      Random random(73);
+      std::vector<float> all;
+      for (uint32_t step = 0; step < n_steps; ++step) {
+        std::vector<Request> requests;
+        for (FrameId slot = 0; slot < n_slots; ++slot) {
+          if ((step + 7 * slot) % 13 == 12) layer->erase_if(slot, 0, kMaxCells);  // its request was cancelled
+          const uint32_t n = layer->n_cells(slot) ? 1 : 20 + 10 * slot;
+          put(*layer, slot, cell_range(slot * 1000 + step * 64, n), Tokens(kShape, n, random));
+          Request& request = requests.emplace_back(kShape, n, random);
+          request.frames = {slot};
+          request.commit = n == 1;
+        }
+        for (const auto& out : run_together(*layer, requests, n_threads)) all.insert(all.end(), out.begin(), out.end());
+        if (step % 10 == 9) {
+          EXPECT_TRUE(layer->copy_frame(2, 5).ok());
+          std::vector<uint8_t> saved;
+          EXPECT_TRUE(layer->save_frame(1, cell_range(1000, 2000), saved).ok());
+        }
+      }
+      return all;
+    };
+    const std::vector<float> alone = serve(1), together = serve(8);
+    ASSERT_EQ(alone.size(), together.size());
+    for (size_t i = 0; i < alone.size(); ++i) ASSERT_NEAR(together[i], alone[i], 1e-3) << "element " << i;
+  }
+}
+
 TEST(ConcurrencyTest, IndependentLayersOnIndependentThreads) {
   std::vector<std::vector<float>> outs(4);
   std::vector<std::thread> threads;

@@ -115,6 +115,16 @@ std::vector<std::vector<float>> run_together(LayerCache& layer, std::span<const 
   return outs;
 }
 
+Status run_around(LayerCache& layer, const Request& request, const std::function<Status(const std::function<Status()>&)>& around,
+                  std::vector<float>& out) {
+  Memory memory;
+  const AttendArgs args = arguments(request, memory);
+  Workspace workspace(1);
+  const Status status = around([&] { return layer.attend(args, workspace); });
+  if (status) out = compact(request, memory.out);
+  return status;
+}
+
 std::vector<float> run_reference(const LayerCache& layer, const Request& request) {
   Memory memory;
   const AttendArgs args = arguments(request, memory);

@@ -60,6 +60,9 @@ struct Request {
 std::vector<float> run(LayerCache& layer, const Request& request, uint32_t n_threads = 1);
 /// Several requests in one call, as one for each stream of a batch.
 std::vector<std::vector<float>> run_together(LayerCache& layer, std::span<const Request> requests, uint32_t n_threads = 1);
+/// run() on one thread as a call that `around` makes; `out` is filled in if it went well.
+Status run_around(LayerCache& layer, const Request& request, const std::function<Status(const std::function<Status()>&)>& around,
+                  std::vector<float>& out);
 std::vector<float> run_reference(const LayerCache& layer, const Request& request);
 
 /// Calls back with each SIMD target forced in turn, and then forces the one that was in use. Fails the test if forcing

@@ -53,13 +53,14 @@ int cache_layer(const ggml_tensor* t) {
 
 bool is_key_cache(const ggml_tensor* t) { return std::strncmp(root_of(t)->name, "cache_k_l", 9) == 0; }
 
-Binding::Binding(const Spec& spec, const llama_model* model, const llama_context_params& params)
+Binding::Binding(const Spec& spec, const llama_model* model, const llama_context_params& params, AttentionBy attention_by)
     : spec_(spec),
       sequences_(params.n_seq_max, params.kv_unified),
       rows_in_order_(!llama_model_is_hybrid(model)),
       workspace_(uint32_t(std::max({params.n_threads, params.n_threads_batch,
                                     int32_t(std::thread::hardware_concurrency()), 1})),
                  sequences_.n_sequences()),
+      engine_attends_(attention_by == AttentionBy::engine && spec.uncompressed()),
       n_ubatch_(params.n_ubatch) {
   for (const float value : {params.rope_freq_base, params.rope_freq_scale, params.yarn_ext_factor, params.yarn_attn_factor,
                             params.yarn_beta_fast, params.yarn_beta_slow, float(params.yarn_orig_ctx), float(params.rope_scaling_type)}) {
@@ -92,6 +93,7 @@ Layer* Binding::layer_of_attention(const ggml_tensor* attention) {
     return nullptr;
   }
   layer.k_tensor = root_of(k);
+  layer.v_tensor = root_of(v);
   layer.cells_per_stream = uint32_t(layer.k_tensor->ne[1]);
   auto cache = LayerCache::create(shape, spec_, layer.cells_per_stream);
   if (!cache) {
@@ -118,10 +120,8 @@ int32_t Binding::begin_step(const BatchRecord& batch) {
     status = plan ? Status() : Error{plan.error()};
     if (plan) plan_ = std::move(plan).value();
   }
-  for (auto& [index, layer] : layers_) {
-    layer.next_row = 0;
-    layer.half_stored = false;  // a step that failed may have left one
-  }
+  if (status) commit_idle();
+  for (auto& [index, layer] : layers_) layer.first_row = layer.next_row = 0;
   int32_t refused = -3;
   if (status) {
     refused = make_room();
@@ -131,6 +131,20 @@ int32_t Binding::begin_step(const BatchRecord& batch) {
   }
   end_step(refused);
   return refused;
+}
+
+void Binding::commit_idle() {
+  const auto runs = plan_.runs();
+  for (const FrameId frame : may_have_ended_) {
+    if (std::any_of(runs.begin(), runs.end(), [&](const StepPlan::Run& run) { return run.frame == frame; })) continue;
+    for (auto& [index, layer] : layers_) {
+      if (const Status status = layer.cache->commit(frame); !status) fail(status.error());
+    }
+  }
+  may_have_ended_.clear();
+  for (const StepPlan::Run& run : runs) {
+    if (run.may_end) may_have_ended_.push_back(run.frame);
+  }
 }
 
 bool Binding::end_step(int32_t status) {
@@ -175,23 +189,24 @@ const StepPlan::Run* Binding::run_of_row(uint32_t stream, uint32_t row) const {
   return nullptr;
 }
 
-void Binding::store(Layer& layer, OpKind kind, const ggml_tensor* node) {
+void Binding::store(Layer& layer, const OpData& op, const ggml_tensor* node) {
   const ggml_tensor *rows = node->src[0], *indices = node->src[1];
-  const bool second_half = layer.half_stored && layer.stored_half != kind;
-  layer.half_stored = !second_half;
-  layer.stored_half = kind;
+  if (!op.last_half) {
+    layer.first_row = layer.next_row;
+    layer.next_row += uint32_t(rows->ne[1]);
+  }
 
   thread_local std::vector<Cell> cells;  // kept: a generation step allocates nothing
   for (int64_t begin = 0, end; begin < rows->ne[1]; begin = end) {
     const uint32_t stream = uint32_t(index_at(indices, begin) / layer.cells_per_stream);
-    const StepPlan::Run* run = run_of_row(stream, layer.next_row + uint32_t(begin));
+    const StepPlan::Run* run = run_of_row(stream, layer.first_row + uint32_t(begin));
     if (!run) return fail("llama.cpp stores a token that is in no batch mikv has seen; use the llama.cpp version that mikv is built for");
-    const int64_t run_end = sequences_.unified() ? int64_t(run->first) + run->n - layer.next_row : rows->ne[1];
+    const int64_t run_end = sequences_.unified() ? int64_t(run->first) + run->n - layer.first_row : rows->ne[1];
     cells.clear();
     for (end = begin; end < std::min(run_end, rows->ne[1]) && index_at(indices, end) / layer.cells_per_stream == stream; ++end) {
       cells.push_back(Cell(index_at(indices, end) % layer.cells_per_stream));
     }
-    if (!second_half) {
+    if (!op.last_half) {
       // A generated token ends the prompt before it: what is still staged is compressed first.
       Status status = run->generates ? layer.cache->commit(run->frame) : Status();
       // A sliding window may reuse cells of another sequence.
@@ -202,10 +217,26 @@ void Binding::store(Layer& layer, OpKind kind, const ggml_tensor* node) {
       if (!status) return fail(status.error());
     }
     const char* data = static_cast<const char*>(rows->data) + begin * int64_t(rows->nb[1]);
-    const auto write = kind == OpKind::store_k ? &LayerCache::write_k : &LayerCache::write_v;
+    const auto write = op.kind == OpKind::store_k ? &LayerCache::write_k : &LayerCache::write_v;
     (layer.cache.get()->*write)(run->frame, reinterpret_cast<const float*>(data), rows->nb[1] / sizeof(float), 0, 1);
   }
-  if (second_half) layer.next_row += uint32_t(rows->ne[1]);
+  if (op.last_half && engine_attends_) copy_rows(layer);
+}
+
+void Binding::copy_rows(const Layer& layer) {
+  sequences_.for_each_frame([&](FrameId frame) {
+    row_copy_.fill(*layer.cache, frame, size_t{sequences_.stream_of_frame(frame)} * layer.cells_per_stream);
+  });
+}
+
+void Binding::redirect(ggml_tensor* attention) {
+  size_t k_bytes = 0, v_bytes = 0;
+  for (const auto& [index, layer] : layers_) {
+    k_bytes = std::max(k_bytes, ggml_nbytes(layer.k_tensor));
+    v_bytes = std::max(v_bytes, ggml_nbytes(layer.v_tensor));
+  }
+  if (!row_copy_.reserve(k_bytes, v_bytes)) return fail("no address space for a copy of one layer's keys and values; use a smaller context");
+  row_copy_.redirect(attention);
 }
 
 AttendArgs Binding::rows_args(const Layer& layer, ggml_tensor* node, int64_t stream, uint32_t first, uint32_t n) const {
@@ -244,7 +275,7 @@ void Binding::attend(Layer& layer, ggml_tensor* node, uint32_t thread, uint32_t 
   const ggml_tensor *q = node->src[0], *k = node->src[1];
   const uint32_t n_rows = uint32_t(q->ne[1]);
   if (sequences_.unified()) {
-    const uint32_t first_row = layer.next_row - std::min(layer.next_row, n_rows);
+    const uint32_t first_row = layer.first_row;
     uint32_t group = UINT32_MAX;
     for (const StepPlan::Run& run : plan_.runs()) {
       const uint32_t begin = std::max(run.first, first_row), end = std::min(run.first + run.n, first_row + n_rows);
@@ -279,10 +310,7 @@ Status Binding::failure() const {
 }
 
 void Binding::clear() {
-  for (auto& [index, layer] : layers_) {
-    layer.cache->clear();
-    layer.half_stored = false;
-  }
+  for (auto& [index, layer] : layers_) layer.cache->clear();
   sequences_.clear();
   cells_freed_ = false;
 }

@@ -13,8 +13,10 @@
 #include "cell_capture.hpp"
 #include "ggml-backend.h"
 #include "ggml.h"
+#include "kv_context.hpp"
 #include "llama.h"
 #include "mikv/mikv.hpp"
+#include "row_copy.hpp"
 #include "sequences.hpp"
 #include "step_plan.hpp"
 
@@ -29,23 +31,23 @@ struct OpData {
   Binding* binding = nullptr;
   int layer = 0;
   OpKind kind = OpKind::attend;
+  bool last_half = false;  ///< of the two nodes that store K and V of a layer, the one that comes second
 };
 
 struct Layer {
   std::unique_ptr<LayerCache> cache;
   const ggml_tensor* k_tensor = nullptr;  ///< llama.cpp's own, which holds nothing; borrowed
   uint32_t cells_per_stream = 0;  ///< llama.cpp's cell index = stream * cells_per_stream + cell
-  uint32_t next_row = 0;          ///< tokens of the batch that were stored
+  const ggml_tensor* v_tensor = nullptr;
+  uint32_t first_row = 0, next_row = 0;  ///< tokens of the batch that the graph at work stores: first_row .. next_row - 1
   std::vector<float> slopes;      ///< ALiBi, one a query head; empty without
   OpData ops[3];                  ///< by OpKind
-  /// The half of K/V that was stored and still waits for the other one. llama.cpp stores both in two graph nodes.
-  bool half_stored = false;
-  OpKind stored_half = OpKind::store_k;
 };
 
 class Binding {
  public:
-  Binding(const Spec& spec, const llama_model* model, const llama_context_params& params);
+  /// AttentionBy::engine holds for an uncompressed spec only; any other is mikv's.
+  Binding(const Spec& spec, const llama_model* model, const llama_context_params& params, AttentionBy attention_by);
 
   /// The layer behind a FLASH_ATTN_EXT node over a cache tensor, created when first seen.
   /// Null, with the reason in failure(), if its attention is not supported.
@@ -58,8 +60,12 @@ class Binding {
   /// `status` is llama_decode's. False if the step failed on our side: its output means nothing then.
   bool end_step(int32_t status);
 
-  void store(Layer& layer, OpKind kind, const ggml_tensor* node);
+  void store(Layer& layer, const OpData& op, const ggml_tensor* node);
   void attend(Layer& layer, ggml_tensor* node, uint32_t thread, uint32_t n_threads);
+
+  bool engine_attends() const { return engine_attends_; }
+  /// Lets a node of llama.cpp's own attention read the rows that store() copies for it. All layers are known by now.
+  void redirect(ggml_tensor* attention);
 
   void fail(const std::string& message);  ///< keeps the first; safe from several threads
   Status failure() const;
@@ -126,11 +132,14 @@ class Binding {
   bool commits(const StepPlan::Run& run) const {
     return run.single || (!run.generates && (pressed_ || spec_.prefill == Prefill::streaming));
   }
+  /// Compresses prompts that ended with the step before, if nothing is generated from them at once.
+  void commit_idle();
   uint64_t bytes_of_step() const;
   /// Holds the budget for the step that is planned. 0, or what llama_decode shall return.
   int32_t make_room();
   /// A call's rows first..first+n-1 of the node's stream `stream`.
   AttendArgs rows_args(const Layer& layer, ggml_tensor* node, int64_t stream, uint32_t first, uint32_t n) const;
+  void copy_rows(const Layer& layer);
   const StepPlan::Run* run_of_row(uint32_t stream, uint32_t row) const;
 
   Spec spec_;
@@ -138,9 +147,12 @@ class Binding {
   std::string parameters_, report_file_;
   bool rows_in_order_;
   Workspace workspace_;
+  bool engine_attends_;
+  RowCopy row_copy_;
   llama_context* context_ = nullptr;
   std::map<int, Layer> layers_;
   StepPlan plan_;
+  std::vector<FrameId> may_have_ended_;  ///< frames of the step before, see StepPlan::Run::may_end
   SavedState saved_state_;
   bool cells_freed_ = false;
   bool prints_failures_ = false;

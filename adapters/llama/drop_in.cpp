@@ -51,9 +51,9 @@ llama_context* init_drop_in(llama_model* model, llama_context_params params) {
     return nullptr;
   }
   if (params.flash_attn_type == LLAMA_FLASH_ATTN_TYPE_DISABLED) {
-    say_once("attention is mikv's own, whatever -fa says");
+    say_once("flash attention is used, whatever -fa says");
   }
-  const auto context = init_context(model, params, current->spec);
+  const auto context = init_context(model, params, current->spec, AttentionBy::engine);
   if (!context) {
     say_once(context.error().c_str());
     return nullptr;

@@ -2,6 +2,7 @@
 
 #include <array>
 #include <cstring>
+#include <set>
 #include <string>
 
 namespace mikv::llama {
@@ -11,7 +12,7 @@ void run_op(ggml_tensor* node, int thread, int n_threads, void* user) {
   const OpData& op = *static_cast<const OpData*>(user);
   Layer& layer = *op.binding->find_layer(op.layer);
   if (op.kind == OpKind::attend) return op.binding->attend(layer, node, uint32_t(thread), uint32_t(n_threads));
-  if (thread == 0) op.binding->store(layer, op.kind, node);
+  if (thread == 0) op.binding->store(layer, op, node);
 }
 
 using OpParams = std::array<char, GGML_MAX_OP_PARAMS>;
@@ -29,6 +30,11 @@ OpParams custom_params(OpData& op) {
   return params;
 }
 
+void compute_here(ggml_backend_sched_t scheduler, ggml_tensor* node) {
+  const int cpu = ggml_backend_sched_get_n_backends(scheduler) - 1;  // the CPU is always the last
+  ggml_backend_sched_set_tensor_backend(scheduler, node, ggml_backend_sched_get_backend(scheduler, cpu));
+}
+
 void replace(ggml_backend_sched_t scheduler, ggml_tensor* node, OpData& op) {
   AttentionParams saved{};
   if (op.kind == OpKind::attend) std::memcpy(&saved, node->op_params, sizeof saved);
@@ -36,8 +42,7 @@ void replace(ggml_backend_sched_t scheduler, ggml_tensor* node, OpData& op) {
   std::memcpy(node->op_params, params.data(), params.size());
   std::memcpy(reinterpret_cast<char*>(node->op_params) + kSavedParams, &saved, sizeof saved);
   node->op = GGML_OP_CUSTOM;
-  const int cpu = ggml_backend_sched_get_n_backends(scheduler) - 1;  // the CPU is always the last
-  ggml_backend_sched_set_tensor_backend(scheduler, node, ggml_backend_sched_get_backend(scheduler, cpu));
+  compute_here(scheduler, node);
 }
 
 bool is_view(ggml_op op) {
@@ -92,15 +97,22 @@ bool rewrite_graph(ggml_backend_sched_t scheduler, ggml_cgraph* graph, Binding& 
   }
   if (shift) binding.begin_shift();
   // Layers are known now, also those whose keys are stored before their attention is met.
+  std::set<const Layer*> half_stored;
   for (int i = 0; i < n_nodes; ++i) {
     ggml_tensor* node = ggml_graph_node(graph, i);
     if (!stores(node) && !attends(node)) continue;
     Layer* layer = binding.find_layer(cache_layer(attends(node) ? node->src[1] : node));
     if (!layer) return refuse(node, binding);
+    if (attends(node) && binding.engine_attends()) {
+      binding.redirect(node);
+      compute_here(scheduler, node);
+      continue;
+    }
     const OpKind kind = attends(node) ? OpKind::attend : is_key_cache(node) ? OpKind::store_k : OpKind::store_v;
+    if (kind != OpKind::attend) layer->ops[int(kind)].last_half = !half_stored.insert(layer).second;
     replace(scheduler, node, layer->ops[int(kind)]);
   }
-  return true;
+  return binding.failure().ok();
 }
 
 }  // namespace mikv::llama

@@ -38,12 +38,13 @@ Status for_all_layers(Binding& binding, Work work) {
 
 }  // namespace
 
-Result<llama_context*> init_context(llama_model* model, llama_context_params params, const Spec& spec) {
+Result<llama_context*> init_context(llama_model* model, llama_context_params params, const Spec& spec,
+                                    AttentionBy attention_by) {
   if (const Status status = check_interposition(); !status) return Error{status.error()};
   params.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_ENABLED;
   params.type_k = params.type_v = GGML_TYPE_F16;
   params.offload_kqv = false;
-  auto binding = std::make_unique<Binding>(spec, model, params);
+  auto binding = std::make_unique<Binding>(spec, model, params, attention_by);
   llama_context* context = nullptr;
   {
     const CurrentBinding scope(binding.get());
@@ -107,10 +108,7 @@ Status restore(llama_context* ctx, const std::shared_ptr<const Snapshot>& snapsh
     if (!cache) return Error{cache.error()};
     next[index] = std::move(cache).value();
   }
-  for (auto& [index, layer] : binding->layers()) {
-    layer.cache = std::move(next[index]);
-    layer.half_stored = false;
-  }
+  for (auto& [index, layer] : binding->layers()) layer.cache = std::move(next[index]);
   binding->sequences() = snapshot->sequences;
   binding->set_spec(spec);
   return {};

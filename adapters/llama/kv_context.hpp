@@ -8,10 +8,17 @@
 
 namespace mikv::llama {
 
-/// llama_init_from_model with the KV payload and attention of every layer held by mikv under `spec`. Forces flash
-/// attention, f16 KV types and offload_kqv = false. Free it with llama_free.
+/// Who computes attention over what mikv stores.
+enum class AttentionBy {
+  mikv,   ///< mikv, fused over its tiers
+  engine  ///< llama.cpp's own operator, over a copy of one layer's rows: to the bit what it computes without mikv. Uncompressed specs
+};
+
+/// llama_init_from_model with the KV payload of every layer held by mikv under `spec`, and its attention computed by mikv, or by llama.cpp
+/// where that is asked for and the spec compresses nothing. Forces flash attention, f16 KV types and offload_kqv = false. Free it with llama_free.
 /// Errors: the model's attention is not supported (named); llama.cpp could not create the context.
-Result<llama_context*> init_context(llama_model* model, llama_context_params params, const Spec& spec);
+Result<llama_context*> init_context(llama_model* model, llama_context_params params, const Spec& spec,
+                                    AttentionBy attention_by = AttentionBy::mikv);
 
 /// False if the model has no attention layers with a KV cache (recurrent and many embedding models).
 bool keeps_kv(const llama_context* ctx);

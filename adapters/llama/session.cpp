@@ -7,6 +7,7 @@
 #include "binding.hpp"
 #include "session/byte_stream.hpp"
 #include "session/container.hpp"
+#include "session/saved_context.hpp"
 #include "state_stream.hpp"
 
 namespace mikv::llama {
@@ -14,124 +15,31 @@ namespace {
 
 using session::ByteReader;
 using session::ByteWriter;
+using session::EngineStream;
+using session::Identity;
+using session::kNoFrame;
+using session::SavedSequence;
 using session::Section;
 using session::SectionView;
 
 /// SectionView::kind.
 enum Kind : uint32_t { kIdentity = 1, kTokens, kStream, kSequences, kFrame };
-constexpr uint32_t kNoFrame = UINT32_MAX;
 
-void put_text(ByteWriter& out, const std::string& text) {
-  out.put(uint32_t(text.size()));
-  out.put_bytes(text.data(), text.size());
-}
-
-std::string get_text(ByteReader& in) {
-  const auto bytes = in.get_array<char>(in.get<uint32_t>());
-  return {bytes.begin(), bytes.end()};
-}
-
-// What must be the same for a state to mean the same.
-struct Identity {
-  std::string model;  ///< as llama.cpp describes it
-  uint64_t fingerprint = 0;
-  std::string spec;
-
-  static Identity of(const Binding& binding) {
-    const llama_model* model = llama_get_model(binding.context());
-    char text[256];
-    llama_model_desc(model, text, sizeof text);
-    Identity identity{text, 0, binding.spec().to_string()};
-    std::string all = identity.model + binding.parameters();
-    std::vector<char> value(1 << 16);
-    for (int32_t i = 0; i < llama_model_meta_count(model); ++i) {
-      // Called by name: the preloaded library can only bind calls late, not addresses.
-      if (llama_model_meta_key_by_index(model, i, value.data(), value.size()) >= 0) all += std::string(value.data()) + "=";
-      if (llama_model_meta_val_str_by_index(model, i, value.data(), value.size()) >= 0) all += std::string(value.data()) + "\n";
-    }
-    for (const uint64_t n : {llama_model_size(model), llama_model_n_params(model)}) all += std::to_string(n) + "\n";
-    identity.fingerprint = session::hash(all);
-    return identity;
+Identity identity_of(const Binding& binding) {
+  const llama_model* model = llama_get_model(binding.context());
+  char text[256];
+  llama_model_desc(model, text, sizeof text);
+  Identity identity{text, 0, binding.spec().to_string()};
+  std::string all = identity.model + binding.parameters();
+  std::vector<char> value(1 << 16);
+  for (int32_t i = 0; i < llama_model_meta_count(model); ++i) {
+    // Called by name: the preloaded library can only bind calls late, not addresses.
+    if (llama_model_meta_key_by_index(model, i, value.data(), value.size()) >= 0) all += std::string(value.data()) + "=";
+    if (llama_model_meta_val_str_by_index(model, i, value.data(), value.size()) >= 0) all += std::string(value.data()) + "\n";
   }
-  std::vector<uint8_t> bytes() const {
-    std::vector<uint8_t> bytes;
-    ByteWriter out(bytes);
-    put_text(out, model);
-    out.put(fingerprint);
-    put_text(out, spec);
-    return bytes;
-  }
-  static Result<Identity> read(std::span<const uint8_t> bytes) {
-    ByteReader in(bytes);
-    Identity identity;
-    identity.model = get_text(in);
-    identity.fingerprint = in.get<uint64_t>();
-    identity.spec = get_text(in);
-    if (!in.ok() || in.left()) return Error{"damaged (its identity)"};
-    return identity;
-  }
-};
-
-std::vector<uint8_t> stream_bytes(const StateStream& state) {
-  std::vector<uint8_t> bytes;
-  ByteWriter out(bytes);
-  out.put(state.size);
-  out.put(uint64_t(state.holes.size()));
-  for (const StateStream::Hole& hole : state.holes) out.put(hole);
-  out.put_array(std::span<const uint8_t>(state.words));
-  return bytes;
-}
-
-Result<StateStream> read_stream(std::span<const uint8_t> bytes) {
-  const Error bad{"damaged (llama.cpp's part)"};
-  ByteReader in(bytes);
-  StateStream state;
-  state.size = in.get<uint64_t>();
-  const uint64_t n_holes = in.get<uint64_t>();
-  state.holes = in.get_array<StateStream::Hole>(n_holes);
-  state.words = in.get_array<uint8_t>(in.left());
-  if (!in.ok()) return bad;
-  uint64_t at = 0, in_holes = 0;
-  for (const StateStream::Hole& hole : state.holes) {
-    if (hole.offset < at || hole.size > state.size || hole.offset > state.size - hole.size) return bad;
-    at = hole.offset + hole.size;
-    in_holes += hole.size;
-  }
-  if (state.size - in_holes != state.words.size()) return bad;
-  return state;
-}
-
-// Which frames a saved sequence sees, by the frames' numbers in the state.
-struct SavedSequence {
-  uint32_t sequence = 0, own = kNoFrame;
-  std::vector<uint32_t> seen;
-};
-
-std::vector<uint8_t> sequence_bytes(const std::vector<SavedSequence>& sequences) {
-  std::vector<uint8_t> bytes;
-  ByteWriter out(bytes);
-  for (const SavedSequence& s : sequences) {
-    out.put(s.sequence);
-    out.put(s.own);
-    out.put(uint32_t(s.seen.size()));
-    out.put_array(std::span<const uint32_t>(s.seen));
-  }
-  return bytes;
-}
-
-Result<std::vector<SavedSequence>> read_sequences(std::span<const uint8_t> bytes) {
-  ByteReader in(bytes);
-  std::vector<SavedSequence> sequences;
-  while (in.ok() && in.left()) {
-    SavedSequence& s = sequences.emplace_back();
-    s.sequence = in.get<uint32_t>();
-    s.own = in.get<uint32_t>();
-    s.seen = in.get_array<uint32_t>(in.get<uint32_t>());
-    const bool good = std::all_of(s.seen.begin(), s.seen.end(), [](uint32_t f) { return f < kMaxFrames; });
-    if (!good || (s.own != kNoFrame && std::find(s.seen.begin(), s.seen.end(), s.own) == s.seen.end())) return Error{"damaged (its sequences)"};
-  }
-  if (!in.ok()) return Error{"damaged (its sequences)"};
-  return sequences;
+  for (const uint64_t n : {llama_model_size(model), llama_model_n_params(model)}) all += std::to_string(n) + "\n";
+  identity.fingerprint = session::hash(all);
+  return identity;
 }
 
 std::vector<Cell> cells_only(const std::vector<StreamCell>& cells) {
@@ -168,7 +76,7 @@ Result<Loaded> verify(const Binding& binding, llama_seq_id sequence, std::span<c
     if (section.kind == kIdentity) {
       const auto saved = Identity::read(section.data);
       if (!saved) return Error{saved.error()};
-      const Identity here = Identity::of(binding);
+      const Identity here = identity_of(binding);
       if (saved.value().fingerprint != here.fingerprint) {
         return Error{"of another model or other model options (" + saved.value().model + ", here " + here.model + ")"};
       }
@@ -177,12 +85,12 @@ Result<Loaded> verify(const Binding& binding, llama_seq_id sequence, std::span<c
       }
       has_identity = true;
     } else if (section.kind == kStream) {
-      auto stream = read_stream(section.data);
+      auto stream = EngineStream::read(section.data);
       if (!stream) return Error{stream.error()};
-      loaded.stream = std::move(stream).value();
+      static_cast<EngineStream&>(loaded.stream) = std::move(stream).value();
       has_stream = section.a == uint32_t(sequence == kAllSequences);
     } else if (section.kind == kSequences) {
-      auto sequences = read_sequences(section.data);
+      auto sequences = session::read_sequences(section.data);
       if (!sequences) return Error{sequences.error()};
       loaded.sequences = std::move(sequences).value();
     } else if (section.kind == kFrame) {
@@ -262,12 +170,12 @@ Result<std::vector<uint8_t>> save_state(Binding& binding, llama_seq_id sequence,
     const auto stream = read_state(binding.context(), sequence, flags);
     if (!stream) return Error{stream.error()};
     std::vector<Section> sections;
-    sections.push_back({kIdentity, 0, 0, Identity::of(binding).bytes()});
+    sections.push_back({kIdentity, 0, 0, identity_of(binding).bytes()});
     if (!tokens.empty()) {
       Section& section = sections.emplace_back(Section{kTokens, 0, 0, {}});
       ByteWriter(section.data).put_array(tokens);
     }
-    sections.push_back({kStream, uint32_t(sequence == kAllSequences), 0, stream_bytes(stream.value())});
+    sections.push_back({kStream, uint32_t(sequence == kAllSequences), 0, stream.value().bytes()});
 
     const Sequences& sequences = binding.sequences();
     std::vector<SavedSequence> saved;
@@ -282,7 +190,7 @@ Result<std::vector<uint8_t>> save_state(Binding& binding, llama_seq_id sequence,
         if (std::find(frames.begin(), frames.end(), frame) == frames.end()) frames.push_back(frame);
       }
     }
-    sections.push_back({kSequences, 0, 0, sequence_bytes(saved)});
+    sections.push_back({kSequences, 0, 0, session::sequence_bytes(saved)});
     for (const auto& [index, cells] : stream.value().cells) {
       const auto layer = binding.layers().find(index);
       if (layer == binding.layers().end()) continue;

@@ -8,6 +8,7 @@
 
 #include "cell_capture.hpp"
 #include "llama.h"
+#include "session/saved_context.hpp"
 #include "mikv/result.hpp"
 
 namespace mikv::llama {
@@ -15,13 +16,7 @@ namespace mikv::llama {
 /// Everything, instead of one sequence.
 inline constexpr llama_seq_id kAllSequences = -1;
 
-struct StateStream {
-  uint64_t size = 0;           ///< bytes of llama.cpp's stream, holes included
-  std::vector<uint8_t> words;  ///< what stands outside of the holes, one part after the other
-  struct Hole {
-    uint64_t offset, size;
-  };
-  std::vector<Hole> holes;                         ///< rising, disjoint
+struct StateStream : session::EngineStream {
   std::map<int, std::vector<StreamCell>> cells;  ///< by layer, in the order of the stream
 };
 

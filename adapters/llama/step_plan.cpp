@@ -25,6 +25,7 @@ void add_frames(std::vector<FrameId>& to, std::span<const FrameId> more) {
 Result<StepPlan> StepPlan::make(const BatchRecord& batch, Sequences& sequences, bool in_order) {
   struct Tally {
     uint32_t n = 0, n_outputs = 0;
+    bool last_output = false;
   };
   std::map<llama_seq_id, Tally> tallies;
   for (const BatchRecord::Token& token : batch.tokens) {
@@ -35,6 +36,7 @@ Result<StepPlan> StepPlan::make(const BatchRecord& batch, Sequences& sequences, 
     Tally& tally = tallies[token.sequence];
     ++tally.n;
     tally.n_outputs += token.output;
+    tally.last_output = token.output;
   }
   StepPlan plan;
   const bool mixed_up = sequences.unified() && !in_order && tallies.size() > 1;
@@ -52,6 +54,7 @@ Result<StepPlan> StepPlan::make(const BatchRecord& batch, Sequences& sequences, 
     if (run.frame == kMaxFrames) return Error{"too many sequences share parts of the cache; use fewer"};
     const Tally& tally = tallies[batch.tokens[i].sequence];
     run.single = tally.n == 1;
+    run.may_end = tally.last_output;
     run.generates = run.single || (tally.n == tally.n_outputs && tally.n <= kMaxDraft);
     plan.runs_.push_back(run);
   }

@@ -23,6 +23,7 @@ class StepPlan {
     /// part of which may be taken back.
     bool generates = false;
     bool single = false;  ///< one token of its sequence
+    bool may_end = false;  ///< the sequence's last token in the batch wants logits: if it was a prompt, this may have been its end
   };
 
   StepPlan() = default;

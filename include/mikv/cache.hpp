@@ -186,6 +186,10 @@ class LayerCache {
   /// positions. Slow; allocates nothing.
   void visit_keys(FrameId frame, const std::function<bool(Cell cell, uint32_t kv_head, std::span<float> key)>& visit);
 
+  /// Copies what the frame stores as halves in the engine's coordinates, which is everything under an uncompressed spec
+  /// (Spec::uncompressed): KV head h of cell c goes to k + c * k_stride + h * head_dim_k, and to v alike. Strides in halves.
+  void read_f16(FrameId frame, uint16_t* k, size_t k_stride, uint16_t* v, size_t v_stride) const;
+
   uint64_t n_cells(FrameId frame) const;    ///< live cells, evicted ones included
   uint64_t n_staged(FrameId frame) const;   ///< tokens that commit would compress
   MemoryUsage memory_usage() const;

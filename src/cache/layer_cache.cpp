@@ -303,6 +303,24 @@ void LayerCache::visit_keys(FrameId frame, const std::function<bool(Cell, uint32
   }
 }
 
+void LayerCache::read_f16(FrameId frame, uint16_t* k, size_t k_stride, uint16_t* v, size_t v_stride) const {
+  const cache::FrameStore* store = impl_->frame(frame);
+  if (!store) return;
+  std::array<uint16_t*, codec::kBlockTokens> k_rows, v_rows;
+  for (uint32_t h = 0; h < impl_->shape.n_kv_heads; ++h) {
+    const cache::Tier& staged = store->heads()[h].staged;
+    for (uint32_t slot = 0; slot < staged.size(); slot += codec::kBlockTokens) {
+      const uint32_t n = std::min(codec::kBlockTokens, staged.size() - slot);
+      for (uint32_t i = 0; i < n; ++i) {
+        const size_t cell = staged.cell(slot + i);
+        k_rows[i] = k + cell * k_stride + size_t{h} * impl_->shape.head_dim_k;
+        v_rows[i] = v + cell * v_stride + size_t{h} * impl_->shape.head_dim_v;
+      }
+      codec::read_f16(staged.block_of(slot), staged.layout(), n, k_rows.data(), v_rows.data());
+    }
+  }
+}
+
 void LayerCache::clear() { impl_->frames.clear(); }
 
 uint64_t LayerCache::n_cells(FrameId frame) const {

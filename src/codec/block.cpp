@@ -234,6 +234,23 @@ void decode_token(const uint8_t* block, const BlockLayout& layout, uint32_t lane
   });
 }
 
+void read_f16(const uint8_t* block, const BlockLayout& layout, uint32_t n, uint16_t* const* k_rows, uint16_t* const* v_rows) {
+  const auto read = [&](const Part& part, uint16_t* const* rows) {
+    for (uint32_t t = 0; t < part.n_tiles; ++t) {
+      const uint32_t first = t * kTileSide, n_channels = std::min(kTileSide, part.dim - first);
+      const uint16_t* tile = reinterpret_cast<const uint16_t*>(block + part.data + part.row.at[t]);
+      for (uint32_t token = 0; token < n; ++token) {
+        uint16_t* row = rows[token] + first;
+        const uint16_t* from = part.keys ? tile + token : tile + size_t{token} * kTileSide;
+        const uint32_t step = part.keys ? kTileSide : 1;
+        for (uint32_t c = 0; c < n_channels; ++c) row[c] = from[c * step];
+      }
+    }
+  };
+  read(part_k(layout), k_rows);
+  read(part_v(layout), v_rows);
+}
+
 void copy_token(const uint8_t* from, uint32_t from_lane, uint8_t* to, uint32_t to_lane, const BlockLayout& layout) {
   set_block_id(to, layout, to_lane, block_id(from, layout, from_lane));
   if (layout.scored) {

@@ -95,6 +95,10 @@ void encode_v_f16(uint8_t* block, const BlockLayout& layout, uint32_t lane, cons
 /// Reads token `lane` back.
 void decode_token(const uint8_t* block, const BlockLayout& layout, uint32_t lane, float* k, float* v);
 
+/// Reads the first n tokens of a block of 16 bits as they are stored: k_rows[i] gets dim_k halves, v_rows[i] dim_v. Whole blocks
+/// at once, where decode_token would take each half by itself.
+void read_f16(const uint8_t* block, const BlockLayout& layout, uint32_t n, uint16_t* const* k_rows, uint16_t* const* v_rows);
+
 /// Copies everything a block holds of one token, ids and scores included, without decoding it.
 void copy_token(const uint8_t* from, uint32_t from_lane, uint8_t* to, uint32_t to_lane, const BlockLayout& layout);
 

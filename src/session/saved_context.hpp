@@ -1,0 +1,50 @@
+// What a saved context says beside its frames: whose state it is, what the engine itself keeps of it, and which sequences see
+// which frames. Readers check everything; their errors say which part is damaged.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "mikv/cache.hpp"
+#include "mikv/result.hpp"
+
+namespace mikv::session {
+
+/// What must be the same for a state to mean the same.
+struct Identity {
+  std::string model;         ///< in words
+  uint64_t fingerprint = 0;  ///< of everything about the model and its options
+  std::string spec;
+
+  std::vector<uint8_t> bytes() const;
+  static Result<Identity> read(std::span<const uint8_t> bytes);
+};
+
+/// The engine's own stream of a state, without the rows of K and V: those are the frames.
+struct EngineStream {
+  uint64_t size = 0;           ///< bytes of the engine's stream, holes included
+  std::vector<uint8_t> words;  ///< what stands outside of the holes, one part after the other
+  struct Hole {
+    uint64_t offset, size;
+  };
+  std::vector<Hole> holes;  ///< rising, disjoint
+
+  std::vector<uint8_t> bytes() const;
+  static Result<EngineStream> read(std::span<const uint8_t> bytes);
+};
+
+inline constexpr uint32_t kNoFrame = UINT32_MAX;
+
+/// Which frames a saved sequence sees, by the frames' numbers in the state.
+struct SavedSequence {
+  uint32_t sequence = 0;
+  uint32_t own = kNoFrame;  ///< where its next tokens go; one of `seen`
+  std::vector<uint32_t> seen;
+};
+
+std::vector<uint8_t> sequence_bytes(std::span<const SavedSequence> sequences);
+Result<std::vector<SavedSequence>> read_sequences(std::span<const uint8_t> bytes);
+
+}  // namespace mikv::session
