@@ -12,6 +12,22 @@ void CellSet::reserve(uint32_t end) {
   if (words > words_.size()) words_.resize(words, 0);
 }
 
+bool CellSet::remove(uint32_t cell) {
+  if (!contains(cell)) return false;
+  words_[cell / 64] &= ~(uint64_t{1} << (cell % 64));
+  return true;
+}
+
+uint64_t CellSet::keep(std::span<const uint64_t> words) {
+  uint64_t n_gone = 0;
+  for (size_t w = 0; w < words_.size(); ++w) {
+    const uint64_t gone = words_[w] & ~(w < words.size() ? words[w] : 0);
+    words_[w] ^= gone;
+    n_gone += uint64_t(std::popcount(gone));
+  }
+  return n_gone;
+}
+
 FrameStore::FrameStore(const FrameStore& other, const Layouts& layouts, const Spec& spec)
     : live_(other.live_), n_live_(other.n_live_), next_arrival_(other.next_arrival_) {
   for (const HeadStore& head : other.heads_) heads_.emplace_back(head, layouts, spec);
@@ -61,55 +77,28 @@ void FrameStore::stage(std::span<const uint32_t> cells) {
 }
 
 void FrameStore::erase(std::span<const uint32_t> cells) {
-  CellSet gone;
   uint64_t n_gone = 0;
-  for (const uint32_t cell : cells) {
-    if (!live_.contains(cell) || gone.contains(cell)) continue;
-    gone.reserve(live_.end());
-    gone.insert(cell);
-    ++n_gone;
-  }
-  erase_live(gone, n_gone);
+  for (const uint32_t cell : cells) n_gone += live_.remove(cell);
+  forget_dead(n_gone);
 }
 
 void FrameStore::erase_range(uint32_t first, uint32_t last) {
-  CellSet gone;
   uint64_t n_gone = 0;
-  gone.reserve(live_.end());
-  for (uint32_t cell = first; cell < std::min(last, live_.end()); ++cell) {
-    if (!live_.contains(cell)) continue;
-    gone.insert(cell);
-    ++n_gone;
-  }
-  erase_live(gone, n_gone);
+  for (uint32_t cell = first; cell < std::min(last, live_.end()); ++cell) n_gone += live_.remove(cell);
+  forget_dead(n_gone);
 }
 
-void FrameStore::retain(std::span<const uint64_t> live) {
-  CellSet gone;
-  uint64_t n_gone = 0;
-  const auto words = live_.words();
-  for (uint32_t w = 0; w < words.size(); ++w) {
-    for (uint64_t left = words[w] & ~(w < live.size() ? live[w] : 0); left; left &= left - 1) {
-      gone.reserve(live_.end());
-      gone.insert(w * 64 + uint32_t(std::countr_zero(left)));
-      ++n_gone;
-    }
-  }
-  erase_live(gone, n_gone);
-}
+void FrameStore::retain(std::span<const uint64_t> live) { forget_dead(live_.keep(live)); }
 
-void FrameStore::erase_live(const CellSet& gone, uint64_t n_gone) {
+void FrameStore::forget_dead(uint64_t n_gone) {
   if (n_gone == 0) return;
   for (HeadStore& head : heads_) {
     for (Tier* tier : {&head.staged, &head.hi, &head.lo}) {
       // Downwards: the token that a removal moves into a slot has been looked at already.
       for (uint32_t slot = tier->size(); slot-- > 0;) {
-        if (gone.contains(tier->cell(slot))) tier->remove(slot);
+        if (!live_.contains(tier->cell(slot))) tier->remove(slot);
       }
     }
-  }
-  for (uint32_t cell = 0; cell < live_.end(); ++cell) {
-    if (gone.contains(cell)) live_.remove(cell);
   }
   n_live_ -= n_gone;
 }

@@ -17,7 +17,9 @@ class CellSet {
   explicit CellSet(std::vector<uint64_t> words) : words_(std::move(words)) {}
   bool contains(uint32_t cell) const { return cell / 64 < words_.size() && (words_[cell / 64] >> (cell % 64) & 1); }
   void insert(uint32_t cell) { words_[cell / 64] |= uint64_t{1} << (cell % 64); }
-  void remove(uint32_t cell) { words_[cell / 64] &= ~(uint64_t{1} << (cell % 64)); }
+  bool remove(uint32_t cell);  ///< false if it was not in the set
+  /// Removes what is not in `words` too; returns how many those were.
+  uint64_t keep(std::span<const uint64_t> words);
   /// Room for cells below `end`; may throw std::bad_alloc.
   void reserve(uint32_t end);
   uint32_t end() const { return uint32_t(words_.size() * 64); }
@@ -51,14 +53,15 @@ class FrameStore {
   /// Replaces what `cells` held by n undefined staged tokens at the end of every head's staged tier.
   /// May throw std::bad_alloc; the cells hold nothing then. Cells are valid and distinct.
   void stage(std::span<const uint32_t> cells);
-  /// Memory is not given back: the owner drops a frame whose last cell went.
+  /// Nothing here allocates. Memory is not given back: the owner drops a frame whose last cell went.
   void erase(std::span<const uint32_t> cells);
   void erase_range(uint32_t first, uint32_t last);
   /// Erases cells that are not in `live`, a bitmap as CellSet::words().
   void retain(std::span<const uint64_t> live);
 
  private:
-  void erase_live(const CellSet& gone, uint64_t n_gone);
+  /// Removes the tokens of n_gone cells that have just left live_.
+  void forget_dead(uint64_t n_gone);
 
   std::vector<HeadStore> heads_;
   CellSet live_;

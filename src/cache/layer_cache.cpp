@@ -161,10 +161,11 @@ const LayerShape& LayerCache::shape() const { return impl_->shape; }
 const Spec& LayerCache::spec() const { return impl_->spec; }
 
 Status LayerCache::stage(FrameId frame, std::span<const Cell> cells) {
-  if (const Status status = check_cells(frame, cells, impl_->max_cells); !status) return status;
   try {
+    if (const Status status = check_cells(frame, cells, impl_->max_cells); !status) return status;
     impl_->frame_for_put(frame).stage(cells);
   } catch (const std::bad_alloc&) {
+    erase(frame, cells);  // wherever it stopped
     return out_of_memory(cells.size());
   }
   return {};

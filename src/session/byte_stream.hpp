@@ -49,7 +49,7 @@ class ByteReader {
   template <typename T>
   std::vector<T> get_array(uint64_t n) {
     std::vector<T> values;
-    if (n > left() / sizeof(T)) {
+    if (!ok_ || n > left() / sizeof(T)) {
       ok_ = false;
       return values;
     }

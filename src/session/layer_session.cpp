@@ -70,15 +70,19 @@ Status LayerCache::copy_frame(FrameId from, FrameId to) {
     if (impl_->frame(to)) impl_->frames[to].reset();
     return {};
   }
-  std::vector<Cell> cells;
-  for (Cell cell = 0; cell < store->live().end(); ++cell) {
-    if (store->live().contains(cell)) cells.push_back(cell);
+  try {
+    std::vector<Cell> cells;
+    for (Cell cell = 0; cell < store->live().end(); ++cell) {
+      if (store->live().contains(cell)) cells.push_back(cell);
+    }
+    std::vector<uint8_t> bytes;
+    if (const Status status = save_frame(from, cells, bytes); !status) return status;
+    auto loaded = load_frame(bytes, uint32_t(cells.size()));
+    if (!loaded) return Error{loaded.error()};
+    return adopt_frame(to, std::move(loaded).value(), cells);
+  } catch (const std::bad_alloc&) {
+    return no_memory();
   }
-  std::vector<uint8_t> bytes;
-  if (const Status status = save_frame(from, cells, bytes); !status) return status;
-  auto loaded = load_frame(bytes, uint32_t(cells.size()));
-  if (!loaded) return Error{loaded.error()};
-  return adopt_frame(to, std::move(loaded).value(), cells);
 }
 
 }  // namespace mikv
