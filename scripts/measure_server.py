@@ -120,13 +120,15 @@ PROMPTS = [f"Question: {q}\nAnswer:" for q in (
 def greedy(model: str, options) -> dict:
     result = {}
     texts = {}
-    for name, kv in (("stock", None), ("full", "full")):
+    # Twice stock: which requests meet in a batch depends on when they come, and a batch of another size rounds otherwise.
+    for name, kv in (("stock", None), ("full", "full"), ("stock again", None)):
         with Server(model, kv, "-c", "8192", "-np", "4") as server:
             texts[name, 1] = [server.complete(p, 24)["content"] for p in PROMPTS]
             with ThreadPoolExecutor(4) as pool:
                 texts[name, 4] = list(pool.map(lambda p: server.complete(p, 24)["content"], PROMPTS))
     for n in (1, 4):
         result[f"equal_{n}_at_a_time"] = sum(a == b for a, b in zip(texts["stock", n], texts["full", n]))
+        result[f"stock_equals_itself_{n}_at_a_time"] = sum(a == b for a, b in zip(texts["stock", n], texts["stock again", n]))
     result["stock_alone_equals_stock_4_at_a_time"] = sum(a == b for a, b in zip(texts["stock", 1], texts["stock", 4]))
     result["of"] = len(PROMPTS)
     return result

@@ -64,6 +64,19 @@ struct Search {
   Floats cost;
   Ints reached[kLength];
 
+  /// The costs of the states that a code with `above` as the codes above its window comes from.
+  MIKV_INLINE Floats before(uint32_t above) const {
+#ifdef __clang__  // has no shuffle by variable indices, and needs none to make one of this
+    Floats from;
+    for (uint32_t s = 0; s < kStates; ++s) from[s] = cost[(above * kStates + s) >> kBits];
+    return from;
+#else
+    Ints states;
+    for (uint32_t s = 0; s < kStates; ++s) states[s] = int32_t((above * kStates + s) >> kBits);
+    return __builtin_shuffle(cost, states);
+#endif
+  }
+
   MIKV_INLINE void run(const float* x, const Floats (&level)[kCodes]) {
     for (uint32_t t = 0; t < kLength; ++t) {
       const float value = x[kLength - 1 - t];
@@ -71,9 +84,7 @@ struct Search {
 #pragma GCC unroll 16
       for (uint32_t above = 0; above < kCodes; ++above) {
         const Floats off = value - level[above];
-        Ints before;
-        for (uint32_t s = 0; s < kStates; ++s) before[s] = int32_t((above * kStates + s) >> kBits);
-        const Floats all = __builtin_shuffle(cost, before) + off * off;
+        const Floats all = before(above) + off * off;
         step[above] = ((Ints)all & ~kFrom) | int32_t(above);
       }
 #pragma GCC unroll 16
