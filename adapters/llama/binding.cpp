@@ -189,36 +189,71 @@ const StepPlan::Run* Binding::run_of_row(uint32_t stream, uint32_t row) const {
   return nullptr;
 }
 
+std::span<const Binding::Part> Binding::parts_of(const Layer& layer, const ggml_tensor* indices, int64_t n_rows) {
+  size_t n_parts = 0;
+  for (int64_t row = 0; row < n_rows; ++row) {
+    const uint32_t stream = uint32_t(index_at(indices, row) / layer.cells_per_stream);
+    const StepPlan::Run* run = run_of_row(stream, layer.first_row + uint32_t(row));
+    if (!run) {
+      fail("llama.cpp stores a token that is in no batch mikv has seen; use the llama.cpp version that mikv is built for");
+      return {};
+    }
+    size_t p = 0;
+    while (p < n_parts && parts_[p].frame != run->frame) ++p;
+    if (p == n_parts) {
+      if (++n_parts > parts_.size()) parts_.emplace_back();
+      parts_[p].frame = run->frame;
+      parts_[p].stream = stream;
+      parts_[p].generates = false;
+      parts_[p].cells.clear();
+      parts_[p].rows.clear();
+    }
+    parts_[p].generates |= run->generates;
+    parts_[p].cells.push_back(Cell(index_at(indices, row) % layer.cells_per_stream));
+    parts_[p].rows.push_back(uint32_t(row));
+  }
+  return std::span(parts_).first(n_parts);
+}
+
+Status Binding::stage(Layer& layer, std::span<const Part> parts) {
+  // A sliding window may reuse cells of another sequence. All of them are forgotten before anything is staged: what is erased
+  // afterwards would move tokens that wait for their values.
+  for (const Part& part : parts) {
+    sequences_.for_each_frame([&](FrameId frame) {
+      if (frame != part.frame && sequences_.stream_of_frame(frame) == part.stream) layer.cache->erase(frame, part.cells);
+    });
+  }
+  for (const Part& part : parts) {
+    // A generated token ends the prompt before it: what is still staged is compressed first.
+    Status status = part.generates ? layer.cache->commit(part.frame) : Status();
+    if (status) status = layer.cache->stage(part.frame, part.cells);
+    if (!status) return status;
+  }
+  return {};
+}
+
 void Binding::store(Layer& layer, const OpData& op, const ggml_tensor* node) {
+  if (!failure()) return;  // not everything was staged
   const ggml_tensor *rows = node->src[0], *indices = node->src[1];
   if (!op.last_half) {
     layer.first_row = layer.next_row;
     layer.next_row += uint32_t(rows->ne[1]);
   }
-
-  thread_local std::vector<Cell> cells;  // kept: a generation step allocates nothing
-  for (int64_t begin = 0, end; begin < rows->ne[1]; begin = end) {
-    const uint32_t stream = uint32_t(index_at(indices, begin) / layer.cells_per_stream);
-    const StepPlan::Run* run = run_of_row(stream, layer.first_row + uint32_t(begin));
-    if (!run) return fail("llama.cpp stores a token that is in no batch mikv has seen; use the llama.cpp version that mikv is built for");
-    const int64_t run_end = sequences_.unified() ? int64_t(run->first) + run->n - layer.first_row : rows->ne[1];
-    cells.clear();
-    for (end = begin; end < std::min(run_end, rows->ne[1]) && index_at(indices, end) / layer.cells_per_stream == stream; ++end) {
-      cells.push_back(Cell(index_at(indices, end) % layer.cells_per_stream));
+  const std::span<const Part> parts = parts_of(layer, indices, rows->ne[1]);
+  if (!op.last_half) {
+    if (const Status status = stage(layer, parts); !status) return fail(status.error());
+  }
+  const auto write = op.kind == OpKind::store_k ? &LayerCache::write_k : &LayerCache::write_v;
+  const size_t stride = rows->nb[1] / sizeof(float), row_floats = size_t(rows->ne[0]);
+  for (const Part& part : parts) {
+    const float* data = static_cast<const float*>(rows->data);
+    if (part.rows.back() - part.rows.front() + 1 == part.rows.size()) {
+      (layer.cache.get()->*write)(part.frame, data + part.rows.front() * stride, stride, 0, 1);
+      continue;
     }
-    if (!op.last_half) {
-      // A generated token ends the prompt before it: what is still staged is compressed first.
-      Status status = run->generates ? layer.cache->commit(run->frame) : Status();
-      // A sliding window may reuse cells of another sequence.
-      sequences_.for_each_frame([&](FrameId frame) {
-        if (frame != run->frame && sequences_.stream_of_frame(frame) == stream) layer.cache->erase(frame, cells);
-      });
-      if (status) status = layer.cache->stage(run->frame, cells);
-      if (!status) return fail(status.error());
-    }
-    const char* data = static_cast<const char*>(rows->data) + begin * int64_t(rows->nb[1]);
-    const auto write = op.kind == OpKind::store_k ? &LayerCache::write_k : &LayerCache::write_v;
-    (layer.cache.get()->*write)(run->frame, reinterpret_cast<const float*>(data), rows->nb[1] / sizeof(float), 0, 1);
+    gathered_.clear();
+    for (const uint32_t row : part.rows) gathered_.insert(gathered_.end(), data + row * stride, data + row * stride + row_floats);
+    (layer.cache.get()->*write)(part.frame, gathered_.data(), row_floats, 0, 1);
   }
   if (op.last_half && engine_attends_) copy_rows(layer);
 }

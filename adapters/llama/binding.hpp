@@ -139,6 +139,17 @@ class Binding {
   int32_t make_room();
   /// A call's rows first..first+n-1 of the node's stream `stream`.
   AttendArgs rows_args(const Layer& layer, ggml_tensor* node, int64_t stream, uint32_t first, uint32_t n) const;
+  /// What a node stores in one frame.
+  struct Part {
+    FrameId frame = 0;
+    uint32_t stream = 0;
+    bool generates = false;      ///< see StepPlan::Run
+    std::vector<Cell> cells;     ///< of the stream
+    std::vector<uint32_t> rows;  ///< of the node, one for each cell
+  };
+  /// Of a node that stores n_rows rows at `indices`; empty, with a failure, if it cannot be told. Valid until the next call.
+  std::span<const Part> parts_of(const Layer& layer, const ggml_tensor* indices, int64_t n_rows);
+  Status stage(Layer& layer, std::span<const Part> parts);
   void copy_rows(const Layer& layer);
   const StepPlan::Run* run_of_row(uint32_t stream, uint32_t row) const;
 
@@ -152,6 +163,8 @@ class Binding {
   llama_context* context_ = nullptr;
   std::map<int, Layer> layers_;
   StepPlan plan_;
+  std::vector<Part> parts_;       // kept, as is what comes next: a generation step allocates nothing
+  std::vector<float> gathered_;
   std::vector<FrameId> may_have_ended_;  ///< frames of the step before, see StepPlan::Run::may_end
   SavedState saved_state_;
   bool cells_freed_ = false;

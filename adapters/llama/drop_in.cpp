@@ -42,6 +42,7 @@ Result<DropIn> DropIn::parse(const char* kv, const char* budget, const char* rep
 }
 
 void use_drop_in(const DropIn& drop_in) { current = drop_in; }
+void stop_drop_in() { current.reset(); }
 
 llama_context* init_drop_in(llama_model* model, llama_context_params params) {
   const auto stock = [&] { return MIKV_NEXT(llama_init_from_model)(model, params); };

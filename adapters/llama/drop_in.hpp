@@ -21,6 +21,8 @@ struct DropIn {
 
 /// Contexts that llama_init_from_model creates from now on.
 void use_drop_in(const DropIn& drop_in);
+/// Those that it creates after this are llama.cpp's own.
+void stop_drop_in();
 
 /// llama_init_from_model of the program. Null, with a line on stderr, if the model or the program's own cache options do not
 /// go with mikv. A model without a KV cache is left alone.
