@@ -2,13 +2,17 @@
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
+#include <cctype>
 #include <memory>
 
 #include "check.hpp"
 #include "commands.hpp"
 #include "kld.hpp"
 #include "kv_knob.hpp"
+#include "line_chart.hpp"
 #include "model_options.hpp"
+#include "statistics.hpp"
 #include "table.hpp"
 
 namespace mikv::cli {
@@ -19,8 +23,29 @@ struct Options {
   std::string kv;
   KvKnob knob;
   KldOptions kld;
-  std::string output;
+  std::string output, plot;
 };
+
+// What is drawn as one line: specs that differ in size only.
+std::string family(const llama::KvChoice& choice) {
+  if (choice.stock()) return "llama.cpp";
+  if (choice.spec->mixed()) return "mikv";
+  std::string name = choice.spec->preset;
+  while (name.size() > 1 && std::isdigit(static_cast<unsigned char>(name.back()))) name.pop_back();
+  return name;
+}
+
+LineChart chart_of(const std::vector<llama::KvChoice>& choices, const std::vector<KldTally>& tallies, const std::string& subtitle) {
+  LineChart chart{"Divergence from the full cache against its size", subtitle, "bits an element, all in", "mean KL divergence", {}, true};
+  for (size_t arm = 0; arm < choices.size(); ++arm) {
+    const std::string name = family(choices[arm]);
+    auto line = std::ranges::find(chart.lines, name, &LineChart::Line::label);
+    if (line == chart.lines.end()) line = chart.lines.insert(line, {name, choices[arm].stock()});
+    line->points.push_back({tallies[arm].mean_bits(), mean(tallies[arm].divergences), choices[arm].name});
+  }
+  for (auto& line : chart.lines) std::ranges::sort(line.points, {}, &LineChart::Point::x);
+  return chart;
+}
 
 void report_rows(const std::vector<llama::KvChoice>& choices, const std::vector<KldTally>& tallies, JsonReport& report) {
   using enum Table::Align;
@@ -40,6 +65,7 @@ void run(const Options& options) {
   auto choices = parse_kv_option(options.kv);
   const std::string text = options.kld.contents();
   JsonReport report(options.output, "eval kld");
+  if (!options.plot.empty()) check_writable(options.plot, "--plot");
   const auto model = options.model.load();
   options.knob.add_choice(*model, choices);
   const auto tokens = options.kld.tokenise(text, *model);
@@ -49,6 +75,11 @@ void run(const Options& options) {
   if (result.interrupted) report.meta()["interrupted"] = true;
   report_rows(choices, result.tallies, report);
   report.write();
+  if (!options.plot.empty()) {
+    write_file(options.plot, svg(chart_of(choices, result.tallies,
+                                          fmt::format("{}, {} + {} tokens, {} chunks", model->info().description, options.kld.n_context,
+                                                      options.kld.n_tokens, options.kld.n_chunks))));
+  }
   throw_if_interrupted();
 }
 
@@ -62,6 +93,7 @@ void add_eval_kld_command(CLI::App& eval) {
   options->knob.add_to(*command);
   options->kld.add_to(*command);
   command->add_option("-o,--output", options->output, "write meta data and rows as JSON")->type_name("FILE.json");
+  command->add_option("--plot", options->plot, "draw divergence against bits as SVG")->type_name("FILE.svg");
   command->footer(
       "Example:\n  mikv eval kld -m qwen2.5-coder-1.5b --text book.txt --context 1024 --tokens 64 --chunks 5 \\\n"
       "    --kv mikv,mikv-paper,llama:q8_0,llama:q4_0 -o kld.json");

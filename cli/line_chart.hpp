@@ -1,4 +1,4 @@
-// A line chart as an SVG file: one line a thing, a value at each of some whole numbers.
+// A line chart as an SVG file: one line a thing, values at some numbers.
 #pragma once
 
 #include <cstdint>
@@ -10,6 +10,7 @@ namespace mikv::cli {
 struct LineChart {
   struct Point {
     double x = 0.0, y = 0.0;
+    std::string label = {};  ///< stands beside it; a line with any is not named itself
   };
   struct Line {
     std::string label;
@@ -20,9 +21,11 @@ struct LineChart {
   std::string title, subtitle;
   std::string x_name, y_name;
   std::vector<Line> lines = {};
+  bool y_log = false;
 };
 
-/// A complete SVG document. Both axes begin at 0. Points that are no numbers are left out.
+/// A complete SVG document. Axes begin at 0, a logarithmic one at a power of ten. Points that are no numbers are left out, on a
+/// logarithmic axis those that are not positive too.
 std::string svg(const LineChart& chart);
 
 }  // namespace mikv::cli
