@@ -27,17 +27,6 @@ bool has_colours(std::FILE* stream) {
   return is_terminal(stream) && !(no_color && *no_color);
 }
 
-std::string format_bytes(double bytes) {
-  if (bytes < 1024.0) return fmt::format("{:.0f} B", bytes);
-  const char* unit = "";
-  for (const char* larger : {"KiB", "MiB", "GiB", "TiB"}) {
-    if (bytes < 1024.0) break;
-    bytes /= 1024.0;
-    unit = larger;
-  }
-  return fmt::format("{:.{}f} {}", bytes, bytes < 9.995 ? 2 : bytes < 99.95 ? 1 : 0, unit);
-}
-
 std::string format_duration(double seconds) {
   const long s = std::lround(std::max(0.0, seconds));
   if (s < 60) return fmt::format("{} s", s);

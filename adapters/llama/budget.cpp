@@ -1,11 +1,11 @@
 #include "budget.hpp"
 
 #include <algorithm>
-#include <array>
 #include <chrono>
 #include <cstdio>
 
 #include "binding.hpp"
+#include "byte_size.hpp"
 #include "registry.hpp"
 
 namespace mikv::llama {
@@ -38,16 +38,6 @@ bool lower(Spec& spec) {
     return false;
   }
   return true;
-}
-
-std::string size_text(uint64_t bytes) {
-  static constexpr std::array units = {"B", "KiB", "MiB", "GiB", "TiB"};
-  double value = double(bytes);
-  size_t unit = 0;
-  for (; value >= 1024.0 && unit + 1 < units.size(); ++unit) value /= 1024.0;
-  char text[32];
-  std::snprintf(text, sizeof text, unit == 0 ? "%.0f %s" : "%.1f %s", value, units[unit]);
-  return text;
 }
 
 uint64_t Binding::bytes_of_step() const {
@@ -94,7 +84,7 @@ int32_t Binding::make_room() {
   if (!spec_.uncompressed()) {
     if (!pressed_ && spec_.prefill == Prefill::exact) {
       std::fprintf(stderr, "mikv: KV budget %s: prompts are compressed as they are read from now on, not at their end (quality: "
-                           "streaming prefill, docs/frontier.md)\n", size_text(budget_).c_str());
+                           "streaming prefill, docs/frontier.md)\n", format_bytes(double(budget_)).c_str());
     }
     pressed_ = true;
     if (commit() && fits()) return 0;
@@ -106,14 +96,14 @@ int32_t Binding::make_room() {
     spec_ = next;
     ++n_lowered_;
     std::fprintf(stderr, "mikv: KV budget %s: %.1f %% of the tokens in high precision, the others in %s%s from now on (%s)\n",
-                 size_text(budget_).c_str(), 100.0 * spec_.keep, std::string(format_name(spec_.lo)).c_str(),
+                 format_bytes(double(budget_)).c_str(), 100.0 * spec_.keep, std::string(format_name(spec_.lo)).c_str(),
                  spec_.mixed() ? (" of " + std::to_string(spec_.bits).substr(0, 4) + " bits").c_str() : "", quality_of(spec_));
     if (fits()) return 0;
   }
   ++n_refused_;
   uint32_t n = 0;
   for (const StepPlan::Run& run : plan_.runs()) n += run.n;
-  const Error error{"KV budget " + size_text(budget_) + " is used up (" + size_text(Registry::get().totals().usage.total()) + "): no room for " +
+  const Error error{"KV budget " + format_bytes(double(budget_)) + " is used up (" + format_bytes(double(Registry::get().totals().usage.total())) + "): no room for " +
        std::to_string(n) + " more tokens; end or shorten contexts, or raise --kv-budget"};
   // Programs try again with less, many times a second.
   const auto now = std::chrono::steady_clock::now();

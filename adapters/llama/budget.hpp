@@ -1,9 +1,6 @@
 // The ceiling on the KV payload (--kv-budget), and what is given up, in which order, to stay under it.
 #pragma once
 
-#include <cstdint>
-#include <string>
-
 #include "llama.h"
 #include "mikv/mikv.hpp"
 
@@ -14,8 +11,5 @@ class Binding;
 /// The next smaller cache: first a lower share of tokens in high precision, then fewer bits in low precision. False if `spec` is
 /// as small as it gets.
 bool lower(Spec& spec);
-
-/// "1.5 GiB".
-std::string size_text(uint64_t bytes);
 
 }  // namespace mikv::llama

@@ -6,7 +6,7 @@
 
 #include "kv_context.hpp"
 #include "next_definition.hpp"
-#include "parse_size.hpp"
+#include "byte_size.hpp"
 #include "registry.hpp"
 
 namespace mikv::llama {

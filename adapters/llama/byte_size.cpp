@@ -1,8 +1,9 @@
-#include "parse_size.hpp"
+#include "byte_size.hpp"
 
 #include <cctype>
 #include <charconv>
 #include <cmath>
+#include <cstdio>
 #include <map>
 #include <string>
 
@@ -25,6 +26,19 @@ Result<uint64_t> parse_size(std::string_view text) {
   const double bytes = number * found->second;
   if (!(bytes >= 1.0) || bytes > 0x1p62) return error;
   return uint64_t(bytes);
+}
+
+std::string format_bytes(double bytes) {
+  const char* unit = "B";
+  for (const char* larger : {"KiB", "MiB", "GiB", "TiB"}) {
+    if (bytes < 1024.0) break;
+    bytes /= 1024.0;
+    unit = larger;
+  }
+  const bool whole = unit[1] == 0 || bytes >= 99.95;
+  char text[40];
+  std::snprintf(text, sizeof text, "%.*f %s", whole ? 0 : bytes < 9.995 ? 2 : 1, bytes, unit);
+  return text;
 }
 
 }  // namespace mikv::llama
