@@ -98,7 +98,8 @@ NOUNS = "river falcon lantern meadow anchor violin harbor copper orchard glacier
 
 def lines_task(rng: random.Random, n: int) -> tuple[str, list[tuple[str, int]]]:
     """A text of n lines, and (name, number) of each line."""
-    names = rng.sample([f"{a}-{b}" for a in ADJECTIVES for b in NOUNS], n)
+    pairs = [f"{a}-{b}" for a in ADJECTIVES for b in NOUNS]
+    names = rng.sample(pairs if n <= len(pairs) else [f"{pair}-{c}" for pair in pairs for c in NOUNS], n)
     entries = [(name, rng.randint(10000, 99999)) for name in names]
     text = "Below is a record of lines. Remember the number of each line.\n\n"
     return text + "".join(f"line {name}: REGISTER_CONTENT is <{number}>\n" for name, number in entries), entries
@@ -183,10 +184,7 @@ def large(model: str, options) -> dict:
 
 def session(model: str, options) -> dict:
     rng = random.Random(options.seed)
-    text, entries = lines_task(rng, 180)
-    while len(text) < options.characters:
-        more, entries = lines_task(rng, 180)
-        text += more
+    text, entries = lines_task(rng, options.characters // 55)  # characters of a line
     prompt = question(text, rng.choice(entries)[0])
     with Server(model, options.kv, "-c", str(2 * 20480), "-np", "2") as server:
         began = time.monotonic()
@@ -287,11 +285,11 @@ def main() -> int:
     parser.add_argument("--kv", default="mikv")
     parser.add_argument("--contexts", type=int, default=16)
     parser.add_argument("--lines", type=int, default=0, help="lines of a context (default: about 4,000 tokens, 8,000 for large)")
-    parser.add_argument("--characters", type=int, default=44000, help="of the text of `session`")
+    parser.add_argument("--characters", type=int, default=43500, help="of the text of `session`, about; 16,000 tokens by default")
     parser.add_argument("--duration", type=float, default=10, help="minutes of `soak`")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
-    options.lines = options.lines or (200 if options.what == "contexts" else 250)
+    options.lines = options.lines or (200 if options.what == "contexts" else 430)
     model = options.model
     if not os.path.exists(model):
         model = subprocess.run([str(MIKV), "model", "path", model], check=True, capture_output=True, text=True).stdout.strip()
