@@ -175,12 +175,7 @@ TEST_P(MaskTest, NoQueryTokens) {
   EXPECT_TRUE(run(*layer_, r).empty());
 }
 
-INSTANTIATE_TEST_SUITE_P(Specs, MaskTest, testing::ValuesIn(kSpecs), [](const auto& parameter) {
-  std::string name(parameter.param);
-  for (char& c : name)
-    if (!std::isalnum(static_cast<unsigned char>(c))) c = '_';
-  return name;
-});
+INSTANTIATE_TEST_SUITE_P(Specs, MaskTest, testing::ValuesIn(kSpecs), name_of_spec);
 
 }  // namespace
 }  // namespace mikv::test

@@ -230,12 +230,7 @@ TEST_P(AttentionSpecTest, StreamsInOneCall) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Specs, AttentionSpecTest, testing::ValuesIn(kSpecs), [](const auto& parameter) {
-  std::string name(parameter.param);
-  for (char& c : name)
-    if (!std::isalnum(static_cast<unsigned char>(c))) c = '_';
-  return name;
-});
+INSTANTIATE_TEST_SUITE_P(Specs, AttentionSpecTest, testing::ValuesIn(kSpecs), name_of_spec);
 
 // The library's reference is the oracle of its kernels and benchmarks, so it must be as good as this file's: in double
 // precision, with only the stored K and V and the result in single.

@@ -31,12 +31,7 @@ INSTANTIATE_TEST_SUITE_P(
                     "rtn8", "mikv:importance=full", "mikv-paper", "mikv", "mikv:outlier=center,lo=int2,keep=0.35",
                     "mikv:outlier=center,lo=evict,hi=int4", "mikv:lo=int3,outlier=none,keep=1", "mikv-max:prefill=streaming",
                     "mikv:lo=int3,outlier=hadamard,keep=0.5,importance=random"),
-    [](const auto& parameter) {
-      std::string name(parameter.param);
-      for (char& c : name)
-        if (!std::isalnum(static_cast<unsigned char>(c))) c = '_';
-      return name;
-    });
+    name_of_spec);
 
 // Sequences that broke a version of the cache, or easily could.
 TEST(CacheModelCasesTest, OverwritingEveryStagedToken) {

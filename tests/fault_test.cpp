@@ -166,12 +166,7 @@ TEST_P(FaultTest, TheNthAllocationFails) {
 INSTANTIATE_TEST_SUITE_P(Specs, FaultTest,
                          testing::Values("full", "h2o", "rtn4", "mikv-paper", "mikv", "mikv-max:prefill=streaming",
                                          "mikv:lo=int3,outlier=hadamard,keep=0.5,importance=random"),
-                         [](const auto& parameter) {
-                           std::string name(parameter.param);
-                           for (char& c : name)
-                             if (!std::isalnum(static_cast<unsigned char>(c))) c = '_';
-                           return name;
-                         });
+                         name_of_spec);
 
 class FileFaultTest : public testing::Test {
  protected:

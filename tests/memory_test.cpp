@@ -81,12 +81,7 @@ TEST_P(MemoryTest, BytesUsedAreBytesAllocated) {
 
 INSTANTIATE_TEST_SUITE_P(Specs, MemoryTest,
                          testing::Values("full", "h2o", "rtn4", "mikv-paper", "mikv", "mikv-max", "mikv:importance=full"),
-                         [](const auto& parameter) {
-                           std::string name(parameter.param);
-                           for (char& c : name)
-                             if (!std::isalnum(static_cast<unsigned char>(c))) c = '_';
-                           return name;
-                         });
+                         name_of_spec);
 
 /// Bits an element of a compressed cache of 4,096 tokens, all-in.
 MemoryUsage usage_at_4096(const LayerShape& shape, const std::string& spec, uint32_t max_cells = kMaxCells) {

@@ -149,12 +149,7 @@ TEST_P(SavedFrameTest, AnyBytesAreHarmless) {
 
 INSTANTIATE_TEST_SUITE_P(Specs, SavedFrameTest,
                          testing::Values("full", "h2o", "rtn4", "mikv-paper", "mikv", "mikv-max", "mikv:lo=int3,keep=0.3"),
-                         [](const auto& parameter) {
-                           std::string name(parameter.param);
-                           for (char& c : name)
-                             if (!std::isalnum(static_cast<unsigned char>(c))) c = '_';
-                           return name;
-                         });
+                         name_of_spec);
 
 TEST(SavedFrameCasesTest, OfAnotherSpecOrShapeIsRefusedOrHarmless) {
   Random random(36);

@@ -1,6 +1,7 @@
 #include "test_cache.hpp"
 
 #include <algorithm>
+#include <cctype>
 #include <numeric>
 #include <stdexcept>
 
@@ -55,6 +56,12 @@ TierCounts count_tiers(const std::vector<StoredToken>& tokens) {
     }
   }
   return counts;
+}
+
+std::string name_of_spec(const testing::TestParamInfo<const char*>& parameter) {
+  std::string name(parameter.param);
+  std::ranges::replace_if(name, [](unsigned char c) { return !std::isalnum(c); }, '_');
+  return name;
 }
 
 }  // namespace mikv::test

@@ -1,6 +1,8 @@
 // Helpers around LayerCache: making one, keys and values to put in, reading it back.
 #pragma once
 
+#include <gtest/gtest.h>
+
 #include <memory>
 #include <span>
 #include <string_view>
@@ -42,5 +44,8 @@ struct TierCounts {
   uint64_t total() const { return staged + hi + lo + evicted; }
 };
 TierCounts count_tiers(const std::vector<StoredToken>& tokens);
+
+/// The spec of a test as a part of its name.
+std::string name_of_spec(const testing::TestParamInfo<const char*>& parameter);
 
 }  // namespace mikv::test

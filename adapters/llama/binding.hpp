@@ -186,6 +186,8 @@ bool is_key_cache(const ggml_tensor* t);
 struct AttentionParams {
   float scale, max_bias, softcap;
 };
+/// Of the node before or after it was rewritten.
+AttentionParams attention_params(const ggml_tensor* attention);
 inline constexpr size_t kSavedParams = 32;  // byte offset in op_params, behind ggml's function, task count and user data
 
 }  // namespace mikv::llama
