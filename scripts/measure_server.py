@@ -105,6 +105,18 @@ def lines_task(rng: random.Random, n: int) -> tuple[str, list[tuple[str, int]]]:
     return text + "".join(f"line {name}: REGISTER_CONTENT is <{number}>\n" for name, number in entries), entries
 
 
+VERBS = "follows crosses remembers paints avoids measures guards borrows".split()
+
+
+def filler(rng: random.Random, characters: int) -> str:
+    """Sentences to read past."""
+    text = ""
+    while len(text) < characters:
+        a, b = rng.sample(NOUNS, 2)
+        text += f"The {rng.choice(ADJECTIVES)} {a} {rng.choice(VERBS)} the {rng.choice(ADJECTIVES)} {b} near the {rng.choice(NOUNS)}. "
+    return text + "\n\n"
+
+
 def question(text: str, name: str) -> str:
     return f"{text}\nNow the REGISTER_CONTENT of one line is asked for.\nThe <REGISTER_CONTENT> in line {name} is <"
 
@@ -137,7 +149,12 @@ def greedy(model: str, options) -> dict:
 
 def contexts(model: str, options) -> dict:
     rng = random.Random(options.seed)
-    tasks = [lines_task(rng, options.lines) for _ in range(options.contexts)]
+    # As many lines as the smallest models can look up, in the middle of about 4,000 tokens.
+    tasks = []
+    for _ in range(options.contexts):
+        lines, entries = lines_task(rng, options.lines)
+        rest = options.characters - len(lines)
+        tasks.append((filler(rng, rest // 2) + lines + "\n" + filler(rng, rest // 2), entries))
     asked = [[rng.choice(entries) for _ in range(3)] for _, entries in tasks]
     result = {"contexts": options.contexts, "lines": options.lines}
     f16 = None
@@ -285,11 +302,12 @@ def main() -> int:
     parser.add_argument("--kv", default="mikv")
     parser.add_argument("--contexts", type=int, default=16)
     parser.add_argument("--lines", type=int, default=0, help="lines of a context (default: about 4,000 tokens, 8,000 for large)")
-    parser.add_argument("--characters", type=int, default=43500, help="of the text of `session`, about; 16,000 tokens by default")
+    parser.add_argument("--characters", type=int, default=0, help="of the text of `session` or of a context, about (default: 16,000 and 4,000 tokens)")
     parser.add_argument("--duration", type=float, default=10, help="minutes of `soak`")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
-    options.lines = options.lines or (200 if options.what == "contexts" else 430)
+    options.lines = options.lines or (25 if options.what == "contexts" else 455)
+    options.characters = options.characters or (19000 if options.what == "contexts" else 50000)
     model = options.model
     if not os.path.exists(model):
         model = subprocess.run([str(MIKV), "model", "path", model], check=True, capture_output=True, text=True).stdout.strip()

@@ -128,10 +128,8 @@ class Binding {
   uint64_t n_refused() const { return n_refused_; }  ///< steps that did not fit
 
  private:
-  /// Attention compresses what the run put, at once.
-  bool commits(const StepPlan::Run& run) const {
-    return run.single || (!run.generates && (pressed_ || spec_.prefill == Prefill::streaming));
-  }
+  /// Attention compresses what the run puts, at once; n_to_come of its tokens are not staged yet.
+  bool commits(const StepPlan::Run& run, const LayerCache& cache, uint32_t n_to_come) const;
   /// Compresses prompts that ended with the step before, if nothing is generated from them at once.
   void commit_idle();
   uint64_t bytes_of_step() const;
@@ -172,7 +170,8 @@ class Binding {
   uint64_t budget_ = 0, n_steps_ = 0, n_lowered_ = 0, n_refused_ = 0;
   std::chrono::steady_clock::time_point refused_at_;
   uint32_t n_ubatch_;
-  bool pressed_ = false;  ///< the budget was reached once: prompts are not staged whole any more
+  bool pressed_ = false;      ///< there is no room for the step in f16: its prompts are compressed with it
+  bool was_pressed_ = false;  ///< that was said
   bool shifting_ = false;
   mutable std::mutex failure_mutex_;
   Status failure_;

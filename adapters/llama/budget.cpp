@@ -43,21 +43,16 @@ bool lower(Spec& spec) {
 uint64_t Binding::bytes_of_step() const {
   int64_t lasting = 0;
   uint64_t transient = 0;
-  struct Tokens {
-    uint32_t n = 0;
-    bool compressed = true;
-  };
-  std::map<FrameId, Tokens> tokens;
-  for (const StepPlan::Run& run : plan_.runs()) {
-    Tokens& of_frame = tokens[run.frame];
-    of_frame.n += run.n;
-    of_frame.compressed &= commits(run);
-  }
+  std::map<FrameId, uint32_t> tokens;
+  for (const StepPlan::Run& run : plan_.runs()) tokens[run.frame] += run.n;
   // Layers store, attend and compress one after the other.
   for (const auto& [index, layer] : layers_) {
     uint64_t of_layer = 0;
-    for (const auto& [frame, t] : tokens) {
-      const LayerCache::Growth growth = layer.cache->growth(frame, t.n, n_ubatch_, t.compressed);
+    for (const auto& [frame, n] : tokens) {
+      const bool compressed = std::ranges::all_of(plan_.runs(), [&, frame = frame, n = n](const StepPlan::Run& run) {
+        return run.frame != frame || commits(run, *layer.cache, std::min(n, n_ubatch_));
+      });
+      const LayerCache::Growth growth = layer.cache->growth(frame, n, n_ubatch_, compressed);
       lasting += growth.lasting;
       of_layer += growth.transient;
     }
@@ -74,6 +69,7 @@ int32_t Binding::make_room() {
     set_memory_limit(budget_ > other ? budget_ - other : 1);
     return usage.total() + bytes_of_step() <= budget_;
   };
+  pressed_ = false;
   if (fits()) return 0;
   const auto commit = [&] {
     for (auto& [index, layer] : layers_) {
@@ -82,12 +78,15 @@ int32_t Binding::make_room() {
     return true;
   };
   if (!spec_.uncompressed()) {
-    if (!pressed_ && spec_.prefill == Prefill::exact) {
-      std::fprintf(stderr, "mikv: KV budget %s: prompts are compressed as they are read from now on, not at their end (quality: "
-                           "streaming prefill, docs/frontier.md)\n", format_bytes(double(budget_)).c_str());
+    if (!was_pressed_ && spec_.prefill == Prefill::exact) {
+      std::fprintf(stderr, "mikv: KV budget %s: where there is no room for a whole prompt in f16, what was read of it is compressed before its "
+                           "end (quality: streaming prefill, docs/frontier.md)\n", format_bytes(double(budget_)).c_str());
     }
-    pressed_ = true;
+    was_pressed_ = true;
+    // What is staged now may make room for all of the step in f16; the more of a prompt is compressed at once, the better.
     if (commit() && fits()) return 0;
+    pressed_ = true;
+    if (fits()) return 0;
   }
   for (Spec next = spec_; lower(next);) {
     for (auto& [index, layer] : layers_) {
