@@ -67,7 +67,9 @@ int32_t Binding::make_room() {
     const MemoryUsage usage = Registry::get().totals().usage;
     const uint64_t tiers = tier_bytes(), other = usage.total() > tiers ? usage.total() - tiers : 0;
     set_memory_limit(budget_ > other ? budget_ - other : 1);
-    return usage.total() + bytes_of_step() <= budget_;
+    // What is staged can be compressed only while there is room for what becomes of a layer's share of it.
+    const uint64_t to_compress = spec_.uncompressed() ? 0 : usage.staged / layers_.size() / 2;
+    return usage.total() + to_compress + bytes_of_step() <= budget_;
   };
   pressed_ = false;
   if (fits()) return 0;

@@ -1,0 +1,122 @@
+// --kv-budget: a ceiling that is true, and what is given up, in which order, to stay under it.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <memory>
+#include <random>
+#include <vector>
+
+#include "budget.hpp"
+#include "kv_context.hpp"
+#include "llama.h"
+#include "mikv/memory_limit.hpp"
+#include "registry.hpp"
+
+namespace mikv::llama {
+namespace {
+
+using ModelHandle = std::unique_ptr<llama_model, decltype(&llama_model_free)>;
+using ContextHandle = std::unique_ptr<llama_context, decltype(&llama_free)>;
+
+constexpr uint64_t kBudget = uint64_t{6} << 20;
+
+class Budget : public testing::TestWithParam<bool> {
+ protected:
+  void SetUp() override {
+    const char* path = std::getenv("MIKV_TEST_MODEL");
+    ASSERT_NE(path, nullptr) << "MIKV_TEST_MODEL must name a GGUF file; `mikv model path smollm2-135m` prints one";
+    llama_log_set([](ggml_log_level, const char*, void*) {}, nullptr);
+    model_.reset(llama_model_load_from_file(path, llama_model_default_params()));
+    ASSERT_NE(model_, nullptr);
+    llama_context_params params = llama_context_default_params();
+    params.n_ctx = 8192;
+    params.n_batch = params.n_ubatch = 256;
+    params.n_seq_max = 4;
+    params.kv_unified = GetParam();
+    params.n_threads = params.n_threads_batch = 2;
+    auto context = init_context(model_.get(), params, Spec::parse("mikv").value());
+    ASSERT_TRUE(context.ok()) << context.error();
+    context_.reset(context.value());
+    binding_ = Registry::get().of_context(context_.get());
+    binding_->set_budget(kBudget);
+  }
+  void TearDown() override {
+    context_.reset();
+    set_memory_limit(0);
+  }
+
+  int32_t feed(llama_seq_id sequence, size_t n) {
+    llama_batch batch = llama_batch_init(int32_t(n), 0, 1);
+    const llama_pos begin = llama_memory_seq_pos_max(llama_get_memory(context_.get()), sequence) + 1;
+    batch.n_tokens = int32_t(n);
+    for (size_t i = 0; i < n; ++i) {
+      batch.token[i] = std::uniform_int_distribution<llama_token>(260, 2000)(random_);
+      batch.pos[i] = begin + llama_pos(i);
+      batch.n_seq_id[i] = 1;
+      batch.seq_id[i][0] = sequence;
+      batch.logits[i] = i + 1 == n;
+    }
+    const int32_t code = llama_decode(context_.get(), batch);
+    llama_batch_free(batch);
+    EXPECT_TRUE(code != 0 || std::isfinite(llama_get_logits_ith(context_.get(), -1)[0]));
+    EXPECT_LE(memory_usage(context_.get()).total(), kBudget);
+    return code;
+  }
+
+  ModelHandle model_{nullptr, llama_model_free};
+  ContextHandle context_{nullptr, llama_free};
+  Binding* binding_ = nullptr;
+  const uint64_t peak_before_ = peak_tier_bytes();  // of other tests in this process
+  std::mt19937 random_{5};
+};
+
+TEST_P(Budget, IsNeverExceededAndGivesUpQualityBeforeRequests) {
+  const Spec asked = binding_->spec();
+  std::vector<Spec> specs = {asked};
+  int32_t code = 0;
+  size_t n_fed = 0;
+  for (llama_seq_id s = 0; code == 0; s = (s + 1) % 4) {
+    ASSERT_LT(n_fed, 4000u);
+    for (const size_t n : {size_t{50}, size_t{1}}) {
+      if (code == 0) code = feed(s, n);
+      if (code == 0) n_fed += n;
+      if (!(binding_->spec() == specs.back())) specs.push_back(binding_->spec());
+    }
+  }
+  EXPECT_EQ(code, 1);  // llama_decode's word for a full cache
+  // No transient peak either: the allocator counts. Bitmaps of cells are beside it, and small.
+  EXPECT_LE(peak_tier_bytes(), std::max(kBudget, peak_before_));
+  EXPECT_EQ(binding_->n_refused(), 1u);
+
+  ASSERT_GT(specs.size(), 3u);
+  for (size_t i = 1; i < specs.size(); ++i) {
+    const Spec &before = specs[i - 1], &after = specs[i];
+    EXPECT_LE(after.keep, before.keep);
+    EXPECT_LE(after.bits, before.bits);
+    EXPECT_TRUE(after.bits == before.bits || after.keep <= 0.0101) << "bits went before the share in high precision was used up";
+  }
+  EXPECT_LT(specs.back().bits, asked.bits);
+  // All of it was used: 2 bits and what stands beside them.
+  EXPECT_GT(double(memory_usage(context_.get()).total()), 0.9 * double(kBudget));
+
+  // The end of a request makes room for another.
+  llama_memory_seq_rm(llama_get_memory(context_.get()), 0, -1, -1);
+  EXPECT_EQ(feed(0, 100), 0);
+  EXPECT_EQ(feed(0, 1), 0);
+}
+
+// Half a megabyte a step in f16: the prompt alone would take twice the budget before it is compressed.
+TEST_P(Budget, APromptThatDoesNotFitInF16IsCompressedAsItIsRead) {
+  for (int i = 0; i < 5; ++i) ASSERT_EQ(feed(0, 100), 0);
+  ASSERT_EQ(feed(0, 200), 0);
+  EXPECT_LE(peak_tier_bytes(), std::max(kBudget, peak_before_));
+  EXPECT_EQ(binding_->n_lowered(), 0u);
+  EXPECT_EQ(binding_->spec(), Spec::parse("mikv").value());
+}
+
+INSTANTIATE_TEST_SUITE_P(Caches, Budget, testing::Bool(), [](const auto& p) { return std::string(p.param ? "Unified" : "Split"); });
+
+}  // namespace
+}  // namespace mikv::llama
