@@ -158,7 +158,7 @@ def contexts(model: str, options) -> dict:
     asked = [[rng.choice(entries) for _ in range(3)] for _, entries in tasks]
     result = {"contexts": options.contexts, "lines": options.lines}
     f16 = None
-    arms = [("mikv", options.kv), ("stock", None)]
+    arms = [("mikv", options.kv), ("stock", None)][: 1 if options.no_stock else 2]
     for name, kv in arms:
         flags = ["-c", str(options.contexts * 4352), "-np", str(options.contexts)]
         if kv is not None:
@@ -304,6 +304,7 @@ def main() -> int:
     parser.add_argument("--lines", type=int, default=0, help="lines of a context (default: about 4,000 tokens, 8,000 for large)")
     parser.add_argument("--characters", type=int, default=0, help="of the text of `session` or of a context, about (default: 16,000 and 4,000 tokens)")
     parser.add_argument("--duration", type=float, default=10, help="minutes of `soak`")
+    parser.add_argument("--no-stock", action="store_true", help="`contexts` without stock llama.cpp")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     options.lines = options.lines or (25 if options.what == "contexts" else 455)

@@ -12,6 +12,7 @@ namespace mikv::llama {
 namespace {
 
 constexpr double kLeastKeep = 0.01;
+constexpr double kHarmlessKeep = 0.04;  // halved, this loses nothing that could be measured (docs/frontier.md)
 // Below 2 bits answers fall apart (docs/frontier.md).
 constexpr double kLeastBits = 2.0, kBitsStep = 0.25;
 
@@ -63,20 +64,40 @@ uint64_t Binding::bytes_of_step() const {
 
 int32_t Binding::make_room() {
   if (!budget_) return 0;
-  const auto fits = [&] {
+  const auto missing = [&]() -> uint64_t {
     const MemoryUsage usage = Registry::get().totals().usage;
     const uint64_t tiers = tier_bytes(), other = usage.total() > tiers ? usage.total() - tiers : 0;
     set_memory_limit(budget_ > other ? budget_ - other : 1);
     // What is staged can be compressed only while there is room for what becomes of a layer's share of it.
     const uint64_t to_compress = spec_.uncompressed() ? 0 : usage.staged / layers_.size() / 2;
-    return usage.total() + to_compress + bytes_of_step() <= budget_;
+    const uint64_t needed = usage.total() + to_compress + bytes_of_step();
+    return needed - std::min(needed, budget_);
   };
+  const auto fits = [&] { return missing() == 0; };
   pressed_ = false;
   if (fits()) return 0;
-  const auto commit = [&] {
+  const auto commit = [&](bool all) {
+    bool done = true;
     for (auto& [index, layer] : layers_) {
-      if (const Status status = layer.cache->commit_all(); !status) return false;
+      sequences_.for_each_frame([&](FrameId frame) {
+        const uint64_t n_staged = layer.cache->n_staged(frame);
+        const bool begun = layer.cache->n_cells(frame) == n_staged && n_staged < kFirstStreamedTokens;
+        if (all || !begun) done &= layer.cache->commit(frame).ok();
+      });
     }
+    return done;
+  };
+  Spec next = spec_;
+  const auto lower_once = [&] {
+    if (!lower(next)) return false;
+    for (auto& [index, layer] : layers_) {
+      if (const Status status = layer.cache->lower(next.keep, next.mixed() ? next.bits : format_bits(next.lo)); !status) break;
+    }
+    spec_ = next;
+    ++n_lowered_;
+    std::fprintf(stderr, "mikv: KV budget %s: %.1f %% of the tokens in high precision, the others in %s%s from now on (%s)\n",
+                 format_bytes(double(budget_)).c_str(), 100.0 * spec_.keep, std::string(format_name(spec_.lo)).c_str(),
+                 spec_.mixed() ? (" of " + std::to_string(spec_.bits).substr(0, 5) + " bits").c_str() : "", quality_of(spec_));
     return true;
   };
   if (!spec_.uncompressed()) {
@@ -86,19 +107,15 @@ int32_t Binding::make_room() {
     }
     was_pressed_ = true;
     // What is staged now may make room for all of the step in f16; the more of a prompt is compressed at once, the better.
-    if (commit() && fits()) return 0;
+    if (commit(false) && fits()) return 0;
+    // A frame that is frozen on a prompt's first few tokens is bad for as long as it lives; a smaller share in high precision is not.
+    const bool would_do = missing() < Registry::get().totals().usage.hi / 2;
+    if (would_do && spec_.keep > kHarmlessKeep && lower_once() && fits()) return 0;
+    if (commit(true) && fits()) return 0;
     pressed_ = true;
     if (fits()) return 0;
   }
-  for (Spec next = spec_; lower(next);) {
-    for (auto& [index, layer] : layers_) {
-      if (const Status status = layer.cache->lower(next.keep, next.mixed() ? next.bits : format_bits(next.lo)); !status) break;
-    }
-    spec_ = next;
-    ++n_lowered_;
-    std::fprintf(stderr, "mikv: KV budget %s: %.1f %% of the tokens in high precision, the others in %s%s from now on (%s)\n",
-                 format_bytes(double(budget_)).c_str(), 100.0 * spec_.keep, std::string(format_name(spec_.lo)).c_str(),
-                 spec_.mixed() ? (" of " + std::to_string(spec_.bits).substr(0, 4) + " bits").c_str() : "", quality_of(spec_));
+  while (lower_once()) {
     if (fits()) return 0;
   }
   ++n_refused_;

@@ -6,10 +6,6 @@
 namespace mikv::llama {
 namespace {
 
-// A head's frame is frozen on the first tokens that are compressed. A prompt that is compressed as it is read begins with so many: of
-// 256 the divergence at its end was 1.8 times that of exact prefill, of these 1.04 (2,048 tokens, docs/frontier.md).
-constexpr uint32_t kFirstStreamedTokens = 1024;
-
 int64_t index_at(const ggml_tensor* indices, int64_t i) {
   const char* at = static_cast<const char*>(indices->data) + i * int64_t(indices->nb[0]);
   if (indices->type == GGML_TYPE_I32) return *reinterpret_cast<const int32_t*>(at);
