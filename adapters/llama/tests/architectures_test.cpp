@@ -159,6 +159,19 @@ INSTANTIATE_TEST_SUITE_P(Models, KvArchitectures,
                                   (std::get<1>(parameter.param) ? "Unified" : "Split");
                          });
 
+TEST_F(Architectures, LoraChangesBothAlike) {
+  const auto model = load(Architecture::gemma3);
+  test::write_tiny_lora(folder_ + "/lora.gguf");
+  llama_adapter_lora* lora = llama_adapter_lora_init(model.get(), (folder_ + "/lora.gguf").c_str());
+  ASSERT_NE(lora, nullptr);
+  const auto a = stock(model.get(), params(true)), b = ours(model.get(), params(true), "full"), plain = ours(model.get(), params(true), "full");
+  float scale = 1.0f;
+  for (llama_context* context : {a.get(), b.get()}) ASSERT_EQ(llama_set_adapters_lora(context, &lora, 1, &scale), 0);
+  const auto expected = script(a.get()), got = script(b.get());
+  EXPECT_EQ(expected, got);
+  EXPECT_NE(script(plain.get()), got);
+}
+
 // In a program that was told to keep its KV cache in mikv and has none.
 TEST_F(Architectures, ModelsWithoutKvAreLeftAlone) {
   for (const Architecture architecture : {Architecture::mamba, Architecture::bert}) {

@@ -21,6 +21,9 @@ class Builder {
   explicit Builder(const std::string& architecture)
       : architecture_(architecture), file_(gguf_init_empty(), gguf_free), tensors_(ggml_init({size_t{64} << 20, nullptr, false}), ggml_free) {
     gguf_set_val_str(file_.get(), "general.architecture", architecture.c_str());
+  }
+
+  void model() {
     gguf_set_val_str(file_.get(), "tokenizer.ggml.model", "no_vocab");
     set("vocab_size", kTinyVocabulary);
     set("context_length", kContext);
@@ -31,6 +34,11 @@ class Builder {
     set_float("attention.layer_norm_rms_epsilon", 1e-5f);
     set_float("attention.layer_norm_epsilon", 1e-5f);
     matrix("token_embd.weight", kWidth, kTinyVocabulary);
+  }
+  void lora() {
+    gguf_set_val_str(file_.get(), "general.type", "adapter");
+    gguf_set_val_str(file_.get(), "adapter.type", "lora");
+    gguf_set_val_f32(file_.get(), "adapter.lora.alpha", 4.0f);
   }
 
   std::string key(const char* name) const { return architecture_ + "." + name; }
@@ -164,6 +172,7 @@ void bert(Builder& model) {
 void write_tiny_model(Architecture architecture, const std::string& path) {
   constexpr const char* kNames[] = {"gemma3", "lfm2", "mamba", "bert"};
   Builder model(kNames[int(architecture)]);
+  model.model();
   switch (architecture) {
     case Architecture::gemma3: gemma3(model); break;
     case Architecture::lfm2: lfm2(model); break;
@@ -171,6 +180,19 @@ void write_tiny_model(Architecture architecture, const std::string& path) {
     case Architecture::bert: bert(model); break;
   }
   model.write(path);
+}
+
+void write_tiny_lora(const std::string& path) {
+  constexpr int kRank = 4;
+  Builder lora("gemma3");
+  lora.lora();
+  for (int i = 0; i < kLayers; ++i) {
+    for (const auto& [name, n_rows] : {std::pair("attn_q", kHeads * kHeadDim), std::pair("attn_k", kKvHeads * kHeadDim), std::pair("attn_v", kKvHeads * kHeadDim)}) {
+      lora.matrix(layer_name(i) + name + ".weight.lora_a", kWidth, kRank);
+      lora.matrix(layer_name(i) + name + ".weight.lora_b", kRank, n_rows);
+    }
+  }
+  lora.write(path);
 }
 
 }  // namespace mikv::llama::test

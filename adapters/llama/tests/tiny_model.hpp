@@ -18,5 +18,7 @@ inline constexpr int kTinyVocabulary = 128;
 
 /// Writes the model to `path` as GGUF; throws std::runtime_error if it cannot.
 void write_tiny_model(Architecture architecture, const std::string& path);
+/// A LoRA of the gemma3 model: what it adds to queries, keys and values is as large as they are.
+void write_tiny_lora(const std::string& path);
 
 }  // namespace mikv::llama::test
