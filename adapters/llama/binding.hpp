@@ -40,9 +40,8 @@ struct OpData {
 
 struct Layer {
   std::unique_ptr<LayerCache> cache;
-  const ggml_tensor* k_tensor = nullptr;  ///< llama.cpp's own, which holds nothing; borrowed
+  const ggml_tensor *k_tensor = nullptr, *v_tensor = nullptr;  ///< llama.cpp's own, which hold nothing; borrowed
   uint32_t cells_per_stream = 0;  ///< llama.cpp's cell index = stream * cells_per_stream + cell
-  const ggml_tensor* v_tensor = nullptr;
   uint32_t first_row = 0, next_row = 0;  ///< tokens of the batch that the graph at work stores: first_row .. next_row - 1
   std::vector<float> slopes;      ///< ALiBi, one a query head; empty without
   OpData ops[3];                  ///< by OpKind

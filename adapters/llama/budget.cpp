@@ -69,7 +69,7 @@ int32_t Binding::make_room() {
     const uint64_t tiers = tier_bytes(), other = usage.total() > tiers ? usage.total() - tiers : 0;
     set_memory_limit(budget_ > other ? budget_ - other : 1);
     // What is staged can be compressed only while there is room for what becomes of a layer's share of it.
-    const uint64_t to_compress = spec_.uncompressed() ? 0 : usage.staged / layers_.size() / 2;
+    const uint64_t to_compress = spec_.uncompressed() ? 0 : usage.staged / std::max<size_t>(1, layers_.size()) / 2;
     const uint64_t needed = usage.total() + to_compress + bytes_of_step();
     return needed - std::min(needed, budget_);
   };
