@@ -16,6 +16,7 @@ import random
 import shutil
 import signal
 import socket
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -285,9 +286,10 @@ def soak(model: str, options) -> dict:
     def in_part(values: list, part: int) -> list:
         return [v for at, v in values if seconds * part / 4 <= at < seconds * (part + 1) / 4]
 
-    memory = [max(in_part(samples, part), default=0) for part in range(4)]
+    memory = [statistics.median(in_part(samples, part) or [0]) for part in range(4)]
     accuracy = [round(sum(r := in_part(right, part)) / max(1, len(r)), 3) for part in range(4)]
-    result = {"requests": counts, "errors": errors[:20], "n_errors": len(errors), "most_anonymous_bytes_by_quarter": memory,
+    result = {"requests": counts, "errors": errors[:20], "n_errors": len(errors), "median_anonymous_bytes_by_quarter": memory,
+              "most_anonymous_bytes_by_quarter": [max(in_part(samples, part), default=0) for part in range(4)],
               "right_answers_by_quarter": accuracy, "log": log}
     if errors or memory[3] > 1.05 * memory[1] or accuracy[3] < accuracy[0] - 0.1:
         print(json.dumps(result, indent=1))
