@@ -53,7 +53,8 @@ def run_arm(kv: str, python: Path, tests: Path, script: Path, model: Path, what:
     """Test, as pytest names it, -> passed; tests that were skipped are left out."""
     report = tests / f"{script.name}.xml"
     report.unlink(missing_ok=True)
-    environment = {**os.environ, "LLAMA_SERVER_BIN_PATH": str(script), "MIKV_TEST_MODEL": str(model),
+    # Servers of several workers share the cores; threads that spin at barriers would wait for each other's cores.
+    environment = {"OMP_WAIT_POLICY": "passive", **os.environ, "LLAMA_SERVER_BIN_PATH": str(script), "MIKV_TEST_MODEL": str(model),
                    "PYTHONPATH": f"{HERE}:{tests}", "LLAMA_CACHE": str(tests / "tmp"), "LLAMA_ARG_OFFLINE": "1"}
     began = time.monotonic()
     command = [python, "-m", "pytest", "-q", "-p", "local_model", "-p", "no:cacheprovider", "-m", "not slow", f"--junitxml={report}",
