@@ -62,7 +62,7 @@ fuzz: setup ## libFuzzer on what reads saved caches, FUZZ_SECONDS long (default 
 	@mkdir -p build/fuzz/found
 	@build/fuzz/bin/mikv_fuzz_session -max_total_time=$(FUZZ_SECONDS) -max_len=65536 -print_final_stats=1 -artifact_prefix=build/fuzz/found/ build/fuzz/found tests/fuzz/corpus
 
-test-llama-server: build ## llama.cpp's own server tests: those that stock llama-server passes, on mikv server (40 minutes)
+test-llama-server: build ## llama.cpp's own server tests: those that stock llama-server passes, on mikv server (10 minutes)
 	@$(FETCH) get $(TEST_MODEL) >build/test-model.txt
 	@python3 tests/llama_server/run.py --model "$$(cat build/test-model.txt)" --mikv $(MIKV)
 
