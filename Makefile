@@ -21,7 +21,7 @@ FUZZ_SECONDS ?= 300
 
 help: ## show this list
 	@echo "make TARGET, one of:"
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name what; do printf '%-12s %s\n' "$$name" "$$what"; done
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name what; do printf '%-18s %s\n' "$$name" "$$what"; done
 	@echo "CMAKE_ARGS=... is passed to CMake, for example CMAKE_ARGS=-DMIKV_LLAMA_SOURCE=DIR; JOBS=N sets the number of compilers."
 
 setup: ## install the system packages the build needs, where permitted
