@@ -27,6 +27,8 @@ class Binding;
 /// A head's frame is frozen on the first tokens that are compressed. A prompt that is compressed as it is read begins with so many: of
 /// 256 the divergence at its end was 1.8 times that of exact prefill, of these 1.04 (2,048 tokens, docs/frontier.md).
 inline constexpr uint32_t kFirstStreamedTokens = 1024;
+/// The frame is frozen already, or has enough tokens for it with the n_to_come that are not staged yet.
+bool may_freeze(const LayerCache& cache, FrameId frame, uint32_t n_to_come);
 
 enum class OpKind { store_k, store_v, attend };
 

@@ -12,7 +12,7 @@ namespace mikv::llama {
 namespace {
 
 constexpr double kLeastKeep = 0.01;
-constexpr double kHarmlessKeep = 0.04;  // halved, this loses nothing that could be measured (docs/frontier.md)
+constexpr double kHarmlessKeep = 0.04;  // halved, this loses nothing that could be measured (docs/adr/0009: .02 to .06)
 // Below 2 bits answers fall apart (docs/frontier.md).
 constexpr double kLeastBits = 2.0, kBitsStep = 0.25;
 
@@ -80,15 +80,13 @@ int32_t Binding::make_room() {
     bool done = true;
     for (auto& [index, layer] : layers_) {
       sequences_.for_each_frame([&](FrameId frame) {
-        const uint64_t n_staged = layer.cache->n_staged(frame);
-        const bool begun = layer.cache->n_cells(frame) == n_staged && n_staged < kFirstStreamedTokens;
-        if (all || !begun) done &= layer.cache->commit(frame).ok();
+        if (all || may_freeze(*layer.cache, frame, 0)) done &= layer.cache->commit(frame).ok();
       });
     }
     return done;
   };
-  Spec next = spec_;
   const auto lower_once = [&] {
+    Spec next = spec_;
     if (!lower(next)) return false;
     for (auto& [index, layer] : layers_) {
       if (const Status status = layer.cache->lower(next.keep, next.mixed() ? next.bits : format_bits(next.lo)); !status) break;

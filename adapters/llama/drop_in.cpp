@@ -4,9 +4,9 @@
 #include <optional>
 #include <set>
 
+#include "byte_size.hpp"
 #include "kv_context.hpp"
 #include "next_definition.hpp"
-#include "byte_size.hpp"
 #include "registry.hpp"
 
 namespace mikv::llama {

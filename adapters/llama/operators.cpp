@@ -131,12 +131,16 @@ AttendArgs Binding::rows_args(const Layer& layer, ggml_tensor* node, int64_t str
   return args;
 }
 
+bool may_freeze(const LayerCache& cache, FrameId frame, uint32_t n_to_come) {
+  const uint64_t n_staged = cache.n_staged(frame);
+  return cache.n_cells(frame) > n_staged || n_staged + n_to_come >= kFirstStreamedTokens;
+}
+
 bool Binding::commits(const StepPlan::Run& run, const LayerCache& cache, uint32_t n_to_come) const {
   if (run.single || run.generates) return run.single;
   if (pressed_) return true;
   if (spec_.prefill != Prefill::streaming) return false;
-  const uint64_t n_staged = cache.n_staged(run.frame), n_compressed = cache.n_cells(run.frame) - n_staged;
-  return n_compressed > 0 || n_staged + n_to_come >= kFirstStreamedTokens;
+  return may_freeze(cache, run.frame, n_to_come);
 }
 
 void Binding::attend(Layer& layer, ggml_tensor* node, uint32_t thread, uint32_t n_threads) {
