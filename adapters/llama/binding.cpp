@@ -114,7 +114,14 @@ int32_t Binding::begin_step(const BatchRecord& batch) {
     status = plan ? Status() : Error{plan.error()};
     if (plan) plan_ = std::move(plan).value();
   }
-  if (status) commit_idle();
+  if (status) {
+    commit_idle();
+    for (const StepPlan::Run& run : plan_.runs()) {
+      if (layers_.empty()) break;
+      const LayerCache& cache = *layers_.begin()->second.cache;
+      if (cache.n_staged(run.frame) && (run.generates || commits(run, cache, std::min(run.n, n_ubatch_)))) share_bits(run.frame);
+    }
+  }
   for (auto& [index, layer] : layers_) layer.first_row = layer.next_row = 0;
   int32_t refused = -3;
   if (status) {
@@ -131,6 +138,7 @@ void Binding::commit_idle() {
   const auto runs = plan_.runs();
   for (const FrameId frame : may_have_ended_) {
     if (std::any_of(runs.begin(), runs.end(), [&](const StepPlan::Run& run) { return run.frame == frame; })) continue;
+    share_bits(frame);
     for (auto& [index, layer] : layers_) {
       if (const Status status = layer.cache->commit(frame); !status) fail(status.error());
     }
@@ -139,6 +147,12 @@ void Binding::commit_idle() {
   for (const StepPlan::Run& run : runs) {
     if (run.may_end) may_have_ended_.push_back(run.frame);
   }
+}
+
+void Binding::share_bits(FrameId frame) {
+  std::vector<LayerCache*> caches;
+  for (auto& [index, layer] : layers_) caches.push_back(layer.cache.get());
+  if (const Status status = LayerCache::share_bits(caches, frame, workspace_.max_threads()); !status) fail(status.error());
 }
 
 bool Binding::end_step(int32_t status) {

@@ -132,6 +132,9 @@ class Binding {
   uint64_t n_lowered() const { return n_lowered_; }  ///< how often the cache was made smaller
   uint64_t n_refused() const { return n_refused_; }  ///< steps that did not fit
 
+  /// LayerCache::share_bits() over all layers: before a prompt is compressed.
+  void share_bits(FrameId frame);
+
  private:
   /// Attention compresses what the run puts, at once; n_to_come of its tokens are not staged yet.
   bool commits(const StepPlan::Run& run, const LayerCache& cache, uint32_t n_to_come) const;

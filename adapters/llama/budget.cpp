@@ -78,11 +78,12 @@ int32_t Binding::make_room() {
   if (fits()) return 0;
   const auto commit = [&](bool all) {
     bool done = true;
-    for (auto& [index, layer] : layers_) {
-      sequences_.for_each_frame([&](FrameId frame) {
+    sequences_.for_each_frame([&](FrameId frame) {
+      share_bits(frame);
+      for (auto& [index, layer] : layers_) {
         if (all || may_freeze(*layer.cache, frame, 0)) done &= layer.cache->commit(frame).ok();
-      });
-    }
+      }
+    });
     return done;
   };
   const auto lower_once = [&] {

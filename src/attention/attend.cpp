@@ -106,6 +106,17 @@ void for_each_segment(const Call& call, const RowTile& tile, ThreadSlot& slot, R
 
 uint32_t blocks_of(const Segment& segment) { return (segment.n_tokens + kLanes - 1) / kLanes; }
 
+// The rows are taken for the last tokens that were put in the frame, which they are unless several sequences share the call.
+void sample_queries(const Call& call, const RowTile& tile, const cache::FrameStore& frame, cache::HeadStore& head) {
+  if (call.args.n_tokens > frame.n_last_staged()) return;
+  const uint32_t last = frame.next_arrival() - 1, first = last + 1 - call.args.n_tokens + tile.first_token;
+  for (uint32_t r = 0; r < tile.n_rows(); ++r) {
+    const uint32_t arrival = first + r / tile.group();
+    if (!cache::QuerySample::takes(arrival, last)) continue;
+    head.sample.note(arrival, r % tile.group(), tile.group(), tile.query(r), call.layer.shape.head_dim_k, call.args.scale);
+  }
+}
+
 void note_queries(const Call& call, const RowTile& tile) {
   if (!call.args.record) return;
   for (cache::FrameStore* frame : call.frames) {
@@ -114,6 +125,7 @@ void note_queries(const Call& call, const RowTile& tile) {
     cache::QueryTally tally;
     for (uint32_t r = 0; r < tile.n_rows(); ++r) tally.add(tile.query(r), call.layer.shape.head_dim_k, call.args.scale);
     head.note_queries(tally);
+    sample_queries(call, tile, *frame, head);
   }
 }
 

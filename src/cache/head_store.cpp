@@ -3,10 +3,10 @@
 #include <algorithm>
 #include <cmath>
 #include <functional>
+#include <iterator>
 
 #include "codec/fp16.hpp"
 #include "policy/importance.hpp"
-#include "policy/mixed_frame.hpp"
 
 namespace mikv::cache {
 
@@ -16,6 +16,7 @@ HeadStore::HeadStore(const Layouts& layouts, const Spec& spec)
   if (!spec.balancer) return;
   q_max.assign(layouts.staged.dim_k, 0.0f);
   q_square.assign(layouts.staged.dim_k, 0);
+  sample = QuerySample(layouts.group, layouts.staged.dim_k);
 }
 
 HeadStore::HeadStore(const HeadStore& other, const Layouts& layouts, const Spec& spec) : HeadStore(layouts, spec) {
@@ -24,6 +25,7 @@ HeadStore::HeadStore(const HeadStore& other, const Layouts& layouts, const Spec&
   q_max = other.q_max;
   q_square = other.q_square;
   n_queries = other.n_queries;
+  sample = other.sample;
 }
 
 void QueryTally::add(const float* q, uint32_t dim, float scale) {
@@ -54,7 +56,7 @@ HeadStore::Frame HeadStore::plan_frame(const Spec& spec, CommitScratch& scratch)
   return spec.mixed() ? plan_mixed(spec, scratch) : plan_uniform(spec, scratch);
 }
 
-HeadStore::Frame HeadStore::plan_mixed(const Spec& spec, CommitScratch& scratch) const {
+policy::Moments HeadStore::staged_moments(CommitScratch& scratch) const {
   const uint32_t dim_k = staged.layout().dim_k, dim_v = staged.layout().dim_v;
   policy::Moments moments{std::vector<double>(dim_k), std::vector<double>(dim_k), std::vector<double>(dim_v),
                           std::vector<double>(dim_v), {q_square.begin(), q_square.end()}};
@@ -68,7 +70,11 @@ HeadStore::Frame HeadStore::plan_mixed(const Spec& spec, CommitScratch& scratch)
     add(scratch.k, moments.k_mean, moments.k_square);
     add(scratch.v, moments.v_mean, moments.v_square);
   }
-  policy::MixedFrame mixed = policy::plan_mixed_frame(moments, spec.bits, lo.layout().id_bytes);
+  return moments;
+}
+
+HeadStore::Frame HeadStore::plan_mixed(const Spec& spec, CommitScratch& scratch) const {
+  policy::MixedFrame mixed = policy::plan_mixed_frame(staged_moments(scratch), spec.bits + more_bits, lo.layout().id_bytes);
   return {std::move(mixed.transform), std::make_unique<codec::BlockLayout>(mixed.lo)};
 }
 
@@ -149,9 +155,37 @@ void HeadStore::hold_budget(const Spec& spec, uint64_t n_live, CommitScratch& sc
   hi.shrink();
 }
 
+policy::ErrorWeight::Sums HeadStore::error_weight(const Spec& spec, uint64_t n_live, CommitScratch& scratch) const {
+  const uint32_t n_hi = hi.size(), n_staged = staged.size(), dim = staged.layout().dim_k;
+  if (frozen || n_staged < kMinFrameTokens || sample.arrivals.empty()) return {};
+  std::vector<float> queries;
+  std::vector<uint32_t> arrivals;
+  const size_t n_heads = sample.queries.size() / (size_t{QuerySample::kTokens} * dim);
+  for (uint32_t place = 0; place < QuerySample::kTokens; ++place) {
+    if (sample.arrivals[place] == 0) continue;
+    const auto first = sample.queries.begin() + std::ptrdiff_t(place * n_heads * dim);
+    std::transform(first, first + std::ptrdiff_t(n_heads * dim), std::back_inserter(queries), codec::f16_to_f32);
+    arrivals.insert(arrivals.end(), n_heads, sample.arrivals[place]);
+  }
+  scratch.k.resize(codec::kMaxHeadDim);
+  scratch.v.resize(codec::kMaxHeadDim);
+  choose_victims(spec, n_live, scratch);
+  scratch.staged_victim.assign(n_staged, 0);
+  for (const uint32_t victim : scratch.victims) {
+    if (victim >= n_hi) scratch.staged_victim[victim - n_hi] = 1;
+  }
+  policy::ErrorWeight weight(std::move(queries), std::move(arrivals), staged_moments(scratch).v_mean, dim,
+                             uint32_t(policy::hi_budget(spec.keep, n_live) / 2));
+  for (uint32_t slot = 0; slot < n_staged; ++slot) {
+    load_staged(slot, scratch);
+    weight.add(scratch.k.data(), scratch.v.data(), staged.arrival(slot), scratch.staged_victim[slot]);
+  }
+  return weight.sums();
+}
+
 void HeadStore::lower_bits(const Spec& spec, const codec::BlockLayout& uniform) {
   if (evict || (spec.mixed() && !own_lo_)) return;  // a head that is not frozen plans its bits when it is
-  auto lower = std::make_unique<codec::BlockLayout>(spec.mixed() ? policy::lower_bits(*own_lo_, spec.bits) : uniform);
+  auto lower = std::make_unique<codec::BlockLayout>(spec.mixed() ? policy::lower_bits(*own_lo_, spec.bits + more_bits) : uniform);
   lo.reencode(*lower);
   own_lo_ = std::move(lower);
 }
@@ -179,6 +213,7 @@ void HeadStore::commit(const Spec& spec, uint64_t n_live, CommitScratch& scratch
     transform = std::move(frame.transform);
     q_max = {};
     q_square = {};
+    sample = {};
     frozen = true;
   }
 

@@ -10,10 +10,13 @@
 #include <memory>
 #include <vector>
 
+#include "cache/query_sample.hpp"
 #include "cache/tier.hpp"
 #include "codec/transform.hpp"
 #include "mikv/cache.hpp"
 #include "mikv/spec.hpp"
+#include "policy/error_weight.hpp"
+#include "policy/mixed_frame.hpp"
 
 namespace mikv::cache {
 
@@ -24,6 +27,7 @@ inline constexpr uint32_t kMinFrameTokens = 16;
 struct Layouts {
   codec::BlockLayout staged, hi, lo;
   bool evict = false;  ///< there is no lo tier: what is demoted is lost
+  uint32_t group = 1;  ///< query heads of a KV head
 
   /// Some tier holds codes, not halves.
   bool quantised() const { return hi.bits < 16 || (!evict && lo.bits < 16); }
@@ -60,7 +64,10 @@ class HeadStore {
   std::vector<float> q_max;
   std::vector<uint64_t> q_square;
   uint64_t n_queries = 0;
+  QuerySample sample;  ///< empty where q_max is
   bool frozen = false;
+  /// Bits an element that this head's lo tier has, or is to have when it is frozen, beyond those of the spec (share_bits).
+  double more_bits = 0.0;
   bool evict;
 
   bool compressed() const { return frozen || hi.size() > 0 || lo.size() > 0; }
@@ -76,6 +83,10 @@ class HeadStore {
   /// Encodes the lo tier anew in fewer bits, in place: `uniform`, or, where bits differ by tile, spec.bits on average.
   void lower_bits(const Spec& spec, const codec::BlockLayout& uniform);
 
+  /// What errors of the lo tier would do if the staged tokens were committed now, by the sampled queries; zeros where there are none,
+  /// or the frame is frozen. May throw std::bad_alloc.
+  policy::ErrorWeight::Sums error_weight(const Spec& spec, uint64_t n_live, CommitScratch& scratch) const;
+
   /// Before the first token is in `lo`: its layout, where bits differ by head.
   void set_lo_layout(const codec::BlockLayout& layout) {
     own_lo_ = std::make_unique<codec::BlockLayout>(layout);
@@ -86,7 +97,7 @@ class HeadStore {
   void note_queries(const QueryTally& tally);
 
   uint64_t frame_bytes() const {
-    return transform.bytes() + q_max.size() * sizeof(float) + q_square.size() * sizeof(uint64_t) + (own_lo_ ? sizeof *own_lo_ : 0);
+    return transform.bytes() + q_max.size() * sizeof(float) + q_square.size() * sizeof(uint64_t) + sample.bytes() + (own_lo_ ? sizeof *own_lo_ : 0);
   }
 
  private:
@@ -96,6 +107,7 @@ class HeadStore {
     std::unique_ptr<codec::BlockLayout> lo;  ///< null: the layer's
   };
 
+  policy::Moments staged_moments(CommitScratch& scratch) const;
   void choose_victims(const Spec& spec, uint64_t n_live, CommitScratch& scratch) const;
   Frame plan_frame(const Spec& spec, CommitScratch& scratch) const;
   Frame plan_mixed(const Spec& spec, CommitScratch& scratch) const;

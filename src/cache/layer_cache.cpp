@@ -56,7 +56,7 @@ cache::Layouts make_layouts(const LayerShape& shape, const Spec& spec, uint32_t 
   };
   // Scores and arrivals decide about demotion; a cache that demotes nothing has no use for them.
   const bool scored = spec.importance != Importance::full;
-  return {layout(Format::f16, scored), layout(spec.hi, scored), layout(spec.lo, false), spec.lo == Format::evict};
+  return {layout(Format::f16, scored), layout(spec.hi, scored), layout(spec.lo, false), spec.lo == Format::evict, shape.n_heads / shape.n_kv_heads};
 }
 
 attention::Geometry make_geometry(const LayerShape& shape, uint32_t group_k, uint32_t group_v) {
@@ -75,11 +75,6 @@ Status check_cells(FrameId frame, std::span<const Cell> cells, uint32_t max_cell
   const auto twice = std::adjacent_find(sorted.begin(), sorted.end());
   if (twice != sorted.end()) return Error{"cell " + std::to_string(*twice) + " is named twice in one put; name it once"};
   return {};
-}
-
-// Of an element of a full block, ids and scales included.
-double bits_of(const codec::BlockLayout& layout) {
-  return 8.0 * double(layout.bytes) / double(codec::kBlockTokens * (layout.dim_k + layout.dim_v));
 }
 
 Error out_of_memory(size_t n_tokens) {
@@ -214,7 +209,11 @@ LayerCache::Growth LayerCache::growth(FrameId frame, uint32_t n_tokens, uint32_t
   const cache::HeadStore fresh(layouts, spec);
   const uint64_t n_live = (store ? store->n_live() : 0) + n_tokens;
   Growth growth;
-  if (!store) growth.lasting += int64_t(sizeof(cache::FrameStore) + impl_->shape.n_kv_heads * sizeof(cache::HeadStore));
+  if (!store) {
+    growth.lasting += int64_t(sizeof(cache::FrameStore) + impl_->shape.n_kv_heads * sizeof(cache::HeadStore));
+    const uint64_t statistics = impl_->shape.n_kv_heads * fresh.frame_bytes();  // until the frame is frozen
+    compressed ? growth.transient += statistics : growth.lasting += int64_t(statistics);
+  }
   for (uint32_t h = 0; h < impl_->shape.n_kv_heads; ++h) {
     const cache::HeadStore& head = store ? store->heads()[h] : fresh;
     const cache::Tier::Growth staged = head.staged.growth(compressed ? std::min(n_tokens, n_at_once) : n_tokens);
@@ -233,7 +232,10 @@ LayerCache::Growth LayerCache::growth(FrameId frame, uint32_t n_tokens, uint32_t
     if (layouts.evict) continue;
     const uint32_t n_lo = head.staged.size() + n_tokens;
     if (spec.mixed() && !head.frozen) {  // its layout is planned when it is frozen
-      growth.lasting += int64_t(spec.bits / 8.0 * n_lo * (impl_->shape.head_dim_k + impl_->shape.head_dim_v)) + 2 * 4096;
+      const uint64_t n_elements = uint64_t{n_lo + codec::kBlockTokens} * (impl_->shape.head_dim_k + impl_->shape.head_dim_v);
+      const uint64_t codes = uint64_t((spec.bits + head.more_bits) / 8.0 * double(n_elements)), rounding = codes / 32 + 64;  // see Tier
+      const uint64_t coordinates = codec::Transform::most_bytes(impl_->shape.head_dim_k, impl_->shape.head_dim_v) + sizeof(codec::BlockLayout);
+      growth.lasting += int64_t(codes + rounding + coordinates);
     } else {
       const cache::Tier::Growth lo = head.lo.growth(n_lo);
       growth.lasting += int64_t(lo.lasting);
@@ -258,7 +260,7 @@ Status LayerCache::lower(double keep, double bits) {
       if (!frame) continue;
       for (cache::HeadStore& head : frame->heads()) {
         head.hold_budget(spec, frame->n_live(), scratch);
-        const bool fewer = spec.mixed() ? spec.bits < bits_of(head.lo.layout()) : head.lo.layout().bits > next.lo.bits;
+        const bool fewer = spec.mixed() ? spec.bits + head.more_bits < head.lo.layout().bits_per_element() : head.lo.layout().bits > next.lo.bits;
         if (fewer) head.lower_bits(spec, next.lo);
       }
     }

@@ -95,7 +95,7 @@ void Tier::copy_ranking(float* scores, uint32_t* arrivals) const {
 uint64_t Tier::blocks_for(uint32_t n_more) const {
   const uint64_t needed = (uint64_t{n_tokens_} + n_more + codec::kBlockTokens - 1) / codec::kBlockTokens;
   if (needed <= capacity_blocks_) return capacity_blocks_;
-  const uint64_t growth = n_tokens_ ? capacity_blocks_ / 16 : 0;
+  const uint64_t growth = n_tokens_ ? capacity_blocks_ / 32 : 0;
   return std::max<uint64_t>(needed, capacity_blocks_ + growth);
 }
 

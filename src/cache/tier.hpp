@@ -55,8 +55,8 @@ class Tier {
     if (layout_->scored) at<float>(slot, layout_->scores) += more;
   }
 
-  /// Makes room for n more tokens. May throw std::bad_alloc; nothing changes then. Grows by a sixteenth beyond what is
-  /// asked when it already holds tokens: a reserve of 6 % at most, so that few steps have to grow.
+  /// Makes room for n more tokens. May throw std::bad_alloc; nothing changes then. Grows by 1/32 beyond what is
+  /// asked when it already holds tokens: a reserve of 3 % at most, so that few steps have to grow.
   void reserve(uint32_t n_more);
   /// Bytes that reserve(n_more) would take from the system, and those that it would give back only afterwards.
   struct Growth {

@@ -65,6 +65,8 @@ struct BlockLayout {
                                 uint32_t id_bytes = 4);
 
   bool mixed() const { return bits == kMixedBits; }
+  /// Of an element of a full block, everything included.
+  double bits_per_element() const { return 8.0 * double(bytes) / double(kTileSide * (dim_k + dim_v)); }
   size_t code_bytes_per_token() const { return (bytes - data_k) / kBlockTokens; }
   size_t scale_bytes_per_token() const { return (data_k - scales_k) / kBlockTokens; }
 };

@@ -40,6 +40,8 @@ struct Axes {
 struct Transform {
   Axes key, value;
   uint64_t bytes() const { return key.bytes() + value.bytes(); }
+  /// The most that bytes() can be: a centre, a balancer, an order, and turns of 8 channels.
+  static uint64_t most_bytes(uint32_t dim_k, uint32_t dim_v) { return 7 * (uint64_t{dim_k} + dim_v); }
 };
 
 /// Eq. 2: b_c = sqrt(max|q_c| / max|k_c|) as a half; 1 where either maximum is 0, so that nothing is scaled away.

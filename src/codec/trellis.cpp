@@ -4,15 +4,9 @@
 #include <cmath>
 #include <type_traits>
 
+#include "codec/cpu_clones.hpp"
 #include "codec/scale8.hpp"
 
-// Compiled for several CPUs, chosen at start: the search is plain loops over states. Not under sanitizers, whose runtime is not
-// there yet when the choice is made.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
-#define MIKV_FOR_EACH_CPU __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define MIKV_FOR_EACH_CPU
-#endif
 #define MIKV_INLINE inline __attribute__((always_inline))
 
 namespace mikv::codec {

@@ -1,6 +1,8 @@
 #include "policy/bit_allocation.hpp"
 
 #include <algorithm>
+#include <cmath>
+#include <numeric>
 
 #include "codec/trellis.hpp"
 
@@ -27,6 +29,27 @@ TileBits allocate_bits(std::span<const double> harm_k, std::span<const double> h
   }
   const auto first_v = bits.begin() + std::ptrdiff_t(harm_k.size());
   return {{bits.begin(), first_v}, {first_v, bits.end()}};
+}
+
+std::vector<uint32_t> share_bits(std::span<const double> weights, uint32_t each, uint32_t n_tiles) {
+  constexpr double kExponent = 0.7;  // errors of b bits shrink with 4^-b: bits follow .35 log2(weight)
+  const double mean = std::accumulate(weights.begin(), weights.end(), 0.0) / double(std::max<size_t>(1, weights.size()));
+  std::vector<double> gain;
+  for (const double weight : weights) gain.push_back(mean > 0.0 ? std::pow(std::max(weight / mean, 1e-6), kExponent) : 1.0);
+  each = std::clamp(each, kMinTileBits * n_tiles, kMaxTileBits * n_tiles);
+  const uint32_t shift = uint32_t(kMostMoreBits * n_tiles);
+  const uint32_t least = std::max(kMinTileBits * n_tiles, each - std::min(each, shift)), most = std::min(kMaxTileBits * n_tiles, each + shift);
+  std::vector<uint32_t> bits(weights.size(), least);
+  const double step = std::pow(4.0, -1.0 / n_tiles);
+  for (size_t left = size_t{each - least} * weights.size(); left > 0; --left) {
+    size_t best = weights.size();
+    for (size_t head = 0; head < weights.size(); ++head) {
+      if (bits[head] < most && (best == weights.size() || gain[head] > gain[best])) best = head;
+    }
+    ++bits[best];
+    gain[best] *= step;
+  }
+  return bits;
 }
 
 }  // namespace mikv::policy

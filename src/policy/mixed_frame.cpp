@@ -95,12 +95,8 @@ std::vector<float> fill_axes(const Channels& channels, const std::vector<uint8_t
   return weights;
 }
 
-// What is left for codes of a block's bits when ids and scales have theirs.
-uint32_t total_tile_bits(size_t n_channels, double bits, uint32_t id_bytes) {
-  const double fixed_bytes = codec::kBlockTokens * (id_bytes + 2.0);
-  const double bytes = bits * double(n_channels * codec::kBlockTokens) / 8.0 - fixed_bytes;
-  return uint32_t(std::max(0.0, bytes / double(codec::tile_bytes(1)) + 1e-9));
-}
+// Ids and scales of a block.
+double fixed_bytes(uint32_t id_bytes) { return codec::kBlockTokens * (id_bytes + 2.0); }
 
 // Harms of losing each tile, up to a factor: the largest gain that one more bit would bring is 1, as it was for K and V alike
 // when their bits were given out.
@@ -116,6 +112,15 @@ std::vector<double> relative_harms(const codec::TileRow& row, uint32_t n_tiles) 
 }
 
 }  // namespace
+
+uint32_t total_tile_bits(size_t n_channels, double bits, uint32_t id_bytes) {
+  const double bytes = bits * double(n_channels * codec::kBlockTokens) / 8.0 - fixed_bytes(id_bytes);
+  return uint32_t(std::max(0.0, bytes / double(codec::tile_bytes(1)) + 1e-9));
+}
+
+double bits_of_total(size_t n_channels, uint32_t total, uint32_t id_bytes) {
+  return 8.0 * (fixed_bytes(id_bytes) + double(total * codec::tile_bytes(1))) / double(n_channels * codec::kBlockTokens);
+}
 
 codec::BlockLayout lower_bits(const codec::BlockLayout& lo, double bits) {
   const TileBits lower = allocate_bits(relative_harms(lo.row_k, lo.tiles_k), relative_harms(lo.row_v, lo.tiles_v),

@@ -6,12 +6,14 @@
 #include <numeric>
 
 #include "codec/fp16.hpp"
+#include "policy/bit_allocation.hpp"
 #include "session/byte_stream.hpp"
 
 namespace mikv::session {
 namespace {
 
 constexpr uint32_t kNotSaved = UINT32_MAX;
+constexpr uint8_t kFrozen = 1, kSampled = 2;
 
 template <typename T>
 void put_array(ByteWriter& out, const std::vector<T>& values) {
@@ -134,14 +136,26 @@ bool get_tier(ByteReader& in, cache::Tier& tier, cache::CellSet& missing) {
 
 bool get_head(ByteReader& in, const FrameContract& contract, cache::CellSet missing, cache::HeadStore& head) {
   const LayerShape& shape = contract.shape;
-  head.frozen = in.get<uint8_t>() != 0;
+  const uint8_t flags = in.get<uint8_t>();
+  if (flags & ~(kFrozen | kSampled)) return false;
+  head.frozen = flags & kFrozen;
   head.n_queries = in.get<uint64_t>();
   head.q_max = get_array<float>(in);
   head.q_square = get_array<uint64_t>(in);
+  if (flags & kSampled) {
+    cache::QuerySample sample;
+    sample.arrivals = get_array<uint32_t>(in);
+    sample.queries = get_array<uint16_t>(in);
+    // As many as the head has places for: none if it is frozen, or has no use for them.
+    if (sample.arrivals.size() != head.sample.arrivals.size() || sample.queries.size() != head.sample.queries.size()) return false;
+    if (!finite_halves(sample.queries)) return false;
+    head.sample = std::move(sample);
+  }
   head.transform.key = get_axes(in);
   head.transform.value = get_axes(in);
   const Tiles k = Tiles::read(in), v = Tiles::read(in);
   const bool tallies = contract.spec.balancer && !head.frozen;
+  if (!tallies) head.sample = {};
   if (!in.ok() || head.q_max.size() != (tallies ? shape.head_dim_k : 0) || head.q_square.size() != head.q_max.size()) return false;
   if (!finite(head.q_max) || !good_axes(head.transform.key, shape.head_dim_k) || !good_axes(head.transform.value, shape.head_dim_v)) return false;
   const bool mixed = contract.spec.mixed() && head.frozen;
@@ -150,6 +164,7 @@ bool get_head(ByteReader& in, const FrameContract& contract, cache::CellSet miss
     if (!k.good(codec::tiles_of(shape.head_dim_k)) || !v.good(codec::tiles_of(shape.head_dim_v))) return false;
     head.set_lo_layout(codec::BlockLayout::make_mixed(shape.head_dim_k, shape.head_dim_v, {k.bits, k.weights}, {v.bits, v.weights},
                                                       contract.layouts.lo.id_bytes));
+    head.more_bits = std::clamp(head.lo.layout().bits_per_element() - contract.spec.bits, -policy::kMostMoreBits, policy::kMostMoreBits);
   } else if (!k.bits.empty() || !v.bits.empty() || !k.weights.empty() || !v.weights.empty()) {
     return false;
   }
@@ -174,10 +189,15 @@ void save_frame(const cache::FrameStore& frame, std::span<const uint32_t> cells,
   out.put(frame.next_arrival());
   out.put_array(std::span<const uint64_t>(live));
   for (const cache::HeadStore& head : frame.heads()) {
-    out.put(uint8_t(head.frozen));
+    const bool sampled = !head.sample.arrivals.empty();
+    out.put(uint8_t((head.frozen ? kFrozen : 0) | (sampled ? kSampled : 0)));
     out.put(head.n_queries);
     put_array(out, head.q_max);
     put_array(out, head.q_square);
+    if (sampled) {
+      put_array(out, head.sample.arrivals);
+      put_array(out, head.sample.queries);
+    }
     put_axes(out, head.transform.key);
     put_axes(out, head.transform.value);
     const codec::BlockLayout& lo = head.lo.layout();
