@@ -39,9 +39,9 @@ Source find_table(const llama::ModelInfo& info) {
 
 std::vector<std::string> tuning_ladder() {
   std::vector<std::string> specs;
-  for (const char* keys : {"keep=0.03,bits=1.75", "keep=0.04,bits=2", "keep=0.04,bits=2.25", "keep=0.045,bits=2.5",
-                           "keep=0.045,bits=2.875", "keep=0.05,bits=3.25", "keep=0.055,bits=3.625", "keep=0.055,bits=4",
-                           "keep=0.15,bits=4.125"}) {
+  for (const char* keys : {"keep=0.05,bits=1.65", "keep=0.06,bits=1.89", "keep=0.06,bits=2.15", "keep=0.07,bits=2.4",
+                           "keep=0.08,bits=2.7", "keep=0.1,bits=3", "keep=0.11,bits=3.35", "keep=0.12,bits=3.61",
+                           "keep=0.2,bits=3.9"}) {
     specs.push_back("mikv:" + std::string(keys));
   }
   return specs;

@@ -11,30 +11,34 @@
 namespace mikv::llama {
 namespace {
 
-constexpr double kLeastKeep = 0.01;
-constexpr double kHarmlessKeep = 0.04;  // halved, this loses nothing that could be measured (docs/adr/0009: .02 to .06)
+// At equal bytes, fewer tokens than this in high precision are worse than fewer bits for the others (docs/adr/0012): only when those
+// are at their least does the share go on to its own.
+constexpr double kFairKeep = 0.04, kLeastKeep = 0.01;
 // Below 2 bits answers fall apart (docs/frontier.md).
 constexpr double kLeastBits = 2.0, kBitsStep = 0.25;
 
 // What a cache of so many bits costs in quality: mean KL divergence to the full cache over our three models, docs/frontier.md.
 const char* quality_of(const Spec& spec) {
   const double bits = spec.mixed() ? spec.bits : format_bits(spec.lo);
-  if (bits >= 3.5) return "mean KL divergence as mikv-hq, .003 to .007";
-  if (bits >= 2.7) return "mean KL divergence as mikv, .005 to .016";
-  if (bits >= 2.2) return "mean KL divergence between mikv and mikv-max, .01 to .05";
-  return "mean KL divergence as mikv-max, .02 to .09";
+  if (bits >= 3.5) return "mean KL divergence as mikv-hq, .003 to .006";
+  if (bits >= 2.7) return "mean KL divergence as mikv, .005 to .01";
+  if (bits >= 2.2) return "mean KL divergence between mikv and mikv-max, .008 to .02";
+  return "mean KL divergence as mikv-max, .02 to .04";
 }
 
 }  // namespace
 
 bool lower(Spec& spec) {
   if (spec.uncompressed() || spec.importance == Importance::full) return false;
-  if (spec.keep > kLeastKeep) {
-    spec.keep = std::max(kLeastKeep, spec.keep / 2);
+  const auto halve_keep = [&spec](double least) { spec.keep = std::max(least, spec.keep / 2); };
+  if (spec.keep > kFairKeep) {
+    halve_keep(kFairKeep);
   } else if (spec.mixed() && spec.bits > kLeastBits) {
     spec.bits = std::max(kLeastBits, spec.bits - kBitsStep);
   } else if (!spec.mixed() && spec.lo != Format::evict && format_bits(spec.lo) > uint32_t(kLeastBits)) {
     spec.lo = format_bits(spec.lo) > 3 ? Format::int3 : Format::int2;
+  } else if (spec.keep > kLeastKeep) {
+    halve_keep(kLeastKeep);
   } else {
     return false;
   }
@@ -109,7 +113,7 @@ int32_t Binding::make_room() {
     if (commit(false) && fits()) return 0;
     // A frame that is frozen on a prompt's first few tokens is bad for as long as it lives; a smaller share in high precision is not.
     const bool would_do = missing() < Registry::get().totals().usage.hi / 2;
-    if (would_do && spec_.keep > kHarmlessKeep && lower_once() && fits()) return 0;
+    if (would_do && spec_.keep > kFairKeep && lower_once() && fits()) return 0;
     if (commit(true) && fits()) return 0;
     pressed_ = true;
     if (fits()) return 0;

@@ -31,17 +31,18 @@ TileBits allocate_bits(std::span<const double> harm_k, std::span<const double> h
   return {{bits.begin(), first_v}, {first_v, bits.end()}};
 }
 
-std::vector<uint32_t> share_bits(std::span<const double> weights, uint32_t each, uint32_t n_tiles) {
+std::vector<uint32_t> share_bits(std::span<const double> weights, double each, uint32_t n_tiles) {
+  if (weights.empty()) return {};
   constexpr double kExponent = 0.7;  // errors of b bits shrink with 4^-b: bits follow .35 log2(weight)
   const double mean = std::accumulate(weights.begin(), weights.end(), 0.0) / double(std::max<size_t>(1, weights.size()));
   std::vector<double> gain;
   for (const double weight : weights) gain.push_back(mean > 0.0 ? std::pow(std::max(weight / mean, 1e-6), kExponent) : 1.0);
-  each = std::clamp(each, kMinTileBits * n_tiles, kMaxTileBits * n_tiles);
-  const uint32_t shift = uint32_t(kMostMoreBits * n_tiles);
-  const uint32_t least = std::max(kMinTileBits * n_tiles, each - std::min(each, shift)), most = std::min(kMaxTileBits * n_tiles, each + shift);
-  std::vector<uint32_t> bits(weights.size(), least);
+  const double lowest = kMinTileBits * n_tiles, highest = kMaxTileBits * n_tiles, shift = kMostMoreBits * n_tiles;
+  each = std::clamp(each, lowest, highest);
+  const auto least = uint32_t(std::max(lowest, std::ceil(each - shift))), most = uint32_t(std::min(highest, std::ceil(each + shift)));
+  std::vector<uint32_t> bits(weights.size(), std::min(least, uint32_t(each)));
   const double step = std::pow(4.0, -1.0 / n_tiles);
-  for (size_t left = size_t{each - least} * weights.size(); left > 0; --left) {
+  for (auto left = size_t(each * double(weights.size()) + 1e-6) - bits.front() * weights.size(); left > 0; --left) {
     size_t best = weights.size();
     for (size_t head = 0; head < weights.size(); ++head) {
       if (bits[head] < most && (best == weights.size() || gain[head] > gain[best])) best = head;

@@ -113,9 +113,9 @@ std::vector<double> relative_harms(const codec::TileRow& row, uint32_t n_tiles) 
 
 }  // namespace
 
-uint32_t total_tile_bits(size_t n_channels, double bits, uint32_t id_bytes) {
+double total_tile_bits(size_t n_channels, double bits, uint32_t id_bytes) {
   const double bytes = bits * double(n_channels * codec::kBlockTokens) / 8.0 - fixed_bytes(id_bytes);
-  return uint32_t(std::max(0.0, bytes / double(codec::tile_bytes(1)) + 1e-9));
+  return std::max(0.0, bytes / double(codec::tile_bytes(1)) + 1e-9);
 }
 
 double bits_of_total(size_t n_channels, uint32_t total, uint32_t id_bytes) {
@@ -124,7 +124,7 @@ double bits_of_total(size_t n_channels, uint32_t total, uint32_t id_bytes) {
 
 codec::BlockLayout lower_bits(const codec::BlockLayout& lo, double bits) {
   const TileBits lower = allocate_bits(relative_harms(lo.row_k, lo.tiles_k), relative_harms(lo.row_v, lo.tiles_v),
-                                       total_tile_bits(lo.dim_k + lo.dim_v, bits, lo.id_bytes));
+                                       uint32_t(total_tile_bits(lo.dim_k + lo.dim_v, bits, lo.id_bytes)));
   return codec::BlockLayout::make_mixed(lo.dim_k, lo.dim_v, {lower.k, std::span(lo.row_k.weight).first(lo.tiles_k)},
                                         {lower.v, std::span(lo.row_v.weight).first(lo.tiles_v)}, lo.id_bytes);
 }
@@ -144,7 +144,7 @@ MixedFrame plan_mixed_frame(const Moments& moments, double bits, uint32_t id_byt
   const double all_values = std::accumulate(harm_v.begin(), harm_v.end(), 0.0);
   for (double& harm : harm_v) harm *= kValueHarm / all_values;
   const std::vector<double> harm_k = harms(keys, key.order);
-  const TileBits tile_bits = allocate_bits(harm_k, harm_v, total_tile_bits(key.order.size() + value.order.size(), bits, id_bytes));
+  const TileBits tile_bits = allocate_bits(harm_k, harm_v, uint32_t(total_tile_bits(key.order.size() + value.order.size(), bits, id_bytes)));
   const std::vector<float> weights_k = fill_axes(keys, tile_bits.k, key);
   const std::vector<float> weights_v = fill_axes(values, tile_bits.v, value);
   frame.lo = codec::BlockLayout::make_mixed(uint32_t(key.order.size()), uint32_t(value.order.size()),

@@ -34,7 +34,7 @@ MixedFrame plan_mixed_frame(const Moments& moments, double bits, uint32_t id_byt
 
 /// Bits of all tiles of a head together that `bits` an element leave when scales and ids have theirs, for dim_k + dim_v channels; and
 /// the bits an element that such a total makes.
-uint32_t total_tile_bits(size_t n_channels, double bits, uint32_t id_bytes);
+double total_tile_bits(size_t n_channels, double bits, uint32_t id_bytes);
 double bits_of_total(size_t n_channels, uint32_t total, uint32_t id_bytes);
 
 /// The same tiles with fewer bits, `bits` counted as above; what was planned is taken as it was balanced between K and V.

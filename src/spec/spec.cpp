@@ -251,9 +251,9 @@ uint32_t GroupSize::resolve(uint32_t head_dim) const {
 const std::vector<Preset>& presets() {
   static const std::vector<Preset> all = {
       {"full", "importance=full,hi=f16,outlier=none", "every token as it is in f16: the uncompressed cache"},
-      {"mikv", "importance=h2o,keep=0.045,hi=int8,lo=mixed,bits=2.875", "our default: about 3.3 bits an element"},
-      {"mikv-hq", "importance=h2o,keep=0.055,hi=int8,lo=mixed,bits=4", "closest to the full cache: about 4.4 bits"},
-      {"mikv-max", "importance=h2o,keep=0.04,hi=int8,lo=mixed,bits=2", "smallest: about 2.4 bits"},
+      {"mikv", "importance=h2o,keep=0.08,hi=int8,lo=mixed,bits=2.7", "our default: about 3.3 bits an element"},
+      {"mikv-hq", "importance=h2o,keep=0.12,hi=int8,lo=mixed,bits=3.61", "closest to the full cache: about 4.4 bits"},
+      {"mikv-max", "importance=h2o,keep=0.06,hi=int8,lo=mixed,bits=1.89", "smallest: about 2.4 bits"},
       {"mikv-paper", "importance=h2o,keep=0.2,hi=f16,lo=int4,group=half,outlier=balancer",
        "MiKV as published (arXiv 2402.18096)"},
       {"h2o", "importance=h2o,keep=0.2,hi=f16,lo=evict,outlier=none", "heavy hitters and recent; the rest is lost"},

@@ -95,7 +95,7 @@ TEST_P(Budget, IsNeverExceededAndGivesUpQualityBeforeRequests) {
     const Spec &before = specs[i - 1], &after = specs[i];
     EXPECT_LE(after.keep, before.keep);
     EXPECT_LE(after.bits, before.bits);
-    EXPECT_TRUE(after.bits == before.bits || after.keep <= 0.0101) << "bits went before the share in high precision was used up";
+    EXPECT_TRUE(after.bits == before.bits || after.keep <= 0.0401) << "bits went before the share in high precision was small";
   }
   EXPECT_LT(specs.back().bits, asked.bits);
   // All of it was used: 2 bits and what stands beside them.

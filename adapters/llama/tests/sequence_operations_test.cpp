@@ -9,13 +9,16 @@
 #include <cstdlib>
 #include <filesystem>
 #include <memory>
+#include <numeric>
 #include <random>
 #include <string>
 #include <vector>
 
+#include "binding.hpp"
 #include "kv_context.hpp"
 #include "llama.h"
 #include "mikv/mikv.hpp"
+#include "registry.hpp"
 
 namespace mikv::llama {
 namespace {
@@ -244,6 +247,41 @@ TEST_P(Tiers, APromptThatNobodyGoesOnWithIsCompressed) {
   feed(context.get(), 1, words(random, 5));
   const MemoryUsage usage = memory_usage(context.get());
   EXPECT_EQ(usage.n_staged_tokens * 200, (usage.n_hi_tokens + usage.n_lo_tokens) * 5);
+}
+
+// Whichever way a prompt comes to be compressed, its layers have bits by the weight of their heads' errors, and as many as the spec
+// says all in all.
+TEST_P(Tiers, LayersShareBits) {
+  const auto lo_bits = [](llama_context* context) {
+    std::vector<double> bits;
+    for (const auto& [index, layer] : Registry::get().of_context(context)->layers()) {
+      const MemoryUsage usage = layer.cache->memory_usage();
+      const double elements = double(usage.n_lo_tokens) * (layer.cache->shape().head_dim_k + layer.cache->shape().head_dim_v);
+      bits.push_back(8.0 * double(usage.lo) / elements + 0.25);  // ids of 2 bytes, two scales of 1
+    }
+    return bits;
+  };
+  const auto expect_shared = [&](llama_context* context, const char* how) {
+    const std::vector<double> bits = lo_bits(context);
+    const double wanted = Registry::get().of_context(context)->spec().bits;
+    EXPECT_NEAR(std::accumulate(bits.begin(), bits.end(), 0.0) / double(bits.size()), wanted, 0.01) << how;
+    const auto [least, most] = std::minmax_element(bits.begin(), bits.end());
+    EXPECT_GT(*most - *least, 0.3) << how;
+  };
+  std::mt19937 random(14);
+  const auto prompt = words(random, 300);
+  for (const char* how : {"generation", "neighbour", "end_prompt", "streaming"}) {
+    const bool streaming = how == std::string("streaming");
+    if (streaming && !GetParam()) continue;  // a sequence of a split cache has no room for a prompt that long
+    const auto context = ours(streaming ? "mikv:prefill=streaming" : "mikv", GetParam());
+    for (int chunk = 0; chunk < (streaming ? 4 : 1); ++chunk) feed(context.get(), 0, prompt);
+    if (how == std::string("generation")) feed(context.get(), 0, {prompt[0]});
+    if (how == std::string("neighbour")) feed(context.get(), 1, {prompt[0]});
+    if (how == std::string("end_prompt")) {
+      EXPECT_TRUE(end_prompt(context.get()).ok());
+    }
+    expect_shared(context.get(), how);
+  }
 }
 
 // Each sequence has its own budget and its own frame: what it computes does not depend on its neighbours.
