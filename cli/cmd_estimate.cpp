@@ -53,8 +53,11 @@ Bytes measure_layer(const LayerShape& shape, const Spec& spec, uint32_t n_tokens
     for (Cell cell = begin; cell < std::min(n_tokens, begin + kChunk); ++cell) cells.push_back(cell);
     check(layer->put(0, cells, k.data(), k_row, v.data(), v_row));
     bytes.prompt = std::max(bytes.prompt, double(layer->bytes_used()));
-    if (spec.prefill == Prefill::streaming) check(layer->commit(0));
+    if (spec.prefill != Prefill::streaming) continue;
+    check(layer->share_bits(0));
+    check(layer->commit(0));
   }
+  check(layer->share_bits(0));
   check(layer->commit_all());
   bytes.held = double(layer->bytes_used());
   return bytes;

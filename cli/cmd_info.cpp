@@ -47,6 +47,7 @@ class Filler {
     const auto cache = unwrap(LayerCache::create(shape_, spec, kTokens));
     check(cache->put(0, cells_, k_.data(), size_t(shape_.n_kv_heads) * shape_.head_dim_k, v_.data(),
                      size_t(shape_.n_kv_heads) * shape_.head_dim_v));
+    check(cache->share_bits(0));
     check(cache->commit(0));
     return cache->memory_usage();
   }

@@ -139,8 +139,7 @@ TEST_P(SavedFrameTest, AnyBytesAreHarmless) {
     if (!loaded) continue;
     ++accepted;
     ASSERT_TRUE(other->adopt_frame(0, std::move(loaded).value(), cells()).ok());
-    LayerCache* one = other.get();
-    ASSERT_TRUE(LayerCache::share_bits(std::span(&one, 1), 0).ok());
+    ASSERT_TRUE(other->share_bits(0).ok());
     Request request(kShape, 1, random);
     request.record = request.commit = true;
     run(*other, request);

@@ -114,17 +114,13 @@ struct Prompt {
   }
 };
 
-Status share(LayerCache& layer, uint32_t n_threads = 1) {
-  LayerCache* one = &layer;
-  return LayerCache::share_bits(std::span(&one, 1), 0, n_threads);
-}
 
 
 TEST(ShareBitsTest, HeadThatLooksTokensUpHasSmallerErrors) {
   Random random(122);
   Prompt prompt(random);
   const auto equal = prompt.feed(), shared = prompt.feed();
-  ASSERT_TRUE(share(*shared).ok());
+  ASSERT_TRUE(shared->share_bits(0).ok());
   commit(*equal, 0);
   commit(*shared, 0);
   EXPECT_LT(prompt.error(*shared, 0), 0.5 * prompt.error(*equal, 0));
@@ -149,14 +145,14 @@ TEST(ShareBitsTest, BelongsToUnfrozenMixedFrames) {
   Prompt prompt(random);
   for (const char* spec : {"full", "mikv-paper", "h2o", "mikv:importance=window,keep=0.1"}) {
     const auto layer = prompt.feed(spec);
-    EXPECT_TRUE(share(*layer).ok()) << spec;
+    EXPECT_TRUE(layer->share_bits(0).ok()) << spec;
     commit(*layer, 0);
     const uint64_t bytes = layer->bytes_used();
-    EXPECT_TRUE(share(*layer).ok()) << spec;
+    EXPECT_TRUE(layer->share_bits(0).ok()) << spec;
     EXPECT_EQ(layer->bytes_used(), bytes) << spec;
   }
   const auto empty = make_layer(kShape, kSpec);
-  EXPECT_TRUE(share(*empty).ok());
+  EXPECT_TRUE(empty->share_bits(0).ok());
   EXPECT_TRUE(LayerCache::share_bits({}, 0).ok());
 }
 
@@ -171,7 +167,7 @@ TEST(ShareBitsTest, ThreadsAndSavedFramesGiveTheSameBits) {
   ASSERT_TRUE(frame.ok()) << frame.error();
   ASSERT_TRUE(loaded->adopt_frame(0, std::move(frame).value(), cell_range(0, kPrompt)).ok());
   for (LayerCache* layer : {one.get(), many.get(), loaded.get()}) {
-    ASSERT_TRUE(share(*layer, 2).ok());
+    ASSERT_TRUE(layer->share_bits(0).ok());
     commit(*layer, 0);
   }
   for (uint32_t head = 0; head < 2; ++head) {
@@ -181,12 +177,35 @@ TEST(ShareBitsTest, ThreadsAndSavedFramesGiveTheSameBits) {
   }
 }
 
+// Layers give each other bits; on how many threads they are looked at does not matter.
+TEST(ShareBitsTest, LayersShareWithEachOther) {
+  Random random(126);
+  Prompt steep(random), flat(random);
+  for (float& q : flat.request.q) q *= 0.05f;
+  std::vector<double> errors;
+  for (const uint32_t n_threads : {1u, 3u}) {
+    const auto equal = steep.feed(), first = steep.feed(), second = flat.feed(), third = flat.feed();
+    LayerCache* const together[] = {first.get(), second.get(), third.get()};
+    ASSERT_TRUE(LayerCache::share_bits(together, 0, n_threads).ok());
+    commit(*equal, 0);
+    uint64_t bytes = 0;
+    for (LayerCache* layer : together) {
+      commit(*layer, 0);
+      bytes += layer->bytes_used();
+    }
+    EXPECT_NEAR(double(bytes), 3.0 * double(equal->bytes_used()), 0.03 * double(equal->bytes_used()) + 3 * 8192);
+    EXPECT_GT(std::abs(double(first->bytes_used()) - double(equal->bytes_used())), 0.05 * double(equal->bytes_used()));
+    errors.push_back(steep.error(*first, 0));
+  }
+  EXPECT_EQ(errors[0], errors[1]);
+}
+
 // Fewer bits for all: a head keeps what it has beyond the others, in a cache that was loaded too.
 TEST(ShareBitsTest, LoweringKeepsTheDifference) {
   Random random(125);
   Prompt prompt(random);
   const auto layer = prompt.feed(), loaded = make_layer(kShape, kSpec, 1024);
-  ASSERT_TRUE(share(*layer).ok());
+  ASSERT_TRUE(layer->share_bits(0).ok());
   commit(*layer, 0);
   std::vector<uint8_t> bytes;
   ASSERT_TRUE(layer->save_frame(0, cell_range(0, kPrompt), bytes).ok());

@@ -162,10 +162,15 @@ class LayerCache {
   Status commit_all();
 
   /// Gives bits to the KV heads, of one model's layers under one spec of mixed bits, whose errors count more by the latest queries, and
-  /// takes them from the others: as many on average as the spec says. For a prompt that the next commit() will compress; a frame that
+  /// takes them from the others: as many on average as the spec says, which one head by itself may have to round down. Without queries all are alike. For a prompt that the next commit() will compress; a frame that
   /// is frozen keeps its bits, and one without such a call has the spec's in each head. Takes about 1 % of a prefill's time.
   /// Errors: out of memory; nothing changes then.
   static Status share_bits(std::span<LayerCache* const> layers, FrameId frame, uint32_t n_threads = 1);
+  /// Among the heads of this layer alone.
+  Status share_bits(FrameId frame) {
+    LayerCache* const self = this;
+    return share_bits(std::span(&self, 1), frame);
+  }
 
   /// What memory_usage() grows by, at most, when n_tokens more are put into `frame`, and what is needed besides for a moment.
   /// compressed: they and what is staged are committed, n_at_once tokens after their put; else they stay staged.

@@ -157,7 +157,7 @@ void HeadStore::hold_budget(const Spec& spec, uint64_t n_live, CommitScratch& sc
 
 policy::ErrorWeight::Sums HeadStore::error_weight(const Spec& spec, uint64_t n_live, CommitScratch& scratch) const {
   const uint32_t n_hi = hi.size(), n_staged = staged.size(), dim = staged.layout().dim_k;
-  if (frozen || n_staged < kMinFrameTokens || sample.arrivals.empty()) return {};
+  if (!freezes_next() || sample.arrivals.empty()) return {};
   std::vector<float> queries;
   std::vector<uint32_t> arrivals;
   const size_t n_heads = sample.queries.size() / (size_t{QuerySample::kTokens} * dim);

@@ -70,6 +70,8 @@ class HeadStore {
   double more_bits = 0.0;
   bool evict;
 
+  /// commit() would freeze the frame.
+  bool freezes_next() const { return !frozen && staged.size() >= kMinFrameTokens; }
   bool compressed() const { return frozen || hi.size() > 0 || lo.size() > 0; }
   uint32_t stored() const { return staged.size() + hi.size() + lo.size(); }
 

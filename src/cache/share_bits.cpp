@@ -15,8 +15,9 @@ namespace {
 
 using Weights = std::vector<double>;
 
-// How much errors of each head count in what the layer puts out; empty if nothing is known.
+// How much errors of each head count in what the layer puts out; zeros if no query was sampled, empty if the next commit freezes nothing.
 Weights weights_of(const LayerCache::Impl& layer, const cache::FrameStore& frame) {
+  if (!frame.heads().front().freezes_next()) return {};
   cache::CommitScratch scratch;
   Weights weights;
   double output = 0.0;
@@ -25,8 +26,7 @@ Weights weights_of(const LayerCache::Impl& layer, const cache::FrameStore& frame
     weights.push_back(sums.error);
     output += sums.output;
   }
-  if (!(output > 0.0)) return {};
-  for (double& weight : weights) weight /= output;
+  for (double& weight : weights) weight = output > 0.0 ? weight / output : 0.0;
   return weights;
 }
 

@@ -50,8 +50,7 @@ void use(LayerCache& layer, std::span<const uint8_t> bytes, uint32_t n_cells) {
   args.frames = frames;
   args.record = args.commit = true;
   Workspace workspace(1);
-  LayerCache* one = &layer;
-  require(LayerCache::share_bits(std::span(&one, 1), 0).ok());
+  require(layer.share_bits(0).ok());
   require(layer.attend(args, workspace).ok());
   require(layer.n_cells(0) == n_live);
   std::vector<uint8_t> again;
