@@ -199,6 +199,7 @@ void HeadStore::commit(const Spec& spec, uint64_t n_live, CommitScratch& scratch
 
   choose_victims(spec, n_live, scratch);
   const uint32_t n_victims = uint32_t(scratch.victims.size());
+  scratch.staged_victim.assign(n_staged, 0);  // the last thing that may fail must stand before the first that changes the head
   const bool freezing = spec.needs_frame() && !frozen;
   Frame frame = freezing ? plan_frame(spec, scratch) : Frame();
   Tier own_lo(frame.lo ? *frame.lo : lo.layout());
@@ -220,7 +221,6 @@ void HeadStore::commit(const Spec& spec, uint64_t n_live, CommitScratch& scratch
   // From the highest slot down: removing one moves the last one into its place, and that one stays.
   std::sort(scratch.victims.begin(), scratch.victims.end(), std::greater<>());
   auto victim = scratch.victims.begin();
-  scratch.staged_victim.assign(n_staged, 0);
   for (; victim != scratch.victims.end() && *victim >= n_hi; ++victim) scratch.staged_victim[*victim - n_hi] = 1;
   for (; victim != scratch.victims.end(); ++victim) demote_hi(*victim, scratch);
   for (uint32_t slot = 0; slot < n_staged; ++slot) {
