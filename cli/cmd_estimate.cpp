@@ -46,6 +46,10 @@ Bytes measure_layer(const LayerShape& shape, const Spec& spec, uint32_t n_tokens
   std::vector<float> k(kChunk * k_row), v(kChunk * v_row);
   for (float& x : k) x = random.gaussian();
   for (float& x : v) x = random.gaussian();
+  const auto compress = [&] {
+    check(layer->share_bits(0));
+    check(layer->commit(0));
+  };
   Bytes bytes;
   std::vector<Cell> cells;
   for (uint32_t begin = 0; begin < n_tokens; begin += kChunk) {
@@ -53,12 +57,9 @@ Bytes measure_layer(const LayerShape& shape, const Spec& spec, uint32_t n_tokens
     for (Cell cell = begin; cell < std::min(n_tokens, begin + kChunk); ++cell) cells.push_back(cell);
     check(layer->put(0, cells, k.data(), k_row, v.data(), v_row));
     bytes.prompt = std::max(bytes.prompt, double(layer->bytes_used()));
-    if (spec.prefill != Prefill::streaming) continue;
-    check(layer->share_bits(0));
-    check(layer->commit(0));
+    if (spec.prefill == Prefill::streaming) compress();
   }
-  check(layer->share_bits(0));
-  check(layer->commit_all());
+  compress();
   bytes.held = double(layer->bytes_used());
   return bytes;
 }

@@ -83,9 +83,10 @@ int32_t Binding::make_room() {
   const auto commit = [&](bool all) {
     bool done = true;
     sequences_.for_each_frame([&](FrameId frame) {
-      share_bits(frame);
-      for (auto& [index, layer] : layers_) {
-        if (all || may_freeze(*layer.cache, frame, 0)) done &= layer.cache->commit(frame).ok();
+      const auto ready = [&](const auto& layer) { return all || may_freeze(*layer.second.cache, frame, 0); };
+      if (std::ranges::any_of(layers_, ready)) share_bits(frame);
+      for (const auto& layer : layers_) {
+        if (ready(layer)) done &= layer.second.cache->commit(frame).ok();
       }
     });
     return done;

@@ -7,7 +7,7 @@ namespace mikv::cache {
 
 void CellSet::reserve(uint32_t end) {
   const size_t words = (size_t{end} + 63) / 64;
-  // A sixteenth in reserve, as in Tier: engines add cells one by one.
+  // A sixteenth in reserve: engines add cells one by one.
   if (words > words_.capacity()) words_.reserve(words + words / 16);
   if (words > words_.size()) words_.resize(words, 0);
 }

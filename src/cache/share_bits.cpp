@@ -1,10 +1,10 @@
 // LayerCache::share_bits: bits of the lo tier for heads whose errors count.
-#include <algorithm>
 #include <atomic>
+#include <compare>
 #include <map>
 #include <new>
 #include <thread>
-#include <tuple>
+#include <vector>
 
 #include "cache/layer_impl.hpp"
 #include "policy/bit_allocation.hpp"
@@ -13,44 +13,49 @@
 namespace mikv {
 namespace {
 
-using Weights = std::vector<double>;
+// A layer whose frame the next commit freezes, and how much errors of each head count in what it puts out; zeros if no query was sampled.
+struct Candidate {
+  const LayerCache::Impl& layer;
+  cache::FrameStore& frame;
+  std::vector<double> weights;
+};
 
-// How much errors of each head count in what the layer puts out; zeros if no query was sampled, empty if the next commit freezes nothing.
-Weights weights_of(const LayerCache::Impl& layer, const cache::FrameStore& frame) {
-  if (!frame.heads().front().freezes_next()) return {};
+void weigh(Candidate& candidate) {
   cache::CommitScratch scratch;
-  Weights weights;
   double output = 0.0;
-  for (const cache::HeadStore& head : frame.heads()) {
-    const policy::ErrorWeight::Sums sums = head.error_weight(layer.spec, frame.n_live(), scratch);
-    weights.push_back(sums.error);
+  for (const cache::HeadStore& head : candidate.frame.heads()) {
+    const policy::ErrorWeight::Sums sums = head.error_weight(candidate.layer.spec, candidate.frame.n_live(), scratch);
+    candidate.weights.push_back(sums.error);
     output += sums.output;
   }
-  for (double& weight : weights) weight = output > 0.0 ? weight / output : 0.0;
-  return weights;
+  for (double& weight : candidate.weights) weight = output > 0.0 ? weight / output : 0.0;
 }
 
-// Heads that can give each other bits, as a bit costs each of them the same memory.
-using Kind = std::tuple<uint32_t, uint32_t, uint32_t, uint32_t>;
+// What heads have in common that can give each other bits, as a bit costs each of them the same memory.
+struct Kind {
+  uint32_t dim_k, dim_v, id_bytes, n_tokens;
+  auto operator<=>(const Kind&) const = default;
+};
 struct Sharing {
   std::vector<cache::HeadStore*> heads;
-  Weights weights;
+  std::vector<double> weights;
 };
 
 }  // namespace
 
 Status LayerCache::share_bits(std::span<LayerCache* const> layers, FrameId frame, uint32_t n_threads) {
   try {
-    std::vector<Weights> weights(layers.size());
+    std::vector<Candidate> candidates;
+    for (const LayerCache* layer : layers) {
+      cache::FrameStore* store = layer->impl_->frame(frame);
+      if (store && layer->spec().mixed() && store->heads().front().freezes_next()) candidates.push_back({*layer->impl_, *store, {}});
+    }
     std::atomic<size_t> next{0};
     std::atomic<bool> failed{false};
     const auto run = [&] {
-      for (size_t i; (i = next.fetch_add(1)) < layers.size();) {
-        const Impl& layer = *layers[i]->impl_;
-        const cache::FrameStore* store = layer.frame(frame);
-        if (!store || !layer.spec.mixed()) continue;
+      for (size_t i; (i = next.fetch_add(1)) < candidates.size();) {
         try {
-          weights[i] = weights_of(layer, *store);
+          weigh(candidates[i]);
         } catch (const std::bad_alloc&) {
           failed = true;
         }
@@ -58,30 +63,25 @@ Status LayerCache::share_bits(std::span<LayerCache* const> layers, FrameId frame
     };
     {
       std::vector<std::jthread> helpers;
-      for (uint32_t t = 1; t < n_threads && t < layers.size(); ++t) helpers.emplace_back(run);
+      for (uint32_t t = 1; t < n_threads && t < candidates.size(); ++t) helpers.emplace_back(run);
       run();
     }
     if (failed) throw std::bad_alloc();
 
     std::map<Kind, Sharing> sharings;
-    for (size_t i = 0; i < layers.size(); ++i) {
-      if (weights[i].empty()) continue;
-      const Impl& layer = *layers[i]->impl_;
-      auto& heads = layer.frame(frame)->heads();
-      const Kind kind{layer.shape.head_dim_k, layer.shape.head_dim_v, layer.layouts.lo.id_bytes, heads.front().staged.size()};
-      Sharing& sharing = sharings[kind];
-      for (size_t h = 0; h < heads.size(); ++h) {
-        sharing.heads.push_back(&heads[h]);
-        sharing.weights.push_back(weights[i][h]);
-      }
+    for (const Candidate& candidate : candidates) {
+      const LayerShape& shape = candidate.layer.shape;
+      std::vector<cache::HeadStore>& heads = candidate.frame.heads();
+      Sharing& sharing = sharings[{shape.head_dim_k, shape.head_dim_v, candidate.layer.layouts.lo.id_bytes, heads.front().staged.size()}];
+      for (cache::HeadStore& head : heads) sharing.heads.push_back(&head);
+      sharing.weights.insert(sharing.weights.end(), candidate.weights.begin(), candidate.weights.end());
     }
     for (const auto& [kind, sharing] : sharings) {
-      const codec::BlockLayout& layout = sharing.heads.front()->staged.layout();
-      const uint32_t id_bytes = std::get<2>(kind), n_channels = layout.dim_k + layout.dim_v;
-      const double bits = layers.front()->impl_->spec.bits;
-      const auto shares = policy::share_bits(sharing.weights, policy::total_tile_bits(n_channels, bits, id_bytes), layout.tiles_k + layout.tiles_v);
+      const uint32_t n_channels = kind.dim_k + kind.dim_v, n_tiles = codec::tiles_of(kind.dim_k) + codec::tiles_of(kind.dim_v);
+      const double bits = candidates.front().layer.spec.bits;
+      const auto shares = policy::share_bits(sharing.weights, policy::total_tile_bits(n_channels, bits, kind.id_bytes), n_tiles);
       for (size_t i = 0; i < shares.size(); ++i) {
-        sharing.heads[i]->more_bits = policy::bits_of_total(n_channels, shares[i], id_bytes) - bits;
+        sharing.heads[i]->more_bits = policy::bits_of_total(n_channels, shares[i], kind.id_bytes) - bits;
       }
     }
   } catch (const std::bad_alloc&) {

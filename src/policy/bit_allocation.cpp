@@ -34,7 +34,7 @@ TileBits allocate_bits(std::span<const double> harm_k, std::span<const double> h
 std::vector<uint32_t> share_bits(std::span<const double> weights, double each, uint32_t n_tiles) {
   if (weights.empty()) return {};
   constexpr double kExponent = 0.7;  // errors of b bits shrink with 4^-b: bits follow .35 log2(weight)
-  const double mean = std::accumulate(weights.begin(), weights.end(), 0.0) / double(std::max<size_t>(1, weights.size()));
+  const double mean = std::accumulate(weights.begin(), weights.end(), 0.0) / double(weights.size());
   std::vector<double> gain;
   for (const double weight : weights) gain.push_back(mean > 0.0 ? std::pow(std::max(weight / mean, 1e-6), kExponent) : 1.0);
   const double lowest = kMinTileBits * n_tiles, highest = kMaxTileBits * n_tiles, shift = kMostMoreBits * n_tiles;

@@ -29,9 +29,9 @@ TileBits allocate_bits(std::span<const double> harm_k, std::span<const double> h
 /// share_bits() gives a head at most so many bits a code more or less than the average: weights are estimates.
 inline constexpr double kMostMoreBits = 1.25;
 
-/// Bits of each head's n_tiles tiles together, `each` of them a head on average, of all heads rounded down to a whole number: a head whose errors count w times as much (ErrorWeight,
-/// relative to the output of its layer) gets up to .35 log2(w) bits a code more. In theory it is .5, for weights that are known
-/// exactly; .35 is the best of .25, .35 and .5 on SmolLM2-135M and Qwen2.5-Coder-0.5B (docs/adr/0012).
+/// Bits of each head's n_tiles tiles together, `each` of them a head on average, of all heads rounded down to a whole number: a
+/// head whose errors count w times as much (ErrorWeight, relative to the output of its layer) gets up to .35 log2(w) bits a code
+/// more. In theory it is .5, for weights that are known exactly; .35 is the best of .25, .35 and .5 on SmolLM2-135M and Qwen2.5-Coder-0.5B (docs/adr/0012).
 std::vector<uint32_t> share_bits(std::span<const double> weights, double each, uint32_t n_tiles);
 
 }  // namespace mikv::policy
