@@ -48,7 +48,7 @@ Bytes measure_layer(const LayerShape& shape, const Spec& spec, uint32_t n_tokens
   for (float& x : v) x = random.gaussian();
   const auto compress = [&] {
     check(layer->share_bits(0));
-    check(layer->commit(0));
+    check(layer->commit(0, kFirstTokens));
   };
   Bytes bytes;
   std::vector<Cell> cells;

@@ -73,7 +73,7 @@ class ChunkRun {
 
 void KldOptions::add_to(CLI::App& command) {
   command.add_option("--text,-f", text, "plain text to measure on")->type_name("FILE");
-  command.add_option("--context", n_context, "tokens of a chunk that are the prompt")
+  command.add_option("--context", n_context, "tokens of a chunk that are the prompt; fewer than 256 are not compressed")
       ->type_name("N")
       ->check(in_range(2, 1 << 24))
       ->capture_default_str();

@@ -84,6 +84,29 @@ TEST(CacheModelCasesTest, PutRefusesAndStoresNothing) {
   EXPECT_TRUE(layer->dump(0, kShape.n_kv_heads).empty());
 }
 
+// As long as nothing is compressed; then everything is, however few tokens come.
+TEST(CacheModelCasesTest, CommitWaitsForTokens) {
+  for (const char* spec : {"mikv:keep=0.1", "rtn4", "h2o:keep=0.1"}) {
+    Random random(23);
+    const auto layer = make_layer(kShape, spec);
+    const Tokens first(kShape, 39, random), one(kShape, 1, random);
+    put(*layer, 0, cell_range(0, 39), first);
+    ASSERT_TRUE(layer->commit(0, 40).ok());
+    EXPECT_EQ(count_tiers(layer->dump(0, 0)).staged, 39u) << spec;
+    Request step(kShape, 1, random);
+    step.commit = true;
+    step.commit_from = 40;
+    run(*layer, step);
+    EXPECT_EQ(count_tiers(layer->dump(0, 0)).staged, 39u) << spec;
+    put(*layer, 0, cell_range(39, 1), one);
+    run(*layer, step);
+    EXPECT_EQ(count_tiers(layer->dump(0, 0)).staged, 0u) << spec;
+    put(*layer, 0, cell_range(40, 1), one);
+    ASSERT_TRUE(layer->commit_all(1000).ok());
+    EXPECT_EQ(count_tiers(layer->dump(0, 0)).staged, 0u) << spec;
+  }
+}
+
 TEST(CacheModelCasesTest, CloneStartsAnotherSpecFromTheSamePrompt) {
   Random random(22);
   Tokens tokens(kShape, 40, random);

@@ -35,6 +35,7 @@ AttendArgs arguments(const Request& request, Memory& memory) {
   args.frames = request.frames;
   args.record = request.record;
   args.commit = request.commit;
+  args.commit_from = request.commit_from;
   if (request.mask_type == Mask::Type::none) return args;
 
   const size_t columns = request.mask_cells + kMaskGap;

@@ -26,6 +26,7 @@ struct Request {
   std::vector<float> slopes, sinks;  ///< [n_heads], or empty
   std::vector<FrameId> frames;
   bool record = false, commit = false;
+  uint32_t commit_from = 0;
 
   Mask::Type mask_type = Mask::Type::none;
   uint32_t mask_cells = 0;

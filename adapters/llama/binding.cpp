@@ -118,8 +118,11 @@ int32_t Binding::begin_step(const BatchRecord& batch) {
     commit_idle();
     for (const StepPlan::Run& run : plan_.runs()) {
       if (layers_.empty()) break;
+      // Drafts are not compressed at once, but what was staged before them is.
+      const uint32_t n_to_come = commits(run) ? std::min(run.n, n_ubatch_) : 0;
       const LayerCache& cache = *layers_.begin()->second.cache;
-      if (cache.n_staged(run.frame) && (run.generates || commits(run, cache, std::min(run.n, n_ubatch_)))) share_bits(run.frame);
+      const bool compresses = cache.n_staged(run.frame) && (run.generates || commits(run));
+      if (compresses && commits_from(commit_from(run), cache, run.frame, n_to_come)) share_bits(run.frame);
     }
   }
   for (auto& [index, layer] : layers_) layer.first_row = layer.next_row = 0;
@@ -138,9 +141,9 @@ void Binding::commit_idle() {
   const auto runs = plan_.runs();
   for (const FrameId frame : may_have_ended_) {
     if (std::any_of(runs.begin(), runs.end(), [&](const StepPlan::Run& run) { return run.frame == frame; })) continue;
-    share_bits(frame);
+    if (!layers_.empty() && commits_from(kFirstTokens, *layers_.begin()->second.cache, frame)) share_bits(frame);
     for (auto& [index, layer] : layers_) {
-      if (const Status status = layer.cache->commit(frame); !status) fail(status.error());
+      if (const Status status = layer.cache->commit(frame, kFirstTokens); !status) fail(status.error());
     }
   }
   may_have_ended_.clear();

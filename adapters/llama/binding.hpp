@@ -27,8 +27,8 @@ class Binding;
 /// A head's frame is frozen on the first tokens that are compressed. A prompt that is compressed as it is read begins with so many: of
 /// 256 the divergence at its end was 1.8 times that of exact prefill, of these 1.04 (2,048 tokens, docs/frontier.md).
 inline constexpr uint32_t kFirstStreamedTokens = 1024;
-/// The frame is frozen already, or has enough tokens for it with the n_to_come that are not staged yet.
-bool may_freeze(const LayerCache& cache, FrameId frame, uint32_t n_to_come);
+/// Something of the frame is compressed already, or `from` tokens are staged with the n_to_come that are not yet.
+bool commits_from(uint32_t from, const LayerCache& cache, FrameId frame, uint32_t n_to_come = 0);
 
 enum class OpKind { store_k, store_v, attend };
 
@@ -136,8 +136,9 @@ class Binding {
   void share_bits(FrameId frame);
 
  private:
-  /// Attention compresses what the run puts, at once; n_to_come of its tokens are not staged yet.
-  bool commits(const StepPlan::Run& run, const LayerCache& cache, uint32_t n_to_come) const;
+  /// Attention compresses what the run puts, at once, once commit_from(run) tokens of its frame are staged.
+  bool commits(const StepPlan::Run& run) const;
+  uint32_t commit_from(const StepPlan::Run& run) const;
   /// Compresses prompts that ended with the step before, if nothing is generated from them at once.
   void commit_idle();
   uint64_t bytes_of_step() const;

@@ -55,7 +55,7 @@ uint64_t Binding::bytes_of_step() const {
     uint64_t of_layer = 0;
     for (const auto& [frame, n] : tokens) {
       const bool compressed = std::ranges::all_of(plan_.runs(), [&, frame = frame, n = n](const StepPlan::Run& run) {
-        return run.frame != frame || commits(run, *layer.cache, std::min(n, n_ubatch_));
+        return run.frame != frame || (commits(run) && commits_from(commit_from(run), *layer.cache, frame, std::min(n, n_ubatch_)));
       });
       const LayerCache::Growth growth = layer.cache->growth(frame, n, n_ubatch_, compressed);
       lasting += growth.lasting;
@@ -83,7 +83,7 @@ int32_t Binding::make_room() {
   const auto commit = [&](bool all) {
     bool done = true;
     sequences_.for_each_frame([&](FrameId frame) {
-      const auto ready = [&](const auto& layer) { return all || may_freeze(*layer.second.cache, frame, 0); };
+      const auto ready = [&](const auto& layer) { return all || commits_from(kFirstStreamedTokens, *layer.second.cache, frame); };
       if (std::ranges::any_of(layers_, ready)) share_bits(frame);
       for (const auto& layer : layers_) {
         if (ready(layer)) done &= layer.second.cache->commit(frame).ok();

@@ -75,7 +75,7 @@ Status end_prompt(llama_context* ctx) {
   Binding* binding = Registry::get().of_context(ctx);
   if (!binding) return not_ours();
   binding->sequences().for_each_frame([&](FrameId frame) { binding->share_bits(frame); });
-  return for_all_layers(*binding, [](Layer& layer) { return layer.cache->commit_all(); });
+  return for_all_layers(*binding, [](Layer& layer) { return layer.cache->commit_all(kFirstTokens); });
 }
 
 MemoryUsage memory_usage(const llama_context* ctx) {

@@ -59,7 +59,7 @@ Status Binding::stage(Layer& layer, std::span<const Part> parts) {
   }
   for (const Part& part : parts) {
     // A generated token ends the prompt before it: what is still staged is compressed first.
-    Status status = part.generates ? layer.cache->commit(part.frame) : Status();
+    Status status = part.generates ? layer.cache->commit(part.frame, pressed_ ? 0 : kFirstTokens) : Status();
     if (status) status = layer.cache->stage(part.frame, part.cells);
     if (!status) return status;
   }
@@ -131,16 +131,19 @@ AttendArgs Binding::rows_args(const Layer& layer, ggml_tensor* node, int64_t str
   return args;
 }
 
-bool may_freeze(const LayerCache& cache, FrameId frame, uint32_t n_to_come) {
+bool commits_from(uint32_t from, const LayerCache& cache, FrameId frame, uint32_t n_to_come) {
   const uint64_t n_staged = cache.n_staged(frame);
-  return cache.n_cells(frame) > n_staged || n_staged + n_to_come >= kFirstStreamedTokens;
+  return cache.n_cells(frame) > n_staged || n_staged + n_to_come >= from;
 }
 
-bool Binding::commits(const StepPlan::Run& run, const LayerCache& cache, uint32_t n_to_come) const {
+bool Binding::commits(const StepPlan::Run& run) const {
   if (run.single || run.generates) return run.single;
-  if (pressed_) return true;
-  if (spec_.prefill != Prefill::streaming) return false;
-  return may_freeze(cache, run.frame, n_to_come);
+  return pressed_ || spec_.prefill == Prefill::streaming;
+}
+
+uint32_t Binding::commit_from(const StepPlan::Run& run) const {
+  if (pressed_) return 0;
+  return run.single || run.generates ? kFirstTokens : kFirstStreamedTokens;
 }
 
 void Binding::attend(Layer& layer, ggml_tensor* node, uint32_t thread, uint32_t n_threads) {
@@ -151,7 +154,8 @@ void Binding::attend(Layer& layer, ggml_tensor* node, uint32_t thread, uint32_t 
   const auto add_call = [&](const StepPlan::Run& run, std::span<const FrameId> frames, int64_t stream, uint32_t first, uint32_t n) {
     AttendArgs& call = calls.emplace_back(rows_args(layer, node, stream, first, n));
     call.frames = frames;
-    call.commit = commits(run, *layer.cache, 0);
+    call.commit = commits(run);
+    call.commit_from = commit_from(run);
   };
   const ggml_tensor *q = node->src[0], *k = node->src[1];
   const uint32_t n_rows = uint32_t(q->ne[1]);

@@ -41,6 +41,11 @@ struct Mask {
   uint32_t n_cells = 0;           ///< columns; cells from here on are hidden
 };
 
+/// What engines should wait for, before they have a context compressed. Centres and balancers of fewer tokens than this describe those
+/// tokens, and hold as long as the context does: frozen on the first 16 of 512 tokens the divergence was eleven times this one's
+/// (docs/adr/0002).
+inline constexpr uint32_t kFirstTokens = 256;
+
 struct AttendArgs {
   const float* q = nullptr;  ///< [n_tokens][n_heads][head_dim_k], channels contiguous; RoPE applied
   size_t q_token_stride = 0; ///< in floats
@@ -57,6 +62,7 @@ struct AttendArgs {
   std::span<const FrameId> frames;     ///< frames to attend; empty: all
   bool record = true;                  ///< count this attention in importance scores and query statistics
   bool commit = false;                 ///< commit each KV head as soon as its attention is done (a generation step)
+  uint32_t commit_from = 0;            ///< staged tokens that LayerCache::commit() waits for
 };
 
 /// Bytes by what they hold. Everything allocated for live data is in one of them.
@@ -157,9 +163,10 @@ class LayerCache {
   /// Several calls at once, one for each stream of a batch. Their frames must be disjoint.
   Status attend(std::span<const AttendArgs> calls, Workspace& workspace, uint32_t thread = 0, uint32_t n_threads = 1);
 
-  /// Compresses what is staged: freezes the frame if it has none, moves tokens to hi, demotes to lo down to the budget.
-  Status commit(FrameId frame);
-  Status commit_all();
+  /// Compresses what is staged: freezes the frame if it has none, moves tokens to hi, demotes to lo down to the budget. A KV head that
+  /// has nothing compressed yet waits until `from` tokens are staged, and for 16 where its frame is to be frozen.
+  Status commit(FrameId frame, uint32_t from = 0);
+  Status commit_all(uint32_t from = 0);
 
   /// Gives bits to the KV heads, of one model's layers under one spec of mixed bits, whose errors count more by the latest queries, and
   /// takes them from the others: as many on average as the spec says, which one head by itself may have to round down. Without queries all are alike. For a prompt that the next commit() will compress; a frame that

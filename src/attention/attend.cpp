@@ -235,7 +235,7 @@ void finish_chunk(const Call& call, uint32_t kv_head) {
 
 void commit_head(const Call& call, uint32_t kv_head, ThreadSlot& slot) {
   for (cache::FrameStore* frame : call.frames) {
-    frame->heads()[kv_head].commit(call.layer.spec, frame->n_live(), slot.commit);
+    frame->heads()[kv_head].commit(call.layer.spec, frame->n_live(), call.args.commit_from, slot.commit);
   }
 }
 

@@ -190,9 +190,10 @@ void HeadStore::lower_bits(const Spec& spec, const codec::BlockLayout& uniform) 
   own_lo_ = std::move(lower);
 }
 
-void HeadStore::commit(const Spec& spec, uint64_t n_live, CommitScratch& scratch) {
+void HeadStore::commit(const Spec& spec, uint64_t n_live, uint32_t from, CommitScratch& scratch) {
   const uint32_t n_hi = hi.size(), n_staged = staged.size();
   if (n_staged == 0 || spec.uncompressed()) return;
+  if (!compressed() && n_staged < from) return;
   if (spec.needs_frame() && !frozen && n_staged < kMinFrameTokens) return;
   scratch.k.resize(codec::kMaxHeadDim);
   scratch.v.resize(codec::kMaxHeadDim);

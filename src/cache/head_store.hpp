@@ -75,9 +75,9 @@ class HeadStore {
   bool compressed() const { return frozen || hi.size() > 0 || lo.size() > 0; }
   uint32_t stored() const { return staged.size() + hi.size() + lo.size(); }
 
-  /// Compresses what is staged. n_live: live cells of the frame, evicted ones included (the S of floor(keep * S)).
-  /// May throw std::bad_alloc; nothing changes then.
-  void commit(const Spec& spec, uint64_t n_live, CommitScratch& scratch);
+  /// Compresses what is staged. n_live: live cells of the frame, evicted ones included (the S of floor(keep * S)). from: as of
+  /// LayerCache::commit(). May throw std::bad_alloc; nothing changes then.
+  void commit(const Spec& spec, uint64_t n_live, uint32_t from, CommitScratch& scratch);
 
   /// Demotes down to a budget that was lowered; tokens that are staged wait for commit(). May throw std::bad_alloc; what
   /// was demoted until then stays so.

@@ -117,10 +117,10 @@ cache::FrameStore& LayerCache::Impl::frame_for_put(FrameId id) {
   return *frames[id];
 }
 
-Status LayerCache::Impl::commit(cache::FrameStore& frame) {
+Status LayerCache::Impl::commit(cache::FrameStore& frame, uint32_t from) {
   cache::CommitScratch scratch;  // not kept: after a long prompt it is as large as several per cent of the cache
   try {
-    for (cache::HeadStore& head : frame.heads()) head.commit(spec, frame.n_live(), scratch);
+    for (cache::HeadStore& head : frame.heads()) head.commit(spec, frame.n_live(), from, scratch);
   } catch (const std::bad_alloc&) {
     return Error{"out of memory compressing the KV cache; its tokens stay in f16. Use fewer or shorter contexts"};
   }
@@ -187,15 +187,15 @@ Status LayerCache::put(FrameId frame, std::span<const Cell> cells, const float* 
   return status;
 }
 
-Status LayerCache::commit(FrameId frame) {
+Status LayerCache::commit(FrameId frame, uint32_t from) {
   cache::FrameStore* store = impl_->frame(frame);
-  return store ? impl_->commit(*store) : Status();
+  return store ? impl_->commit(*store, from) : Status();
 }
 
-Status LayerCache::commit_all() {
+Status LayerCache::commit_all(uint32_t from) {
   for (const auto& frame : impl_->frames) {
     if (!frame) continue;
-    if (const Status status = impl_->commit(*frame); !status) return status;
+    if (const Status status = impl_->commit(*frame, from); !status) return status;
   }
   return {};
 }

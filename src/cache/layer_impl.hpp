@@ -25,7 +25,7 @@ struct LayerCache::Impl {
   bool values_transformed() const { return spec.hadamard; }
   cache::FrameStore* frame(FrameId id) const { return id < frames.size() ? frames[id].get() : nullptr; }
   cache::FrameStore& frame_for_put(FrameId id);
-  Status commit(cache::FrameStore& frame);
+  Status commit(cache::FrameStore& frame, uint32_t from);
   /// Drops a frame whose last cell went, with its centre and balancer: the next prompt freezes its own.
   void drop_if_empty(FrameId id);
 };

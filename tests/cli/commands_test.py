@@ -36,7 +36,8 @@ class Run(Case):
         return mikv("run", "-m", self.model(), "-t", THREADS, "--temp", 0, *arguments)
 
     def test_streams_an_answer_and_ends_with_its_figures(self):
-        result = self.run_model("-p", "Name a colour.", "-n", 12)
+        prompt = "Which of these numbers is a colour? " + ", ".join(map(str, range(100)))  # more than stay in f16
+        result = self.run_model("-p", prompt, "-n", 12)
         self.assertSucceeded(result)
         self.assertTrue(result.stdout.strip())
         last = result.stderr.strip().splitlines()[-1]
@@ -128,7 +129,7 @@ class Report(Case):
 
     def test_eval_kld(self):
         text = self.file("text.txt", "".join(f"The {i}th sentence is about number {i * i % 97}.\n" for i in range(60)))
-        document = self.report("eval", "kld", "-m", self.model(), "-t", THREADS, "--text", text, "--context", 96, "--tokens", 8, "--chunks", 2,
+        document = self.report("eval", "kld", "-m", self.model(), "-t", THREADS, "--text", text, "--context", 300, "--tokens", 8, "--chunks", 2,
                                "--kv", "full,rtn8,rtn2,llama:f16")
         rows = {row["kv"]: row for row in document["rows"]}
         for row in rows.values():

@@ -43,7 +43,7 @@ class Architectures : public testing::Test {
   }
   static llama_context_params params(bool unified) {
     llama_context_params params = llama_context_default_params();
-    params.n_ctx = 1024;
+    params.n_ctx = 3072;
     params.n_batch = params.n_ubatch = 128;
     params.n_seq_max = 3;
     params.kv_unified = unified;
@@ -97,9 +97,9 @@ class Architectures : public testing::Test {
     };
     const llama_memory_t memory = llama_get_memory(context);
     std::vector<std::vector<float>> all;
-    all.push_back(step(context, {{0, words(100)}}));
+    for (int i = 0; i < 3; ++i) all.push_back(step(context, {{0, words(100)}}));
     all.push_back(step(context, {{0, words(1)}, {1, words(40)}}));
-    for (int i = 0; i < 3 * kTinyWindow; ++i) all.push_back(step(context, {{0, words(1)}, {1, words(1)}}));
+    for (int i = 0; i < kTinyWindow; ++i) all.push_back(step(context, {{0, words(1)}, {1, words(1)}}));
     llama_memory_seq_rm(memory, 0, -1, -1);
     all.push_back(step(context, {{1, words(3)}, {0, words(20)}, {1, words(2)}, {0, words(1)}}));
     llama_memory_seq_cp(memory, 1, 2, -1, -1);

@@ -225,28 +225,28 @@ TEST_P(Tiers, CellsThatAreFreedAreForgotten) {
   std::mt19937 random(5);
   const auto context = ours("mikv", GetParam());
   const llama_memory_t memory = llama_get_memory(context.get());
-  feed(context.get(), 0, words(random, 200));
+  feed(context.get(), 0, words(random, 300));
   feed(context.get(), 1, words(random, 100));
   for (int i = 0; i < 3; ++i) feed(context.get(), 0, words(random, 1));
   const uint64_t before = memory_usage(context.get()).n_elements;
   llama_memory_seq_rm(memory, 0, 50, -1);
   feed(context.get(), 1, words(random, 1));
-  EXPECT_EQ(memory_usage(context.get()).n_elements, before / 303 * 151);
+  EXPECT_EQ(memory_usage(context.get()).n_elements, before / 403 * 151);
   llama_memory_seq_rm(memory, 0, -1, -1);
   llama_memory_seq_rm(memory, 1, -1, -1);
   feed(context.get(), 2, words(random, 1));
-  EXPECT_EQ(memory_usage(context.get()).n_elements, before / 303);
+  EXPECT_EQ(memory_usage(context.get()).n_elements, before / 403);
 }
 
 // A request for one token, say: the step that would generate from its prompt never comes.
 TEST_P(Tiers, APromptThatNobodyGoesOnWithIsCompressed) {
   std::mt19937 random(13);
   const auto context = ours("mikv", GetParam());
-  feed(context.get(), 0, words(random, 200));
+  feed(context.get(), 0, words(random, 300));
   EXPECT_EQ(memory_usage(context.get()).n_lo_tokens, 0u);
   feed(context.get(), 1, words(random, 5));
   const MemoryUsage usage = memory_usage(context.get());
-  EXPECT_EQ(usage.n_staged_tokens * 200, (usage.n_hi_tokens + usage.n_lo_tokens) * 5);
+  EXPECT_EQ(usage.n_staged_tokens * 300, (usage.n_hi_tokens + usage.n_lo_tokens) * 5);
 }
 
 // Whichever way a prompt comes to be compressed, its layers have bits by the weight of their heads' errors, and as many as the spec
@@ -290,7 +290,7 @@ TEST_P(Tiers, ALongNeighbourDoesNotChangeAShortSequence) {
   for (const size_t n_neighbour : {size_t{0}, size_t{400}}) {
     std::mt19937 random(6);
     const auto context = ours("mikv:keep=0.2", GetParam());
-    const auto prompt = words(random, 60), more = words(random, 12), neighbour = words(random, 400);
+    const auto prompt = words(random, 300), more = words(random, 12), neighbour = words(random, 400);
     feed(context.get(), 0, prompt);
     for (size_t i = 0; i < n_neighbour; i += 200) {
       feed(context.get(), 1, {neighbour.begin() + long(i), neighbour.begin() + long(i) + 200});
@@ -306,7 +306,7 @@ TEST_P(Tiers, ALongNeighbourDoesNotChangeAShortSequence) {
 TEST_P(Tiers, ASavedSequenceGoesOnToTheBit) {
   std::mt19937 random(7);
   const auto context = ours("mikv", GetParam()), other = ours("mikv", GetParam());
-  feed(context.get(), 1, words(random, 180));
+  feed(context.get(), 1, words(random, 300));
   for (int i = 0; i < 5; ++i) feed(context.get(), 1, words(random, 1));
   const std::string bytes = save(context.get(), 1);
   EXPECT_LT(double(bytes.size()), 1.3 * double(memory_usage(context.get()).total()));
@@ -320,8 +320,11 @@ TEST_P(Tiers, ASavedSequenceGoesOnToTheBit) {
 TEST_P(Tiers, ABadStateIsRefusedAndChangesNothing) {
   std::mt19937 random(8);
   const auto context = ours("mikv", GetParam()), untouched = ours("mikv", GetParam());
-  const auto prompt = words(random, 100);
-  for (llama_context* c : {context.get(), untouched.get()}) feed(c, 0, prompt);
+  const auto prompt = words(random, 300);
+  for (llama_context* c : {context.get(), untouched.get()}) {
+    feed(c, 0, prompt);
+    feed(c, 0, {prompt[0]});
+  }
   const std::string good = save(context.get(), 0);
   const auto refused = [&](const std::string& bytes) {
     return llama_state_seq_set_data(context.get(), reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size(), 0) == 0;
@@ -348,10 +351,10 @@ TEST_P(Tiers, SessionFiles) {
   std::mt19937 random(9);
   const std::string path = "/tmp/mikv-session-test-" + std::to_string(getpid());
   const auto context = ours("mikv", GetParam()), other = ours("mikv", GetParam());
-  const auto prompt = words(random, 120);
+  const auto prompt = words(random, 300);
   feed(context.get(), 2, prompt);
   EXPECT_GT(llama_state_seq_save_file(context.get(), path.c_str(), 2, prompt.data(), prompt.size()), 0u);
-  std::vector<llama_token> tokens(200);
+  std::vector<llama_token> tokens(400);
   size_t n = 0;
   EXPECT_GT(llama_state_seq_load_file(other.get(), path.c_str(), 2, nullptr, 0, &n), 0u);
   EXPECT_EQ(n, prompt.size());
@@ -363,7 +366,7 @@ TEST_P(Tiers, SessionFiles) {
   EXPECT_EQ(feed(context.get(), 2, token), feed(other.get(), 2, token));
 
   EXPECT_TRUE(llama_state_save_file(context.get(), path.c_str(), prompt.data(), prompt.size()));
-  tokens.resize(200);
+  tokens.resize(400);
   EXPECT_TRUE(llama_state_load_file(other.get(), path.c_str(), tokens.data(), tokens.size(), &n));
   EXPECT_EQ(feed(context.get(), 2, token), feed(other.get(), 2, token));
   EXPECT_FALSE(llama_state_load_file(other.get(), "/nonexistent/session", tokens.data(), tokens.size(), &n));
@@ -395,7 +398,7 @@ TEST_F(SequenceOperations, ASharedPrefixIsStoredOnce) {
 TEST_P(Tiers, RejectedDraftsLeaveNoTrace) {
   std::mt19937 random(11);
   const auto context = ours("mikv", GetParam()), plain = ours("mikv", GetParam());
-  const auto prompt = words(random, 150);
+  const auto prompt = words(random, 300);
   for (llama_context* c : {context.get(), plain.get()}) feed(c, 0, prompt);
   for (int round = 0; round < 6; ++round) {
     const auto token = words(random, 1);

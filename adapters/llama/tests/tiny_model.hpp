@@ -13,7 +13,7 @@ enum class Architecture {
   bert     ///< an encoder: no cache at all
 };
 
-inline constexpr int kTinyWindow = 32;
+inline constexpr int kTinyWindow = 288;  ///< more than stay in f16 (kFirstTokens)
 inline constexpr int kTinyVocabulary = 128;
 
 /// Writes the model to `path` as GGUF; throws std::runtime_error if it cannot.
