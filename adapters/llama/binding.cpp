@@ -7,6 +7,7 @@
 #include <thread>
 
 #include "report.hpp"
+#include "rope_probe.hpp"
 #include "state_stream.hpp"
 
 namespace mikv::llama {
@@ -65,6 +66,12 @@ Binding::Binding(const Spec& spec, const llama_model* model, const llama_context
 Layer* Binding::find_layer(int index) {
   const auto found = layers_.find(index);
   return found == layers_.end() ? nullptr : &found->second;
+}
+
+void Binding::learn_rope(Layer& layer, const ggml_tensor* store_k) {
+  if (layer.rope_known || !spec_.mixed()) return;
+  layer.rope_known = true;
+  if (const Status status = layer.cache->set_rope(rope_of(store_k->src[0])); !status) fail(status.error());
 }
 
 Layer* Binding::layer_of_attention(const ggml_tensor* attention) {

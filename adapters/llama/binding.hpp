@@ -46,6 +46,7 @@ struct Layer {
   uint32_t cells_per_stream = 0;  ///< llama.cpp's cell index = stream * cells_per_stream + cell
   uint32_t first_row = 0, next_row = 0;  ///< tokens of the batch that the graph at work stores: first_row .. next_row - 1
   std::vector<float> slopes;      ///< ALiBi, one a query head; empty without
+  bool rope_known = false;
   OpData ops[3];                  ///< by OpKind
 };
 
@@ -58,6 +59,8 @@ class Binding {
   /// Null, with the reason in failure(), if its attention is not supported.
   Layer* layer_of_attention(const ggml_tensor* attention);
   Layer* find_layer(int index);
+  /// From the node that stores the layer's keys, the first time.
+  void learn_rope(Layer& layer, const ggml_tensor* store_k);
 
   /// Brings the cache up to date with llama.cpp's cells and plans the step to come. Returns 0, or what llama_decode shall
   /// return without having tried; failure() says why.

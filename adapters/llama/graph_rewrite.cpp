@@ -109,6 +109,7 @@ bool rewrite_graph(ggml_backend_sched_t scheduler, ggml_cgraph* graph, Binding& 
       continue;
     }
     const OpKind kind = attends(node) ? OpKind::attend : is_key_cache(node) ? OpKind::store_k : OpKind::store_v;
+    if (kind == OpKind::store_k) binding.learn_rope(*layer, node);
     if (kind != OpKind::attend) layer->ops[int(kind)].last_half = !half_stored.insert(layer).second;
     replace(scheduler, node, layer->ops[int(kind)]);
   }

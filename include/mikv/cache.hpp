@@ -32,6 +32,16 @@ struct LayerShape {
   bool operator==(const LayerShape&) const = default;
 };
 
+/// Rotary position embedding of a layer's keys (arXiv 2104.09864): the key at position p has pair i turned by angles[i] * p radians.
+struct Rope {
+  std::vector<float> angles;  ///< a position; half as many as channels that turn
+  bool adjacent = false;      ///< pair i is channels 2i and 2i + 1; else i and i + angles.size()
+
+  std::array<uint32_t, 2> channels(uint32_t i) const {
+    return adjacent ? std::array{2 * i, 2 * i + 1} : std::array{i, i + uint32_t(angles.size())};
+  }
+};
+
 /// Additive mask, one row a query token: element [t][cell] is added to the logit; -inf hides the cell.
 struct Mask {
   enum class Type : uint8_t { none, f16, f32 };
@@ -141,6 +151,10 @@ class LayerCache {
 
   const LayerShape& shape() const;
   const Spec& spec() const;
+
+  /// Tells how keys turn with their position, so that coordinates of lo=mixed that are frozen on a prompt hold for what follows it too
+  /// (src/policy/rope_forecast.hpp). For frames that are not frozen yet. Errors: more channels than a key has, an angle that is not finite.
+  Status set_rope(Rope rope);
 
   /// Stores K and V of n tokens in `frame`, replacing what those cells held before.
   /// k: row t at k + t*k_stride floats, [n_kv_heads][head_dim_k] contiguous; v the same with head_dim_v.

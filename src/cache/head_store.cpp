@@ -7,11 +7,22 @@
 
 #include "codec/fp16.hpp"
 #include "policy/importance.hpp"
+#include "policy/rope_forecast.hpp"
 
 namespace mikv::cache {
+namespace {
+
+// How many times as long as its prompt a context is taken to become, when coordinates are frozen. Each doubling takes from the centre
+// of slow pairs what it is worth, and so bits that a head of few bits does not have; prompts that are compressed as they are read go on
+// (docs/adr/0013).
+double times_to_come(double bits, Prefill prefill) {
+  return std::clamp(std::pow(4.0, bits - (prefill == Prefill::streaming ? 0.7 : 1.7)), 1.0, 8.0);
+}
+
+}  // namespace
 
 HeadStore::HeadStore(const Layouts& layouts, const Spec& spec)
-    : staged(layouts.staged), hi(layouts.hi), lo(layouts.lo), evict(layouts.evict) {
+    : staged(layouts.staged), hi(layouts.hi), lo(layouts.lo), evict(layouts.evict), positions_(layouts.positions) {
   if (!spec.mixed()) transform.key.hadamard = transform.value.hadamard = spec.hadamard;
   if (!spec.balancer) return;
   q_max.assign(layouts.staged.dim_k, 0.0f);
@@ -74,7 +85,17 @@ policy::Moments HeadStore::staged_moments(CommitScratch& scratch) const {
 }
 
 HeadStore::Frame HeadStore::plan_mixed(const Spec& spec, CommitScratch& scratch) const {
-  policy::MixedFrame mixed = policy::plan_mixed_frame(staged_moments(scratch), spec.bits + more_bits, lo.layout().id_bytes);
+  const double bits = spec.bits + more_bits;
+  policy::Moments moments = staged_moments(scratch);
+  if (!positions_->rope.angles.empty()) {
+    policy::RopeForecast forecast(positions_->rope);
+    for (uint32_t slot = 0; slot < staged.size(); ++slot) {
+      load_staged(slot, scratch);
+      forecast.add(scratch.k.data(), staged.layout().scored ? staged.arrival(slot) : slot);
+    }
+    forecast.apply(std::min<double>(positions_->end, times_to_come(bits, spec.prefill) * staged.size()), moments);
+  }
+  policy::MixedFrame mixed = policy::plan_mixed_frame(moments, bits, lo.layout().id_bytes);
   return {std::move(mixed.transform), std::make_unique<codec::BlockLayout>(mixed.lo)};
 }
 

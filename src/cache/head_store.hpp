@@ -23,11 +23,18 @@ namespace mikv::cache {
 /// A centre and a balancer from fewer tokens would describe those tokens, not the head: they stay staged until then.
 inline constexpr uint32_t kMinFrameTokens = 16;
 
+/// What keys of a layer may meet later.
+struct Positions {
+  Rope rope;  ///< no angles: not known
+  uint32_t end = kMaxCells;  ///< a context has fewer tokens
+};
+
 /// Layouts of the tiers under a spec.
 struct Layouts {
   codec::BlockLayout staged, hi, lo;
   bool evict = false;  ///< there is no lo tier: what is demoted is lost
   uint32_t group = 1;  ///< query heads of a KV head
+  const Positions* positions = nullptr;  ///< of the layer; outlives its heads
 
   /// Some tier holds codes, not halves.
   bool quantised() const { return hi.bits < 16 || (!evict && lo.bits < 16); }
@@ -120,6 +127,7 @@ class HeadStore {
   void drop_staged(uint32_t slot, CommitScratch& scratch);
   void append_lo(uint32_t cell, const CommitScratch& scratch);
 
+  const Positions* positions_;
   std::unique_ptr<codec::BlockLayout> own_lo_;  ///< of `lo` once frozen, where bits differ by head
 };
 

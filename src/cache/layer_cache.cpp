@@ -56,7 +56,7 @@ cache::Layouts make_layouts(const LayerShape& shape, const Spec& spec, uint32_t 
   };
   // Scores and arrivals decide about demotion; a cache that demotes nothing has no use for them.
   const bool scored = spec.importance != Importance::full;
-  return {layout(Format::f16, scored), layout(spec.hi, scored), layout(spec.lo, false), spec.lo == Format::evict, shape.n_heads / shape.n_kv_heads};
+  return {layout(Format::f16, scored), layout(spec.hi, scored), layout(spec.lo, false), spec.lo == Format::evict, shape.n_heads / shape.n_kv_heads, nullptr};
 }
 
 attention::Geometry make_geometry(const LayerShape& shape, uint32_t group_k, uint32_t group_v) {
@@ -142,7 +142,9 @@ Result<std::unique_ptr<LayerCache>> LayerCache::create(const LayerShape& shape, 
   impl->shape = shape;
   impl->spec = spec;
   impl->max_cells = std::clamp(max_cells, 1u, kMaxCells);
+  impl->positions.end = impl->max_cells;
   impl->layouts = make_layouts(shape, spec, impl->max_cells);
+  impl->layouts.positions = &impl->positions;
   impl->raw_geometry = make_geometry(shape, shape.head_dim_k, shape.head_dim_v);
   // Tiers of a frame share their groups: where hi is f16 and has none, it is read in lo's.
   const codec::BlockLayout& grouped = impl->layouts.evict || impl->layouts.hi.groups_k ? impl->layouts.hi : impl->layouts.lo;
@@ -154,6 +156,17 @@ Result<std::unique_ptr<LayerCache>> LayerCache::create(const LayerShape& shape, 
 
 const LayerShape& LayerCache::shape() const { return impl_->shape; }
 const Spec& LayerCache::spec() const { return impl_->spec; }
+
+Status LayerCache::set_rope(Rope rope) {
+  if (2 * rope.angles.size() > impl_->shape.head_dim_k) {
+    return Error{"RoPE of " + std::to_string(2 * rope.angles.size()) + " channels for keys of " + std::to_string(impl_->shape.head_dim_k)};
+  }
+  for (const float angle : rope.angles) {
+    if (!std::isfinite(angle)) return Error{"an angle of RoPE is not finite"};
+  }
+  impl_->positions.rope = std::move(rope);
+  return {};
+}
 
 Status LayerCache::stage(FrameId frame, std::span<const Cell> cells) {
   try {
@@ -350,6 +363,7 @@ Result<std::unique_ptr<LayerCache>> LayerCache::clone(const Spec& spec) const {
   if (!copy) return copy;
   Impl& to = *copy.value()->impl_;
   try {
+    to.positions = impl_->positions;
     for (const auto& frame : impl_->frames) {
       to.frames.push_back(
           frame ? std::make_unique<cache::FrameStore>(*frame, to.layouts, spec) : nullptr);

@@ -14,6 +14,7 @@ struct LayerCache::Impl {
   LayerShape shape;
   Spec spec;
   uint32_t max_cells = kMaxCells;  ///< cells are below it
+  cache::Positions positions;
   cache::Layouts layouts;
   attention::Geometry raw_geometry;   ///< of staged tokens: no groups
   attention::Geometry tier_geometry;  ///< of hi and lo
