@@ -124,12 +124,9 @@ int32_t Binding::begin_step(const BatchRecord& batch) {
   if (status) {
     commit_idle();
     for (const StepPlan::Run& run : plan_.runs()) {
-      if (layers_.empty()) break;
       // Drafts are not compressed at once, but what was staged before them is.
       const uint32_t n_to_come = commits(run) ? std::min(run.n, n_ubatch_) : 0;
-      const LayerCache& cache = *layers_.begin()->second.cache;
-      const bool compresses = cache.n_staged(run.frame) && (run.generates || commits(run));
-      if (compresses && commits_from(commit_from(run), cache, run.frame, n_to_come)) share_bits(run.frame);
+      if (run.generates || commits(run)) share_bits(run.frame, commit_from(run), n_to_come);
     }
   }
   for (auto& [index, layer] : layers_) layer.first_row = layer.next_row = 0;
@@ -148,7 +145,7 @@ void Binding::commit_idle() {
   const auto runs = plan_.runs();
   for (const FrameId frame : may_have_ended_) {
     if (std::any_of(runs.begin(), runs.end(), [&](const StepPlan::Run& run) { return run.frame == frame; })) continue;
-    if (!layers_.empty() && commits_from(kFirstTokens, *layers_.begin()->second.cache, frame)) share_bits(frame);
+    share_bits(frame, kFirstTokens);
     for (auto& [index, layer] : layers_) {
       if (const Status status = layer.cache->commit(frame, kFirstTokens); !status) fail(status.error());
     }
@@ -159,9 +156,11 @@ void Binding::commit_idle() {
   }
 }
 
-void Binding::share_bits(FrameId frame) {
+void Binding::share_bits(FrameId frame, uint32_t from, uint32_t n_to_come) {
   std::vector<LayerCache*> caches;
-  for (auto& [index, layer] : layers_) caches.push_back(layer.cache.get());
+  for (auto& [index, layer] : layers_) {
+    if (layer.cache->n_staged(frame) && commits_from(from, *layer.cache, frame, n_to_come)) caches.push_back(layer.cache.get());
+  }
   if (const Status status = LayerCache::share_bits(caches, frame, workspace_.max_threads()); !status) fail(status.error());
 }
 

@@ -135,8 +135,8 @@ class Binding {
   uint64_t n_lowered() const { return n_lowered_; }  ///< how often the cache was made smaller
   uint64_t n_refused() const { return n_refused_; }  ///< steps that did not fit
 
-  /// LayerCache::share_bits() over all layers: before a prompt is compressed.
-  void share_bits(FrameId frame);
+  /// LayerCache::share_bits() over the layers that commit(frame, from) would compress, n_to_come tokens later: before it does.
+  void share_bits(FrameId frame, uint32_t from, uint32_t n_to_come = 0);
 
  private:
   /// Attention compresses what the run puts, at once, once commit_from(run) tokens of its frame are staged.

@@ -83,11 +83,9 @@ int32_t Binding::make_room() {
   const auto commit = [&](bool all) {
     bool done = true;
     sequences_.for_each_frame([&](FrameId frame) {
-      const auto ready = [&](const auto& layer) { return all || commits_from(kFirstStreamedTokens, *layer.second.cache, frame); };
-      if (std::ranges::any_of(layers_, ready)) share_bits(frame);
-      for (const auto& layer : layers_) {
-        if (ready(layer)) done &= layer.second.cache->commit(frame).ok();
-      }
+      const uint32_t from = all ? 0 : kFirstStreamedTokens;
+      share_bits(frame, from);
+      for (const auto& [index, layer] : layers_) done &= layer.cache->commit(frame, from).ok();
     });
     return done;
   };
