@@ -2,6 +2,7 @@
 """What `mikv server` promises, measured on real servers (docs/reliability.md).
 
     scripts/measure_server.py greedy   -m FILE   20 greedy texts, alone and 4 at a time: --kv full against stock llama-server
+    scripts/measure_server.py drafts   -m FILE   20 greedy texts after 600 tokens: with drafts (the model's own) against without, ours and stock's
     scripts/measure_server.py contexts -m FILE   16 contexts of 4,096 tokens within a fifth of their f16 size, and in stock
     scripts/measure_server.py large    -m FILE   -c 1048576 -np 32 within 2 GiB; 4 slots of 8k tokens answer
     scripts/measure_server.py session  -m FILE   save and load of a long context: bytes, times, the text that follows
@@ -145,6 +146,22 @@ def greedy(model: str, options) -> dict:
         result[f"stock_equals_itself_{n}_at_a_time"] = sum(a == b for a, b in zip(texts["stock", n], texts["stock again", n]))
     result["stock_alone_equals_stock_4_at_a_time"] = sum(a == b for a, b in zip(texts["stock", 1], texts["stock", 4]))
     result["of"] = len(PROMPTS)
+    return result
+
+
+def drafts(model: str, options) -> dict:
+    rng = random.Random(options.seed)
+    prompts = [filler(rng, 2400) + prompt for prompt in PROMPTS]
+    flags = ["--model-draft", model, "--spec-type", "draft-simple", "--spec-draft-n-max", "4"]
+    result = {"of": len(prompts)}
+    for name, kv in (("mikv", options.kv), ("stock", None)):
+        texts = []
+        for more in ([], flags):
+            with Server(model, kv, "-c", "2048", "-np", "1", *more) as server:
+                answers = [server.complete(prompt, 24) for prompt in prompts]
+            texts.append([answer["content"] for answer in answers])
+        result[name] = {"equal": sum(a == b for a, b in zip(*texts)), "drafted": sum(a["timings"].get("draft_n", 0) for a in answers),
+                        "accepted": sum(a["timings"].get("draft_n_accepted", 0) for a in answers)}
     return result
 
 
@@ -299,7 +316,7 @@ def soak(model: str, options) -> dict:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["greedy", "contexts", "large", "session", "soak"])
+    parser.add_argument("what", choices=["greedy", "drafts", "contexts", "large", "session", "soak"])
     parser.add_argument("-m", "--model", required=True)
     parser.add_argument("--kv", default="mikv")
     parser.add_argument("--contexts", type=int, default=16)
@@ -315,7 +332,7 @@ def main() -> int:
     if not os.path.exists(model):
         model = subprocess.run([str(MIKV), "model", "path", model], check=True, capture_output=True, text=True).stdout.strip()
     began = time.monotonic()
-    result = {"contexts": contexts, "greedy": greedy, "large": large, "session": session, "soak": soak}[options.what](model, options)
+    result = {"contexts": contexts, "drafts": drafts, "greedy": greedy, "large": large, "session": session, "soak": soak}[options.what](model, options)
     result["minutes"] = round((time.monotonic() - began) / 60, 1)
     print(json.dumps(result, indent=1))
     return 0
