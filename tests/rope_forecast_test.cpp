@@ -27,10 +27,10 @@ void write_key(float* key, uint32_t dim, const Rope& rope, uint32_t position, Ra
   }
 }
 
-policy::Moments moments_of(uint32_t dim, const Rope& rope, uint32_t n, uint32_t step, Random& random, policy::RopeForecast* forecast) {
+policy::Moments moments_of(uint32_t dim, const Rope& rope, uint32_t n, Random& random, policy::RopeForecast* forecast) {
   policy::Moments moments{std::vector<double>(dim), std::vector<double>(dim), {}, {}, std::vector<double>(dim, 1.0)};
   std::vector<float> key(dim);
-  for (uint32_t position = 0; position < n * step; position += step) {
+  for (uint32_t position = 0; position < n; ++position) {
     write_key(key.data(), dim, rope, position, random);
     if (forecast) forecast->add(key.data(), position);
     for (uint32_t c = 0; c < dim; ++c) moments.k_mean[c] += key[c] / double(n), moments.k_square[c] += double(key[c]) * key[c] / n;
@@ -44,8 +44,8 @@ TEST(RopeForecastTest, SaysWhatTheWholeContextHas) {
     Random random(130);
     const Rope rope = rope_of_base(10000.0, kTurning, adjacent);
     policy::RopeForecast forecast(rope);
-    policy::Moments got = moments_of(kDim, rope, 4000, 1, random, &forecast);
-    const policy::Moments first = got, expected = moments_of(kDim, rope, 20000, kHorizon / 20000, random, nullptr);
+    policy::Moments got = moments_of(kDim, rope, 4000, random, &forecast);
+    const policy::Moments first = got, expected = moments_of(kDim, rope, kHorizon, random, nullptr);
     forecast.apply(kHorizon, got);
     double wrong_before = 0.0;
     for (uint32_t c = 0; c < kDim; ++c) {
@@ -61,7 +61,7 @@ TEST(RopeForecastTest, ItsOwnPromptIsWhatItWas) {
   Random random(131);
   const Rope rope = rope_of_base(10000.0, 32, true);
   policy::RopeForecast forecast(rope);
-  policy::Moments got = moments_of(32, rope, 5000, 1, random, &forecast);
+  policy::Moments got = moments_of(32, rope, 5000, random, &forecast);
   const policy::Moments before = got;
   forecast.apply(5000, got);
   for (uint32_t c = 0; c < 32; ++c) {

@@ -124,9 +124,8 @@ int32_t Binding::begin_step(const BatchRecord& batch) {
   if (status) {
     commit_idle();
     for (const StepPlan::Run& run : plan_.runs()) {
-      // Drafts are not compressed at once, but what was staged before them is.
-      const uint32_t n_to_come = commits(run) ? std::min(run.n, n_ubatch_) : 0;
-      if (run.generates || commits(run)) share_bits(run.frame, commit_from(run), n_to_come);
+      const bool at_once = commits(run);  // drafts are not, but what was staged before them is
+      if (run.generates || at_once) share_bits(run.frame, commit_from(run), at_once ? std::min(run.n, n_ubatch_) : 0);
     }
   }
   for (auto& [index, layer] : layers_) layer.first_row = layer.next_row = 0;

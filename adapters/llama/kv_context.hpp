@@ -26,8 +26,8 @@ bool keeps_kv(const llama_context* ctx);
 /// First error that a step of `ctx` met (out of memory, say), or ok. llama_decode cannot report it itself.
 Status status(const llama_context* ctx);
 
-/// Compresses what is staged, in all layers and sequences of kFirstTokens at least: the end of a prompt under exact prefill. A llama_decode of a single token does it
-/// by itself first.
+/// Compresses what is staged, in all layers and all sequences of kFirstTokens at least: the end of a prompt under exact prefill.
+/// A llama_decode of a single token does it by itself first.
 Status end_prompt(llama_context* ctx);
 
 /// Bytes over all layers.

@@ -11,7 +11,7 @@
 namespace mikv::llama {
 namespace {
 
-constexpr int kModeParameter = 2, kOffsetParameter = 15;  // of op_params (ggml_rope_impl)
+constexpr int kChannelsParameter = 1, kModeParameter = 2, kOffsetParameter = 15;  // of op_params (ggml_rope_impl)
 
 const ggml_tensor* rope_node(const ggml_tensor* t) {
   while (t && (t->op == GGML_OP_VIEW || t->op == GGML_OP_RESHAPE || t->op == GGML_OP_CONT)) t = t->src[0];
@@ -26,7 +26,7 @@ Rope rope_of(const ggml_tensor* keys) {
   if (!node || node->type != GGML_TYPE_F32) return {};
   int32_t parameters[GGML_MAX_OP_PARAMS / sizeof(int32_t)];
   std::memcpy(parameters, node->op_params, sizeof parameters);
-  const int mode = parameters[kModeParameter], n_channels = parameters[1];
+  const int mode = parameters[kModeParameter], n_channels = parameters[kChannelsParameter];
   if (parameters[kOffsetParameter] != 0 || n_channels < 2 || n_channels > node->ne[0] || (mode & GGML_ROPE_TYPE_VISION) == GGML_ROPE_TYPE_VISION) return {};
   Rope rope{std::vector<float>(size_t(n_channels) / 2), (mode & (GGML_ROPE_TYPE_NEOX | GGML_ROPE_TYPE_MROPE)) == 0};
 

@@ -93,7 +93,7 @@ HeadStore::Frame HeadStore::plan_mixed(const Spec& spec, CommitScratch& scratch)
       load_staged(slot, scratch);
       forecast.add(scratch.k.data(), staged.layout().scored ? staged.arrival(slot) : slot);
     }
-    forecast.apply(std::min<double>(positions_->end, times_to_come(bits, spec.prefill) * staged.size()), moments);
+    forecast.apply(std::min<double>(positions_->max_cells, times_to_come(bits, spec.prefill) * staged.size()), moments);
   }
   policy::MixedFrame mixed = policy::plan_mixed_frame(moments, bits, lo.layout().id_bytes);
   return {std::move(mixed.transform), std::make_unique<codec::BlockLayout>(mixed.lo)};

@@ -23,10 +23,10 @@ namespace mikv::cache {
 /// A centre and a balancer from fewer tokens would describe those tokens, not the head: they stay staged until then.
 inline constexpr uint32_t kMinFrameTokens = 16;
 
-/// What keys of a layer may meet later.
+/// Where tokens of a layer may be.
 struct Positions {
   Rope rope;  ///< no angles: not known
-  uint32_t end = kMaxCells;  ///< a context has fewer tokens
+  uint32_t max_cells = kMaxCells;  ///< cells are below it, and a context has no more tokens
 };
 
 /// Layouts of the tiers under a spec.

@@ -45,8 +45,8 @@ Status check_groups(const LayerShape& shape, const Spec& spec) {
 // Ids of so many cells fit two bytes.
 constexpr uint32_t kNarrowCells = 1u << 16;
 
-cache::Layouts make_layouts(const LayerShape& shape, const Spec& spec, uint32_t max_cells) {
-  const uint32_t id_bytes = max_cells <= kNarrowCells ? 2 : 4;
+cache::Layouts make_layouts(const LayerShape& shape, const Spec& spec, const cache::Positions& positions) {
+  const uint32_t id_bytes = positions.max_cells <= kNarrowCells ? 2 : 4;
   const uint32_t group_k = spec.group.resolve(shape.head_dim_k), group_v = spec.group.resolve(shape.head_dim_v);
   const auto layout = [&](Format format, bool scored) {
     // Bits that differ by head are known when its frame is frozen; what stands here until then is never filled.
@@ -56,7 +56,7 @@ cache::Layouts make_layouts(const LayerShape& shape, const Spec& spec, uint32_t 
   };
   // Scores and arrivals decide about demotion; a cache that demotes nothing has no use for them.
   const bool scored = spec.importance != Importance::full;
-  return {layout(Format::f16, scored), layout(spec.hi, scored), layout(spec.lo, false), spec.lo == Format::evict, shape.n_heads / shape.n_kv_heads, nullptr};
+  return {layout(Format::f16, scored), layout(spec.hi, scored), layout(spec.lo, false), spec.lo == Format::evict, shape.n_heads / shape.n_kv_heads, &positions};
 }
 
 attention::Geometry make_geometry(const LayerShape& shape, uint32_t group_k, uint32_t group_v) {
@@ -141,10 +141,8 @@ Result<std::unique_ptr<LayerCache>> LayerCache::create(const LayerShape& shape, 
   auto impl = std::make_unique<Impl>();
   impl->shape = shape;
   impl->spec = spec;
-  impl->max_cells = std::clamp(max_cells, 1u, kMaxCells);
-  impl->positions.end = impl->max_cells;
-  impl->layouts = make_layouts(shape, spec, impl->max_cells);
-  impl->layouts.positions = &impl->positions;
+  impl->positions.max_cells = std::clamp(max_cells, 1u, kMaxCells);
+  impl->layouts = make_layouts(shape, spec, impl->positions);
   impl->raw_geometry = make_geometry(shape, shape.head_dim_k, shape.head_dim_v);
   // Tiers of a frame share their groups: where hi is f16 and has none, it is read in lo's.
   const codec::BlockLayout& grouped = impl->layouts.evict || impl->layouts.hi.groups_k ? impl->layouts.hi : impl->layouts.lo;
@@ -170,7 +168,7 @@ Status LayerCache::set_rope(Rope rope) {
 
 Status LayerCache::stage(FrameId frame, std::span<const Cell> cells) {
   try {
-    if (const Status status = check_cells(frame, cells, impl_->max_cells); !status) return status;
+    if (const Status status = check_cells(frame, cells, impl_->positions.max_cells); !status) return status;
     impl_->frame_for_put(frame).stage(cells);
   } catch (const std::bad_alloc&) {
     erase(frame, cells);  // wherever it stopped
@@ -266,7 +264,7 @@ Status LayerCache::lower(double keep, double bits) {
   } else if (spec.lo != Format::evict && bits < format_bits(spec.lo)) {
     spec.lo = bits < 3.0 ? Format::int2 : Format::int3;
   }
-  const cache::Layouts next = make_layouts(impl_->shape, spec, impl_->max_cells);
+  const cache::Layouts next = make_layouts(impl_->shape, spec, impl_->positions);
   cache::CommitScratch scratch;
   try {
     for (const auto& frame : impl_->frames) {
@@ -355,7 +353,7 @@ Result<std::unique_ptr<LayerCache>> LayerCache::clone(const Spec& spec) const {
       return Error{"a cache that was compressed already cannot start another spec; clone it before the first commit"};
     }
   }
-  auto copy = create(impl_->shape, spec, impl_->max_cells);
+  auto copy = create(impl_->shape, spec, impl_->positions.max_cells);
   if (copy && ((copy.value()->impl_->scores_wanted() && !impl_->scores_wanted()) || (spec.balancer && !impl_->spec.balancer))) {
     return Error{"a cache under '" + impl_->spec.preset + "' records too little to start '" + spec.preset +
                  "' from it; start from a spec with importance=h2o and outlier=balancer"};

@@ -13,7 +13,6 @@ namespace mikv {
 struct LayerCache::Impl {
   LayerShape shape;
   Spec spec;
-  uint32_t max_cells = kMaxCells;  ///< cells are below it
   cache::Positions positions;
   cache::Layouts layouts;
   attention::Geometry raw_geometry;   ///< of staged tokens: no groups

@@ -34,7 +34,7 @@ Status LayerCache::save_frame(FrameId frame, std::span<const Cell> cells, std::v
 }
 
 Result<LoadedFrame> LayerCache::load_frame(std::span<const uint8_t> bytes, uint32_t n_cells) const {
-  if (n_cells > impl_->max_cells) return Error{"the saved cache has more cells than this one"};
+  if (n_cells > impl_->positions.max_cells) return Error{"the saved cache has more cells than this one"};
   try {
     auto store = session::load_frame(bytes, n_cells, {impl_->shape, impl_->spec, impl_->layouts});
     if (!store) return Error{store.error()};
@@ -51,7 +51,7 @@ Status LayerCache::adopt_frame(FrameId frame, LoadedFrame loaded, std::span<cons
   if (frame >= kMaxFrames) return Error{"frame " + std::to_string(frame) + " is out of range; use 0 to 4095"};
   if (cells.size() != loaded.impl_->n_cells) return Error{"a loaded frame needs as many cells as it was saved with"};
   for (const Cell cell : cells) {
-    if (cell >= impl_->max_cells) return Error{"cell " + std::to_string(cell) + " is out of range"};
+    if (cell >= impl_->positions.max_cells) return Error{"cell " + std::to_string(cell) + " is out of range"};
   }
   try {
     loaded.impl_->store->renumber(cells);

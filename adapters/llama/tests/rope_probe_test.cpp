@@ -14,10 +14,10 @@ class RopeProbe : public testing::Test {
   void SetUp() override { context_ = ggml_init({memory_.size(), memory_.data(), false}); }
   void TearDown() override { ggml_free(context_); }
 
-  ggml_tensor* keys(int mode, ggml_tensor* factors, float scale, float extrapolation, int n_channels = 32) {
+  ggml_tensor* keys(int mode, ggml_tensor* factors, float scale, float extrapolation) {
     ggml_tensor* k = ggml_new_tensor_3d(context_, GGML_TYPE_F32, 48, 2, 5);
     ggml_tensor* positions = ggml_new_tensor_1d(context_, GGML_TYPE_I32, 5);
-    return ggml_rope_ext(context_, k, positions, factors, n_channels, mode, 4096, 10000.0f, scale, extrapolation, 1.0f, 32.0f, 1.0f);
+    return ggml_rope_ext(context_, k, positions, factors, 32, mode, 4096, 10000.0f, scale, extrapolation, 1.0f, 32.0f, 1.0f);
   }
 
   std::vector<char> memory_ = std::vector<char>(1 << 20);
