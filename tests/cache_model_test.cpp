@@ -59,6 +59,21 @@ TEST(CacheModelCasesTest, EmptyingAndRefillingAFrame) {
   }
 }
 
+// Blocks of fewer bits leave room behind them, where the old blocks' bytes are no numbers.
+TEST(CacheModelCasesTest, GrowingIntoWhatLoweringLeft) {
+  for (const char* spec : {"mikv-paper", "mikv", "rtn4"}) {
+    Model model(spec);
+    model.apply({Kind::put, 0, 0, 24});
+    model.apply({Kind::attend, 0, 0, 0});
+    model.apply({Kind::put, 0, 15, 15});
+    model.apply({Kind::put, 0, 45, 22});
+    model.apply({Kind::commit, 0, 0, 0});
+    model.apply({Kind::put, 0, 0, 7});
+    model.apply({Kind::lower, 0, 0, 0});
+    for (uint32_t cell = 0; cell < 30; ++cell) model.apply({Kind::step, 0, cell, 0});
+  }
+}
+
 TEST(CacheModelCasesTest, PutRefusesAndStoresNothing) {
   Random random(21);
   Tokens tokens(kShape, 3, random);

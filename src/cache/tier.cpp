@@ -170,7 +170,9 @@ void Tier::reencode(const codec::BlockLayout& layout) {
     }
     std::memcpy(blocks_.get() + block * layout.bytes, next.data(), layout.bytes);
   }
-  // What held larger blocks holds more of the smaller ones.
+  // What held larger blocks holds more of the smaller ones, in which kernels must find numbers (see allocate()).
+  const size_t written = size_t{n_blocks()} * layout.bytes;
+  if (blocks_) std::memset(blocks_.get() + written, 0, blocks_.get_deleter().bytes - written);
   capacity_blocks_ = uint32_t(blocks_ ? blocks_.get_deleter().bytes / layout.bytes : 0);
   layout_ = &layout;
   shrink();
