@@ -2,7 +2,7 @@
 """What `mikv server` promises, measured on real servers (docs/reliability.md).
 
     scripts/measure_server.py greedy   -m FILE   20 greedy texts, alone and 4 at a time: --kv full against stock llama-server
-    scripts/measure_server.py drafts   -m FILE   20 greedy texts after 600 tokens: with drafts (the model's own) against without, ours and stock's
+    scripts/measure_server.py drafts   -m FILE   20 greedy texts after 600 tokens: with drafts (the model's own), and 4 at a time, against alone; ours and stock's
     scripts/measure_server.py contexts -m FILE   16 contexts of 4,096 tokens within a fifth of their f16 size, and in stock
     scripts/measure_server.py large    -m FILE   -c 1048576 -np 32 within 2 GiB; 4 slots of 8k tokens answer
     scripts/measure_server.py session  -m FILE   save and load of a long context: bytes, times, the text that follows
@@ -152,16 +152,20 @@ def greedy(model: str, options) -> dict:
 def drafts(model: str, options) -> dict:
     rng = random.Random(options.seed)
     prompts = [filler(rng, 2400) + prompt for prompt in PROMPTS]
-    flags = ["--model-draft", model, "--spec-type", "draft-simple", "--spec-draft-n-max", "4"]
+    with_drafts = ["--model-draft", model, "--spec-type", "draft-simple", "--spec-draft-n-max", "4"]
     result = {"of": len(prompts)}
     for name, kv in (("mikv", options.kv), ("stock", None)):
-        texts = []
-        for more in ([], flags):
-            with Server(model, kv, "-c", "2048", "-np", "1", *more) as server:
-                answers = [server.complete(prompt, 24) for prompt in prompts]
-            texts.append([answer["content"] for answer in answers])
-        result[name] = {"equal": sum(a == b for a, b in zip(*texts)), "drafted": sum(a["timings"].get("draft_n", 0) for a in answers),
-                        "accepted": sum(a["timings"].get("draft_n_accepted", 0) for a in answers)}
+
+        def texts(at_a_time: int, *flags: str) -> tuple[list[str], list[dict]]:
+            with Server(model, kv, "-c", "8192", "-np", "4", *flags) as server, ThreadPoolExecutor(at_a_time) as pool:
+                answers = list(pool.map(lambda prompt: server.complete(prompt, 24), prompts))
+            return [answer["content"] for answer in answers], [answer["timings"] for answer in answers]
+
+        # What drafts are to be compared with is not equality alone: any other size of batches rounds otherwise.
+        (alone, _), (drafted, timings), (four, _) = texts(1), texts(1, *with_drafts), texts(4)
+        equal = lambda a, b: sum(x == y for x, y in zip(a, b))
+        result[name] = {"equal": equal(alone, drafted), "equal_4_at_a_time": equal(alone, four), "drafted": sum(t.get("draft_n", 0) for t in timings),
+                        "accepted": sum(t.get("draft_n_accepted", 0) for t in timings)}
     return result
 
 
@@ -173,7 +177,7 @@ def contexts(model: str, options) -> dict:
         lines, entries = lines_task(rng, options.lines)
         rest = options.characters - len(lines)
         tasks.append((filler(rng, rest // 2) + lines + "\n" + filler(rng, rest // 2), entries))
-    asked = [[rng.choice(entries) for _ in range(3)] for _, entries in tasks]
+    asked = [[rng.choice(entries) for _ in range(options.turns)] for _, entries in tasks]
     result = {"contexts": options.contexts, "lines": options.lines}
     f16 = None
     arms = [("mikv", options.kv), ("stock", None)][: 1 if options.no_stock else 2]
@@ -187,14 +191,14 @@ def contexts(model: str, options) -> dict:
             result["budget_bytes"] = f16 // 5
         with Server(model, kv, *flags) as server:
             began, correct, n_tokens = time.monotonic(), 0, 0
-            for turn in range(3):
+            for turn in range(options.turns):
                 with ThreadPoolExecutor(options.contexts) as pool:
                     answers = list(pool.map(lambda i: server.complete(question(tasks[i][0], asked[i][turn][0]), 8, i), range(options.contexts)))
                 for i, answer in enumerate(answers):
                     correct += answer["content"].strip().startswith(str(asked[i][turn][1]))
                     if turn == 0:
                         n_tokens += answer.get("tokens_evaluated", 0)
-            result[name] = {"correct": correct, "of": 3 * options.contexts, "tokens": n_tokens, "seconds": round(time.monotonic() - began),
+            result[name] = {"correct": correct, "of": options.turns * options.contexts, "tokens": n_tokens, "seconds": round(time.monotonic() - began),
                             "memory": server.memory()}
             if kv is not None:
                 result[name]["report"] = server.figures()
@@ -320,6 +324,7 @@ def main() -> int:
     parser.add_argument("-m", "--model", required=True)
     parser.add_argument("--kv", default="mikv")
     parser.add_argument("--contexts", type=int, default=16)
+    parser.add_argument("--turns", type=int, default=12, help="questions to each context of `contexts`")
     parser.add_argument("--lines", type=int, default=0, help="lines of a context (default: about 4,000 tokens, 8,000 for large)")
     parser.add_argument("--characters", type=int, default=0, help="of the text of `session` or of a context, about (default: 16,000 and 4,000 tokens)")
     parser.add_argument("--duration", type=float, default=10, help="minutes of `soak`")

@@ -117,7 +117,7 @@ int32_t Binding::begin_step(const BatchRecord& batch) {
   saved_state_ = {};
   Status status = forget_freed_cells();
   if (status) {
-    auto plan = StepPlan::make(batch, sequences_, rows_in_order_);
+    auto plan = StepPlan::make(batch, sequences_, rows_in_order_, [this](FrameId frame) { return is_full(frame); });
     status = plan ? Status() : Error{plan.error()};
     if (plan) plan_ = std::move(plan).value();
   }
@@ -216,6 +216,13 @@ MemoryUsage Binding::memory_usage() const {
   MemoryUsage usage;
   for (const auto& [index, layer] : layers_) usage += layer.cache->memory_usage();
   return usage;
+}
+
+bool Binding::is_full(FrameId frame) const {
+  return spec_.mixed() && std::any_of(layers_.begin(), layers_.end(), [&](const auto& entry) {
+    const uint64_t n_cells = entry.second.cache->n_cells(frame);
+    return n_cells >= kFrameTokens && entry.second.cache->n_staged(frame) < n_cells;
+  });
 }
 
 bool Binding::is_empty(FrameId frame) const {

@@ -111,6 +111,8 @@ class Binding {
   void forget_cells(const std::map<int, std::vector<StreamCell>>& cells);
   /// What in the context's parameters changes the meaning of stored keys.
   const std::string& parameters() const { return parameters_; }
+  /// It holds kFrameTokens in some layer, compressed: what follows is better off in coordinates of its own.
+  bool is_full(FrameId frame) const;
   /// The frame has no tokens in any layer.
   bool is_empty(FrameId frame) const;
 

@@ -22,7 +22,7 @@ void add_frames(std::vector<FrameId>& to, std::span<const FrameId> more) {
 
 }  // namespace
 
-Result<StepPlan> StepPlan::make(const BatchRecord& batch, Sequences& sequences, bool in_order) {
+Result<StepPlan> StepPlan::make(const BatchRecord& batch, Sequences& sequences, bool in_order, const std::function<bool(FrameId)>& is_full) {
   struct Tally {
     uint32_t n = 0, n_outputs = 0;
     bool last_output = false;
@@ -53,6 +53,10 @@ Result<StepPlan> StepPlan::make(const BatchRecord& batch, Sequences& sequences, 
     run.frame = sequences.frame_for_tokens(sequence);
     if (run.frame == kMaxFrames) return Error{"too many sequences share parts of the cache; use fewer"};
     const Tally& tally = tallies[batch.tokens[i].sequence];
+    if (tally.n >= kFirstTokens && is_full(run.frame)) {
+      const FrameId next = sequences.new_frame(sequence, true);
+      if (next != kMaxFrames) run.frame = next;
+    }
     run.single = tally.n == 1;
     run.may_end = tally.last_output;
     run.generates = run.single || (tally.n == tally.n_outputs && tally.n <= kMaxDraft);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <vector>
 
@@ -29,8 +30,9 @@ class StepPlan {
   StepPlan() = default;
   /// Makes frames in `sequences` where needed. `in_order`: llama.cpp takes the tokens of a unified cache in the order of the
   /// batch; where it does not (hybrid models), they cannot be told apart and share the frame of sequence 0.
+  /// A prompt, or a piece of one, of kFirstTokens or more goes to another frame where is_full(the sequence's own).
   /// Error: there are no more frames, or a sequence is out of range.
-  static Result<StepPlan> make(const BatchRecord& batch, Sequences& sequences, bool in_order);
+  static Result<StepPlan> make(const BatchRecord& batch, Sequences& sequences, bool in_order, const std::function<bool(FrameId)>& is_full);
 
   /// In the order of the batch.
   std::span<const Run> runs() const { return runs_; }

@@ -56,6 +56,10 @@ struct Mask {
 /// (docs/adr/0002).
 inline constexpr uint32_t kFirstTokens = 256;
 
+/// And how many tokens of a prompt that is compressed as it is read engines should put into one frame. RoPE turns keys away from the
+/// coordinates that were frozen on a frame's first tokens; a frame costs each KV head about as much as 16 tokens (docs/adr/0014).
+inline constexpr uint32_t kFrameTokens = 2048;
+
 struct AttendArgs {
   const float* q = nullptr;  ///< [n_tokens][n_heads][head_dim_k], channels contiguous; RoPE applied
   size_t q_token_stride = 0; ///< in floats

@@ -12,11 +12,12 @@
 namespace mikv::cache {
 namespace {
 
-// How many times as long as its prompt a context is taken to become, when coordinates are frozen. Each doubling takes from the centre
-// of slow pairs what it is worth, and so bits that a head of few bits does not have; prompts that are compressed as they are read go on
-// (docs/adr/0013).
-double times_to_come(double bits, Prefill prefill) {
-  return std::clamp(std::pow(4.0, bits - (prefill == Prefill::streaming ? 0.7 : 1.7)), 1.0, 8.0);
+// How many tokens a context is taken to get, when its coordinates are frozen on n_tokens. Each doubling takes from the centre of slow
+// pairs what it is worth, and so bits that a head of few bits does not have (docs/adr/0013); a prompt that is compressed as it is read
+// goes on, to the end of the frame (docs/adr/0014).
+double tokens_to_expect(uint32_t n_tokens, double bits, Prefill prefill) {
+  if (prefill == Prefill::streaming) return std::max(n_tokens, kFrameTokens);
+  return n_tokens * std::clamp(std::pow(4.0, bits - 1.7), 1.0, 8.0);
 }
 
 }  // namespace
@@ -93,7 +94,7 @@ HeadStore::Frame HeadStore::plan_mixed(const Spec& spec, CommitScratch& scratch)
       load_staged(slot, scratch);
       forecast.add(scratch.k.data(), staged.layout().scored ? staged.arrival(slot) : slot);
     }
-    forecast.apply(std::min<double>(positions_->max_cells, times_to_come(bits, spec.prefill) * staged.size()), moments);
+    forecast.apply(std::min<double>(positions_->max_cells, tokens_to_expect(staged.size(), bits, spec.prefill)), moments);
   }
   policy::MixedFrame mixed = policy::plan_mixed_frame(moments, bits, lo.layout().id_bytes);
   return {std::move(mixed.transform), std::make_unique<codec::BlockLayout>(mixed.lo)};

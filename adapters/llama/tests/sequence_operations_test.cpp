@@ -46,9 +46,9 @@ class SequenceOperations : public testing::Test {
   }
   static void TearDownTestSuite() { model_.reset(); }
 
-  static llama_context_params params(bool unified) {
+  static llama_context_params params(bool unified, uint32_t n_ctx = 2048) {
     llama_context_params params = llama_context_default_params();
-    params.n_ctx = 2048;
+    params.n_ctx = n_ctx;
     params.n_batch = params.n_ubatch = 512;
     params.n_seq_max = kSequences;
     params.kv_unified = unified;
@@ -57,8 +57,8 @@ class SequenceOperations : public testing::Test {
     return params;
   }
   static ContextHandle stock(bool unified) { return ContextHandle(llama_init_from_model(model_.get(), params(unified))); }
-  static ContextHandle ours(const char* spec, bool unified, AttentionBy attention_by = AttentionBy::mikv) {
-    auto context = init_context(model_.get(), params(unified), Spec::parse(spec).value(), attention_by);
+  static ContextHandle ours(const char* spec, bool unified, AttentionBy attention_by = AttentionBy::mikv, uint32_t n_ctx = 2048) {
+    auto context = init_context(model_.get(), params(unified, n_ctx), Spec::parse(spec).value(), attention_by);
     EXPECT_TRUE(context.ok()) << context.error();
     return ContextHandle(context.value());
   }
@@ -392,6 +392,47 @@ TEST_F(SequenceOperations, ASharedPrefixIsStoredOnce) {
   llama_memory_seq_rm(memory, 0, -1, -1);
   EXPECT_FALSE(feed(context.get(), 1, token).empty());
   EXPECT_EQ(memory_usage(context.get()).n_elements, elements / 301 * 362);
+}
+
+// A prompt that is compressed as it is read goes on in another frame after 2,048 tokens (docs/adr/0014); nobody else can tell.
+TEST_F(SequenceOperations, ALongPromptHasSeveralFrames) {
+  std::mt19937 random(15);
+  const auto make = [](const char* spec) { return ours(spec, true, AttentionBy::mikv, 4096); };
+  const auto context = make("mikv:prefill=streaming"), other = make("mikv:prefill=streaming"), full = make("full");
+  const auto cells_by_frame = [&](llama_seq_id sequence) {
+    Binding& binding = *Registry::get().of_context(context.get());
+    std::vector<uint64_t> cells;
+    for (const FrameId frame : binding.sequences().seen_by(sequence)) cells.push_back(binding.layers().begin()->second.cache->n_cells(frame));
+    return cells;
+  };
+  const auto feed_both = [&](const std::vector<llama_token>& tokens) {
+    return divergence(feed(full.get(), 0, tokens), feed(context.get(), 0, tokens));
+  };
+  for (int chunk = 0; chunk < 5; ++chunk) feed_both(words(random, 512));
+  EXPECT_EQ(cells_by_frame(0), (std::vector<uint64_t>{2048, 512}));
+  double sum = 0.0;
+  for (int i = 0; i < 8; ++i) sum += feed_both(words(random, 1));
+  EXPECT_LT(sum / 8, 0.1);
+  feed_both(words(random, 200));  // too few for a frame
+  EXPECT_EQ(cells_by_frame(0), (std::vector<uint64_t>{2048, 720}));
+
+  const std::string bytes = save(context.get(), 0);
+  ASSERT_EQ(llama_state_seq_set_data(other.get(), reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size(), 0), bytes.size());
+  for (int i = 0; i < 4; ++i) {
+    const auto token = words(random, 1);
+    EXPECT_EQ(feed(context.get(), 0, token), feed(other.get(), 0, token)) << i;
+    feed(full.get(), 0, token);
+  }
+  llama_memory_seq_cp(llama_get_memory(context.get()), 0, 1, -1, -1);
+  feed(context.get(), 1, words(random, 20));
+  EXPECT_EQ(cells_by_frame(0), (std::vector<uint64_t>{2048, 724}));
+  EXPECT_EQ(cells_by_frame(1), (std::vector<uint64_t>{2048, 724, 20}));
+  llama_memory_seq_rm(llama_get_memory(context.get()), 1, -1, -1);
+
+  // Cut back, it goes on in the frame in which it then ends.
+  for (llama_context* each : {context.get(), full.get()}) llama_memory_seq_rm(llama_get_memory(each), 0, 1500, -1);
+  EXPECT_LT(feed_both(words(random, 300)), 0.3);
+  EXPECT_EQ(cells_by_frame(0), (std::vector<uint64_t>{1800}));
 }
 
 // Rejected drafts are verified in one batch with logits for all, and taken back.
