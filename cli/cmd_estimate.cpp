@@ -46,20 +46,24 @@ Bytes measure_layer(const LayerShape& shape, const Spec& spec, uint32_t n_tokens
   std::vector<float> k(kChunk * k_row), v(kChunk * v_row);
   for (float& x : k) x = random.gaussian();
   for (float& x : v) x = random.gaussian();
-  const auto compress = [&] {
-    check(layer->share_bits(0));
-    check(layer->commit(0, kFirstTokens));
+  FrameId frame = 0;
+  const auto compress = [&](uint32_t from) {
+    if (layer->n_cells(frame) < from) return;
+    check(layer->share_bits(frame));
+    check(layer->commit(frame));
   };
+  const bool streaming = spec.prefill == Prefill::streaming;
   Bytes bytes;
   std::vector<Cell> cells;
   for (uint32_t begin = 0; begin < n_tokens; begin += kChunk) {
     cells.clear();
     for (Cell cell = begin; cell < std::min(n_tokens, begin + kChunk); ++cell) cells.push_back(cell);
-    check(layer->put(0, cells, k.data(), k_row, v.data(), v_row));
+    if (streaming && spec.mixed() && layer->n_cells(frame) >= kFrameTokens) ++frame;
+    check(layer->put(frame, cells, k.data(), k_row, v.data(), v_row));
     bytes.prompt = std::max(bytes.prompt, double(layer->bytes_used()));
-    if (spec.prefill == Prefill::streaming) compress();
+    if (streaming) compress(kFirstStreamedTokens);
   }
-  compress();
+  compress(kFirstTokens);
   bytes.held = double(layer->bytes_used());
   return bytes;
 }

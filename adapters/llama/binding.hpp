@@ -24,9 +24,6 @@ namespace mikv::llama {
 
 class Binding;
 
-/// A head's frame is frozen on the first tokens that are compressed. A prompt that is compressed as it is read begins with so many: of
-/// 256 the divergence at its end was 1.8 times that of exact prefill, of these 1.04 (2,048 tokens, docs/frontier.md).
-inline constexpr uint32_t kFirstStreamedTokens = 1024;
 /// Something of the frame is compressed already, or `from` tokens are staged with the n_to_come that are not yet.
 bool commits_from(uint32_t from, const LayerCache& cache, FrameId frame, uint32_t n_to_come = 0);
 

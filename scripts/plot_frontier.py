@@ -1,0 +1,82 @@
+#!/usr/bin/env python3
+"""Draws docs/frontier.svg from what `mikv eval kld -o FILE.json` wrote: divergence against bits, a panel for each model and length.
+
+    scripts/plot_frontier.py prose=a.json code=b.json ... -o docs/frontier.svg
+
+A file is named by the kind of its text. Needs matplotlib (PyPI: matplotlib==3.9.2)."""
+
+import argparse
+import json
+from collections import defaultdict
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("svg")
+matplotlib.rcParams.update({"svg.hashsalt": "mikv", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
+import matplotlib.pyplot as plt  # noqa: E402
+from matplotlib.lines import Line2D  # noqa: E402
+
+MARKERS = {"prose": "o", "code": "s", "dialogue": "^"}
+FAMILIES = {"mikv": "#1f5fbf", "mikv, streaming prefill": "#7fb2f0", "equal bits for all (rtn)": "#d9822b", "equal bits, centred and rotated": "#3c9a5f",
+            "paper": "#8b5fbf", "llama.cpp": "#888888", "evicting (h2o)": "#c0392b"}
+
+
+def family(kv: str) -> str:
+    if kv.startswith("llama:"):
+        return "llama.cpp"
+    if kv.startswith("rtn"):
+        return "equal bits, centred and rotated" if "outlier" in kv else "equal bits for all (rtn)"
+    if kv.startswith("h2o"):
+        return "evicting (h2o)"
+    if kv.startswith("mikv-paper"):
+        return "paper"
+    return "mikv, streaming prefill" if "streaming" in kv else "mikv"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", nargs="+", metavar="KIND=FILE.json")
+    parser.add_argument("-o", "--output", required=True)
+    options = parser.parse_args()
+
+    panels = defaultdict(lambda: defaultdict(list))  # (model, context) -> (family, kind) -> points
+    for argument in options.files:
+        kind, _, file = argument.partition("=")
+        if kind not in MARKERS or not file:
+            parser.error(f"{argument}: name a file as one of {', '.join(f'{k}=FILE' for k in MARKERS)}")
+        report = json.loads(Path(file).read_text())
+        for row in report["rows"]:
+            if row["mean"] > 0:
+                panels[report["meta"]["model"], report["meta"]["context"]][family(row["kv"]), kind].append((row["bits_per_element"], row["mean"]))
+    models = sorted({model for model, _ in panels}, reverse=True)
+    contexts = sorted({context for _, context in panels})
+
+    figure, axes = plt.subplots(len(models), len(contexts), figsize=(4.1 * len(contexts), 2.9 * len(models) + 0.7), sharex=True, sharey=True, squeeze=False)
+    for i, model in enumerate(models):
+        for j, context in enumerate(contexts):
+            axis, lines = axes[i][j], panels.get((model, context))
+            axis.set_title(f"{model}, {context:,} tokens", fontsize=9)
+            if lines is None:
+                axis.text(0.5, 0.5, "not measured", transform=axis.transAxes, ha="center", color="#888888")
+                lines = {}
+            for (name, kind), points in lines.items():
+                x, y = zip(*sorted(points))
+                axis.plot(x, y, color=FAMILIES[name], marker=MARKERS[kind], markersize=4, linewidth=0.9 if name != "llama.cpp" else 0)
+            axis.set_yscale("log")
+            axis.set_xlim(1.8, 9.2)
+            axis.grid(True, which="major", linewidth=0.4, color="#dddddd")
+            if j == 0:
+                axis.set_ylabel("mean KL divergence, nats")
+            if i + 1 == len(models):
+                axis.set_xlabel("bits an element, everything counted")
+    used = {name for lines in panels.values() for name, _ in lines}
+    handles = [Line2D([], [], color=colour, label=name) for name, colour in FAMILIES.items() if name in used]
+    handles += [Line2D([], [], color="#444444", marker=marker, linewidth=0, markersize=4, label=kind) for kind, marker in MARKERS.items()]
+    figure.legend(handles=handles, loc="lower center", ncols=5, frameon=False, fontsize=8)
+    figure.tight_layout(rect=(0, 0.06, 1, 1))
+    figure.savefig(options.output, metadata={"Date": None})
+
+
+if __name__ == "__main__":
+    main()
