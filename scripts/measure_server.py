@@ -187,18 +187,19 @@ def contexts(model: str, options) -> dict:
             estimate = json.loads(subprocess.run([str(MIKV), "estimate", "-m", model, "-c", str(options.contexts * 4096), "--kv", kv, "--json"],
                                                  check=True, capture_output=True, text=True).stdout)
             f16 = estimate["rows"][0]["f16_bytes"]
-            flags += ["--kv-budget", str(f16 // 5)]
-            result["budget_bytes"] = f16 // 5
+            budget = int(f16 * options.share)
+            flags += ["--kv-budget", str(budget)]
+            result["budget_bytes"] = budget
         with Server(model, kv, *flags) as server:
-            began, correct, n_tokens = time.monotonic(), 0, 0
+            began, correct, n_tokens = time.monotonic(), [0] * options.contexts, 0
             for turn in range(options.turns):
                 with ThreadPoolExecutor(options.contexts) as pool:
                     answers = list(pool.map(lambda i: server.complete(question(tasks[i][0], asked[i][turn][0]), 8, i), range(options.contexts)))
                 for i, answer in enumerate(answers):
-                    correct += answer["content"].strip().startswith(str(asked[i][turn][1]))
+                    correct[i] += answer["content"].strip().startswith(str(asked[i][turn][1]))
                     if turn == 0:
                         n_tokens += answer.get("tokens_evaluated", 0)
-            result[name] = {"correct": correct, "of": options.turns * options.contexts, "tokens": n_tokens, "seconds": round(time.monotonic() - began),
+            result[name] = {"correct": sum(correct), "correct_by_context": correct, "of": options.turns * options.contexts, "tokens": n_tokens, "seconds": round(time.monotonic() - began),
                             "memory": server.memory()}
             if kv is not None:
                 result[name]["report"] = server.figures()
@@ -325,6 +326,7 @@ def main() -> int:
     parser.add_argument("--kv", default="mikv")
     parser.add_argument("--contexts", type=int, default=16)
     parser.add_argument("--turns", type=int, default=12, help="questions to each context of `contexts`")
+    parser.add_argument("--share", type=float, default=0.2, help="of their f16 size that `contexts` may take")
     parser.add_argument("--lines", type=int, default=0, help="lines of a context (default: about 4,000 tokens, 8,000 for large)")
     parser.add_argument("--characters", type=int, default=0, help="of the text of `session` or of a context, about (default: 16,000 and 4,000 tokens)")
     parser.add_argument("--duration", type=float, default=10, help="minutes of `soak`")

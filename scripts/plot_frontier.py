@@ -64,7 +64,7 @@ def main():
                 x, y = zip(*sorted(points))
                 axis.plot(x, y, color=FAMILIES[name], marker=MARKERS[kind], markersize=4, linewidth=0.9 if name != "llama.cpp" else 0)
             axis.set_yscale("log")
-            axis.set_xlim(1.8, 9.2)
+            axis.set_xlim(1.8, 9.6)
             axis.grid(True, which="major", linewidth=0.4, color="#dddddd")
             if j == 0:
                 axis.set_ylabel("mean KL divergence, nats")
@@ -73,7 +73,7 @@ def main():
     used = {name for lines in panels.values() for name, _ in lines}
     handles = [Line2D([], [], color=colour, label=name) for name, colour in FAMILIES.items() if name in used]
     handles += [Line2D([], [], color="#444444", marker=marker, linewidth=0, markersize=4, label=kind) for kind, marker in MARKERS.items()]
-    figure.legend(handles=handles, loc="lower center", ncols=5, frameon=False, fontsize=8)
+    figure.legend(handles=handles, loc="lower center", ncols=2 + len(contexts), frameon=False, fontsize=8)
     figure.tight_layout(rect=(0, 0.06, 1, 1))
     figure.savefig(options.output, metadata={"Date": None})
 

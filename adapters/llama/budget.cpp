@@ -14,8 +14,6 @@ namespace {
 // At equal bytes, fewer tokens than this in high precision are worse than fewer bits for the others (docs/adr/0012): only when those
 // are at their least does the share go on to its own.
 constexpr double kFairKeep = 0.04, kLeastKeep = 0.01;
-// Small enough that little of the budget is left over, large enough that tokens are not demoted a few at a time.
-constexpr double kKeepStep = 0.75;
 // Below 2 bits answers fall apart (docs/frontier.md).
 constexpr double kLeastBits = 2.0, kBitsStep = 0.25;
 
@@ -32,15 +30,15 @@ const char* quality_of(const Spec& spec) {
 
 bool lower(Spec& spec) {
   if (spec.uncompressed() || spec.importance == Importance::full) return false;
-  const auto lessen_keep = [&spec](double least) { spec.keep = std::max(least, spec.keep * kKeepStep); };
+  const auto halve_keep = [&spec](double least) { spec.keep = std::max(least, spec.keep / 2); };
   if (spec.keep > kFairKeep) {
-    lessen_keep(kFairKeep);
+    halve_keep(kFairKeep);
   } else if (spec.mixed() && spec.bits > kLeastBits) {
     spec.bits = std::max(kLeastBits, spec.bits - kBitsStep);
   } else if (!spec.mixed() && spec.lo != Format::evict && format_bits(spec.lo) > uint32_t(kLeastBits)) {
     spec.lo = format_bits(spec.lo) > 3 ? Format::int3 : Format::int2;
   } else if (spec.keep > kLeastKeep) {
-    lessen_keep(kLeastKeep);
+    halve_keep(kLeastKeep);
   } else {
     return false;
   }
@@ -113,11 +111,8 @@ int32_t Binding::make_room() {
     // What is staged now may make room for all of the step in f16; the more of a prompt is compressed at once, the better.
     if (commit(false) && fits()) return 0;
     // A frame that is frozen on a prompt's first few tokens is bad for as long as it lives; a smaller share in high precision is not.
-    if (spec_.keep > kFairKeep && missing() < uint64_t(double(Registry::get().totals().usage.hi) * (1.0 - kFairKeep / spec_.keep))) {
-      while (spec_.keep > kFairKeep && lower_once()) {
-        if (fits()) return 0;
-      }
-    }
+    const bool would_do = missing() < Registry::get().totals().usage.hi / 2;
+    if (would_do && spec_.keep > kFairKeep && lower_once() && fits()) return 0;
     if (commit(true) && fits()) return 0;
     pressed_ = true;
     if (fits()) return 0;
