@@ -6,6 +6,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -181,7 +182,8 @@ class Binding {
   uint64_t budget_ = 0, n_steps_ = 0, n_lowered_ = 0, n_refused_ = 0;
   std::chrono::steady_clock::time_point refused_at_;
   uint32_t n_ubatch_;
-  bool pressed_ = false;      ///< there is no room for the step in f16: its prompts are compressed with it
+  /// There is no room for the step in f16: prompts are compressed with it, once they have so many tokens.
+  std::optional<uint32_t> pressed_from_;
   bool was_pressed_ = false;  ///< that was said
   bool shifting_ = false;
   mutable std::mutex failure_mutex_;

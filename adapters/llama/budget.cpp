@@ -78,12 +78,11 @@ int32_t Binding::make_room() {
     return needed - std::min(needed, budget_);
   };
   const auto fits = [&] { return missing() == 0; };
-  pressed_ = false;
+  pressed_from_.reset();
   if (fits()) return 0;
-  const auto commit = [&](bool all) {
+  const auto commit = [&](uint32_t from) {
     bool done = true;
     sequences_.for_each_frame([&](FrameId frame) {
-      const uint32_t from = all ? 0 : kFirstStreamedTokens;
       share_bits(frame, from);
       for (const auto& [index, layer] : layers_) done &= layer.cache->commit(frame, from).ok();
     });
@@ -109,13 +108,15 @@ int32_t Binding::make_room() {
     }
     was_pressed_ = true;
     // What is staged now may make room for all of the step in f16; the more of a prompt is compressed at once, the better.
-    if (commit(false) && fits()) return 0;
+    if (commit(kFirstStreamedTokens) && fits()) return 0;
     // A frame that is frozen on a prompt's first few tokens is bad for as long as it lives; a smaller share in high precision is not.
     const bool would_do = missing() < Registry::get().totals().usage.hi / 2;
     if (would_do && spec_.keep > kFairKeep && lower_once() && fits()) return 0;
-    if (commit(true) && fits()) return 0;
-    pressed_ = true;
-    if (fits()) return 0;
+    for (const uint32_t from : {kFirstTokens, 0u}) {
+      if (commit(from) && fits()) return 0;
+      pressed_from_ = from;
+      if (fits()) return 0;
+    }
   }
   while (lower_once()) {
     if (fits()) return 0;

@@ -59,7 +59,7 @@ Status Binding::stage(Layer& layer, std::span<const Part> parts) {
   }
   for (const Part& part : parts) {
     // A generated token ends the prompt before it: what is still staged is compressed first.
-    Status status = part.generates ? layer.cache->commit(part.frame, pressed_ ? 0 : kFirstTokens) : Status();
+    Status status = part.generates ? layer.cache->commit(part.frame, pressed_from_.value_or(kFirstTokens)) : Status();
     if (status) status = layer.cache->stage(part.frame, part.cells);
     if (!status) return status;
   }
@@ -138,12 +138,11 @@ bool commits_from(uint32_t from, const LayerCache& cache, FrameId frame, uint32_
 
 bool Binding::commits(const StepPlan::Run& run) const {
   if (run.single || run.generates) return run.single;
-  return pressed_ || spec_.prefill == Prefill::streaming;
+  return pressed_from_ || spec_.prefill == Prefill::streaming;
 }
 
 uint32_t Binding::commit_from(const StepPlan::Run& run) const {
-  if (pressed_) return 0;
-  return run.single || run.generates ? kFirstTokens : kFirstStreamedTokens;
+  return pressed_from_.value_or(run.single || run.generates ? kFirstTokens : kFirstStreamedTokens);
 }
 
 void Binding::attend(Layer& layer, ggml_tensor* node, uint32_t thread, uint32_t n_threads) {
