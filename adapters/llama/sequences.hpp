@@ -42,7 +42,7 @@ class Sequences {
   void clear();
   /// Calls f(frame) for every frame in use.
   void for_each_frame(const std::function<void(FrameId)>& f) const;
-  /// Frames whose last token went are free again; a sequence whose own it was goes on in the last one that it alone sees.
+  /// Frames whose last token went are free again; a sequence that then has none of its own goes on in the last one, if it alone sees that.
   void drop_frames(const std::function<bool(FrameId)>& is_empty);
 
  private:
