@@ -161,7 +161,7 @@ void check_generation(const std::string& spec_text, uint32_t n_prompt, uint32_t 
       for (const StoredToken& token : sorted_dump(*layer, 0, head))
         if (token.tier == TierName::hi) kept.push_back(token.cell);
       ASSERT_EQ(kept.size(), std::min<uint64_t>(budget, candidates.size())) << "step " << step;
-      const size_t n_recent = std::min(candidates.size(), size_t((budget + 1) / 2));
+      const size_t n_recent = std::min(candidates.size(), size_t(policy::n_recent(spec.recent, budget)));
       const std::set<Cell> survivors(kept.begin(), kept.end());
       double lowest_kept = kInfinity, highest_gone = 0.0;
       for (size_t i = 0; i < candidates.size(); ++i) {

@@ -41,7 +41,7 @@ std::set<uint32_t> naive_victims(const Choice& choice, const Tokens& tokens, uin
   std::sort(by_age.begin(), by_age.end());
   std::vector<std::pair<uint32_t, float>> order;  // first to go first
   if (choice.importance == Importance::h2o) {
-    const size_t n_recent = (n_keep + 1) / 2;
+    const size_t n_recent = n_keep - size_t((1.0 - choice.recent) * double(n_keep) + 1e-6);
     order.assign(by_age.begin(), by_age.end() - ptrdiff_t(n_recent));
     std::stable_sort(order.begin(), order.end(), [](const auto& a, const auto& b) { return a.second < b.second; });
   } else {
@@ -76,7 +76,7 @@ RC_GTEST_PROP(PolicyProperty, SameVictimsAsSorting, ()) {
   const size_t n = tokens.arrivals.size();
   const auto n_keep = *rc::gen::oneOf(rc::gen::inRange<size_t>(0, 62), rc::gen::just(n > 0 ? n - 1 : 0));
   for (const Importance importance : {Importance::full, Importance::h2o, Importance::window, Importance::streaming}) {
-    const Choice choice{importance, *rc::gen::element<uint32_t>(0, 2, 4, 20, 1004), 1};
+    const Choice choice{importance, *rc::gen::element(0.0, 0.3, 0.5, 0.75, 1.0), *rc::gen::element<uint32_t>(0, 2, 4, 20, 1004), 1};
     const std::vector<uint32_t> victims = victims_of(choice, tokens, n_keep);
     RC_ASSERT(arrivals_of(tokens, victims) == naive_victims(choice, tokens, n_keep));
     RC_ASSERT(victims.size() == (importance == Importance::full || n <= n_keep ? 0 : n - n_keep));
@@ -94,7 +94,7 @@ RC_GTEST_PROP(PolicyProperty, VictimsDoNotDependOnSlotOrder, ()) {
     std::swap(shuffled.scores[i - 1], shuffled.scores[j]);
   }
   for (const Importance importance : {Importance::h2o, Importance::window, Importance::streaming, Importance::random}) {
-    const Choice choice{importance, 4, 7};
+    const Choice choice{importance, 0.5, 4, 7};
     RC_ASSERT(arrivals_of(tokens, victims_of(choice, tokens, n_keep)) ==
               arrivals_of(shuffled, victims_of(choice, shuffled, n_keep)));
   }
@@ -106,7 +106,7 @@ RC_GTEST_PROP(PolicyProperty, StepByStepEqualsAtOnce, ()) {
   const size_t n = tokens.arrivals.size();
   const auto n_keep = *rc::gen::inRange<size_t>(0, n + 1);
   for (const Importance importance : {Importance::window, Importance::streaming, Importance::random}) {
-    const Choice choice{importance, 4, 7};
+    const Choice choice{importance, 0.5, 4, 7};
     Tokens left = tokens;
     std::set<uint32_t> gone;
     while (left.arrivals.size() > n_keep) {
@@ -123,35 +123,39 @@ RC_GTEST_PROP(PolicyProperty, StepByStepEqualsAtOnce, ()) {
 TEST(PolicyTest, AppendsAndLeavesWhatWasThere) {
   const Tokens tokens{{3, 1, 2, 9}, {0, 1, 2, 3}};
   std::vector<uint32_t> victims{77}, scratch{5, 6};
-  choose_demotions({Importance::h2o, 0, 0}, tokens.scores, tokens.arrivals, 2, victims, scratch);
+  choose_demotions({Importance::h2o, 0.5, 0, 0}, tokens.scores, tokens.arrivals, 2, victims, scratch);
   ASSERT_EQ(victims.size(), 3u);
   EXPECT_EQ(victims[0], 77u);
   EXPECT_EQ((std::set<uint32_t>(victims.begin() + 1, victims.end())), (std::set<uint32_t>{1, 2}));
 }
 
-TEST(PolicyTest, H2oProtectsTheRecentHalfRoundedUp) {
+TEST(PolicyTest, H2oProtectsTheRecentShareRoundedUp) {
   // Budget 3: 2 recents (arrivals 4, 5, however low they score) and 1 heavy.
   const Tokens tokens{{9, 1, 7, 8, 0, 0}, {0, 1, 2, 3, 4, 5}};
-  EXPECT_EQ(arrivals_of(tokens, victims_of({Importance::h2o, 0, 0}, tokens, 3)), (std::set<uint32_t>{1, 2, 3}));
-  EXPECT_EQ(arrivals_of(tokens, victims_of({Importance::h2o, 0, 0}, tokens, 1)), (std::set<uint32_t>{0, 1, 2, 3, 4}));
-  EXPECT_EQ(victims_of({Importance::h2o, 0, 0}, tokens, 0).size(), 6u);
+  EXPECT_EQ(arrivals_of(tokens, victims_of({Importance::h2o, 0.5, 0, 0}, tokens, 3)), (std::set<uint32_t>{1, 2, 3}));
+  EXPECT_EQ(arrivals_of(tokens, victims_of({Importance::h2o, 0.5, 0, 0}, tokens, 1)), (std::set<uint32_t>{0, 1, 2, 3, 4}));
+  EXPECT_EQ(victims_of({Importance::h2o, 0.5, 0, 0}, tokens, 0).size(), 6u);
+  // Three quarters of 4: arrivals 3, 4, 5 and 1 heavy; all recent; none.
+  EXPECT_EQ(arrivals_of(tokens, victims_of({Importance::h2o, 0.75, 0, 0}, tokens, 4)), (std::set<uint32_t>{1, 2}));
+  EXPECT_EQ(arrivals_of(tokens, victims_of({Importance::h2o, 1.0, 0, 0}, tokens, 2)), (std::set<uint32_t>{0, 1, 2, 3}));
+  EXPECT_EQ(arrivals_of(tokens, victims_of({Importance::h2o, 0.0, 0, 0}, tokens, 3)), (std::set<uint32_t>{1, 4, 5}));
 }
 
 TEST(PolicyTest, OddScoresHaveAnOrderToo) {
   const float nan = std::numeric_limits<float>::quiet_NaN();
   const Tokens tokens{{nan, -0.0f, 0.0f, -1.0f, INFINITY, 0.5f}, {0, 2, 1, 3, 4, 5}};
   // Budget 3: 2 recents (4, 5); the NaN counts as the heaviest, so -1 and both zeros go, whatever their sign.
-  EXPECT_EQ(arrivals_of(tokens, victims_of({Importance::h2o, 0, 0}, tokens, 3)), (std::set<uint32_t>{1, 2, 3}));
+  EXPECT_EQ(arrivals_of(tokens, victims_of({Importance::h2o, 0.5, 0, 0}, tokens, 3)), (std::set<uint32_t>{1, 2, 3}));
   // One victim of equal zeros: the older.
   const Tokens zeros{{-0.0f, 0.0f, 1.0f}, {1, 0, 2}};
-  EXPECT_EQ(victims_of({Importance::h2o, 0, 0}, zeros, 2), (std::vector<uint32_t>{1}));
+  EXPECT_EQ(victims_of({Importance::h2o, 0.5, 0, 0}, zeros, 2), (std::vector<uint32_t>{1}));
 }
 
 TEST(PolicyTest, EqualArrivalsStillGiveTheRightNumber) {
   const Tokens tokens{std::vector<float>(9, 1.0f), std::vector<uint32_t>(9, 5)};
   for (uint64_t n_keep = 0; n_keep <= 9; ++n_keep)
     for (const Importance importance : {Importance::h2o, Importance::window, Importance::streaming, Importance::random}) {
-      const std::vector<uint32_t> victims = victims_of({importance, 4, 1}, tokens, n_keep);
+      const std::vector<uint32_t> victims = victims_of({importance, 0.5, 4, 1}, tokens, n_keep);
       EXPECT_EQ(std::set<uint32_t>(victims.begin(), victims.end()).size(), 9 - n_keep);
     }
 }
@@ -164,7 +168,7 @@ TEST(PolicyTest, OneVictimOfManyNeedsNoScratch) {
   victims.reserve(1);
   for (const Importance importance : {Importance::h2o, Importance::window, Importance::streaming, Importance::random}) {
     victims.clear();
-    choose_demotions({importance, 4, 1}, tokens.scores, tokens.arrivals, 399, victims, scratch);
+    choose_demotions({importance, 0.5, 4, 1}, tokens.scores, tokens.arrivals, 399, victims, scratch);
     EXPECT_EQ(victims.size(), 1u);
     EXPECT_EQ(scratch.capacity(), 0u);
   }
@@ -173,8 +177,8 @@ TEST(PolicyTest, OneVictimOfManyNeedsNoScratch) {
 TEST(PolicyTest, RandomIsASampleThatTheSeedChooses) {
   Tokens tokens{std::vector<float>(1000, 0.0f), std::vector<uint32_t>(1000)};
   std::iota(tokens.arrivals.begin(), tokens.arrivals.end(), 0u);
-  const auto first = arrivals_of(tokens, victims_of({Importance::random, 0, 1}, tokens, 500));
-  const auto second = arrivals_of(tokens, victims_of({Importance::random, 0, 2}, tokens, 500));
+  const auto first = arrivals_of(tokens, victims_of({Importance::random, 0.5, 0, 1}, tokens, 500));
+  const auto second = arrivals_of(tokens, victims_of({Importance::random, 0.5, 0, 2}, tokens, 500));
   EXPECT_NE(first, second);
   // Half of the victims from each half of the tokens: 250 with a standard deviation of sqrt(1000)/4 = 7.9; 6 of them.
   const auto n_early = std::count_if(first.begin(), first.end(), [](uint32_t arrival) { return arrival < 500; });

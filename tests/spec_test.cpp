@@ -105,6 +105,9 @@ TEST(SpecTest, FullDropsWhatOnlyItsPresetAskedFor) {
   EXPECT_EQ(spec.lo, Format::evict);
   EXPECT_EQ(parsed("mikv:lo=int3").bits, Spec().bits);  // only mixed has them
   EXPECT_EQ(parsed("mikv:bits=2.5,lo=mixed").bits, 2.5);
+  EXPECT_EQ(parsed("mikv:recent=0.25").recent, 0.25);
+  EXPECT_EQ(parsed("mikv-paper").recent, 0.5);
+  EXPECT_EQ(parsed("window:importance=h2o").recent, 0.5);
   const Spec uniform8 = parsed("mikv:importance=full");  // every token in INT8: possible, and keeps its outlier handling
   EXPECT_EQ(uniform8.keep, 1.0);
   EXPECT_TRUE(uniform8.center);
@@ -188,6 +191,8 @@ TEST(SpecTest, RefusalsNameTheKeyTheValueAndWhatWouldDo) {
       {"mikv:outlier=none+center", {"'none+center'"}},
       {"mikv:importance=heavy", {"'importance'", "full, h2o, window, streaming, random"}},
       {"mikv:prefill=fast", {"'prefill'", "exact, streaming"}},
+      {"mikv:recent=1.5", {"'recent'", "'1.5'", "0 to 1"}},
+      {"mikv:recent=0.5,importance=window", {"recent", "importance=h2o"}},
       {"mikv:sinks=1025", {"'sinks'", "'1025'", "0 to 1024"}},
       {"mikv:sinks=-1", {"'-1'"}},
       {"mikv:sinks=4294967296", {"'4294967296'"}},

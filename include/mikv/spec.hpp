@@ -16,7 +16,7 @@ enum class Format : uint8_t { evict, mixed, int2, int3, int4, int8, f16 };
 
 /// Which tokens an importance policy keeps in the hi tier.
 ///  full      all of them
-///  h2o       half of the budget the heaviest by accumulated attention, half the most recent (arXiv 2306.14048)
+///  h2o       the most recent, and the heaviest by accumulated attention; `recent` divides the budget (arXiv 2306.14048)
 ///  window    the most recent
 ///  streaming the first `sinks` tokens and the most recent (arXiv 2309.17453)
 ///  random    a random subset, from `seed`: the control
@@ -49,6 +49,7 @@ struct Spec {
   bool center = true;     ///< subtract the per-channel mean of the prompt's keys
   bool hadamard = true;   ///< rotate K and V by an orthonormal Hadamard matrix before quantising
   Prefill prefill = Prefill::exact;
+  double recent = 0.75;  ///< share of the hi tier, 0..1, that `h2o` keeps for the most recent tokens; 0.5 as published (docs/adr/0015)
   uint32_t sinks = 4;  ///< first tokens that `streaming` keeps
   uint64_t seed = 1;   ///< of `random`
 
@@ -62,7 +63,8 @@ struct Spec {
   /// Tiles of the lo tier differ in bits.
   bool mixed() const { return lo == Format::mixed; }
 
-  /// Parses "preset[:key=value[,key=value...]]". Keys: keep, hi, lo, bits, group, outlier, importance, prefill, sinks, seed.
+  /// Parses "preset[:key=value[,key=value...]]". Keys: keep, hi, lo, bits, group, outlier, importance, recent, prefill,
+  /// sinks, seed.
   /// An unknown preset or key, or a value out of range, is an Error that names it and the values that would do.
   static Result<Spec> parse(std::string_view text);
 

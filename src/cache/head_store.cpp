@@ -162,7 +162,7 @@ void HeadStore::choose_victims(const Spec& spec, uint64_t n_live, CommitScratch&
   scratch.arrivals.resize(n_candidates);
   hi.copy_ranking(scratch.scores.data(), scratch.arrivals.data());
   staged.copy_ranking(scratch.scores.data() + n_hi, scratch.arrivals.data() + n_hi);
-  policy::choose_demotions({spec.importance, spec.sinks, spec.seed}, scratch.scores, scratch.arrivals,
+  policy::choose_demotions({spec.importance, spec.recent, spec.sinks, spec.seed}, scratch.scores, scratch.arrivals,
                            policy::hi_budget(spec.keep, n_live), scratch.victims, scratch.policy);
 }
 
@@ -197,7 +197,7 @@ policy::ErrorWeight::Sums HeadStore::error_weight(const Spec& spec, uint64_t n_l
     if (victim >= n_hi) scratch.staged_victim[victim - n_hi] = 1;
   }
   policy::ErrorWeight weight(std::move(queries), std::move(arrivals), staged_moments(scratch).v_mean, dim,
-                             uint32_t(policy::hi_budget(spec.keep, n_live) / 2));
+                             uint32_t(policy::n_recent(spec.recent, policy::hi_budget(spec.keep, n_live))));
   for (uint32_t slot = 0; slot < n_staged; ++slot) {
     load_staged(slot, scratch);
     weight.add(scratch.k.data(), scratch.v.data(), staged.arrival(slot), scratch.staged_victim[slot]);

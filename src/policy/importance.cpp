@@ -22,8 +22,6 @@ uint64_t splitmix64(uint64_t x) {
   return x ^ (x >> 31);
 }
 
-uint64_t n_recent_of(uint64_t n_keep) { return n_keep - n_keep / 2; }
-
 // Keys: the lowest goes first. Ties are left to the index.
 
 uint64_t streaming_key(uint32_t arrival, uint32_t sinks) {
@@ -94,11 +92,10 @@ size_t h2o_single_victim(std::span<const float> scores, std::span<const uint32_t
   return victim;
 }
 
-void append_h2o(std::span<const float> scores, std::span<const uint32_t> arrivals, uint64_t n_keep,
+void append_h2o(std::span<const float> scores, std::span<const uint32_t> arrivals, uint64_t n_keep, size_t n_recent,
                 std::vector<uint32_t>& victims, std::vector<uint32_t>& scratch) {
   const size_t n = scores.size();
   const size_t n_victims = n - n_keep;
-  const size_t n_recent = n_recent_of(n_keep);
   if (n_victims == 1) {
     const size_t victim = h2o_single_victim(scores, arrivals, n_recent);
     if (victim < n) {
@@ -132,7 +129,7 @@ void choose_demotions(const Choice& choice, std::span<const float> scores, std::
   const size_t n_victims = n - n_keep;
   switch (choice.importance) {
     case Importance::full: return;
-    case Importance::h2o: return append_h2o(scores, arrivals, n_keep, victims, scratch);
+    case Importance::h2o: return append_h2o(scores, arrivals, n_keep, n_recent(choice.recent, n_keep), victims, scratch);
     case Importance::window:
       return append_lowest(n, n_victims, [&](uint32_t i) { return uint64_t{arrivals[i]}; }, victims, scratch);
     case Importance::streaming:
@@ -143,6 +140,8 @@ void choose_demotions(const Choice& choice, std::span<const float> scores, std::
                            scratch);
   }
 }
+
+uint64_t n_recent(double recent, uint64_t n_keep) { return n_keep - hi_budget(1.0 - recent, n_keep); }
 
 uint64_t hi_budget(double keep, uint64_t n_tokens) {
   const double product = keep * double(n_tokens);

@@ -1,7 +1,7 @@
 // Importance policies: which tokens of the hi tier to demote. Pure functions of (policy, scores, arrivals, budget).
 //
 // Every policy is a total order, "first to go" first; the victims are the n - n_keep first of that order:
-//   h2o        the ceil(n_keep/2) most recent go last; the others lowest score first, older first among equals
+//   h2o        the n_keep - floor((1 - recent) * n_keep) most recent go last; the others lowest score first, older first among equals
 //   window     oldest first
 //   streaming  tokens with arrival < sinks go last (the first of them last of all); the others oldest first
 //   random     lowest hash(seed, arrival) first: a token's luck is drawn once, so survivors stay a uniform sample
@@ -21,6 +21,7 @@ namespace mikv::policy {
 
 struct Choice {
   Importance importance = Importance::h2o;
+  double recent = 0.5;  ///< used by h2o only: share of n_keep for the most recent
   uint32_t sinks = 0;  ///< used by streaming only
   uint64_t seed = 0;   ///< used by random only
 };
@@ -30,6 +31,9 @@ struct Choice {
 /// `scratch` is working memory whose content does not matter: keep it between calls.
 void choose_demotions(const Choice& choice, std::span<const float> scores, std::span<const uint32_t> arrivals,
                       uint64_t n_keep, std::vector<uint32_t>& victims, std::vector<uint32_t>& scratch);
+
+/// How many of n_keep tokens are kept for being the most recent.
+uint64_t n_recent(double recent, uint64_t n_keep);
 
 /// floor(keep * n_tokens), where a product within rounding of a whole number counts as that number (0.29 * 100 is 29).
 uint64_t hi_budget(double keep, uint64_t n_tokens);

@@ -40,8 +40,8 @@ constexpr std::array kImportances = {
 };
 constexpr std::array kPrefills = {Named<Prefill>{"exact", Prefill::exact},
                                   Named<Prefill>{"streaming", Prefill::streaming}};
-constexpr std::array<std::string_view, 10> kKeys = {"keep",    "hi",         "lo",      "bits",  "group",
-                                                    "outlier", "importance", "prefill", "sinks", "seed"};
+constexpr std::array<std::string_view, 11> kKeys = {"keep",       "hi",     "lo",      "bits",  "group", "outlier",
+                                                    "importance", "recent", "prefill", "sinks", "seed"};
 
 template <typename E, size_t n>
 std::string_view name_of(const std::array<Named<E>, n>& table, E value) {
@@ -172,6 +172,7 @@ Status set_key(Spec& spec, std::string_view key, std::string_view value) {
   if (key == "group") return set_group(spec.group, value);
   if (key == "outlier") return set_outlier(spec, value);
   if (key == "importance") return set_named(spec.importance, key, value, kImportances);
+  if (key == "recent") return set_number(spec.recent, key, value, 0.0, 1.0, "a number from 0 to 1, e.g. recent=0.75");
   if (key == "prefill") return set_named(spec.prefill, key, value, kPrefills);
   if (key == "sinks") return set_number<uint32_t>(spec.sinks, key, value, 0, kMaxSinks, "a whole number from 0 to 1024");
   return set_number<uint64_t>(spec.seed, key, value, 0, UINT64_MAX, "a whole number from 0 to 2^64-1");
@@ -210,6 +211,10 @@ Status reconcile(Spec& spec, const std::vector<std::string_view>& given) {
                    " would do nothing; leave lo out, or choose importance=h2o, window, streaming or random"};
     spec.keep = 1.0;
     spec.lo = Format::evict;
+  }
+  if (spec.importance != Importance::h2o) {
+    if (user_gave("recent")) return Error{"spec: recent is of importance=h2o; leave it out, or choose importance=h2o"};
+    spec.recent = Spec().recent;
   }
   if (spec.mixed()) {  // has one way of handling outliers, and one scale a head
     if (user_gave("outlier") && !(spec.balancer && spec.center && spec.hadamard))
@@ -251,9 +256,9 @@ uint32_t GroupSize::resolve(uint32_t head_dim) const {
 const std::vector<Preset>& presets() {
   static const std::vector<Preset> all = {
       {"full", "importance=full,hi=f16,outlier=none", "every token as it is in f16: the uncompressed cache"},
-      {"mikv", "importance=h2o,keep=0.08,hi=int8,lo=mixed,bits=2.7", "our default: about 3.3 bits an element"},
-      {"mikv-hq", "importance=h2o,keep=0.12,hi=int8,lo=mixed,bits=3.61", "closest to the full cache: about 4.4 bits"},
-      {"mikv-max", "importance=h2o,keep=0.06,hi=int8,lo=mixed,bits=1.89", "smallest: about 2.4 bits"},
+      {"mikv", "importance=h2o,recent=0.75,keep=0.08,hi=int8,lo=mixed,bits=2.7", "our default: about 3.3 bits an element"},
+      {"mikv-hq", "importance=h2o,recent=0.75,keep=0.12,hi=int8,lo=mixed,bits=3.61", "closest to the full cache: about 4.4 bits"},
+      {"mikv-max", "importance=h2o,recent=0.75,keep=0.06,hi=int8,lo=mixed,bits=1.89", "smallest: about 2.4 bits"},
       {"mikv-paper", "importance=h2o,keep=0.2,hi=f16,lo=int4,group=half,outlier=balancer",
        "MiKV as published (arXiv 2402.18096)"},
       {"h2o", "importance=h2o,keep=0.2,hi=f16,lo=evict,outlier=none", "heavy hitters and recent; the rest is lost"},
@@ -288,6 +293,7 @@ Result<Spec> Spec::parse(std::string_view text) {
   Spec spec;
   spec.group = GroupSize();  // what lo=mixed brings with it is not the start of other formats
   spec.hadamard = false;
+  spec.recent = 0.5;
   spec.preset = std::string(chosen->name);
   std::vector<std::string_view> given;
   if (Status status = apply_keys(spec, chosen->keys, given); !status) return Error{status.error()};
@@ -309,6 +315,7 @@ std::string Spec::to_string() const {
 
   std::string text = preset;
   text += ":importance=" + std::string(name_of(kImportances, importance));
+  if (importance == Importance::h2o) text += ",recent=" + shortest(recent);
   text += ",keep=" + shortest(keep);
   text += ",hi=" + std::string(format_name(hi)) + ",lo=" + std::string(format_name(lo));
   if (mixed()) text += ",bits=" + shortest(bits);
