@@ -20,10 +20,10 @@ constexpr double kLeastBits = 2.0, kBitsStep = 0.25;
 // What a cache of so many bits costs in quality: mean KL divergence to the full cache over our three models, docs/frontier.md.
 const char* quality_of(const Spec& spec) {
   const double bits = spec.mixed() ? spec.bits : format_bits(spec.lo);
-  if (bits >= 3.5) return "mean KL divergence as mikv-hq, .003 to .006";
-  if (bits >= 2.7) return "mean KL divergence as mikv, .005 to .01";
+  if (bits >= 3.5) return "mean KL divergence as mikv-hq, .002 to .005";
+  if (bits >= 2.7) return "mean KL divergence as mikv, .004 to .01";
   if (bits >= 2.2) return "mean KL divergence between mikv and mikv-max, .008 to .02";
-  return "mean KL divergence as mikv-max, .02 to .04";
+  return "mean KL divergence as mikv-max, .015 to .05";
 }
 
 }  // namespace
