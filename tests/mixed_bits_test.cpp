@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <numeric>
 
@@ -39,7 +40,8 @@ double harm_of(const std::vector<double>& k, const std::vector<double>& v, const
   return harm;
 }
 
-// No bit could be moved from any tile to any other and do less harm there; and all bits are used.
+// No step could be moved from any tile to any other that takes no more bits and do less harm there; and all bits are used, but for one where
+// all tiles have 4 and the next step takes two.
 TEST(BitAllocationTest, IsTheBestThereIs) {
   Random random(80);
   for (int trial = 0; trial < 300; ++trial) {
@@ -48,18 +50,23 @@ TEST(BitAllocationTest, IsTheBestThereIs) {
       for (double& harm : *harms) harm = std::exp(random.uniform(-8.0f, 8.0f));
     }
     const auto tiles = uint32_t(k.size() + v.size());
-    const uint32_t total = random.below(5 * tiles);
+    const uint32_t total = random.below(7 * tiles);
     policy::TileBits bits = policy::allocate_bits(k, v, total);
     const uint32_t used = std::accumulate(bits.k.begin(), bits.k.end(), 0u) + std::accumulate(bits.v.begin(), bits.v.end(), 0u);
-    ASSERT_EQ(used, std::clamp(total, tiles, 4 * tiles));
+    const uint32_t wanted = std::clamp(total, tiles, 6 * tiles);
+    ASSERT_TRUE(used == wanted || (used + 1 == wanted && wanted > 4 * tiles)) << used << " of " << wanted;
     const double best = harm_of(k, v, bits);
     const auto bits_of = [&](size_t tile) -> uint8_t& { return tile < k.size() ? bits.k[tile] : bits.v[tile - k.size()]; };
     for (size_t from = 0; from < tiles; ++from) {
       for (size_t to = 0; to < tiles; ++to) {
-        if (from == to || bits_of(from) == 1 || bits_of(to) == 4) continue;
-        --bits_of(from), ++bits_of(to);
-        ASSERT_GE(harm_of(k, v, bits), best * (1.0 - 1e-12));
-        ++bits_of(from), --bits_of(to);
+        const uint8_t before_from = bits_of(from), before_to = bits_of(to);
+        if (from == to || before_from == 1 || before_to == 6) continue;
+        bits_of(from) = before_from == 6 ? 4 : before_from - 1;
+        bits_of(to) = uint8_t(codec::next_tile_bits(before_to));
+        if (bits_of(to) - before_to <= before_from - bits_of(from)) {
+          ASSERT_GE(harm_of(k, v, bits), best * (1.0 - 1e-12));
+        }
+        bits_of(from) = before_from, bits_of(to) = before_to;
       }
     }
   }
@@ -67,7 +74,7 @@ TEST(BitAllocationTest, IsTheBestThereIs) {
 
 std::vector<uint8_t> any_bits(uint32_t dim, Random& random) {
   std::vector<uint8_t> bits(codec::tiles_of(dim));
-  for (uint8_t& b : bits) b = uint8_t(1 + random.below(4));
+  for (uint8_t& b : bits) b = std::array<uint8_t, 5>{1, 2, 3, 4, 6}[random.below(5)];
   return bits;
 }
 
@@ -80,7 +87,7 @@ TEST(MixedCodecTest, ErrorIsThatOfTheTable) {
     const auto layout = codec::BlockLayout::make_mixed(dim, dim, {bits_k, weights}, {bits_v, weights});
     std::vector<uint8_t> block(layout.bytes), other(layout.bytes);
     constexpr int kBlocks = 60;
-    std::vector<double> error_k(5, 0.0), error_v(5, 0.0), n_k(5, 0.0), n_v(5, 0.0);
+    std::vector<double> error_k(7, 0.0), error_v(7, 0.0), n_k(7, 0.0), n_v(7, 0.0);
     std::vector<float> k2(dim), v2(dim), k3(dim), v3(dim);
     for (int i = 0; i < kBlocks; ++i) {
       for (uint32_t lane = 0; lane < codec::kBlockTokens; ++lane) {
@@ -100,7 +107,7 @@ TEST(MixedCodecTest, ErrorIsThatOfTheTable) {
         }
       }
     }
-    for (uint32_t bits = 1; bits <= 4; ++bits) {
+    for (const uint32_t bits : {1u, 2u, 3u, 4u, 6u}) {
       // Our normal numbers have short tails, and a least-squares scale fits its own token: somewhat below the table.
       const double table_k = 0.9 * codec::kKeyError[bits], table_v = 0.9 * codec::kValueError[bits];
       if (n_k[bits] > 0.0) {
@@ -114,13 +121,13 @@ TEST(MixedCodecTest, ErrorIsThatOfTheTable) {
 }
 
 TEST(MixedCodecTest, HostileValuesStayFinite) {
-  const std::vector<uint8_t> bits = {1, 2, 3, 4};
-  const std::vector<float> weights = {1.0f, 0.3f, 0.1f, 1e-9f};
-  const auto layout = codec::BlockLayout::make_mixed(64, 64, {bits, weights}, {bits, weights});
+  const std::vector<uint8_t> bits = {1, 2, 3, 4, 6};
+  const std::vector<float> weights = {1.0f, 0.3f, 0.1f, 1e-9f, 0.5f};
+  const auto layout = codec::BlockLayout::make_mixed(80, 80, {bits, weights}, {bits, weights});
   std::vector<uint8_t> block(layout.bytes);
-  std::vector<float> k2(64), v2(64);
+  std::vector<float> k2(80), v2(80);
   for (const float value : {0.0f, 65504.0f, -65504.0f, 1e-30f}) {
-    std::vector<float> k(64, value), v(64, 0.0f);
+    std::vector<float> k(80, value), v(80, 0.0f);
     v[7] = value;
     codec::encode_token(block.data(), layout, 3, k.data(), v.data());
     codec::decode_token(block.data(), layout, 3, k2.data(), v2.data());

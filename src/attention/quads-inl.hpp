@@ -214,6 +214,24 @@ struct KeyRing<4> : Words4 {
   }
 };
 
+// A code that is its whole window: of keys and values alike.
+struct Alone6 : Words4 {
+  VU top;
+  HWY_ATTR Alone6(const uint8_t* tile, size_t lane, LevelTable table) : Words4(tile, lane, table), top(LoadWords(tile + 128, lane)) {}
+  template <int kQuad>
+  HWY_ATTR VU Quad() const {
+    const VU word = kQuad < 2 ? low : high;
+    VU bits = top;
+    if constexpr (kQuad < 2) bits = hn::ShiftLeft<4 - 2 * kQuad>(top);
+    if constexpr (kQuad == 3) bits = hn::ShiftRight<2>(top);
+    return LookUp<6>(levels, Join<4>(kQuad % 2 ? hn::ShiftRight<4>(word) : word, bits));
+  }
+};
+template <>
+struct KeyRing<6> : Alone6 {
+  using Alone6::Alone6;
+};
+
 // What load(words, lane) gives for the lanes that follow [lane, lane + width), 0 after 15. Word: of a lane in memory.
 template <class Word, class Load>
 HWY_INLINE HWY_ATTR VU NextLanes(const uint8_t* words, size_t lane, VU present, Load load) {
@@ -298,6 +316,11 @@ struct ValueRing<4> : Words4 {
   }
 };
 
+template <>
+struct ValueRing<6> : Alone6 {
+  using Alone6::Alone6;
+};
+
 // Stand for tiles that each have bits of their own.
 struct MixedKeys {
   static constexpr codec::Ring kRing = codec::Ring::key;
@@ -320,7 +343,8 @@ HWY_INLINE HWY_ATTR void WithQuads(uint32_t bits, Work work) {
     case 1: return work(std::type_identity<typename Mixed::template Quads<1>>(), levels);
     case 2: return work(std::type_identity<typename Mixed::template Quads<2>>(), levels);
     case 3: return work(std::type_identity<typename Mixed::template Quads<3>>(), levels);
-    default: return work(std::type_identity<typename Mixed::template Quads<4>>(), levels);
+    case 4: return work(std::type_identity<typename Mixed::template Quads<4>>(), levels);
+    default: return work(std::type_identity<typename Mixed::template Quads<6>>(), levels);
   }
 }
 

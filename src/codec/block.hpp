@@ -12,7 +12,7 @@
 //   tiles V    channels/16 tiles              lane = channel, row = token
 //
 // E.g. INT3, head_dim 128, groups of 64, wide ids: 64 + 128 + 128 + 8*96 + 8*96 = 1856 bytes, 3.625 bits an element with ids.
-// Mixed bits: each tile has 1 to 4 of its own, and the head one group. E.g. 2.75 bits on average, head_dim 128, narrow ids: 32 + 32 +
+// Mixed bits: each tile has 1 to 4, or 6, of its own, and the head one group. E.g. 2.75 bits on average, head_dim 128, narrow ids: 32 + 32 +
 // 44*32 = 1472 bytes, 2.875 bits an element with ids.
 // Head dimensions that are no multiple of 16 are padded to one; the padding is counted as codes.
 #pragma once
@@ -56,7 +56,7 @@ struct BlockLayout {
   /// group sizes must divide the dimensions; both are ignored for 16 bits.
   static BlockLayout make(uint32_t bits, uint32_t dim_k, uint32_t dim_v, uint32_t group_k, uint32_t group_v, bool scored,
                           uint32_t id_bytes = 4);
-  /// For each tile 1 to 4 bits and a positive weight (TileRow).
+  /// For each tile 1 to 4, or 6, bits and a positive weight (TileRow).
   struct MixedTiles {
     std::span<const uint8_t> bits;
     std::span<const float> weights;

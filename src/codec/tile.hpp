@@ -14,6 +14,7 @@
 //   N    layout, from low address                                                        bytes
 //   16   16 rows of 16 halves (no quads)                                                 512
 //    8   4 quads of 16 u32                                                               256
+//    6   a tile of 4 bits with the low four of each code, then one of 2 with the high two      192
 //    4   2 x 16 u32: in each byte, quad 2w in the low and quad 2w+1 in the high nibble   128
 //    3   16 u32: in each byte, quad 0 at bit 0, quad 1 at bit 3, the low two bits of
 //        quad 2 at bit 6; then 16 u16: a nibble for each byte b, in the order 0 2 1 3,
@@ -41,14 +42,15 @@ static_assert(tile_bytes(16) == 512 && tile_bytes(3) == 16 * 4 + 16 * 2 && tile_
 template <uint32_t kBits>
 using Code = std::conditional_t<kBits == 16, uint16_t, uint8_t>;
 
-/// Calls work with a number of bits from 1 to 4 as a constant. Inlined, so that callers compiled for several CPUs stay whole.
+/// Calls work with a number of bits, 1 to 4 or 6, as a constant. Inlined, so that callers compiled for several CPUs stay whole.
 template <typename Work>
 __attribute__((always_inline)) inline void with_table_bits(uint32_t bits, Work work) {
   switch (bits) {
     case 1: return work(std::integral_constant<uint32_t, 1>());
     case 2: return work(std::integral_constant<uint32_t, 2>());
     case 3: return work(std::integral_constant<uint32_t, 3>());
-    default: return work(std::integral_constant<uint32_t, 4>());
+    case 4: return work(std::integral_constant<uint32_t, 4>());
+    default: return work(std::integral_constant<uint32_t, 6>());
   }
 }
 
@@ -108,6 +110,13 @@ inline void store_lane(uint8_t* tile, uint32_t lane, const Code<kBits>* codes) {
     case 8:
       for (uint32_t j = 0; j < 4; ++j) store_word(word + 64 * j, quad[j]);
       break;
+    case 6: {
+      uint32_t high = 0;
+      for (uint32_t j = 0; j < 4; ++j) high |= (quad[j] >> 4 & in_bytes(3)) << 2 * j;
+      for (uint32_t j = 0; j < 2; ++j) store_word(word + 64 * j, (quad[2 * j] & in_bytes(15)) | (quad[2 * j + 1] & in_bytes(15)) << 4);
+      store_word(word + 128, high);
+      break;
+    }
     case 4:
       for (uint32_t j = 0; j < 2; ++j) store_word(word + 64 * j, quad[2 * j] | quad[2 * j + 1] << 4);
       break;
@@ -140,6 +149,11 @@ inline void load_lane(const uint8_t* tile, uint32_t lane, Code<kBits>* codes) {
     case 8:
       for (uint32_t j = 0; j < 4; ++j) quad[j] = load_word<uint32_t>(word + 64 * j);
       break;
+    case 6: {
+      const uint32_t high = load_word<uint32_t>(word + 128);
+      for (uint32_t j = 0; j < 4; ++j) quad[j] = (load_word<uint32_t>(word + 64 * (j / 2)) >> 4 * (j % 2) & in_bytes(15)) | (high >> 2 * j & in_bytes(3)) << 4;
+      break;
+    }
     case 4:
       for (uint32_t j = 0; j < 4; ++j) quad[j] = load_word<uint32_t>(word + 64 * (j / 2)) >> 4 * (j % 2) & in_bytes(15);
       break;
@@ -172,6 +186,9 @@ inline void for_each_piece_of_row(uint32_t row, Visit visit) {
   const uint16_t u16{};
   switch (kBits) {
     case 8: return visit(u32, 64 * quad, 8 * b, 8u, 0u);
+    case 6:
+      visit(u32, 64 * (quad / 2), 8 * b + 4 * (quad % 2), 4u, 0u);
+      return visit(u32, 128u, 8 * b + 2 * quad, 2u, 4u);
     case 4: return visit(u32, 64 * (quad / 2), 8 * b + 4 * (quad % 2), 4u, 0u);
     case 2: return visit(u32, 0u, 8 * b + 2 * quad, 2u, 0u);
     case 1: return visit(u16, 0u, nibble_shift(b) + quad, 1u, 0u);

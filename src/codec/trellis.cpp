@@ -146,24 +146,39 @@ MIKV_INLINE void read_levels(const uint8_t* codes, uint8_t* levels) {
   }
 }
 
+/// Where a code is its whole window: the nearest level of a table in ascending order.
+MIKV_INLINE void encode_alone(const Levels& table, const float* x, float inverse, uint8_t* codes, uint8_t* levels) {
+  for (uint32_t i = 0; i < kSide; ++i) {
+    const float twice = 2.0f * (x[i] * inverse + kTrellisCentre);
+    uint32_t code = 0;
+    for (size_t c = 1; c < table.size(); ++c) code += twice > float(table[c - 1]) + float(table[c]);
+    codes[i] = uint8_t(code);
+    levels[i] = table[code];
+  }
+}
+
 template <Ring kRing, uint32_t kBits>
 MIKV_INLINE void encode(const float* x, float inverse, uint8_t* codes, uint8_t* levels) {
   constexpr uint32_t kWindow = window_bits(kRing, kBits);
-  constexpr const Places& places = kPlaces<kRing, kBits>;
-  using Finder = Search<kBits, kWindow, places.length>;
-  typename Finder::Floats level[Finder::kCodes];
-  for (uint32_t above = 0; above < Finder::kCodes; ++above) {
-    for (uint32_t s = 0; s < Finder::kStates; ++s) {
-      level[above][s] = float(trellis_levels(kRing, kBits)[above * Finder::kStates + s]) - kTrellisCentre;
+  if constexpr (kWindow == kBits) {
+    encode_alone(trellis_levels(kRing, kBits), x, inverse, codes, levels);
+  } else {
+    constexpr const Places& places = kPlaces<kRing, kBits>;
+    using Finder = Search<kBits, kWindow, places.length>;
+    typename Finder::Floats level[Finder::kCodes];
+    for (uint32_t above = 0; above < Finder::kCodes; ++above) {
+      for (uint32_t s = 0; s < Finder::kStates; ++s) {
+        level[above][s] = float(trellis_levels(kRing, kBits)[above * Finder::kStates + s]) - kTrellisCentre;
+      }
     }
+    float in_ring[kSide];
+    for (uint32_t i = 0; i < kSide; ++i) in_ring[i] = x[places.at[i]] * inverse;
+    uint8_t found[kSide];
+    Finder search;
+    for (uint32_t ring = 0; ring < kSide; ring += places.length) search.solve(in_ring + ring, level, found + ring);
+    for (uint32_t i = 0; i < kSide; ++i) codes[places.at[i]] = found[i];
+    read_levels<kRing, kBits>(codes, levels);
   }
-  float in_ring[kSide];
-  for (uint32_t i = 0; i < kSide; ++i) in_ring[i] = x[places.at[i]] * inverse;
-  uint8_t found[kSide];
-  Finder search;
-  for (uint32_t ring = 0; ring < kSide; ring += places.length) search.solve(in_ring + ring, level, found + ring);
-  for (uint32_t i = 0; i < kSide; ++i) codes[places.at[i]] = found[i];
-  read_levels<kRing, kBits>(codes, levels);
 }
 
 /// Calls visit(ring, bits), both as constants.

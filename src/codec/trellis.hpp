@@ -12,9 +12,11 @@
 //            1, 2, 3 bits: i = 4 byte + quad; 4 bits: two rings of 8 codes, quads 0 and 1, and quads 2 and 3
 //   values   codes stand in the same bits of the 16 lanes: i = lane, and a window is the code and the next lane's
 //
-//   bits                1        2        3        4
-//   window of keys      5        6        6        6
-//   window of values    2        4        6        6
+//   bits                1        2        3        4        6
+//   window of keys      5        6        6        6        6
+//   window of values    2        4        6        6        6
+//
+// With 6 bits a code is its whole window, and there is no ring: for the channels of heads that look tokens up.
 #pragma once
 
 #include <array>
@@ -25,24 +27,29 @@
 
 namespace mikv::codec {
 
-inline constexpr uint32_t kMaxTileBits = 4;
+/// A tile has 1, 2, 3, 4 or 6 bits.
+inline constexpr uint32_t kMaxTileBits = 6;
+constexpr bool is_tile_bits(uint32_t bits) { return (bits >= 1 && bits <= 4) || bits == 6; }
+/// The next larger number of bits a tile can have.
+constexpr uint32_t next_tile_bits(uint32_t bits) { return bits == 4 ? 6 : bits + 1; }
 enum class Ring : uint8_t { key, value };
 
 constexpr uint32_t window_bits(Ring ring, uint32_t bits) {
-  constexpr uint32_t kKey[] = {0, 5, 6, 6, 6}, kValue[] = {0, 2, 4, 6, 6};
+  constexpr uint32_t kKey[] = {0, 5, 6, 6, 6, 6, 6}, kValue[] = {0, 2, 4, 6, 6, 6, 6};
   return ring == Ring::key ? kKey[bits] : kValue[bits];
 }
 constexpr const Levels& trellis_levels(Ring ring, uint32_t bits) {
+  if (bits == 6) return kLevels6;
   return ring == Ring::key ? kKeyLevels[bits - 1] : kValueLevels[bits - 1];
 }
 
-/// Mean squared error of normally distributed values at 0 (no code at all) to 4 bits, in variances, as encode_ring() leaves it.
-inline constexpr double kKeyError[kMaxTileBits + 1] = {1.0, 0.343, 0.0873, 0.0231, 0.0071};
-inline constexpr double kValueError[kMaxTileBits + 1] = {1.0, 0.343, 0.0926, 0.0232, 0.0069};
+/// Mean squared error of normally distributed values at 0 (no code at all) to 6 bits, in variances, as encode_ring() leaves it.
+inline constexpr double kKeyError[kMaxTileBits + 1] = {1.0, 0.343, 0.0873, 0.0231, 0.0071, 0.0071, 0.0010};
+inline constexpr double kValueError[kMaxTileBits + 1] = {1.0, 0.343, 0.0926, 0.0232, 0.0069, 0.0069, 0.0010};
 constexpr double trellis_error(Ring ring, uint32_t bits) { return ring == Ring::key ? kKeyError[bits] : kValueError[bits]; }
 
 /// Codes of x[16] whose levels come nearest to x * inverse in squares, found by Viterbi's algorithm. codes, levels: [16], in the
-/// order of x: rows of a key tile, lanes of a value tile. bits: 1 to 4.
+/// order of x: rows of a key tile, lanes of a value tile. is_tile_bits(bits).
 void encode_ring(Ring ring, uint32_t bits, const float* x, float inverse, uint8_t* codes, uint8_t* levels);
 
 /// The levels that codes[16] stand for.

@@ -45,6 +45,12 @@ inline constexpr uint8_t kAny4[64] = {
     73, 175, 166, 255, 210, 191, 139, 135, 129, 154, 148, 112, 105, 95, 123, 121,
     114, 58, 36, 97, 87, 76, 180, 170, 162, 220, 196, 142, 136, 127, 155, 151,
 };
+inline constexpr uint8_t kAny6[64] = {
+    0, 11, 19, 27, 33, 39, 44, 49, 54, 58, 62, 66, 70, 73, 77, 80,
+    83, 87, 90, 93, 96, 99, 101, 104, 107, 110, 113, 115, 118, 121, 123, 126,
+    129, 132, 134, 137, 140, 142, 145, 148, 151, 154, 156, 159, 162, 165, 168, 172,
+    175, 178, 182, 185, 189, 193, 197, 201, 206, 211, 216, 222, 228, 236, 244, 255,
+};
 
 template <size_t kSize>
 constexpr Levels repeated(const uint8_t (&levels)[kSize]) {
@@ -59,5 +65,7 @@ inline constexpr std::array<Levels, 4> kKeyLevels = {detail::repeated(detail::kK
                                                      detail::repeated(detail::kAny3), detail::repeated(detail::kAny4)};
 inline constexpr std::array<Levels, 4> kValueLevels = {detail::repeated(detail::kValue1), detail::repeated(detail::kValue2),
                                                        detail::repeated(detail::kAny3), detail::repeated(detail::kAny4)};
+/// Of 6 bits: ascending, as the window is the code.
+inline constexpr Levels kLevels6 = detail::repeated(detail::kAny6);
 
 }  // namespace mikv::codec

@@ -1,7 +1,7 @@
 // Bit allocation: which tiles of a head get how many bits, so that a given total does least harm.
 //
 // Rate-distortion theory gives a channel bits by the logarithm of its variance ("reverse water-filling", Cover and Thomas,
-// section 10.3.3). Channels, sorted by importance, are cut into tiles of 16; all of a tile have the same bits, 1 to 4.
+// section 10.3.3). Channels, sorted by importance, are cut into tiles of 16; all of a tile have the same bits, 1 to 4 or 6.
 // Harm is counted as error of what attention computes: of keys, the variance of the logit's error; of values, the error
 // relative to the variance of the head's values, times kValueHarm.
 #pragma once
@@ -15,19 +15,19 @@ namespace mikv::policy {
 /// Logit variance (nats squared) that does as much harm as losing a value's variance altogether. Measured as the best of .8,
 /// 1.5 and 3 on SmolLM2-135M and Qwen2.5-Coder-0.5B (docs/adr/0008).
 inline constexpr double kValueHarm = 1.5;
-inline constexpr uint32_t kMinTileBits = 1, kMaxTileBits = 4;
+inline constexpr uint32_t kMinTileBits = 1, kMaxTileBits = 6;
 
 struct TileBits {
   std::vector<uint8_t> k, v;  ///< of each tile
 };
 
 /// harm_k, harm_v: what losing a tile altogether would do. total: bits of all tiles together; what is less than 1 or more
-/// than 4 a tile is taken as that. Greedy: each bit goes where it takes most harm away, which is the best there is, as each
-/// further bit of a tile takes away less than the one before.
+/// than 6 a tile is taken as that; one bit is left over where all tiles have 4 and the next step takes two. Greedy: each step goes where a
+/// bit takes most harm away, which is the best there is, as each further bit of a tile takes away less than the one before.
 TileBits allocate_bits(std::span<const double> harm_k, std::span<const double> harm_v, uint32_t total);
 
 /// share_bits() gives a head at most so many bits a code more or less than the average: weights are estimates.
-inline constexpr double kMostMoreBits = 1.25;
+inline constexpr double kMostMoreBits = 2.0;
 
 /// Bits of each head's n_tiles tiles together, `each` of them a head on average, of all heads rounded down to a whole number: a
 /// head whose errors count w times as much (ErrorWeight, relative to the output of its layer) gets up to .35 log2(w) bits a code

@@ -28,7 +28,7 @@ struct MixedFrame {
   codec::BlockLayout lo;
 };
 
-/// bits: an element of a full block, on average over K and V, scales and ids of id_bytes included; rounded down to what tiles of 1 to 4
+/// bits: an element of a full block, on average over K and V, scales and ids of id_bytes included; rounded down to what tiles of 1 to 4 and 6
 /// bits can meet, or up to 1 bit a tile.
 MixedFrame plan_mixed_frame(const Moments& moments, double bits, uint32_t id_bytes);
 

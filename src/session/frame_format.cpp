@@ -6,6 +6,7 @@
 #include <numeric>
 
 #include "codec/fp16.hpp"
+#include "codec/trellis.hpp"
 #include "policy/bit_allocation.hpp"
 #include "session/byte_stream.hpp"
 
@@ -104,7 +105,7 @@ struct Tiles {
     return tiles;
   }
   bool good(uint32_t n) const {
-    return bits.size() == n && weights.size() == n && std::all_of(bits.begin(), bits.end(), [](uint8_t b) { return b >= 1 && b <= 4; }) &&
+    return bits.size() == n && weights.size() == n && std::all_of(bits.begin(), bits.end(), [](uint8_t b) { return codec::is_tile_bits(b); }) &&
            std::all_of(weights.begin(), weights.end(), [](float w) { return std::isfinite(w) && w > 0.0f; });
   }
 };
