@@ -14,7 +14,7 @@
 //   N    layout, from low address                                                        bytes
 //   16   16 rows of 16 halves (no quads)                                                 512
 //    8   4 quads of 16 u32                                                               256
-//    6   a tile of 4 bits with the low four of each code, then one of 2 with the high two      192
+//    6   a tile of 4 bits with the low four of each code, then one of 2 with the high two  192
 //    4   2 x 16 u32: in each byte, quad 2w in the low and quad 2w+1 in the high nibble   128
 //    3   16 u32: in each byte, quad 0 at bit 0, quad 1 at bit 3, the low two bits of
 //        quad 2 at bit 6; then 16 u16: a nibble for each byte b, in the order 0 2 1 3,
@@ -103,6 +103,12 @@ inline void store_lane(uint8_t* tile, uint32_t lane, const Code<kBits>* codes) {
     for (uint32_t row = 0; row < kTileSide; ++row) store_word(tile + 32 * row + 2 * lane, codes[row]);
     return;
   }
+  if constexpr (kBits == 6) {
+    uint8_t low[kTileSide], high[kTileSide];
+    for (uint32_t row = 0; row < kTileSide; ++row) low[row] = codes[row] & 15, high[row] = codes[row] >> 4;
+    store_lane<4>(tile, lane, low);
+    return store_lane<2>(tile + tile_bytes(4), lane, high);
+  }
   uint32_t quad[4];
   std::memcpy(quad, codes, sizeof quad);
   uint8_t* word = tile + 4 * lane;
@@ -110,13 +116,6 @@ inline void store_lane(uint8_t* tile, uint32_t lane, const Code<kBits>* codes) {
     case 8:
       for (uint32_t j = 0; j < 4; ++j) store_word(word + 64 * j, quad[j]);
       break;
-    case 6: {
-      uint32_t high = 0;
-      for (uint32_t j = 0; j < 4; ++j) high |= (quad[j] >> 4 & in_bytes(3)) << 2 * j;
-      for (uint32_t j = 0; j < 2; ++j) store_word(word + 64 * j, (quad[2 * j] & in_bytes(15)) | (quad[2 * j + 1] & in_bytes(15)) << 4);
-      store_word(word + 128, high);
-      break;
-    }
     case 4:
       for (uint32_t j = 0; j < 2; ++j) store_word(word + 64 * j, quad[2 * j] | quad[2 * j + 1] << 4);
       break;
@@ -142,6 +141,13 @@ inline void load_lane(const uint8_t* tile, uint32_t lane, Code<kBits>* codes) {
     for (uint32_t row = 0; row < kTileSide; ++row) codes[row] = load_word<uint16_t>(tile + 32 * row + 2 * lane);
     return;
   }
+  if constexpr (kBits == 6) {
+    uint8_t high[kTileSide];
+    load_lane<4>(tile, lane, codes);
+    load_lane<2>(tile + tile_bytes(4), lane, high);
+    for (uint32_t row = 0; row < kTileSide; ++row) codes[row] = uint8_t(codes[row] | high[row] << 4);
+    return;
+  }
   uint32_t quad[4];
   const uint8_t* word = tile + (kBits == 1 ? 2 : 4) * lane;
   const uint32_t first = kBits == 1 ? load_word<uint16_t>(word) : load_word<uint32_t>(word);
@@ -149,11 +155,6 @@ inline void load_lane(const uint8_t* tile, uint32_t lane, Code<kBits>* codes) {
     case 8:
       for (uint32_t j = 0; j < 4; ++j) quad[j] = load_word<uint32_t>(word + 64 * j);
       break;
-    case 6: {
-      const uint32_t high = load_word<uint32_t>(word + 128);
-      for (uint32_t j = 0; j < 4; ++j) quad[j] = (load_word<uint32_t>(word + 64 * (j / 2)) >> 4 * (j % 2) & in_bytes(15)) | (high >> 2 * j & in_bytes(3)) << 4;
-      break;
-    }
     case 4:
       for (uint32_t j = 0; j < 4; ++j) quad[j] = load_word<uint32_t>(word + 64 * (j / 2)) >> 4 * (j % 2) & in_bytes(15);
       break;
@@ -181,14 +182,17 @@ namespace detail {
 /// [from, from + width) of a code at [shift, shift + width) of its lane's word. kBits < 16, row < 16.
 template <uint32_t kBits, typename Visit>
 inline void for_each_piece_of_row(uint32_t row, Visit visit) {
+  if constexpr (kBits == 6) {
+    for_each_piece_of_row<4>(row, visit);
+    return for_each_piece_of_row<2>(row, [&](auto word, uint32_t offset, uint32_t shift, uint32_t width, uint32_t) {
+      visit(word, uint32_t(tile_bytes(4)) + offset, shift, width, 4u);
+    });
+  }
   const uint32_t quad = row / 4, b = row % 4;
   const uint32_t u32{};
   const uint16_t u16{};
   switch (kBits) {
     case 8: return visit(u32, 64 * quad, 8 * b, 8u, 0u);
-    case 6:
-      visit(u32, 64 * (quad / 2), 8 * b + 4 * (quad % 2), 4u, 0u);
-      return visit(u32, 128u, 8 * b + 2 * quad, 2u, 4u);
     case 4: return visit(u32, 64 * (quad / 2), 8 * b + 4 * (quad % 2), 4u, 0u);
     case 2: return visit(u32, 0u, 8 * b + 2 * quad, 2u, 0u);
     case 1: return visit(u16, 0u, nibble_shift(b) + quad, 1u, 0u);

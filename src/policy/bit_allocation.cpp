@@ -4,11 +4,7 @@
 #include <cmath>
 #include <numeric>
 
-#include "codec/trellis.hpp"
-
 namespace mikv::policy {
-
-static_assert(kMaxTileBits == codec::kMaxTileBits);
 
 TileBits allocate_bits(std::span<const double> harm_k, std::span<const double> harm_v, uint32_t total) {
   std::vector<double> harm(harm_k.begin(), harm_k.end());

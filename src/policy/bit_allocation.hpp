@@ -10,12 +10,15 @@
 #include <span>
 #include <vector>
 
+#include "codec/trellis.hpp"
+
 namespace mikv::policy {
 
 /// Logit variance (nats squared) that does as much harm as losing a value's variance altogether. Measured as the best of .8,
 /// 1.5 and 3 on SmolLM2-135M and Qwen2.5-Coder-0.5B (docs/adr/0008).
 inline constexpr double kValueHarm = 1.5;
-inline constexpr uint32_t kMinTileBits = 1, kMaxTileBits = 6;
+inline constexpr uint32_t kMinTileBits = 1;
+using codec::kMaxTileBits;
 
 struct TileBits {
   std::vector<uint8_t> k, v;  ///< of each tile
