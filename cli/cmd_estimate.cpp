@@ -57,7 +57,10 @@ Bytes measure_layer(const LayerShape& shape, const Spec& spec, uint32_t n_tokens
   for (uint32_t begin = 0; begin < n_tokens; begin += kChunk) {
     cells.clear();
     for (Cell cell = begin; cell < std::min(n_tokens, begin + kChunk); ++cell) cells.push_back(cell);
-    if (streaming && spec.mixed() && layer->n_cells(frame) >= kFrameTokens) ++frame;
+    if (streaming && spec.mixed() && layer->n_cells(frame) >= kFrameTokens) {
+      check(layer->continue_frame(frame, frame + 1));
+      ++frame;
+    }
     check(layer->put(frame, cells, k.data(), k_row, v.data(), v_row));
     bytes.prompt = std::max(bytes.prompt, double(layer->bytes_used()));
     if (streaming) compress(kFirstStreamedTokens);

@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include <csignal>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 
@@ -209,6 +210,51 @@ TEST(ContainerTest, RefusesByName) {
 }
 
 // A file of format version 1, as it was written when there was one: it loads as long as this mikv says version 1.
+// Before queries of the last 64 tokens were sampled too, a sample had the first half of the places it has now.
+TEST(SavedSampleTest, SmallerOnesOfBeforeLoad) {
+  constexpr LayerShape kOneHead{2, 1, 32, 16};
+  Random random(36);
+  const auto layer = make_layer(kOneHead, "mikv");
+  Tokens prompt(kOneHead, 90, random);
+  put(*layer, 0, cell_range(0, 90), prompt);
+  Request request(kOneHead, 80, random);
+  request.record = true;
+  run(*layer, request);
+  std::vector<uint8_t> now;
+  ASSERT_TRUE(layer->save_frame(0, cell_range(0, 90), now).ok());
+  const size_t at = 4 + 2 * 8 + 1 + 8 + (4 + 32 * 4) + (4 + 32 * 8);  // of the sample (frame_format.hpp)
+  const auto number = [&](size_t where) {
+    uint32_t n = 0;
+    std::memcpy(&n, &now[where], sizeof n);
+    return n;
+  };
+  ASSERT_EQ(number(at), 16u);
+  const size_t queries = at + 4 + 16 * 4;
+  ASSERT_EQ(number(queries), 16u * 2 * 32);
+  const auto with_places = [&](uint32_t n) {
+    std::vector<uint8_t> bytes(now.begin(), now.begin() + ptrdiff_t(at));
+    const auto append = [&](uint32_t length, size_t from, size_t size) {
+      for (int i = 0; i < 4; ++i) bytes.push_back(uint8_t(length >> 8 * i));
+      bytes.insert(bytes.end(), now.begin() + ptrdiff_t(from), now.begin() + ptrdiff_t(from + size));
+    };
+    append(n, at + 4, n * 4);
+    append(n * 2 * 32, queries + 4, size_t{n} * 2 * 32 * 2);
+    bytes.insert(bytes.end(), now.begin() + ptrdiff_t(queries + 4 + 16 * 2 * 32 * 2), now.end());
+    return bytes;
+  };
+  EXPECT_EQ(with_places(16), now);
+  EXPECT_FALSE(layer->load_frame(with_places(7), 90).ok());
+  const auto other = make_layer(kOneHead, "mikv");
+  auto frame = other->load_frame(with_places(8), 90);
+  ASSERT_TRUE(frame.ok()) << frame.error();
+  ASSERT_TRUE(other->adopt_frame(0, std::move(frame).value(), cell_range(0, 90)).ok());
+  EXPECT_EQ(other->n_cells(0), 90u);
+  std::vector<uint8_t> again;
+  ASSERT_TRUE(other->save_frame(0, cell_range(0, 90), again).ok());
+  EXPECT_EQ(again.size(), now.size());
+  EXPECT_TRUE(std::equal(again.begin(), again.begin() + ptrdiff_t(at + 4 + 8 * 4), now.begin()));
+}
+
 TEST(ContainerTest, OldFilesLoadOrAreRefusedByName) {
   const auto bytes = session::read_file(std::string(MIKV_TEST_DATA) + "/session-v1.bin");
   ASSERT_TRUE(bytes.ok()) << bytes.error();

@@ -108,7 +108,7 @@ TEST(SpecTest, FullDropsWhatOnlyItsPresetAskedFor) {
   EXPECT_EQ(parsed("mikv:recent=0.25").recent, 0.25);
   EXPECT_EQ(parsed("mikv-paper").recent, 0.5);
   EXPECT_EQ(parsed("window:importance=h2o").recent, 0.5);
-  EXPECT_EQ(parsed("mikv:prefill=streaming").recent, 0.5);
+  EXPECT_EQ(parsed("mikv:prefill=streaming").recent, 0.75);
   EXPECT_EQ(parsed("mikv:prefill=streaming,recent=0.6").recent, 0.6);
   const Spec uniform8 = parsed("mikv:importance=full");  // every token in INT8: possible, and keeps its outlier handling
   EXPECT_EQ(uniform8.keep, 1.0);

@@ -117,11 +117,12 @@ int32_t Binding::begin_step(const BatchRecord& batch) {
   saved_state_ = {};
   Status status = forget_freed_cells();
   if (status) {
-    auto plan = StepPlan::make(batch, sequences_, rows_in_order_, [this](FrameId frame) { return is_full(frame); });
+    auto plan = StepPlan::make(batch, sequences_, rows_in_order_);
     status = plan ? Status() : Error{plan.error()};
     if (plan) plan_ = std::move(plan).value();
   }
   if (status) {
+    move_on(kFrameTokens);
     commit_idle();
     for (const StepPlan::Run& run : plan_.runs()) {
       const bool at_once = commits(run);  // drafts are not, but what was staged before them is
@@ -132,6 +133,9 @@ int32_t Binding::begin_step(const BatchRecord& batch) {
   int32_t refused = -3;
   if (status) {
     refused = make_room();
+    for (const StepPlan::Run& run : plan_.runs()) {
+      if (run.may_end) may_have_ended_.push_back(run.frame);
+    }
     if (refused == 0) return 0;
   } else {
     fail(status.error());
@@ -150,9 +154,6 @@ void Binding::commit_idle() {
     }
   }
   may_have_ended_.clear();
-  for (const StepPlan::Run& run : runs) {
-    if (run.may_end) may_have_ended_.push_back(run.frame);
-  }
 }
 
 void Binding::share_bits(FrameId frame, uint32_t from, uint32_t n_to_come) {
@@ -218,11 +219,18 @@ MemoryUsage Binding::memory_usage() const {
   return usage;
 }
 
-bool Binding::is_full(FrameId frame) const {
-  return spec_.mixed() && std::any_of(layers_.begin(), layers_.end(), [&](const auto& entry) {
-    const uint64_t n_cells = entry.second.cache->n_cells(frame);
-    return n_cells >= kFrameTokens && entry.second.cache->n_staged(frame) < n_cells;
-  });
+void Binding::move_on(uint32_t n_tokens) {
+  if (!spec_.mixed()) return;
+  const auto is_full = [&](FrameId frame) {
+    return std::any_of(layers_.begin(), layers_.end(), [&](const auto& entry) {
+      const uint64_t n_cells = entry.second.cache->n_cells(frame);
+      return n_cells >= n_tokens && entry.second.cache->n_staged(frame) < n_cells;
+    });
+  };
+  for (const StepPlan::Move& move : plan_.move_on(sequences_, is_full)) {
+    // Where there is no memory for it, the new frame begins as that of any other text does.
+    for (auto& [index, layer] : layers_) (void)layer.cache->continue_frame(move.from, move.to);
+  }
 }
 
 bool Binding::is_empty(FrameId frame) const {

@@ -109,8 +109,6 @@ class Binding {
   void forget_cells(const std::map<int, std::vector<StreamCell>>& cells);
   /// What in the context's parameters changes the meaning of stored keys.
   const std::string& parameters() const { return parameters_; }
-  /// It holds kFrameTokens in some layer, compressed: what follows is better off in coordinates of its own.
-  bool is_full(FrameId frame) const;
   /// The frame has no tokens in any layer.
   bool is_empty(FrameId frame) const;
 
@@ -144,6 +142,8 @@ class Binding {
   uint32_t commit_from(const StepPlan::Run& run) const;
   /// Compresses prompts that ended with the step before, if nothing is generated from them at once.
   void commit_idle();
+  /// What a prompt goes on with, after n_tokens or more that are compressed, is better off in coordinates of its own.
+  void move_on(uint32_t n_tokens);
   uint64_t bytes_of_step() const;
   /// Holds the budget for the step that is planned. 0, or what llama_decode shall return.
   int32_t make_room();

@@ -46,7 +46,7 @@ bool lower(Spec& spec) {
 }
 
 uint64_t Binding::bytes_of_step() const {
-  int64_t lasting = 0;
+  int64_t lasting = 0, waiting = 0;
   uint64_t transient = 0;
   std::map<FrameId, uint32_t> tokens;
   for (const StepPlan::Run& run : plan_.runs()) tokens[run.frame] += run.n;
@@ -54,16 +54,25 @@ uint64_t Binding::bytes_of_step() const {
   for (const auto& [index, layer] : layers_) {
     uint64_t of_layer = 0;
     for (const auto& [frame, n] : tokens) {
+      uint32_t from = 0;
       const bool compressed = std::ranges::all_of(plan_.runs(), [&, frame = frame, n = n](const StepPlan::Run& run) {
-        return run.frame != frame || (commits(run) && commits_from(commit_from(run), *layer.cache, frame, std::min(n, n_ubatch_)));
+        if (run.frame != frame) return true;
+        from = std::max(from, commit_from(run));
+        return commits(run) && commits_from(commit_from(run), *layer.cache, frame, n);
       });
+      // Micro-batches that end before there are `from` tokens wait, in all layers.
+      const uint64_t n_staged = layer.cache->n_staged(frame);
+      if (compressed && !commits_from(from, *layer.cache, frame, 1)) {
+        const uint32_t n_waiting = uint32_t(from - n_staged - 1) / n_ubatch_ * n_ubatch_;
+        waiting += layer.cache->growth(frame, n_waiting, n_ubatch_, false).lasting;
+      }
       const LayerCache::Growth growth = layer.cache->growth(frame, n, n_ubatch_, compressed);
       lasting += growth.lasting;
       of_layer += growth.transient;
     }
     transient = std::max(transient, of_layer);
   }
-  return uint64_t(std::max<int64_t>(0, lasting)) + transient;
+  return uint64_t(std::max<int64_t>(0, lasting)) + uint64_t(waiting) + transient;
 }
 
 int32_t Binding::make_room() {
@@ -108,13 +117,16 @@ int32_t Binding::make_room() {
     }
     was_pressed_ = true;
     // What is staged now may make room for all of the step in f16; the more of a prompt is compressed at once, the better.
-    if (commit(kFirstStreamedTokens) && fits()) return 0;
+    const bool committed = commit(kFirstStreamedTokens);
+    move_on(kFirstStreamedTokens);
+    if (committed && fits()) return 0;
     // A frame that is frozen on a prompt's first few tokens is bad for as long as it lives; a smaller share in high precision is not.
     const bool would_do = missing() < Registry::get().totals().usage.hi / 2;
     if (would_do && spec_.keep > kFairKeep && lower_once() && fits()) return 0;
-    for (const uint32_t from : {kFirstTokens, 0u}) {
+    for (const uint32_t from : {kFirstStreamedTokens, kFirstTokens, 0u}) {
       if (commit(from) && fits()) return 0;
       pressed_from_ = from;
+      for (const StepPlan::Run& run : plan_.runs()) share_bits(run.frame, commit_from(run), std::min(run.n, n_ubatch_));
       if (fits()) return 0;
     }
   }

@@ -22,7 +22,7 @@ void add_frames(std::vector<FrameId>& to, std::span<const FrameId> more) {
 
 }  // namespace
 
-Result<StepPlan> StepPlan::make(const BatchRecord& batch, Sequences& sequences, bool in_order, const std::function<bool(FrameId)>& is_full) {
+Result<StepPlan> StepPlan::make(const BatchRecord& batch, Sequences& sequences, bool in_order) {
   struct Tally {
     uint32_t n = 0, n_outputs = 0;
     bool last_output = false;
@@ -53,10 +53,6 @@ Result<StepPlan> StepPlan::make(const BatchRecord& batch, Sequences& sequences, 
     run.frame = sequences.frame_for_tokens(sequence);
     if (run.frame == kMaxFrames) return Error{"too many sequences share parts of the cache; use fewer"};
     const Tally& tally = tallies[batch.tokens[i].sequence];
-    if (tally.n >= kFirstTokens && is_full(run.frame)) {
-      const FrameId next = sequences.new_frame(sequence, true);
-      if (next != kMaxFrames) run.frame = next;
-    }
     run.single = tally.n == 1;
     run.may_end = tally.last_output;
     run.generates = run.single || (tally.n == tally.n_outputs && tally.n <= kMaxDraft);
@@ -66,20 +62,44 @@ Result<StepPlan> StepPlan::make(const BatchRecord& batch, Sequences& sequences, 
     plan.runs_.front().single = false;
     for (const auto& [sequence, tally] : tallies) {
       plan.runs_.front().generates &= tally.n == 1;
-      sequences.share(0, sequence);
+      plan.shared_.emplace_back(0, sequence);
     }
   }
   for (const auto& [token, sequence] : batch.shared) {
     if (!sequences.valid(sequence)) return Error{"sequence " + std::to_string(sequence) + " of the batch is out of range"};
-    if (!mixed_up) sequences.share(batch.tokens[token].sequence, sequence);
+    if (!mixed_up) plan.shared_.emplace_back(batch.tokens[token].sequence, sequence);
   }
-  if (sequences.unified()) plan.group(sequences);
+  plan.share(sequences);
   return plan;
+}
+
+std::vector<StepPlan::Move> StepPlan::move_on(Sequences& sequences, const std::function<bool(FrameId)>& is_full) {
+  std::map<FrameId, uint32_t> n_tokens;
+  for (const Run& run : runs_) n_tokens[run.frame] += run.n;
+  std::vector<Move> moves;
+  for (const auto& [frame, n] : n_tokens) {
+    if (n < kFirstTokens || !is_full(frame)) continue;
+    const auto in_frame = [frame = frame](const Run& run) { return run.frame == frame; };
+    const FrameId next = sequences.new_frame(std::ranges::find_if(runs_, in_frame)->sequence, true);
+    if (next == kMaxFrames) break;
+    for (Run& run : runs_) {
+      if (in_frame(run)) run.frame = next;
+    }
+    moves.push_back({frame, next});
+  }
+  if (!moves.empty()) share(sequences);
+  return moves;
+}
+
+void StepPlan::share(Sequences& sequences) {
+  for (const auto& [from, to] : shared_) sequences.share(from, to);
+  if (sequences.unified()) group(sequences);
 }
 
 // Frames that several sequences see are attended in one call: two calls must not touch the same frame. A call takes rows
 // that stand together; where they do not, one call takes all.
 void StepPlan::group(const Sequences& sequences) {
+  groups_.clear();
   for (Run& run : runs_) {
     std::vector<FrameId> frames{run.frame};
     add_frames(frames, sequences.seen_by(run.sequence));

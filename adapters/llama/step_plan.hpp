@@ -30,9 +30,14 @@ class StepPlan {
   StepPlan() = default;
   /// Makes frames in `sequences` where needed. `in_order`: llama.cpp takes the tokens of a unified cache in the order of the
   /// batch; where it does not (hybrid models), they cannot be told apart and share the frame of sequence 0.
-  /// A prompt, or a piece of one, of kFirstTokens or more goes to another frame where is_full(the sequence's own).
   /// Error: there are no more frames, or a sequence is out of range.
-  static Result<StepPlan> make(const BatchRecord& batch, Sequences& sequences, bool in_order, const std::function<bool(FrameId)>& is_full);
+  static Result<StepPlan> make(const BatchRecord& batch, Sequences& sequences, bool in_order);
+
+  /// Prompts, or pieces of one, of kFirstTokens or more go to another frame where is_full(theirs), if there is one left.
+  struct Move {
+    FrameId from, to;
+  };
+  std::vector<Move> move_on(Sequences& sequences, const std::function<bool(FrameId)>& is_full);
 
   /// In the order of the batch.
   std::span<const Run> runs() const { return runs_; }
@@ -41,9 +46,11 @@ class StepPlan {
   const std::vector<FrameId>& frames_of_group(uint32_t group) const { return groups_[group]; }
 
  private:
+  void share(Sequences& sequences);
   void group(const Sequences& sequences);
 
   std::vector<Run> runs_;
+  std::vector<std::pair<llama_seq_id, llama_seq_id>> shared_;  ///< the second sees what the first has
   std::vector<std::vector<FrameId>> groups_;
 };
 

@@ -191,7 +191,7 @@ class LayerCache {
   Status commit_all(uint32_t from = 0);
 
   /// Gives bits to the KV heads, of one model's layers under one spec of mixed bits, whose errors count more by the latest queries, and
-  /// takes them from the others: as many on average as the spec says, which one head by itself may have to round down. Without queries all are alike. For a prompt that the next commit() will compress; a frame that
+  /// takes them from the others: as many on average as the spec says, which one head by itself may have to round down. Without queries they keep what they have: the spec's, or what continue_frame() gave them. For a prompt that the next commit() will compress; a frame that
   /// is frozen keeps its bits, and one without such a call has the spec's in each head. Takes about 1 % of a prefill's time.
   /// Errors: out of memory; nothing changes then.
   static Status share_bits(std::span<LayerCache* const> layers, FrameId frame, uint32_t n_threads = 1);
@@ -200,6 +200,12 @@ class LayerCache {
     LayerCache* const self = this;
     return share_bits(std::span(&self, 1), frame);
   }
+
+  /// `next`, which holds no tokens, is to hold what follows those of `frame`. The places in hi for recent tokens (importance=h2o) pass on to
+  /// it, with all that `frame` itself had got so: of one text, as many are recent however many frames it has. Until queries of its own say
+  /// otherwise, its KV heads have the bits that theirs have (docs/adr/0014). Errors: `next` holds tokens; out of memory, some heads of
+  /// `next` may then have no such places.
+  Status continue_frame(FrameId frame, FrameId next);
 
   /// What memory_usage() grows by, at most, when n_tokens more are put into `frame`, and what is needed besides for a moment.
   /// compressed: they and what is staged are committed, n_at_once tokens after their put; else they stay staged.

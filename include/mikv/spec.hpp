@@ -49,7 +49,7 @@ struct Spec {
   bool center = true;     ///< subtract the per-channel mean of the prompt's keys
   bool hadamard = true;   ///< rotate K and V by an orthonormal Hadamard matrix before quantising
   Prefill prefill = Prefill::exact;
-  double recent = 0.75;  ///< share of the hi tier, 0..1, that `h2o` keeps for the most recent tokens; 0.5 as published, and with prefill=streaming (docs/adr/0015)
+  double recent = 0.75;  ///< share of the hi tier, 0..1, that `h2o` keeps for the most recent tokens; 0.5 as published (docs/adr/0015)
   uint32_t sinks = 4;  ///< first tokens that `streaming` keeps
   uint64_t seed = 1;   ///< of `random`
 

@@ -154,7 +154,7 @@ void HeadStore::drop_staged(uint32_t slot, CommitScratch& scratch) {
 }
 
 // Victims among the candidates: hi slots, then staged slots. All of them compete for the budget.
-void HeadStore::choose_victims(const Spec& spec, uint64_t n_live, CommitScratch& scratch) const {
+void HeadStore::choose_victims(const Spec& spec, Budget budget, CommitScratch& scratch) const {
   scratch.victims.clear();
   if (spec.importance == Importance::full) return;
   const uint32_t n_hi = hi.size(), n_candidates = n_hi + staged.size();
@@ -162,15 +162,36 @@ void HeadStore::choose_victims(const Spec& spec, uint64_t n_live, CommitScratch&
   scratch.arrivals.resize(n_candidates);
   hi.copy_ranking(scratch.scores.data(), scratch.arrivals.data());
   staged.copy_ranking(scratch.scores.data() + n_hi, scratch.arrivals.data() + n_hi);
-  policy::choose_demotions({spec.importance, spec.recent, spec.sinks, spec.seed}, scratch.scores, scratch.arrivals,
-                           policy::hi_budget(spec.keep, n_live), scratch.victims, scratch.policy);
+  const double recent = budget.total ? double(budget.recent) / double(budget.total) : 0.0;
+  policy::choose_demotions({spec.importance, recent, spec.sinks, spec.seed}, scratch.scores, scratch.arrivals, budget.total, scratch.victims,
+                           scratch.policy);
+}
+
+HeadStore::Budget HeadStore::budget(const Spec& spec, uint64_t n_live) const {
+  const uint64_t own = policy::hi_budget(spec.keep, n_live);
+  if (spec.importance != Importance::h2o) return {own, 0};
+  const uint64_t passed_on = policy::n_recent(spec.recent, policy::hi_budget(spec.keep, n_before));
+  return {own + passed_on, policy::n_recent(spec.recent, own) + passed_on};
+}
+
+void HeadStore::pass_on(HeadStore& next, const Spec& spec, uint64_t n_live, CommitScratch& scratch) {
+  next.more_bits = more_bits;
+  next.n_before = 0;
+  if (spec.importance != Importance::h2o || staged.size()) return;
+  const Budget all = budget(spec, n_live);
+  demote_to(spec, {all.total - all.recent, 0}, scratch);
+  next.n_before = uint32_t(std::min<uint64_t>(n_before + n_live, UINT32_MAX));
 }
 
 void HeadStore::hold_budget(const Spec& spec, uint64_t n_live, CommitScratch& scratch) {
-  if (staged.size() || hi.size() <= policy::hi_budget(spec.keep, n_live)) return;
+  if (!staged.size()) demote_to(spec, budget(spec, n_live), scratch);
+}
+
+void HeadStore::demote_to(const Spec& spec, Budget budget, CommitScratch& scratch) {
+  if (hi.size() <= budget.total) return;
   scratch.k.resize(codec::kMaxHeadDim);
   scratch.v.resize(codec::kMaxHeadDim);
-  choose_victims(spec, n_live, scratch);
+  choose_victims(spec, budget, scratch);
   if (!evict) lo.reserve(uint32_t(scratch.victims.size()));
   std::sort(scratch.victims.begin(), scratch.victims.end(), std::greater<>());
   for (const uint32_t victim : scratch.victims) demote_hi(victim, scratch);
@@ -191,13 +212,14 @@ policy::ErrorWeight::Sums HeadStore::error_weight(const Spec& spec, uint64_t n_l
   }
   scratch.k.resize(codec::kMaxHeadDim);
   scratch.v.resize(codec::kMaxHeadDim);
-  choose_victims(spec, n_live, scratch);
+  const Budget places = budget(spec, n_live);
+  choose_victims(spec, places, scratch);
   scratch.staged_victim.assign(n_staged, 0);
   for (const uint32_t victim : scratch.victims) {
     if (victim >= n_hi) scratch.staged_victim[victim - n_hi] = 1;
   }
   policy::ErrorWeight weight(std::move(queries), std::move(arrivals), staged_moments(scratch).v_mean, dim,
-                             uint32_t(policy::n_recent(spec.recent, policy::hi_budget(spec.keep, n_live))));
+                             uint32_t(places.recent));
   for (uint32_t slot = 0; slot < n_staged; ++slot) {
     load_staged(slot, scratch);
     weight.add(scratch.k.data(), scratch.v.data(), staged.arrival(slot), scratch.staged_victim[slot]);
@@ -220,7 +242,7 @@ void HeadStore::commit(const Spec& spec, uint64_t n_live, uint32_t from, CommitS
   scratch.k.resize(codec::kMaxHeadDim);
   scratch.v.resize(codec::kMaxHeadDim);
 
-  choose_victims(spec, n_live, scratch);
+  choose_victims(spec, budget(spec, n_live), scratch);
   const uint32_t n_victims = uint32_t(scratch.victims.size());
   scratch.staged_victim.assign(n_staged, 0);  // the last thing that may fail must stand before the first that changes the head
   const bool freezing = spec.needs_frame() && !frozen;

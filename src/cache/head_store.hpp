@@ -75,6 +75,8 @@ class HeadStore {
   bool frozen = false;
   /// Bits an element that this head's lo tier has, or is to have when it is frozen, beyond those of the spec (share_bits).
   double more_bits = 0.0;
+  /// Tokens of the frames that this one goes on from, whose places for recent tokens are its own (pass_on).
+  uint32_t n_before = 0;
   bool evict;
 
   /// commit() would freeze the frame.
@@ -85,6 +87,16 @@ class HeadStore {
   /// Compresses what is staged. n_live: live cells of the frame, evicted ones included (the S of floor(keep * S)). from: as of
   /// LayerCache::commit(). May throw std::bad_alloc; nothing changes then.
   void commit(const Spec& spec, uint64_t n_live, uint32_t from, CommitScratch& scratch);
+
+  /// `next`, empty, is to hold what follows: it gets the places in hi that this head has for recent tokens, which are demoted here, and its
+  /// bits. May throw std::bad_alloc; what was demoted until then stays so.
+  void pass_on(HeadStore& next, const Spec& spec, uint64_t n_live, CommitScratch& scratch);
+
+  /// How many tokens hi may hold, and how many of them for being the most recent.
+  struct Budget {
+    uint64_t total, recent;
+  };
+  Budget budget(const Spec& spec, uint64_t n_live) const;
 
   /// Demotes down to a budget that was lowered; tokens that are staged wait for commit(). May throw std::bad_alloc; what
   /// was demoted until then stays so.
@@ -117,7 +129,8 @@ class HeadStore {
   };
 
   policy::Moments staged_moments(CommitScratch& scratch) const;
-  void choose_victims(const Spec& spec, uint64_t n_live, CommitScratch& scratch) const;
+  void choose_victims(const Spec& spec, Budget budget, CommitScratch& scratch) const;
+  void demote_to(const Spec& spec, Budget budget, CommitScratch& scratch);
   Frame plan_frame(const Spec& spec, CommitScratch& scratch) const;
   Frame plan_mixed(const Spec& spec, CommitScratch& scratch) const;
   Frame plan_uniform(const Spec& spec, CommitScratch& scratch) const;

@@ -177,6 +177,21 @@ Status LayerCache::stage(FrameId frame, std::span<const Cell> cells) {
   return {};
 }
 
+Status LayerCache::continue_frame(FrameId frame, FrameId next) {
+  if (const Status status = check_cells(next, {}, impl_->positions.max_cells); !status) return status;
+  if (n_cells(next)) return Error{"frame " + std::to_string(next) + " holds tokens; a frame goes on in one that holds none"};
+  if (!impl_->frame(frame)) return {};
+  cache::CommitScratch scratch;
+  try {
+    std::vector<cache::HeadStore>& heads = impl_->frame_for_put(next).heads();
+    cache::FrameStore& from = *impl_->frame(frame);
+    for (size_t h = 0; h < heads.size(); ++h) from.heads()[h].pass_on(heads[h], impl_->spec, from.n_live(), scratch);
+  } catch (const std::bad_alloc&) {
+    return Error{"out of memory beginning another frame of the KV cache; use fewer or shorter contexts"};
+  }
+  return {};
+}
+
 void LayerCache::write_k(FrameId frame, const float* k, size_t k_stride, uint32_t thread, uint32_t n_threads) {
   cache::FrameStore* store = impl_->frame(frame);
   if (!store) return;  // stage() reported why
@@ -236,7 +251,7 @@ LayerCache::Growth LayerCache::growth(FrameId frame, uint32_t n_tokens, uint32_t
     growth.transient += staged.lasting;
     // One block stays.
     growth.lasting += int64_t(layouts.staged.bytes) - int64_t(head.staged.allocated_bytes());
-    const uint64_t n_hi = std::min<uint64_t>(uint64_t(spec.keep * double(n_live)) + 1, uint64_t{head.hi.size()} + head.staged.size() + n_tokens);
+    const uint64_t n_hi = std::min<uint64_t>(head.budget(spec, n_live).total + 1, uint64_t{head.hi.size()} + head.staged.size() + n_tokens);
     const cache::Tier::Growth hi = head.hi.growth(uint32_t(n_hi - std::min<uint64_t>(n_hi, head.hi.size())));
     growth.lasting += int64_t(hi.lasting);
     growth.transient = std::max(growth.transient, hi.transient);

@@ -1,4 +1,5 @@
 // LayerCache::share_bits: bits of the lo tier for heads whose errors count.
+#include <algorithm>
 #include <atomic>
 #include <compare>
 #include <map>
@@ -67,6 +68,8 @@ Status LayerCache::share_bits(std::span<LayerCache* const> layers, FrameId frame
       run();
     }
     if (failed) throw std::bad_alloc();
+    const auto any_query = [](const Candidate& candidate) { return std::ranges::any_of(candidate.weights, [](double weight) { return weight > 0.0; }); };
+    if (std::ranges::none_of(candidates, any_query)) return {};
 
     std::map<Kind, Sharing> sharings;
     for (const Candidate& candidate : candidates) {

@@ -14,7 +14,7 @@ namespace mikv::session {
 namespace {
 
 constexpr uint32_t kNotSaved = UINT32_MAX;
-constexpr uint8_t kFrozen = 1, kSampled = 2;
+constexpr uint8_t kFrozen = 1, kSampled = 2, kGoesOn = 4;
 
 template <typename T>
 void put_array(ByteWriter& out, const std::vector<T>& values) {
@@ -138,8 +138,9 @@ bool get_tier(ByteReader& in, cache::Tier& tier, cache::CellSet& missing) {
 bool get_head(ByteReader& in, const FrameContract& contract, cache::CellSet missing, cache::HeadStore& head) {
   const LayerShape& shape = contract.shape;
   const uint8_t flags = in.get<uint8_t>();
-  if (flags & ~(kFrozen | kSampled)) return false;
+  if (flags & ~(kFrozen | kSampled | kGoesOn)) return false;
   head.frozen = flags & kFrozen;
+  if (flags & kGoesOn) head.n_before = in.get<uint32_t>();
   head.n_queries = in.get<uint64_t>();
   head.q_max = get_array<float>(in);
   head.q_square = get_array<uint64_t>(in);
@@ -147,6 +148,7 @@ bool get_head(ByteReader& in, const FrameContract& contract, cache::CellSet miss
     cache::QuerySample sample;
     sample.arrivals = get_array<uint32_t>(in);
     sample.queries = get_array<uint16_t>(in);
+    if (sample.arrivals.size() == cache::QuerySample::kEach) sample.add_late_places();
     // As many as the head has places for: none if it is frozen, or has no use for them.
     if (sample.arrivals.size() != head.sample.arrivals.size() || sample.queries.size() != head.sample.queries.size()) return false;
     if (!finite_halves(sample.queries)) return false;
@@ -191,7 +193,8 @@ void save_frame(const cache::FrameStore& frame, std::span<const uint32_t> cells,
   out.put_array(std::span<const uint64_t>(live));
   for (const cache::HeadStore& head : frame.heads()) {
     const bool sampled = !head.sample.arrivals.empty();
-    out.put(uint8_t((head.frozen ? kFrozen : 0) | (sampled ? kSampled : 0)));
+    out.put(uint8_t((head.frozen ? kFrozen : 0) | (sampled ? kSampled : 0) | (head.n_before ? kGoesOn : 0)));
+    if (head.n_before) out.put(head.n_before);
     out.put(head.n_queries);
     put_array(out, head.q_max);
     put_array(out, head.q_square);

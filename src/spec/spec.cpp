@@ -19,7 +19,6 @@ constexpr size_t kMaxSpecLength = 512;  // the canonical form of any spec is und
 constexpr uint32_t kMaxGroupChannels = 512;
 constexpr uint32_t kMaxSinks = 1024;
 constexpr uint32_t kMaxAutomaticGroup = 64;
-constexpr double kMostRecentStreaming = 0.5;
 
 template <typename E>
 struct Named {
@@ -216,9 +215,6 @@ Status reconcile(Spec& spec, const std::vector<std::string_view>& given) {
   if (spec.importance != Importance::h2o) {
     if (user_gave("recent")) return Error{"spec: recent is of importance=h2o; leave it out, or choose importance=h2o"};
     spec.recent = Spec().recent;
-  } else if (spec.prefill == Prefill::streaming && !user_gave("recent")) {
-    // Of a long prompt's frames (docs/adr/0014) only the last one's recent tokens are still recent when it is read.
-    spec.recent = std::min(spec.recent, kMostRecentStreaming);
   }
   if (spec.mixed()) {  // has one way of handling outliers, and one scale a head
     if (user_gave("outlier") && !(spec.balancer && spec.center && spec.hadamard))

@@ -1,0 +1,127 @@
+// A text in several frames: the places for recent tokens are where its last tokens are, and heads keep their bits.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "policy/importance.hpp"
+#include "test_attention.hpp"
+#include "test_cache.hpp"
+
+namespace mikv::test {
+namespace {
+
+constexpr LayerShape kShape{4, 2, 64, 64};
+constexpr uint32_t kFirst = 600, kSecond = 300, kCells = 1200;
+constexpr const char* kSpec = "mikv:keep=0.1,recent=0.75";
+
+void append(LayerCache& layer, FrameId frame, uint32_t first, uint32_t n, Random& random) {
+  Tokens tokens(kShape, n, random);
+  put(layer, frame, cell_range(first, n), tokens);
+  commit(layer, frame);
+}
+
+/// Whether the n latest of a frame are all in hi.
+bool latest_are_hi(const LayerCache& layer, FrameId frame, uint32_t head, uint32_t n) {
+  const std::vector<StoredToken> tokens = layer.dump(frame, head);
+  uint32_t last = 0, n_hi = 0;
+  for (const StoredToken& token : tokens) last = std::max(last, token.cell);
+  for (const StoredToken& token : tokens) n_hi += token.tier == TierName::hi && token.cell + n > last;
+  return n_hi == n;
+}
+
+TEST(ContinueFrameTest, PlacesForRecentTokensPassOn) {
+  Random random(140);
+  const auto layer = make_layer(kShape, kSpec, kCells);
+  append(*layer, 0, 0, kFirst, random);
+  const uint64_t first_hi = policy::hi_budget(0.1, kFirst), passed_on = policy::n_recent(0.75, first_hi);
+  for (uint32_t head = 0; head < kShape.n_kv_heads; ++head) ASSERT_EQ(count_tiers(layer->dump(0, head)).hi, first_hi);
+
+  ASSERT_TRUE(layer->continue_frame(0, 1).ok());
+  append(*layer, 1, kFirst, kSecond, random);
+  for (uint32_t head = 0; head < kShape.n_kv_heads; ++head) {
+    const auto first = count_tiers(layer->dump(0, head)), second = count_tiers(layer->dump(1, head));
+    EXPECT_EQ(first.hi, first_hi - passed_on);
+    EXPECT_EQ(first.hi + first.lo, kFirst);
+    EXPECT_EQ(second.hi, policy::hi_budget(0.1, kSecond) + passed_on);
+    EXPECT_TRUE(latest_are_hi(*layer, 1, head, uint32_t(policy::n_recent(0.75, policy::hi_budget(0.1, kSecond)) + passed_on)));
+  }
+  // And on: what the second had got goes to the third, where one token after the other is generated.
+  ASSERT_TRUE(layer->continue_frame(1, 2).ok());
+  append(*layer, 2, kFirst + kSecond, 150, random);
+  for (uint32_t i = 0; i < 20; ++i) append(*layer, 2, kFirst + kSecond + 150 + i, 1, random);
+  const uint64_t recent = policy::n_recent(0.75, policy::hi_budget(0.1, kFirst + kSecond));
+  EXPECT_EQ(count_tiers(layer->dump(1, 0)).hi, policy::hi_budget(0.1, kSecond) - policy::n_recent(0.75, policy::hi_budget(0.1, kSecond)));
+  EXPECT_EQ(count_tiers(layer->dump(2, 0)).hi, policy::hi_budget(0.1, 170) + recent);
+  EXPECT_TRUE(latest_are_hi(*layer, 2, 0, uint32_t(recent)));
+}
+
+TEST(ContinueFrameTest, SavedFramesGoOn) {
+  Random random(141);
+  const auto layer = make_layer(kShape, kSpec, kCells), other = make_layer(kShape, kSpec, kCells);
+  append(*layer, 0, 0, kFirst, random);
+  ASSERT_TRUE(layer->continue_frame(0, 1).ok());
+  append(*layer, 1, kFirst, kSecond, random);
+  std::vector<uint8_t> bytes;
+  ASSERT_TRUE(layer->save_frame(1, cell_range(kFirst, kSecond), bytes).ok());
+  auto frame = other->load_frame(bytes, kSecond);
+  ASSERT_TRUE(frame.ok()) << frame.error();
+  ASSERT_TRUE(other->adopt_frame(1, std::move(frame).value(), cell_range(kFirst, kSecond)).ok());
+  append(*layer, 1, kFirst + kSecond, 40, random);
+  append(*other, 1, kFirst + kSecond, 40, random);
+  for (uint32_t head = 0; head < kShape.n_kv_heads; ++head) {
+    EXPECT_EQ(count_tiers(other->dump(1, head)).hi, count_tiers(layer->dump(1, head)).hi);
+  }
+}
+
+// The head that looks tokens up has more bits than its share, in what follows too, although no query has said so there.
+TEST(ContinueFrameTest, HeadsKeepTheirBits) {
+  Random random(142);
+  Tokens tokens(kShape, kFirst, random);
+  Request request(kShape, kFirst, random);
+  request.record = true;
+  request.set_causal(Mask::Type::f32, kFirst, 0);
+  for (uint32_t t = 0; t < kFirst; ++t) {
+    for (uint32_t head = 0; head < kShape.n_heads; ++head) {
+      float* q = const_cast<float*>(request.query(t, head));
+      for (uint32_t c = 0; c < kShape.head_dim_k; ++c) q[c] = head < 2 ? 3.0f * tokens.key(t * 7 % (t / 2 + 1), 0)[c] : 0.1f * q[c];
+    }
+  }
+  const auto error = [&](const LayerCache& layer, FrameId frame, uint32_t head) {
+    double sum = 0.0;
+    for (const StoredToken& token : layer.dump(frame, head)) {
+      for (uint32_t c = 0; token.tier == TierName::lo && c < kShape.head_dim_v; ++c) {
+        sum += std::pow(double(token.v[c]) - tokens.value(token.cell % kFirst, head)[c], 2);
+      }
+    }
+    return sum;
+  };
+  const auto layer = make_layer(kShape, kSpec, kCells);
+  put(*layer, 0, cell_range(0, kFirst), tokens);
+  run(*layer, request);
+  ASSERT_TRUE(layer->share_bits(0).ok());
+  commit(*layer, 0);
+  ASSERT_TRUE(layer->continue_frame(0, 1).ok());
+  for (const FrameId frame : {1u, 2u}) {
+    put(*layer, frame, cell_range(kFirst, kFirst), tokens);
+    ASSERT_TRUE(layer->share_bits(frame).ok());
+    commit(*layer, frame);
+  }
+  EXPECT_LT(error(*layer, 1, 0), 0.5 * error(*layer, 2, 0));
+}
+
+TEST(ContinueFrameTest, OnlyInAnEmptyOne) {
+  Random random(143);
+  const auto layer = make_layer(kShape, kSpec, kCells);
+  append(*layer, 0, 0, kFirst, random);
+  append(*layer, 1, kFirst, kSecond, random);
+  const uint64_t hi = count_tiers(layer->dump(0, 0)).hi;
+  EXPECT_FALSE(layer->continue_frame(0, 1).ok());
+  EXPECT_FALSE(layer->continue_frame(0, 0).ok());
+  EXPECT_FALSE(layer->continue_frame(0, kMaxFrames).ok());
+  EXPECT_EQ(count_tiers(layer->dump(0, 0)).hi, hi);
+  EXPECT_TRUE(layer->continue_frame(7, 8).ok());  // nothing to go on from
+}
+
+}  // namespace
+}  // namespace mikv::test
