@@ -196,6 +196,7 @@ void HeadStore::demote_to(const Spec& spec, Budget budget, CommitScratch& scratc
   std::sort(scratch.victims.begin(), scratch.victims.end(), std::greater<>());
   for (const uint32_t victim : scratch.victims) demote_hi(victim, scratch);
   hi.shrink();
+  hi.clear_unused();
 }
 
 policy::ErrorWeight::Sums HeadStore::error_weight(const Spec& spec, uint64_t n_live, CommitScratch& scratch) const {
@@ -271,6 +272,7 @@ void HeadStore::commit(const Spec& spec, uint64_t n_live, uint32_t from, CommitS
   for (uint32_t slot = 0; slot < n_staged; ++slot) {
     scratch.staged_victim[slot] ? drop_staged(slot, scratch) : keep_staged(slot, scratch);
   }
+  if (hi.size() < n_hi) hi.clear_unused();
   staged.release();
 }
 

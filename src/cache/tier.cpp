@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cassert>
 #include <cstdlib>
 #include <cstring>
 #include <new>
@@ -151,6 +152,17 @@ void Tier::shrink() {
   blocks_ = std::move(memory);
 }
 
+void Tier::clear_unused() {
+  if (!blocks_) return;
+  static constexpr std::array<uint8_t, codec::kBlockTokens * (4 * codec::kMaxHeadDim + 64)> kEmptyBlock{};
+  assert(layout_->bytes <= kEmptyBlock.size());
+  for (uint32_t slot = n_tokens_; slot < n_blocks() * codec::kBlockTokens; ++slot) {
+    codec::copy_token(kEmptyBlock.data(), 0, block_of(slot), lane_of(slot), *layout_);
+  }
+  const size_t written = size_t{n_blocks()} * layout_->bytes;
+  std::memset(blocks_.get() + written, 0, blocks_.get_deleter().bytes - written);
+}
+
 void Tier::reencode(const codec::BlockLayout& layout) {
   const uint32_t dim_k = layout.dim_k, dim_v = layout.dim_v;
   std::vector<float> k(size_t{codec::kBlockTokens} * dim_k), v(size_t{codec::kBlockTokens} * dim_v);
@@ -170,11 +182,9 @@ void Tier::reencode(const codec::BlockLayout& layout) {
     }
     std::memcpy(blocks_.get() + block * layout.bytes, next.data(), layout.bytes);
   }
-  // What held larger blocks holds more of the smaller ones, in which kernels must find numbers (see allocate()).
-  const size_t written = size_t{n_blocks()} * layout.bytes;
-  if (blocks_) std::memset(blocks_.get() + written, 0, blocks_.get_deleter().bytes - written);
   capacity_blocks_ = uint32_t(blocks_ ? blocks_.get_deleter().bytes / layout.bytes : 0);
   layout_ = &layout;
+  clear_unused();  // what held larger blocks holds more of the smaller ones, in which kernels must find numbers (see allocate())
   shrink();
 }
 

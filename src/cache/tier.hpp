@@ -68,6 +68,9 @@ class Tier {
   void remove(uint32_t slot);
   /// Empties the tier and gives its memory back; a single block stays, as the next generated token wants it again.
   void release();
+  /// Zeroes unused places. Kernels round a step's weights by the largest of its scales, stale ones included: with them a sequence would not go
+  /// on to the bit once it was saved and loaded.
+  void clear_unused();
   /// Gives back the memory of unused blocks.
   void shrink();
   /// Encodes all tokens anew in `layout`, whose blocks are smaller, in place: at no time is there more memory than before.

@@ -126,12 +126,7 @@ bool get_tier(ByteReader& in, cache::Tier& tier, cache::CellSet& missing) {
     const float score = tier.score(slot);
     if (!std::isfinite(score)) return false;
   }
-  // Kernels read whole blocks: unused places hold numbers, whatever the bytes said.
-  const uint32_t used = n % codec::kBlockTokens, last = n - used;
-  if (used == 0) return true;
-  std::vector<uint8_t> block(tier.block_of(last), tier.block_of(last) + tier.layout().bytes);
-  std::fill_n(tier.block_of(last), tier.layout().bytes, uint8_t{0});
-  for (uint32_t lane = 0; lane < used; ++lane) codec::copy_token(block.data(), lane, tier.block_of(last), lane, tier.layout());
+  tier.clear_unused();  // whatever the bytes said
   return true;
 }
 
