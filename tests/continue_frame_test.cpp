@@ -1,8 +1,7 @@
-// A text in several frames: the places for recent tokens are where its last tokens are, and heads keep their bits.
+// A text in several frames: the places for recent tokens are where its last tokens are (share_bits_test.cpp: heads keep their bits).
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <cmath>
 
 #include "policy/importance.hpp"
 #include "test_attention.hpp"
@@ -72,42 +71,6 @@ TEST(ContinueFrameTest, SavedFramesGoOn) {
   for (uint32_t head = 0; head < kShape.n_kv_heads; ++head) {
     EXPECT_EQ(count_tiers(other->dump(1, head)).hi, count_tiers(layer->dump(1, head)).hi);
   }
-}
-
-// The head that looks tokens up has more bits than its share, in what follows too, although no query has said so there.
-TEST(ContinueFrameTest, HeadsKeepTheirBits) {
-  Random random(142);
-  Tokens tokens(kShape, kFirst, random);
-  Request request(kShape, kFirst, random);
-  request.record = true;
-  request.set_causal(Mask::Type::f32, kFirst, 0);
-  for (uint32_t t = 0; t < kFirst; ++t) {
-    for (uint32_t head = 0; head < kShape.n_heads; ++head) {
-      float* q = const_cast<float*>(request.query(t, head));
-      for (uint32_t c = 0; c < kShape.head_dim_k; ++c) q[c] = head < 2 ? 3.0f * tokens.key(t * 7 % (t / 2 + 1), 0)[c] : 0.1f * q[c];
-    }
-  }
-  const auto error = [&](const LayerCache& layer, FrameId frame, uint32_t head) {
-    double sum = 0.0;
-    for (const StoredToken& token : layer.dump(frame, head)) {
-      for (uint32_t c = 0; token.tier == TierName::lo && c < kShape.head_dim_v; ++c) {
-        sum += std::pow(double(token.v[c]) - tokens.value(token.cell % kFirst, head)[c], 2);
-      }
-    }
-    return sum;
-  };
-  const auto layer = make_layer(kShape, kSpec, kCells);
-  put(*layer, 0, cell_range(0, kFirst), tokens);
-  run(*layer, request);
-  ASSERT_TRUE(layer->share_bits(0).ok());
-  commit(*layer, 0);
-  ASSERT_TRUE(layer->continue_frame(0, 1).ok());
-  for (const FrameId frame : {1u, 2u}) {
-    put(*layer, frame, cell_range(kFirst, kFirst), tokens);
-    ASSERT_TRUE(layer->share_bits(frame).ok());
-    commit(*layer, frame);
-  }
-  EXPECT_LT(error(*layer, 1, 0), 0.5 * error(*layer, 2, 0));
 }
 
 TEST(ContinueFrameTest, OnlyInAnEmptyOne) {

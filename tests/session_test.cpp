@@ -209,7 +209,6 @@ TEST(ContainerTest, RefusesByName) {
   EXPECT_NE(session::unpack({reinterpret_cast<const uint8_t*>(text.data()), text.size()}).error().find("no saved cache"), std::string::npos);
 }
 
-// A file of format version 1, as it was written when there was one: it loads as long as this mikv says version 1.
 // Before queries of the last 64 tokens were sampled too, a sample had the first half of the places it has now.
 TEST(SavedSampleTest, SmallerOnesOfBeforeLoad) {
   constexpr LayerShape kOneHead{2, 1, 32, 16};
@@ -255,6 +254,7 @@ TEST(SavedSampleTest, SmallerOnesOfBeforeLoad) {
   EXPECT_TRUE(std::equal(again.begin(), again.begin() + ptrdiff_t(at + 4 + 8 * 4), now.begin()));
 }
 
+// A file of format version 1, as it was written when there was one: it loads as long as this mikv says version 1.
 TEST(ContainerTest, OldFilesLoadOrAreRefusedByName) {
   const auto bytes = session::read_file(std::string(MIKV_TEST_DATA) + "/session-v1.bin");
   ASSERT_TRUE(bytes.ok()) << bytes.error();

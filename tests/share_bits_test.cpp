@@ -104,9 +104,9 @@ struct Prompt {
     return layer;
   }
   /// Squares of what values of the lo tier are off by.
-  double error(const LayerCache& layer, uint32_t head) {
+  double error(const LayerCache& layer, uint32_t head, FrameId frame = 0) {
     double sum = 0.0;
-    for (const StoredToken& token : layer.dump(0, head)) {
+    for (const StoredToken& token : layer.dump(frame, head)) {
       if (token.tier != TierName::lo) continue;
       for (uint32_t c = 0; c < kShape.head_dim_v; ++c) sum += std::pow(double(token.v[c]) - tokens.value(token.cell, head)[c], 2);
     }
@@ -138,6 +138,22 @@ TEST(ShareBitsTest, HeadThatLooksTokensUpHasSmallerErrors) {
     errors.push_back(error);
   }
   EXPECT_LT(errors[1], 0.6 * errors[0]);
+}
+
+// The head that looks tokens up has more bits than its share in what follows too, although no query has said so there.
+TEST(ShareBitsTest, WhatFollowsKeepsThem) {
+  Random random(142);
+  Prompt prompt(random);
+  const auto layer = prompt.feed();
+  ASSERT_TRUE(layer->share_bits(0).ok());
+  commit(*layer, 0);
+  ASSERT_TRUE(layer->continue_frame(0, 1).ok());
+  for (const FrameId frame : {1u, 2u}) {
+    put(*layer, frame, cell_range(0, kPrompt), prompt.tokens);
+    ASSERT_TRUE(layer->share_bits(frame).ok());
+    commit(*layer, frame);
+  }
+  EXPECT_LT(prompt.error(*layer, 0, 1), 0.5 * prompt.error(*layer, 0, 2));
 }
 
 TEST(ShareBitsTest, BelongsToUnfrozenMixedFrames) {

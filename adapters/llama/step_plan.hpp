@@ -33,10 +33,10 @@ class StepPlan {
   /// Error: there are no more frames, or a sequence is out of range.
   static Result<StepPlan> make(const BatchRecord& batch, Sequences& sequences, bool in_order);
 
-  /// Prompts, or pieces of one, of kFirstTokens or more go to another frame where is_full(theirs), if there is one left.
   struct Move {
     FrameId from, to;
   };
+  /// Prompts, or pieces of one, of kFirstTokens or more go to another frame where is_full(theirs), if there is one left.
   std::vector<Move> move_on(Sequences& sequences, const std::function<bool(FrameId)>& is_full);
 
   /// In the order of the batch.

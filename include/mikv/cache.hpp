@@ -191,8 +191,9 @@ class LayerCache {
   Status commit_all(uint32_t from = 0);
 
   /// Gives bits to the KV heads, of one model's layers under one spec of mixed bits, whose errors count more by the latest queries, and
-  /// takes them from the others: as many on average as the spec says, which one head by itself may have to round down. Without queries they keep what they have: the spec's, or what continue_frame() gave them. For a prompt that the next commit() will compress; a frame that
-  /// is frozen keeps its bits, and one without such a call has the spec's in each head. Takes about 2 % of a prefill's time.
+  /// takes them from the others: as many on average as the spec says, which one head by itself may have to round down. Without queries
+  /// they keep what they have: the spec's, or what continue_frame() gave them. For a prompt that the next commit() will compress; a frame
+  /// that is frozen keeps its bits, and one without such a call has the spec's in each head. Takes about 2 % of a prefill's time.
   /// Errors: out of memory; nothing changes then.
   static Status share_bits(std::span<LayerCache* const> layers, FrameId frame, uint32_t n_threads = 1);
   /// Among the heads of this layer alone.

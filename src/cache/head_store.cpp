@@ -169,7 +169,6 @@ void HeadStore::choose_victims(const Spec& spec, Budget budget, CommitScratch& s
 
 HeadStore::Budget HeadStore::budget(const Spec& spec, uint64_t n_live) const {
   const uint64_t own = policy::hi_budget(spec.keep, n_live);
-  if (spec.importance != Importance::h2o) return {own, 0};
   const uint64_t passed_on = policy::n_recent(spec.recent, policy::hi_budget(spec.keep, n_before));
   return {own + passed_on, policy::n_recent(spec.recent, own) + passed_on};
 }
@@ -195,8 +194,8 @@ void HeadStore::demote_to(const Spec& spec, Budget budget, CommitScratch& scratc
   if (!evict) lo.reserve(uint32_t(scratch.victims.size()));
   std::sort(scratch.victims.begin(), scratch.victims.end(), std::greater<>());
   for (const uint32_t victim : scratch.victims) demote_hi(victim, scratch);
-  hi.shrink();
   hi.clear_unused();
+  hi.shrink();
 }
 
 policy::ErrorWeight::Sums HeadStore::error_weight(const Spec& spec, uint64_t n_live, CommitScratch& scratch) const {
