@@ -31,7 +31,7 @@ struct Options {
 };
 
 // Beyond this bytes grow with tokens in a straight line.
-constexpr uint32_t kMeasuredTokens = 4096;
+constexpr uint32_t kMeasuredTokens = 8192;
 constexpr uint32_t kChunk = 512;
 
 struct Bytes {
@@ -47,6 +47,7 @@ Bytes measure_layer(const LayerShape& shape, const Spec& spec, uint32_t n_tokens
   for (float& x : k) x = random.gaussian();
   for (float& x : v) x = random.gaussian();
   FrameId frame = 0;
+  uint64_t n_before = 0;  // in earlier frames
   const auto compress = [&](uint32_t from) {
     check(layer->share_bits(frame));
     check(layer->commit(frame, from));
@@ -57,13 +58,15 @@ Bytes measure_layer(const LayerShape& shape, const Spec& spec, uint32_t n_tokens
   for (uint32_t begin = 0; begin < n_tokens; begin += kChunk) {
     cells.clear();
     for (Cell cell = begin; cell < std::min(n_tokens, begin + kChunk); ++cell) cells.push_back(cell);
-    if (streaming && spec.mixed() && layer->n_cells(frame) >= kFrameTokens) {
+    if (streaming && spec.mixed() && layer->n_cells(frame) >= kFrameTokens && layer->n_staged(frame) < layer->n_cells(frame)) {
+      n_before += layer->n_cells(frame);
       check(layer->continue_frame(frame, frame + 1));
       ++frame;
     }
+    const uint64_t n_compressed = n_before + layer->n_cells(frame) - layer->n_staged(frame);
     check(layer->put(frame, cells, k.data(), k_row, v.data(), v_row));
     bytes.prompt = std::max(bytes.prompt, double(layer->bytes_used()));
-    if (streaming) compress(kFirstStreamedTokens);
+    if (streaming) compress(streamed_tokens(spec, max_cells, n_compressed));
   }
   compress(kFirstTokens);
   bytes.held = double(layer->bytes_used());
@@ -76,7 +79,12 @@ Bytes estimate_layer(const LayerShape& shape, const Spec& spec, uint64_t n_token
   if (n_tokens == most) return whole;
   const Bytes half = measure_layer(shape, spec, kMeasuredTokens / 2, max_cells);
   const double more = double(n_tokens - most) / (kMeasuredTokens / 2);
-  return {whole.prompt + more * (whole.prompt - half.prompt), whole.held + more * (whole.held - half.held)};
+  const double held = whole.held + more * (whole.held - half.held);
+  if (spec.prefill == Prefill::exact) return {whole.prompt + more * (whole.prompt - half.prompt), held};
+  // Then the fewest tokens wait that ever do, and the others are held.
+  const double n_waiting = kFirstStreamedTokens + kChunk;
+  const double token_bytes = double(shape.n_kv_heads) * (shape.head_dim_k + shape.head_dim_v) * sizeof(uint16_t);
+  return {std::max(whole.prompt, held * (1.0 - n_waiting / double(n_tokens)) + n_waiting * token_bytes), held};
 }
 
 void run(const Options& options) {

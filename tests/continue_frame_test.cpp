@@ -86,5 +86,25 @@ TEST(ContinueFrameTest, OnlyInAnEmptyOne) {
   EXPECT_TRUE(layer->continue_frame(7, 8).ok());  // nothing to go on from
 }
 
+// What waits and what is compressed together: never more than kStreamedTokens in f16, until the fewest wait that may.
+TEST(StreamedTokensTest, FewerWaitAsTheCacheGrows) {
+  const Spec mikv = Spec::parse("mikv").value(), evicting = Spec::parse("h2o").value();
+  EXPECT_EQ(streamed_tokens(mikv, 32768, 0), kStreamedTokens);
+  EXPECT_EQ(streamed_tokens(mikv, 4096, 0), 2048u) << "half of the context";
+  EXPECT_EQ(streamed_tokens(mikv, 512, 0), kFirstStreamedTokens);
+  uint32_t before = kStreamedTokens;
+  for (uint64_t n = 512; n < 40000; n += 512) {
+    const uint32_t n_waiting = streamed_tokens(mikv, 65536, n);
+    EXPECT_LE(n_waiting, before);
+    EXPECT_GE(n_waiting, kFirstStreamedTokens);
+    if (n_waiting > kFirstStreamedTokens) {
+      EXPECT_NEAR(n_waiting + double(n) * (0.08 * 8 + 0.92 * 2.7) / 16, kStreamedTokens, 1.0);
+    }
+    before = n_waiting;
+  }
+  EXPECT_EQ(before, kFirstStreamedTokens);
+  EXPECT_GT(streamed_tokens(evicting, 65536, 8192), streamed_tokens(mikv, 65536, 8192)) << "what is lost takes no room";
+}
+
 }  // namespace
 }  // namespace mikv::test

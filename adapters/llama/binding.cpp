@@ -123,6 +123,7 @@ int32_t Binding::begin_step(const BatchRecord& batch) {
   }
   if (status) {
     move_on(kFrameTokens);
+    plan_.let_wait([this](llama_seq_id sequence) { return n_streamed(sequence); });
     commit_idle();
     for (const StepPlan::Run& run : plan_.runs()) {
       const bool at_once = commits(run);  // drafts are not, but what was staged before them is
@@ -231,6 +232,17 @@ void Binding::move_on(uint32_t n_tokens) {
     // Where there is no memory for it, the new frame begins as that of any other text does.
     for (auto& [index, layer] : layers_) (void)layer.cache->continue_frame(move.from, move.to);
   }
+}
+
+uint32_t Binding::n_streamed(llama_seq_id sequence) const {
+  uint64_t n_compressed = 0, n_cells = 0;  // layers with a sliding window have fewer
+  for (const auto& [index, layer] : layers_) {
+    uint64_t of_layer = 0;
+    for (const FrameId frame : sequences_.seen_by(sequence)) of_layer += layer.cache->n_cells(frame) - layer.cache->n_staged(frame);
+    n_compressed = std::max(n_compressed, of_layer);
+    n_cells = std::max<uint64_t>(n_cells, layer.cells_per_stream);
+  }
+  return streamed_tokens(spec_, n_cells, n_compressed);
 }
 
 bool Binding::is_empty(FrameId frame) const {

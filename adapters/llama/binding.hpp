@@ -144,6 +144,7 @@ class Binding {
   void commit_idle();
   /// What a prompt goes on with, after n_tokens or more that are compressed, is better off in coordinates of its own.
   void move_on(uint32_t n_tokens);
+  uint32_t n_streamed(llama_seq_id sequence) const;
   uint64_t bytes_of_step() const;
   /// Holds the budget for the step that is planned. 0, or what llama_decode shall return.
   int32_t make_room();

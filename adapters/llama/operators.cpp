@@ -142,7 +142,7 @@ bool Binding::commits(const StepPlan::Run& run) const {
 }
 
 uint32_t Binding::commit_from(const StepPlan::Run& run) const {
-  return pressed_from_.value_or(run.single || run.generates ? kFirstTokens : kFirstStreamedTokens);
+  return pressed_from_.value_or(run.single || run.generates ? kFirstTokens : run.n_streamed);
 }
 
 void Binding::attend(Layer& layer, ggml_tensor* node, uint32_t thread, uint32_t n_threads) {

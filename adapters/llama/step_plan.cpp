@@ -91,6 +91,12 @@ std::vector<StepPlan::Move> StepPlan::move_on(Sequences& sequences, const std::f
   return moves;
 }
 
+void StepPlan::let_wait(const std::function<uint32_t(llama_seq_id)>& n_streamed) {
+  for (Run& run : runs_) {
+    if (!run.generates) run.n_streamed = n_streamed(run.sequence);
+  }
+}
+
 void StepPlan::share(Sequences& sequences) {
   for (const auto& [from, to] : shared_) sequences.share(from, to);
   if (sequences.unified()) group(sequences);

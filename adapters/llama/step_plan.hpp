@@ -24,6 +24,7 @@ class StepPlan {
     /// part of which may be taken back.
     bool generates = false;
     bool single = false;  ///< one token of its sequence
+    uint32_t n_streamed = 0;  ///< streamed_tokens() of the sequence as the step begins
     bool may_end = false;  ///< the sequence's last token in the batch wants logits: if it was a prompt, this may have been its end
   };
 
@@ -38,6 +39,9 @@ class StepPlan {
   };
   /// Prompts, or pieces of one, of kFirstTokens or more go to another frame where is_full(theirs), if there is one left.
   std::vector<Move> move_on(Sequences& sequences, const std::function<bool(FrameId)>& is_full);
+
+  /// Sets Run::n_streamed of the runs that are parts of a prompt.
+  void let_wait(const std::function<uint32_t(llama_seq_id)>& n_streamed);
 
   /// In the order of the batch.
   std::span<const Run> runs() const { return runs_; }

@@ -60,6 +60,12 @@ inline constexpr uint32_t kFirstTokens = 256;
 /// these 1.04 (2,048 tokens, docs/frontier.md).
 inline constexpr uint32_t kFirstStreamedTokens = 1024;
 
+/// How many tokens of such a prompt should wait in f16 when n_compressed of its tokens are compressed already, in a context of max_cells
+/// tokens: as many as leave both together no larger than kStreamedTokens in f16, or than half of the context if that is smaller, and
+/// kFirstStreamedTokens at least. What a prompt's later tokens read is exact that much longer (docs/adr/0014).
+inline constexpr uint32_t kStreamedTokens = 3584;
+uint32_t streamed_tokens(const Spec& spec, uint64_t max_cells, uint64_t n_compressed);
+
 /// And how many tokens of a prompt that is compressed as it is read engines should put into one frame. RoPE turns keys away from the
 /// coordinates that were frozen on a frame's first tokens; a frame costs each KV head about as much as 16 tokens (docs/adr/0014).
 inline constexpr uint32_t kFrameTokens = 2048;

@@ -408,7 +408,16 @@ TEST_F(SequenceOperations, ALongPromptHasSeveralFrames) {
   const auto feed_both = [&](const std::vector<llama_token>& tokens) {
     return divergence(feed(full.get(), 0, tokens), feed(context.get(), 0, tokens));
   };
-  for (int chunk = 0; chunk < 5; ++chunk) feed_both(words(random, 512));
+  const auto n_staged = [&] {
+    Binding& binding = *Registry::get().of_context(context.get());
+    return binding.layers().begin()->second.cache->n_staged(binding.sequences().own(0));
+  };
+  for (int chunk = 0; chunk < 3; ++chunk) feed_both(words(random, 512));
+  EXPECT_EQ(n_staged(), 1536) << "half of the context may wait in f16";
+  feed_both(words(random, 512));
+  EXPECT_EQ(n_staged(), 0);
+  feed_both(words(random, 512));
+  EXPECT_EQ(n_staged(), 512);
   EXPECT_EQ(cells_by_frame(0), (std::vector<uint64_t>{2048, 512}));
   double sum = 0.0;
   for (int i = 0; i < 8; ++i) sum += feed_both(words(random, 1));
