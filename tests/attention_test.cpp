@@ -169,6 +169,22 @@ TEST_P(AttentionSpecTest, LongContexts) {
   }
 }
 
+// Tokens that weigh little beside earlier ones, for some heads of the group and not for others: those are rounded more coarsely.
+TEST_P(AttentionSpecTest, SmallWeights) {
+  Random random(36);
+  const LayerShape shape{7, 1, 64, 64};
+  const auto layer = filled(shape, GetParam(), 1500, 0, random);
+  Request request(shape, 1, random);
+  request.set_mask(Mask::Type::f32, 1500, [](uint32_t, Cell cell) { return cell < 20 ? 0.0f : -8.0f; });
+  for (uint32_t n_small = 0; n_small <= 7; ++n_small) {
+    SCOPED_TRACE(std::to_string(n_small) + " heads");
+    request.slopes.assign(7, 0.0f);
+    for (uint32_t i = 0; i < n_small; ++i) request.slopes[3 * i % 7] = 1.0f;
+    check(*layer, request, {0});
+    if (HasFatalFailure()) return;
+  }
+}
+
 TEST_P(AttentionSpecTest, FramesOfDifferentCoordinates) {
   Random random(35);
   const LayerShape shape{4, 2, 64, 64};

@@ -3,7 +3,8 @@
 // Codes are bytes as they are, four rows of a tile at once (codec/tile.hpp). What they are multiplied by, queries and
 // attention weights, is rounded to 16 bits and split into two signed bytes, x = step * (256 high + low): two dot products
 // of 64 byte pairs instead of four of 16 floats, and no conversion of codes. Sums of integers are exact, so the only
-// error is that rounding: at most step/2 for each number, with step = the largest of them / 32639.
+// error is that rounding: at most step/2 for each number, with step = the largest of them / 32639. Weights that are all small beside
+// ones that their row has met before have one byte, which rounds them no more coarsely than two bytes round those.
 //   logit = sum_g alpha_g step (q_int . codes_g) + beta_g step sum(q_int)
 //   out_g = sum over steps of step sum_t (w_t alpha_tg)_int . codes_tg  + sum_t w_t beta_tg
 
@@ -15,6 +16,7 @@
 #endif
 
 #include <cstring>
+#include <type_traits>
 
 #include "attention/quads-inl.hpp"
 #include "attention/vectors-inl.hpp"
@@ -27,17 +29,25 @@ namespace mikv::attention::HWY_NAMESPACE {
 // ---------------------------------------------------------------- the dot product
 
 constexpr float kLargestFactor = 32639.0f;  // 127 * 256 + 127
+constexpr float kLargestByte = 127.0f;
 
-// Sums of one row: of the low and of the high parts.
+// Of kRows rows, of which the first kWide have factors of two bytes, the others of one. 5 cycles of latency on 2 ports want 10 sums in
+// flight: where there are few rows, each has several.
+template <uint32_t kRows, uint32_t kWide>
 struct PartSums {
-  VI low, high;
-};
+  static constexpr uint32_t kEach = kRows + kWide, kChains = kEach >= 9 ? 1 : kEach >= 5 ? 2 : 4;
+  VI low[kChains][kRows], high[kChains][kWide ? kWide : 1];
 
-// 5 cycles of latency on 2 ports want 10 sums in flight; a row has 2.
-template <uint32_t kRows>
-constexpr uint32_t ByteChains() {
-  return kRows >= 5 ? 1 : kRows >= 3 ? 2 : 4;
-}
+  HWY_INLINE HWY_ATTR void Clear() {
+#pragma GCC unroll 4
+    for (uint32_t chain = 0; chain < kChains; ++chain) {
+#pragma GCC unroll 8
+      for (uint32_t r = 0; r < kRows; ++r) low[chain][r] = hn::Zero(DI());
+#pragma GCC unroll 8
+      for (uint32_t r = 0; r < kWide; ++r) high[chain][r] = hn::Zero(DI());
+    }
+  }
+};
 
 // In assembly because GCC 12 makes a load, a broadcast and a copy of the sum out of the intrinsic: a quarter of the time.
 HWY_INLINE HWY_ATTR VI DotBytes(VI sum, VU codes, const uint8_t* four_factors) {
@@ -50,39 +60,34 @@ HWY_INLINE HWY_ATTR VI DotBytes(VI sum, VU codes, const uint8_t* four_factors) {
   return sum;
 }
 
-template <class Quads, uint32_t kRows, size_t kHighAt, int kQuad>
-HWY_INLINE HWY_ATTR void QuadDot(const Quads& quads, const uint8_t* parts, size_t stride, PartSums* sums) {
+template <class Quads, size_t kHighAt, int kQuad, uint32_t kRows, uint32_t kWide>
+HWY_INLINE HWY_ATTR void QuadDot(const Quads& quads, const uint8_t* parts, size_t stride, PartSums<kRows, kWide>& sums) {
   const VU codes = quads.template Quad<kQuad>();
-  PartSums* chain = sums + (kQuad % ByteChains<kRows>()) * kRows;
+  constexpr uint32_t kChain = kQuad % PartSums<kRows, kWide>::kChains;
 #pragma GCC unroll 8
   for (uint32_t r = 0; r < kRows; ++r) {
-    chain[r].low = DotBytes(chain[r].low, codes, parts + r * stride + 4 * kQuad);
-    chain[r].high = DotBytes(chain[r].high, codes, parts + r * stride + kHighAt + 4 * kQuad);
+    const uint8_t* factors = parts + r * stride + 4 * kQuad;
+    sums.low[kChain][r] = DotBytes(sums.low[kChain][r], codes, factors);
+    if (r < kWide) sums.high[kChain][r] = DotBytes(sums.high[kChain][r], codes, factors + kHighAt);
   }
 }
 
-// sums[r] += sum over tile rows i of factor i of row r * tile row i. The factors' low bytes are at parts + r * stride, their
+// Adds to row r's sums factor i of row r * tile row i, over the tile's rows i. The factors' low bytes are at parts + r * stride, their
 // high bytes kHighAt bytes after. bits: of the tile, where Quads does not say.
-template <class Quads, uint32_t kRows, size_t kHighAt>
+template <class Quads, size_t kHighAt, uint32_t kRows, uint32_t kWide>
 HWY_INLINE HWY_ATTR void TileDotBytes(const uint8_t* tile, uint32_t bits, LevelTable levels, const uint8_t* parts,
-                                      size_t stride, PartSums* sums) {
+                                      size_t stride, PartSums<kRows, kWide>& sums) {
   if constexpr (kIsMixed<Quads>) {
     WithQuads<Quads>(bits, [&](auto quads, LevelTable table) HWY_ATTR {
-      TileDotBytes<typename decltype(quads)::type, kRows, kHighAt>(tile, bits, table, parts, stride, sums);
+      TileDotBytes<typename decltype(quads)::type, kHighAt>(tile, bits, table, parts, stride, sums);
     });
   } else {
     const Quads quads(tile, 0, levels);
-    QuadDot<Quads, kRows, kHighAt, 0>(quads, parts, stride, sums);
-    QuadDot<Quads, kRows, kHighAt, 1>(quads, parts, stride, sums);
-    QuadDot<Quads, kRows, kHighAt, 2>(quads, parts, stride, sums);
-    QuadDot<Quads, kRows, kHighAt, 3>(quads, parts, stride, sums);
+    QuadDot<Quads, kHighAt, 0>(quads, parts, stride, sums);
+    QuadDot<Quads, kHighAt, 1>(quads, parts, stride, sums);
+    QuadDot<Quads, kHighAt, 2>(quads, parts, stride, sums);
+    QuadDot<Quads, kHighAt, 3>(quads, parts, stride, sums);
   }
-}
-
-template <uint32_t kRows>
-HWY_INLINE HWY_ATTR void ClearSums(PartSums* sums) {
-#pragma GCC unroll 8
-  for (uint32_t i = 0; i < kRows * ByteChains<kRows>(); ++i) sums[i] = {hn::Zero(DI()), hn::Zero(DI())};
 }
 
 // 256 high + low. Of up to 128 factors it fits 32 bits (128 * 128 * 255 * 257 < 2^31) and is joined as integers: the ports that
@@ -90,16 +95,19 @@ HWY_INLINE HWY_ATTR void ClearSums(PartSums* sums) {
 constexpr uint32_t kMaxNarrowFactors = 128;
 static_assert(kStepTokens <= kMaxNarrowFactors);
 
-template <uint32_t kRows>
-HWY_INLINE HWY_ATTR VF JoinParts(const PartSums* sums, uint32_t r, bool narrow = true) {
-  PartSums total = sums[r];
+template <uint32_t kRows, uint32_t kWide>
+HWY_INLINE HWY_ATTR VF JoinParts(const PartSums<kRows, kWide>& sums, uint32_t r, bool narrow = true) {
+  const auto total = [&](const auto& of) HWY_ATTR {
+    VI sum = of[0][r];
 #pragma GCC unroll 4
-  for (uint32_t chain = 1; chain < ByteChains<kRows>(); ++chain) {
-    total.low = hn::Add(total.low, sums[chain * kRows + r].low);
-    total.high = hn::Add(total.high, sums[chain * kRows + r].high);
-  }
-  if (narrow) return hn::ConvertTo(DF(), hn::Add(hn::ShiftLeft<8>(total.high), total.low));
-  return hn::MulAdd(hn::ConvertTo(DF(), total.high), hn::Set(DF(), 256.0f), hn::ConvertTo(DF(), total.low));
+    for (uint32_t chain = 1; chain < sums.kChains; ++chain) sum = hn::Add(sum, of[chain][r]);
+    return sum;
+  };
+  const VI low = total(sums.low);
+  if (r >= kWide) return hn::ConvertTo(DF(), low);
+  const VI high = total(sums.high);
+  if (narrow) return hn::ConvertTo(DF(), hn::Add(hn::ShiftLeft<8>(high), low));
+  return hn::MulAdd(hn::ConvertTo(DF(), high), hn::Set(DF(), 256.0f), hn::ConvertTo(DF(), low));
 }
 
 // 4 x 16 integers of at most +-32639 as 64 low bytes and 64 high bytes such that 256 high + low is the integer.
@@ -179,19 +187,19 @@ HWY_ATTR void BlockLogits(const Segment& segment, const uint8_t* block, const Ti
   while (p < pairs.size()) {
     const uint32_t group = pairs[p].group;
     const size_t first = p;
-    PartSums sums[kRows * ByteChains<kRows>()];
-    ClearSums<kRows>(sums);
+    PartSums<kRows, kRows> sums;
+    sums.Clear();
     for (; p < pairs.size() && pairs[p].group == group; ++p) {
       ahead.Fetch();
       const uint32_t tile = pairs[p].tile;
-      TileDotBytes<Quads, kRows, kQueryHighAt>(tiles.Of(b, tile), tiles.Bits(tile), levels, parts + p * kQueryPartBytes,
+      TileDotBytes<Quads, kQueryHighAt>(tiles.Of(b, tile), tiles.Bits(tile), levels, parts + p * kQueryPartBytes,
                                                stride, sums);
     }
     const auto [alpha, beta] = LoadScales(*segment.layout, block + segment.layout->scales_k, group, 0);
     const bool narrow = (p - first) * kLanes <= kMaxNarrowFactors;
 #pragma GCC unroll 8
     for (uint32_t r = 0; r < kRows; ++r) {
-      const VF dot = hn::Mul(JoinParts<kRows>(sums, r, narrow), hn::Set(DF(), steps[r * groups + group]));
+      const VF dot = hn::Mul(JoinParts(sums, r, narrow), hn::Set(DF(), steps[r * groups + group]));
       total[r] = hn::MulAdd(alpha, dot, hn::MulAdd(beta, hn::Set(DF(), q_sums[r * groups + group]), total[r]));
     }
   }
@@ -201,16 +209,34 @@ HWY_ATTR void BlockLogits(const Segment& segment, const uint8_t* block, const Ti
 
 // ---------------------------------------------------------------- weighted values
 
-// The weights of a step times the group's alpha as integers: for each row kStepTokens low bytes, then as many high bytes.
-// steps[r]: what they are to be multiplied by. Adds the step's factor * w * beta to zeros.
+// The rows of a step, those first whose weights want two bytes.
+template <uint32_t kRows>
+struct RowOrder {
+  uint32_t of[kRows];
+  uint32_t n_wide = 0;
+  explicit RowOrder(const float* factors) {
+    const auto wide = [factors](uint32_t r) { return factors[r] > kLargestByte / kLargestFactor; };
+    uint32_t n = 0;
+    for (uint32_t r = 0; r < kRows; ++r) {
+      if (wide(r)) of[n++] = r;
+    }
+    n_wide = n;
+    for (uint32_t r = 0; r < kRows; ++r) {
+      if (!wide(r)) of[n++] = r;
+    }
+  }
+};
+
+// The weights of a step times the group's alpha as integers, row after row in order: kStepTokens low bytes, then as many high bytes.
+// steps[i]: what those of the i-th row are to be multiplied by. Adds the step's factor * w * beta to zeros.
 constexpr size_t kRowWeightBytes = 2 * kStepTokens;
 constexpr uint32_t kPartBlocks = 4;  // StoreParts takes 4 blocks at once
 static_assert(kStepBlocks % kPartBlocks == 0 && kRowWeightBytes <= sizeof(float) * kStepTokens);
 
-template <uint32_t kRows>
+template <uint32_t kRows, uint32_t kWide>
 HWY_ATTR void GroupWeightBytes(const Segment& segment, const uint8_t* blocks, uint32_t n_blocks, uint32_t group,
-                               const float* w, const float* factors, float* zeros, size_t zeros_stride, uint8_t* parts,
-                               float* steps) {
+                               const RowOrder<kRows>& order, const float* w, const float* factors, float* zeros, size_t zeros_stride,
+                               uint8_t* parts, float* steps) {
   VF alphas[kStepBlocks], betas[kStepBlocks], top = hn::Zero(DF());
   for (uint32_t b = 0; b < n_blocks; ++b) {
     const uint8_t* block = blocks + b * segment.layout->bytes;
@@ -222,20 +248,22 @@ HWY_ATTR void GroupWeightBytes(const Segment& segment, const uint8_t* blocks, ui
   const uint32_t n_padded = (n_blocks + kPartBlocks - 1) / kPartBlocks * kPartBlocks;
   for (uint32_t b = n_blocks; b < n_padded; ++b) alphas[b] = betas[b] = hn::Zero(DF());
   const float largest_alpha = hn::GetLane(hn::MaxOfLanes(DF(), top));
-  const float inverse = largest_alpha > 0.0f ? kLargestFactor / largest_alpha : 0.0f;
+  const float inverse = largest_alpha > 0.0f ? 1.0f / largest_alpha : 0.0f;
   for (uint32_t b = 0; b < n_blocks; ++b) alphas[b] = hn::Mul(alphas[b], hn::Set(DF(), inverse));
-  for (uint32_t r = 0; r < kRows; ++r) {
-    steps[r] = factors[r] * largest_alpha / kLargestFactor;
+  for (uint32_t i = 0; i < kRows; ++i) {
+    const uint32_t r = order.of[i];
+    const float largest = i < kWide ? kLargestFactor : kLargestByte;
+    steps[i] = factors[r] * largest_alpha / largest;
     VF zero = hn::Zero(DF());
     for (uint32_t first = 0; first < n_padded; first += kPartBlocks) {
       VI integers[kPartBlocks];
 #pragma GCC unroll 4
-      for (uint32_t i = 0; i < kPartBlocks; ++i) {
-        const VF weight = hn::LoadU(DF(), w + r * kStepTokens + (first + i) * kLanes);
-        zero = hn::MulAdd(weight, betas[first + i], zero);
-        integers[i] = hn::NearestInt(hn::Mul(weight, alphas[first + i]));
+      for (uint32_t j = 0; j < kPartBlocks; ++j) {
+        const VF weight = hn::LoadU(DF(), w + r * kStepTokens + (first + j) * kLanes);
+        zero = hn::MulAdd(weight, betas[first + j], zero);
+        integers[j] = hn::NearestInt(hn::Mul(hn::Mul(weight, alphas[first + j]), hn::Set(DF(), largest)));
       }
-      uint8_t* row = parts + r * kRowWeightBytes + first * kLanes;
+      uint8_t* row = parts + i * kRowWeightBytes + first * kLanes;
       StoreParts(integers, row, row + kStepTokens);
     }
     float* sum = zeros + r * zeros_stride;
@@ -243,10 +271,10 @@ HWY_ATTR void GroupWeightBytes(const Segment& segment, const uint8_t* blocks, ui
   }
 }
 
-// As StepValues of floats.
-template <HandsOutQuads Quads, uint32_t kRows>
-HWY_ATTR void StepValues(const Segment& segment, const uint8_t* blocks, uint32_t n_blocks, const Tiles& tiles,
-                         const State& state, uint32_t first_row, const Scratch& scratch, Ahead& ahead) {
+template <HandsOutQuads Quads, uint32_t kRows, uint32_t kWide>
+HWY_ATTR void StepValuesInOrder(const Segment& segment, const uint8_t* blocks, uint32_t n_blocks, const Tiles& tiles,
+                                const State& state, uint32_t first_row, const Scratch& scratch, Ahead& ahead,
+                                const RowOrder<kRows>& order) {
   const size_t acc_stride = state.acc_stride, zeros_stride = state.zeros_stride;
   const LevelTable levels = LoadLevels(*segment.layout);
   uint8_t* parts = reinterpret_cast<uint8_t*>(scratch.weights);
@@ -255,25 +283,39 @@ HWY_ATTR void StepValues(const Segment& segment, const uint8_t* blocks, uint32_t
   for (const TilePair& pair : segment.geometry->pairs_v) {
     if (pair.group != group) {
       group = pair.group;
-      GroupWeightBytes<kRows>(segment, blocks, n_blocks, group, scratch.logits + first_row * kStepTokens,
-                              scratch.factors + first_row, state.zeros + first_row * zeros_stride + group * kLanes,
-                              zeros_stride, parts, steps);
+      GroupWeightBytes<kRows, kWide>(segment, blocks, n_blocks, group, order, scratch.logits + first_row * kStepTokens,
+                                     scratch.factors + first_row, state.zeros + first_row * zeros_stride + group * kLanes,
+                                     zeros_stride, parts, steps);
     }
-    PartSums sums[kRows * ByteChains<kRows>()];
-    ClearSums<kRows>(sums);
+    PartSums<kRows, kWide> sums;
+    sums.Clear();
     for (uint32_t b = 0; b < n_blocks; ++b) {
       ahead.Fetch();
-      TileDotBytes<Quads, kRows, kStepTokens>(tiles.Of(b, pair.tile), tiles.Bits(pair.tile), levels, parts + b * kLanes,
-                                              kRowWeightBytes, sums);
+      TileDotBytes<Quads, kStepTokens>(tiles.Of(b, pair.tile), tiles.Bits(pair.tile), levels, parts + b * kLanes, kRowWeightBytes, sums);
     }
     const auto inside = LanesInside(pair, 0);
 #pragma GCC unroll 8
-    for (uint32_t r = 0; r < kRows; ++r) {
-      float* acc = state.acc + (first_row + r) * acc_stride + pair.tile * kLanes;
-      const VF dot = hn::IfThenElseZero(inside, JoinParts<kRows>(sums, r));
-      hn::StoreU(hn::MulAdd(dot, hn::Set(DF(), steps[r]), hn::LoadU(DF(), acc)), DF(), acc);
+    for (uint32_t i = 0; i < kRows; ++i) {
+      float* acc = state.acc + (first_row + order.of[i]) * acc_stride + pair.tile * kLanes;
+      const VF dot = hn::IfThenElseZero(inside, JoinParts(sums, i));
+      hn::StoreU(hn::MulAdd(dot, hn::Set(DF(), steps[i]), hn::LoadU(DF(), acc)), DF(), acc);
     }
   }
+}
+
+// As StepValues of floats.
+template <HandsOutQuads Quads, uint32_t kRows>
+HWY_ATTR void StepValues(const Segment& segment, const uint8_t* blocks, uint32_t n_blocks, const Tiles& tiles,
+                         const State& state, uint32_t first_row, const Scratch& scratch, Ahead& ahead) {
+  const RowOrder<kRows> order(scratch.factors + first_row);
+  // Two bytes for a few rows more than want them: each number of rows would be a kernel of its own.
+  constexpr uint32_t kHalf = (kRows + 1) / 2;
+  const auto run = [&](auto wide) HWY_ATTR {
+    StepValuesInOrder<Quads, kRows, decltype(wide)::value>(segment, blocks, n_blocks, tiles, state, first_row, scratch, ahead, order);
+  };
+  if (order.n_wide == 0) return run(std::integral_constant<uint32_t, 0>());
+  if (order.n_wide <= kHalf) return run(std::integral_constant<uint32_t, kHalf>());
+  run(std::integral_constant<uint32_t, kRows>());
 }
 
 }  // namespace mikv::attention::HWY_NAMESPACE
