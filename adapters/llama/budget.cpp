@@ -17,6 +17,9 @@ constexpr double kFairKeep = 0.04, kLeastKeep = 0.01;
 // Below 2 bits answers fall apart (docs/frontier.md).
 constexpr double kLeastBits = 2.0, kBitsStep = 0.25;
 
+// What becomes of staged tokens takes no more than this part of what they take.
+constexpr uint64_t kCompressedShare = 2;
+
 // What a cache of so many bits costs in quality: mean KL divergence to the full cache over our three models, docs/frontier.md.
 const char* quality_of(const Spec& spec) {
   const double bits = spec.mixed() ? spec.bits : format_bits(spec.lo);
@@ -46,7 +49,7 @@ bool lower(Spec& spec) {
 }
 
 uint64_t Binding::bytes_of_step() const {
-  int64_t lasting = 0, waiting = 0;
+  int64_t lasting = 0;
   uint64_t transient = 0;
   std::map<FrameId, uint32_t> tokens;
   for (const StepPlan::Run& run : plan_.runs()) tokens[run.frame] += run.n;
@@ -60,19 +63,19 @@ uint64_t Binding::bytes_of_step() const {
         from = std::max(from, commit_from(run));
         return commits(run) && commits_from(commit_from(run), *layer.cache, frame, n);
       });
-      // Micro-batches that end before there are `from` tokens wait, in all layers.
-      const uint64_t n_staged = layer.cache->n_staged(frame);
-      if (compressed && !commits_from(from, *layer.cache, frame, 1)) {
-        const uint32_t n_waiting = uint32_t(from - n_staged - 1) / n_ubatch_ * n_ubatch_;
-        waiting += layer.cache->growth(frame, n_waiting, n_ubatch_, false).lasting;
-      }
       const LayerCache::Growth growth = layer.cache->growth(frame, n, n_ubatch_, compressed);
-      lasting += growth.lasting;
-      of_layer += growth.transient;
+      int64_t waiting = 0;
+      // Micro-batches that end before there are `from` tokens wait, in all layers, until one after the other compresses them.
+      if (compressed && !commits_from(from, *layer.cache, frame, 1)) {
+        const uint32_t n_waiting = uint32_t(from - layer.cache->n_staged(frame) - 1) / n_ubatch_ * n_ubatch_;
+        waiting = layer.cache->growth(frame, n_waiting, n_ubatch_, false).lasting;
+      }
+      lasting += waiting > 0 ? std::max(waiting, growth.lasting) : growth.lasting;
+      of_layer += growth.transient + uint64_t(waiting) / kCompressedShare;
     }
     transient = std::max(transient, of_layer);
   }
-  return uint64_t(std::max<int64_t>(0, lasting)) + uint64_t(waiting) + transient;
+  return uint64_t(std::max<int64_t>(0, lasting)) + transient;
 }
 
 int32_t Binding::make_room() {
@@ -82,7 +85,7 @@ int32_t Binding::make_room() {
     const uint64_t tiers = tier_bytes(), other = usage.total() > tiers ? usage.total() - tiers : 0;
     set_memory_limit(budget_ > other ? budget_ - other : 1);
     // What is staged can be compressed only while there is room for what becomes of a layer's share of it.
-    const uint64_t to_compress = spec_.uncompressed() ? 0 : usage.staged / std::max<size_t>(1, layers_.size()) / 2;
+    const uint64_t to_compress = spec_.uncompressed() ? 0 : usage.staged / std::max<size_t>(1, layers_.size()) / kCompressedShare;
     const uint64_t needed = usage.total() + to_compress + bytes_of_step();
     return needed - std::min(needed, budget_);
   };
@@ -116,18 +119,28 @@ int32_t Binding::make_room() {
                            "end (quality: streaming prefill, docs/frontier.md)\n", format_bytes(double(budget_)).c_str());
     }
     was_pressed_ = true;
-    // What is staged now may make room for all of the step in f16; the more of a prompt is compressed at once, the better.
-    const bool committed = commit(kFirstStreamedTokens);
-    move_on(kFirstStreamedTokens);
-    if (committed && fits()) return 0;
+    // Compresses prompts of which so much was read, which may make room for all of the step in f16, or else in this step those that
+    // get so far.
+    const auto press = [&](uint32_t from) {
+      pressed_from_.reset();
+      const bool committed = commit(from);
+      move_on(kFirstStreamedTokens);
+      if (committed && fits()) return true;
+      pressed_from_ = from;
+      if (!fits()) return false;
+      for (const StepPlan::Run& run : plan_.runs()) share_bits(run.frame, commit_from(run), std::min(run.n, n_ubatch_));
+      return fits();
+    };
+    // The more of a prompt is compressed at once, the better.
+    for (uint32_t from = kStreamedTokens; from > kFirstStreamedTokens; from -= std::min(n_ubatch_, from - kFirstStreamedTokens)) {
+      if (press(from)) return 0;
+    }
+    if (press(kFirstStreamedTokens)) return 0;
     // A frame that is frozen on a prompt's first few tokens is bad for as long as it lives; a smaller share in high precision is not.
     const bool would_do = missing() < Registry::get().totals().usage.hi / 2;
     if (would_do && spec_.keep > kFairKeep && lower_once() && fits()) return 0;
-    for (const uint32_t from : {kFirstStreamedTokens, kFirstTokens, 0u}) {
-      if (commit(from) && fits()) return 0;
-      pressed_from_ = from;
-      for (const StepPlan::Run& run : plan_.runs()) share_bits(run.frame, commit_from(run), std::min(run.n, n_ubatch_));
-      if (fits()) return 0;
+    for (const uint32_t from : {kFirstTokens, 0u}) {
+      if (press(from)) return 0;
     }
   }
   while (lower_once()) {

@@ -32,7 +32,8 @@ class Budget : public testing::TestWithParam<bool> {
     ASSERT_NE(model_, nullptr);
     llama_context_params params = llama_context_default_params();
     params.n_ctx = 8192;
-    params.n_batch = params.n_ubatch = 256;
+    params.n_batch = 2048;
+    params.n_ubatch = 256;
     params.n_seq_max = 4;
     params.kv_unified = GetParam();
     params.n_threads = params.n_threads_batch = 2;
@@ -61,7 +62,7 @@ class Budget : public testing::TestWithParam<bool> {
     const int32_t code = llama_decode(context_.get(), batch);
     llama_batch_free(batch);
     EXPECT_TRUE(code != 0 || std::isfinite(llama_get_logits_ith(context_.get(), -1)[0]));
-    EXPECT_LE(memory_usage(context_.get()).total(), kBudget);
+    EXPECT_LE(memory_usage(context_.get()).total(), binding_->budget());
     return code;
   }
 
@@ -117,7 +118,24 @@ TEST_P(Budget, APromptThatDoesNotFitInF16IsCompressedAsItIsRead) {
   EXPECT_EQ(binding_->spec(), Spec::parse("mikv").value());
 }
 
-INSTANTIATE_TEST_SUITE_P(Caches, Budget, testing::Bool(), [](const auto& p) { return std::string(p.param ? "Unified" : "Split"); });
+const auto kName = [](const testing::TestParamInfo<bool>& p) { return std::string(p.param ? "Unified" : "Split"); };
+INSTANTIATE_TEST_SUITE_P(Caches, Budget, testing::Bool(), kName);
+
+// A suite of its own, after the other: peaks are of the whole process.
+using RoomyBudget = Budget;
+
+// Room for 1,800 tokens in f16: a prompt waits until there is none for more of it, and not only for the fewest that a frame needs.
+TEST_P(RoomyBudget, AsMuchOfAPromptAsThereIsRoomForIsCompressedAtOnce) {
+  constexpr uint64_t kRoom = uint64_t{40} << 20;
+  binding_->set_budget(kRoom);
+  ASSERT_EQ(feed(0, 2000), 0);
+  EXPECT_EQ(binding_->layers().begin()->second.cache->n_staged(binding_->sequences().own(0)), 0u);
+  EXPECT_EQ(binding_->n_lowered(), 0u);
+  EXPECT_LE(peak_tier_bytes(), kRoom);
+  EXPECT_GT(double(peak_tier_bytes()), 0.85 * double(kRoom)) << "1,536 tokens, and not 1,024";
+}
+
+INSTANTIATE_TEST_SUITE_P(Caches, RoomyBudget, testing::Bool(), kName);
 
 }  // namespace
 }  // namespace mikv::llama
