@@ -123,7 +123,7 @@ int32_t Binding::begin_step(const BatchRecord& batch) {
   }
   if (status) {
     move_on(kFrameTokens);
-    plan_.let_wait([this](llama_seq_id sequence) { return n_streamed(sequence); });
+    if (spec_.prefill == Prefill::streaming) plan_.let_wait([this](llama_seq_id sequence) { return n_streamed(sequence); });
     commit_idle();
     for (const StepPlan::Run& run : plan_.runs()) {
       const bool at_once = commits(run);  // drafts are not, but what was staged before them is

@@ -140,6 +140,8 @@ class Binding {
   /// Attention compresses what the run puts, at once, once commit_from(run) tokens of its frame are staged.
   bool commits(const StepPlan::Run& run) const;
   uint32_t commit_from(const StepPlan::Run& run) const;
+  /// What waits until there are n_tokens waits for fewer where there is no room for them.
+  uint32_t pressed(uint32_t n_tokens) const;
   /// Compresses prompts that ended with the step before, if nothing is generated from them at once.
   void commit_idle();
   /// What a prompt goes on with, after n_tokens or more that are compressed, is better off in coordinates of its own.

@@ -59,7 +59,7 @@ Status Binding::stage(Layer& layer, std::span<const Part> parts) {
   }
   for (const Part& part : parts) {
     // A generated token ends the prompt before it: what is still staged is compressed first.
-    Status status = part.generates ? layer.cache->commit(part.frame, pressed_from_.value_or(kFirstTokens)) : Status();
+    Status status = part.generates ? layer.cache->commit(part.frame, pressed(kFirstTokens)) : Status();
     if (status) status = layer.cache->stage(part.frame, part.cells);
     if (!status) return status;
   }
@@ -142,8 +142,11 @@ bool Binding::commits(const StepPlan::Run& run) const {
 }
 
 uint32_t Binding::commit_from(const StepPlan::Run& run) const {
-  return pressed_from_.value_or(run.single || run.generates ? kFirstTokens : run.n_streamed);
+  if (run.single || run.generates) return pressed(kFirstTokens);
+  return pressed(spec_.prefill == Prefill::streaming ? run.n_streamed : UINT32_MAX);
 }
+
+uint32_t Binding::pressed(uint32_t n_tokens) const { return std::min(n_tokens, pressed_from_.value_or(n_tokens)); }
 
 void Binding::attend(Layer& layer, ggml_tensor* node, uint32_t thread, uint32_t n_threads) {
   const uint32_t usable = std::min(n_threads, workspace_.max_threads());
