@@ -88,7 +88,7 @@ TEST(ContinueFrameTest, OnlyInAnEmptyOne) {
 
 // What waits and what is compressed together: never more than kStreamedTokens in f16, until the fewest wait that may.
 TEST(StreamedTokensTest, FewerWaitAsTheCacheGrows) {
-  const Spec mikv = Spec::parse("mikv").value(), evicting = Spec::parse("h2o").value();
+  const Spec mikv = Spec::parse("mikv").value(), evicting = Spec::parse("h2o:keep=0.1").value();
   EXPECT_EQ(streamed_tokens(mikv, 32768, 0), kStreamedTokens);
   EXPECT_EQ(streamed_tokens(mikv, 4096, 0), 2048u) << "half of the context";
   EXPECT_EQ(streamed_tokens(mikv, 512, 0), kFirstStreamedTokens);
