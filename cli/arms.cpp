@@ -24,7 +24,7 @@ bool Arms::uses_shared_seat(size_t arm) const {
 
 size_t Arms::n_prefills() const {
   size_t n_shared = 0;
-  for (size_t arm = 0; arm < size(); ++arm) n_shared += uses_shared_seat(arm);
+  for (size_t arm = 0; arm < size(); ++arm) n_shared += uses_shared_seat(arm) || choices_[arm].takes_prompt;
   return size() - n_shared + (n_shared ? 1 : 0);
 }
 
@@ -35,13 +35,31 @@ void Arms::set_prompt(std::vector<llama::Token> prompt) {
 }
 
 Arms::Seat& Arms::seat_of(size_t arm) {
-  Seat& seat = uses_shared_seat(arm) ? shared_ : own_[arm];
-  if (!seat.context) {
-    const auto choice = uses_shared_seat(arm) ? recording_choice() : choices_[arm];
-    seat.context = unwrap(llama::Context::create(model_, choice, options_));
-    if (uses_shared_seat(arm)) seat.blank = unwrap(seat.context->checkpoint());
-  }
+  if (uses_shared_seat(arm)) return shared_seat();
+  Seat& seat = own_[arm];
+  if (!seat.context) seat.context = unwrap(llama::Context::create(model_, choices_[arm], options_));
+  if (!seat.has_prompt && choices_[arm].takes_prompt) take_prompt(seat);
+  if (!seat.has_prompt) prefill(seat);
   return seat;
+}
+
+Arms::Seat& Arms::shared_seat() {
+  if (!shared_.context) {
+    shared_.context = unwrap(llama::Context::create(model_, recording_choice(), options_));
+    shared_.blank = unwrap(shared_.context->checkpoint());
+  }
+  if (!shared_.has_prompt) prefill(shared_);
+  return shared_;
+}
+
+void Arms::take_prompt(Seat& seat) {
+  Seat& from = shared_seat();
+  check(from.context->restore(from.checkpoint, *recording_choice().spec));
+  const Stopwatch watch;
+  check(seat.context->take_prompt(*from.context));
+  seat.logits = from.logits;
+  seat.prefill_s = from.prefill_s + watch.seconds();
+  seat.has_prompt = true;
 }
 
 void Arms::prefill(Seat& seat) {
@@ -65,7 +83,6 @@ void Arms::prefill(Seat& seat) {
 ArmStart Arms::start(size_t arm) {
   throw_if_interrupted();
   Seat& seat = seat_of(arm);
-  if (!seat.has_prompt) prefill(seat);
   if (uses_shared_seat(arm)) {
     check(seat.context->restore(seat.checkpoint, *choices_[arm].spec));
   } else {

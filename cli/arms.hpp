@@ -1,7 +1,7 @@
 // Several caches on the same prompt: what every comparison is made of.
 //
 // mikv's arms share one exact prefill: it is computed once, with statistics recorded and nothing compressed, and each
-// arm starts from a checkpoint of it. Stock llama.cpp arms, and specs with prefill=streaming (which compress on the
+// arm starts from a checkpoint of it, those of llama:TYPE:prefill=exact from a copy. Other stock llama.cpp arms, and specs with prefill=streaming (which compress on the
 // way), each have a context and a prefill of their own.
 #pragma once
 
@@ -57,6 +57,9 @@ class Arms {
 
   bool uses_shared_seat(size_t arm) const;
   void prefill(Seat& seat);
+  void take_prompt(Seat& seat);
+  /// With the prompt in them.
+  Seat& shared_seat();
   Seat& seat_of(size_t arm);
 
   const llama::Model& model_;

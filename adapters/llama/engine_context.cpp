@@ -4,6 +4,7 @@
 #include "engine.hpp"
 #include "kv_context.hpp"
 #include "llama.h"
+#include "stock_prompt.hpp"
 
 namespace mikv::llama {
 namespace {
@@ -88,6 +89,7 @@ Status Context::step(std::span<const Token> tokens) {
 }
 
 Status Context::prefill(std::span<const Token> tokens, const std::function<void(size_t)>& progress) {
+  if (kv_.takes_prompt) return Error{kv_.name + " stores a prompt that another cache has read, which only eval does; use it there"};
   if (tokens.size() > n_ctx() - n_past_) {
     return Error{"the prompt has " + std::to_string(n_past_ + tokens.size()) + " tokens, but the context holds " +
                  std::to_string(n_ctx()) + "; raise it with -c"};
@@ -128,6 +130,14 @@ void Context::reset() {
   llama_memory_clear(llama_get_memory(context_), false);
   if (!kv_.stock()) clear(context_);
   n_past_ = 0;
+}
+
+Status Context::take_prompt(Context& from) {
+  reset();
+  if (from.n_past_ > n_ctx()) return Error{"the prompt is longer than the context that is to take it"};
+  const Status copied = copy_prompt(from.context_, context_, ggml_type(kv_.stock_type));
+  if (copied) n_past_ = from.n_past_;
+  return copied;
 }
 
 MemoryUsage Context::memory_usage() const { return kv_.stock() ? stock_usage() : mikv::llama::memory_usage(context_); }

@@ -8,7 +8,7 @@
 namespace mikv::llama {
 namespace {
 
-constexpr std::string_view kStockPrefix = "llama:";
+constexpr std::string_view kStockPrefix = "llama:", kExact = ":prefill=exact", kStreaming = ":prefill=streaming";
 
 // The types that llama.cpp's -ctk / -ctv accept.
 constexpr std::array kStockTypes = {GGML_TYPE_F16,  GGML_TYPE_BF16, GGML_TYPE_Q8_0, GGML_TYPE_Q5_1,
@@ -32,13 +32,17 @@ Result<KvChoice> KvChoice::parse(std::string_view text) {
     choice.spec = std::move(spec).value();
     return choice;
   }
-  const std::string_view type_name = text.substr(kStockPrefix.size());
+  std::string_view type_name = text.substr(kStockPrefix.size());
+  choice.takes_prompt = type_name.ends_with(kExact);
+  for (const std::string_view option : {kExact, kStreaming}) {
+    if (type_name.ends_with(option)) type_name.remove_suffix(option.size());
+  }
   for (ggml_type type : kStockTypes) {
     if (type_name == ggml_type_name(type)) choice.stock_type = type;
   }
   if (choice.stock_type < 0) {
     return Error{"unknown llama.cpp cache type \"" + std::string(type_name) + "\" in \"" + choice.name +
-                 "\"; use one of " + stock_type_names()};
+                 "\"; use one of " + stock_type_names() + ", with :prefill=exact behind it or nothing"};
   }
   return choice;
 }

@@ -100,7 +100,7 @@ class Report(Case):
 
     def test_eval_lines(self):
         plot = self.path("plot.svg")
-        kvs = ["full", "mikv", "mikv:prefill=streaming", "h2o", "llama:f16", "llama:q8_0"]
+        kvs = ["full", "mikv", "mikv:prefill=streaming", "h2o", "llama:f16", "llama:q8_0", "llama:q8_0:prefill=exact"]
         document = self.report("eval", "lines", "-m", self.model(), "-t", THREADS, "--lines", 4, "--prompts", 2, "--kv", ",".join(kvs), "--plot", plot)
         self.assertEqual([row["kv"] for row in document["rows"]], kvs)
         rows = {row["kv"]: row for row in document["rows"]}
@@ -110,7 +110,8 @@ class Report(Case):
             self.assertAlmostEqual(row["score"], row["correct"] / row["n"])
             self.assertGreater(row["decode_tokens_per_s"], 0)
         self.assertEqual(rows["llama:f16"]["bits_per_element"], 16)
-        self.assertEqual(rows["llama:q8_0"]["bits_per_element"], 8.5)
+        for kv in ("llama:q8_0", "llama:q8_0:prefill=exact"):
+            self.assertEqual(rows[kv]["bits_per_element"], 8.5)
         self.assertLess(rows["mikv"]["kv_bytes"], rows["full"]["kv_bytes"])
         # Bytes and bits an element tell of the same cache.
         for kv in ("full", "mikv", "h2o"):

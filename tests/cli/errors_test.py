@@ -26,6 +26,7 @@ class CommandLine(Case):
                 self.assertRefused(run("mikv:keep=1.5"), "keep", "1.5")
                 self.assertRefused(run("mikv:lo=int5"), "int5", remedy="int4")
                 self.assertRefused(run("mikw"), "mikw", remedy="mikv")
+                self.assertRefused(run("llama:q9:prefill=exact"), "q9", remedy="q8_0")
                 self.assertRefused(run("llama:q3_0"), "q3_0", remedy="q4_0")
 
     def test_no_model_and_no_prompt(self):
@@ -89,6 +90,11 @@ class Inputs(Case):
         self.assertRefused(result, "the context holds 64", remedy="-c")
         result = mikv("eval", "lines", "-m", self.path("tiny.gguf"), "--raw", "-c", 64)
         self.assertRefused(result, "the context holds 64", remedy="-c")
+
+    def test_exact_prompt_of_a_stock_cache_is_for_eval(self):
+        tiny_gguf.write_llama(self.path("tiny.gguf"))
+        result = mikv("run", "-m", self.path("tiny.gguf"), "--raw", "-p", "a word", "--kv", "llama:f16:prefill=exact")
+        self.assertRefused(result, "llama:f16:prefill=exact", remedy="only eval")
 
     def test_unreadable_prompt_file(self):
         self.assertRefused(mikv("run", "-m", "smollm2-135m", "-f", self.path("none.txt")), "none.txt", "No such file", remedy="check the path")
