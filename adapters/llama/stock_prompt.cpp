@@ -4,6 +4,7 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <new>
 #include <vector>
 
 #include "codec/hadamard.hpp"
@@ -19,28 +20,36 @@ struct RowsHeader {
   int32_t type;
   uint64_t row_bytes;
   static constexpr size_t kBytes = sizeof type + sizeof row_bytes;
+
+  static RowsHeader read(const uint8_t* bytes) {
+    RowsHeader header;
+    std::memcpy(&header.type, bytes, sizeof header.type);
+    std::memcpy(&header.row_bytes, bytes + sizeof header.type, sizeof header.row_bytes);
+    return header;
+  }
 };
 
+template <typename T>
+void append(std::vector<uint8_t>& to, const T* items, size_t n) {
+  const auto* bytes = reinterpret_cast<const uint8_t*>(items);
+  to.insert(to.end(), bytes, bytes + n * sizeof(T));
+}
+
 // llama.cpp rotates what it quantises (llama_kv_cache::build_input_k_rot, build_input_v_rot): the largest block that divides a key, blocks
-// of 64 of a value.
-constexpr uint32_t kRotated = 64;
-
-bool rotates(ggml_type type, uint32_t head_dim) {
+// of 64 of a value. Channels that are rotated together; 0: it does not.
+uint32_t rotated_block(ggml_type type, uint32_t head_dim, bool keys) {
+  constexpr uint32_t kSmallest = 64;
   const char* disabled = std::getenv("LLAMA_ATTN_ROT_DISABLE");
-  return ggml_is_quantized(type) && head_dim % kRotated == 0 && !(disabled && std::atoi(disabled));
+  if (!ggml_is_quantized(type) || head_dim % kSmallest != 0 || (disabled && std::atoi(disabled))) return 0;
+  return keys ? head_dim & (0u - head_dim) : kSmallest;
 }
 
-void append(std::vector<uint8_t>& to, const void* bytes, size_t n) {
-  to.insert(to.end(), static_cast<const uint8_t*>(bytes), static_cast<const uint8_t*>(bytes) + n);
-}
-
-// One row of halves, all heads of a token, in the other type.
+// Rows of halves, all heads of a token, in the other type.
 class RowEncoder {
  public:
-  RowEncoder(ggml_type type, uint32_t n_heads, uint32_t head_dim, uint32_t rotated)
-      : type_(type), block_(rotates(type, head_dim) ? rotated : 0), floats_(size_t{n_heads} * head_dim) {}
+  RowEncoder(ggml_type type, size_t n_elements, uint32_t rotated_block) : type_(type), block_(rotated_block), floats_(n_elements) {}
 
-  uint64_t row_bytes() const { return ggml_row_size(type_, int64_t(floats_.size())); }
+  RowsHeader header() const { return {type_, ggml_row_size(type_, int64_t(floats_.size()))}; }
 
   void encode(const uint16_t* halves, uint8_t* row) {
     ggml_fp16_to_fp32_row(halves, floats_.data(), int64_t(floats_.size()));
@@ -58,74 +67,87 @@ class RowEncoder {
   std::vector<float> floats_;
 };
 
+// All that a layer has staged, as halves by cell; the number of tokens.
+uint64_t read_layer(const Layer& layer, const Sequences& sequences, std::vector<uint16_t>& k, std::vector<uint16_t>& v) {
+  const LayerShape& shape = layer.cache->shape();
+  const size_t k_row = size_t{shape.n_kv_heads} * shape.head_dim_k, v_row = size_t{shape.n_kv_heads} * shape.head_dim_v;
+  k.resize(layer.cells_per_stream * k_row);
+  v.resize(layer.cells_per_stream * v_row);
+  uint64_t n = 0;
+  sequences.for_each_frame([&](FrameId frame) {
+    layer.cache->read_f16(frame, k.data(), k_row, v.data(), v_row);
+    n += layer.cache->spec().uncompressed() ? layer.cache->n_cells(frame) : layer.cache->n_staged(frame);
+  });
+  return n;
+}
+
+bool has_one_plain_cache(const llama_model* model) {
+  const llama_rope_type rope = llama_model_rope_type(model);
+  return !llama_model_n_swa(model) && !llama_model_is_hybrid(model) && rope != LLAMA_ROPE_TYPE_MROPE && rope != LLAMA_ROPE_TYPE_IMROPE;
+}
+
+Result<std::vector<uint8_t>> state_of_type(Binding& binding, ggml_type type) {
+  const auto state = read_state(binding.context(), 0, 0);
+  if (!state) return Error{state.error()};
+  // The keys of all layers, then the values of all.
+  const auto& holes = state.value().holes;
+  const size_t n_layers = binding.layers().size();
+  if (!has_one_plain_cache(llama_get_model(binding.context())) || holes.size() != 2 * n_layers) {
+    return Error{"llama:TYPE:prefill=exact needs a model with one KV cache of plain positions; use llama:TYPE, which reads the prompt by itself"};
+  }
+  std::vector<uint8_t> bytes;
+  std::vector<uint16_t> k, v;
+  const uint8_t* words = state.value().words.data();
+  uint64_t at = 0;
+  auto layer = binding.layers().begin();
+  for (size_t hole = 0; hole < holes.size(); ++hole, ++layer) {
+    const bool keys = hole < n_layers;
+    if (hole == n_layers) layer = binding.layers().begin();
+    const LayerShape& shape = layer->second.cache->shape();
+    const std::vector<StreamCell>& cells = state.value().cells.at(layer->first);
+    const uint32_t head_dim = keys ? shape.head_dim_k : shape.head_dim_v;
+    const size_t n_elements = size_t{shape.n_kv_heads} * head_dim, row_bytes = n_elements * sizeof(uint16_t);
+
+    const uint64_t n_words = holes[hole].offset - at;
+    const RowsHeader found = n_words < RowsHeader::kBytes ? RowsHeader{-1, 0} : RowsHeader::read(words + n_words - RowsHeader::kBytes);
+    if (found.type != GGML_TYPE_F16 || found.row_bytes != row_bytes || holes[hole].size != cells.size() * row_bytes) {
+      return Error{"llama.cpp writes its state in a form that mikv does not know; use the llama.cpp version that mikv is built for"};
+    }
+    RowEncoder encoder(type, n_elements, rotated_block(type, head_dim, keys));
+    const RowsHeader header = encoder.header();
+    append(bytes, words, n_words - RowsHeader::kBytes);
+    append(bytes, &header.type, 1);
+    append(bytes, &header.row_bytes, 1);
+    words += n_words;
+    at = holes[hole].offset + holes[hole].size;
+
+    if (read_layer(layer->second, binding.sequences(), k, v) != cells.size()) {
+      return Error{"a prompt that is compressed already cannot be copied to a context of llama.cpp; copy it before its end"};
+    }
+    const size_t begin = bytes.size();
+    bytes.resize(begin + cells.size() * header.row_bytes);
+    for (size_t i = 0; i < cells.size(); ++i) {
+      encoder.encode((keys ? k : v).data() + cells[i].cell * n_elements, bytes.data() + begin + i * header.row_bytes);
+    }
+  }
+  append(bytes, words, state.value().size - at);
+  return bytes;
+}
+
 }  // namespace
 
 Status copy_prompt(llama_context* from, llama_context* to, ggml_type type) {
   Binding* binding = Registry::get().of_context(from);
   if (!binding) return Error{"only the prompt of a context that mikv keeps can be copied to one of llama.cpp's"};
-  const auto state = read_state(from, 0, 0);
-  if (!state) return Error{state.error()};
-  const auto& holes = state.value().holes;
-  const size_t n_layers = binding->layers().size();
-  const llama_model* model = llama_get_model(from);
-  const auto rope = llama_model_rope_type(model);
-  if (llama_model_n_swa(model) || llama_model_is_hybrid(model) || rope == LLAMA_ROPE_TYPE_MROPE || rope == LLAMA_ROPE_TYPE_IMROPE ||
-      holes.size() != 2 * n_layers) {
-    return Error{"llama:TYPE:prefill=exact needs a model with one KV cache of plain positions; use llama:TYPE, which reads the prompt by itself"};
+  try {
+    const auto state = state_of_type(*binding, type);
+    if (!state) return Error{state.error()};
+    llama_memory_clear(llama_get_memory(to), false);
+    if (llama_state_seq_set_data_ext(to, state.value().data(), state.value().size(), 0, 0) == state.value().size()) return {};
+    return Error{"llama.cpp did not take the prompt (is its context as large?)"};
+  } catch (const std::bad_alloc&) {
+    return Error{"out of memory for a copy of the prompt; use fewer caches at once or a shorter context"};
   }
-
-  std::vector<uint8_t> bytes;
-  const uint8_t* words = state.value().words.data();
-  uint64_t at = 0;
-  std::vector<uint16_t> k, v;
-  auto layer = binding->layers().begin();
-  for (size_t hole = 0; hole < holes.size(); ++hole, ++layer) {
-    if (hole == n_layers) layer = binding->layers().begin();
-    const LayerCache& cache = *layer->second.cache;
-    const LayerShape& shape = cache.shape();
-    const bool keys = hole < n_layers;
-    const uint32_t dim = keys ? shape.head_dim_k : shape.head_dim_v;
-    const size_t row = size_t{shape.n_kv_heads} * dim;
-    const uint64_t n = holes[hole].size / (row * sizeof(uint16_t));
-    const std::vector<StreamCell>& cells = state.value().cells.at(layer->first);
-
-    const uint64_t n_words = holes[hole].offset - at;
-    RowsHeader header;
-    if (n_words >= RowsHeader::kBytes) {
-      std::memcpy(&header.type, words + n_words - RowsHeader::kBytes, sizeof header.type);
-      std::memcpy(&header.row_bytes, words + n_words - sizeof header.row_bytes, sizeof header.row_bytes);
-    }
-    if (n_words < RowsHeader::kBytes || header.type != GGML_TYPE_F16 || header.row_bytes != row * sizeof(uint16_t) || n != cells.size()) {
-      return Error{"llama.cpp writes its state in a form that mikv does not know; use the llama.cpp version that mikv is built for"};
-    }
-    append(bytes, words, n_words - RowsHeader::kBytes);
-    words += n_words;
-    at = holes[hole].offset + holes[hole].size;
-
-    RowEncoder encoder(type, shape.n_kv_heads, dim, keys ? dim & (0u - dim) : kRotated);
-    header = {int32_t(type), encoder.row_bytes()};
-    append(bytes, &header.type, sizeof header.type);
-    append(bytes, &header.row_bytes, sizeof header.row_bytes);
-
-    k.assign(size_t{layer->second.cells_per_stream} * shape.n_kv_heads * shape.head_dim_k, 0);
-    v.assign(size_t{layer->second.cells_per_stream} * shape.n_kv_heads * shape.head_dim_v, 0);
-    uint64_t n_stored = 0;
-    binding->sequences().for_each_frame([&](FrameId frame) {
-      cache.read_f16(frame, k.data(), size_t{shape.n_kv_heads} * shape.head_dim_k, v.data(), size_t{shape.n_kv_heads} * shape.head_dim_v);
-      n_stored += cache.spec().uncompressed() ? cache.n_cells(frame) : cache.n_staged(frame);
-    });
-    if (n_stored != n) return Error{"a prompt that is compressed already cannot be copied to a context of llama.cpp; copy it before its end"};
-    const size_t begin = bytes.size();
-    bytes.resize(begin + n * encoder.row_bytes());
-    for (uint64_t i = 0; i < n; ++i) {
-      encoder.encode((keys ? k : v).data() + cells[i].cell * row, bytes.data() + begin + i * encoder.row_bytes());
-    }
-  }
-  append(bytes, words, state.value().size - at);
-
-  llama_memory_clear(llama_get_memory(to), false);
-  if (llama_state_seq_set_data_ext(to, bytes.data(), bytes.size(), 0, 0) == bytes.size()) return {};
-  return Error{"llama.cpp did not take the prompt (is its context as large?)"};
 }
 
 }  // namespace mikv::llama
