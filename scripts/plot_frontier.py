@@ -56,7 +56,7 @@ def write_table(path: Path, table: dict) -> None:
 def rows_of(report: dict, text: str):
     for row in report["rows"]:
         figures = {name: f"{row[name]:.6g}" for name in FIGURES}
-        yield {"model": report["meta"]["model"], "context": str(report["meta"]["context"]), "text": text, "kv": row["kv"], **figures}
+        yield {"model": Path(report["meta"]["model"]).stem, "context": str(report["meta"]["context"]), "text": text, "kv": row["kv"], **figures}
 
 
 def main():
