@@ -222,8 +222,8 @@ void run(const Options& options) {
   Table table({{"kv", left}, {"depth"}, {"tokens/s"}, {"min"}, {"max"}, {"x llama:f16"}, {"KV bytes"}});
   Noise noise;
   LineChart chart{fmt::format("{} tokens/s with a context", options.workload.prefill ? "Prompt" : "Generated"),
-                  fmt::format("{}, {} threads, {} tokens at a time, median of {}", model->info().description, options.model.threads(),
-                              options.workload.prefill ? options.n_new : 1, options.n_repetitions),
+                  fmt::format("{}, {} threads, {}, median of {}", model->info().description, options.model.threads(),
+                              options.workload.prefill ? fmt::format("{} tokens at a time", options.n_new) : "token by token", options.n_repetitions),
                   "tokens in the cache before", "tokens/s"};
   for (size_t arm = 0; arm < n_shown; ++arm) chart.lines.push_back({choices[arm].name, choices[arm].stock()});
   Progress progress(options.command(), amount_of_work(options, arms));
