@@ -6,6 +6,8 @@
 #include <chrono>
 #include <cmath>
 #include <memory>
+#include <numeric>
+#include <span>
 #include <thread>
 
 #include "check.hpp"
@@ -35,6 +37,7 @@ struct Options {
   uint32_t n_kv_heads = 2;
   uint32_t n_layers = 28;
   uint32_t window = 0;
+  uint32_t n_sinks = 0;
   bool whole_steps = false;
   int n_repetitions = 9;
   uint64_t seed = 1;
@@ -55,6 +58,21 @@ uint32_t n_visible(const llama::FlashAttnProblem& problem, const Options& option
   return options.window ? std::min(end, options.window) : end;
 }
 
+/// Lets the first token draw nearly all attention of the first `n_sinks` query heads of each group, as attention sinks do (arXiv 2309.17453):
+/// the weights of all other tokens are small then, and a kernel may have a faster way for those.
+void add_sinks(const llama::FlashAttnProblem& problem, uint32_t n_sinks, Content& content) {
+  constexpr float kSinkLogit = 12.0f;  // of one key in N(0, 1): 24 times the other 4,096 together
+  const LayerShape& shape = problem.shape;
+  const uint32_t dim = shape.head_dim_k, group = shape.n_heads / shape.n_kv_heads;
+  for (uint32_t row = 0; row < problem.n_queries * shape.n_heads; ++row) {
+    const uint32_t head = row % shape.n_heads;
+    if (head % group >= n_sinks) continue;
+    const std::span key(&content.k[size_t(head / group) * dim], dim), query(&content.q[size_t(row) * dim], dim);
+    const float square = std::inner_product(key.begin(), key.end(), key.begin(), 0.0f);
+    for (uint32_t i = 0; i < dim; ++i) query[i] += kSinkLogit * std::sqrt(float(dim)) / square * key[i];
+  }
+}
+
 Content make_content(const llama::FlashAttnProblem& problem, const Options& options) {
   Random random(options.seed);
   const auto gaussians = [&](size_t n) {
@@ -68,6 +86,7 @@ Content make_content(const llama::FlashAttnProblem& problem, const Options& opti
   content.k = gaussians(problem.n_tokens * per_token);
   content.v = gaussians(problem.n_tokens * per_token);
   content.q = gaussians(size_t(problem.n_queries) * problem.shape.n_heads * problem.shape.head_dim_k);
+  add_sinks(problem, options.n_sinks, content);
   constexpr uint16_t kSeen = 0, kHidden = 0xfc00;  // halves: 0 and minus infinity
   content.mask.assign(size_t(problem.n_queries) * problem.n_tokens, kSeen);
   for (uint32_t query = 0; query < problem.n_queries; ++query) {
@@ -337,6 +356,9 @@ void run(const Options& options) {
   if (options.whole_steps && (options.n_queries > 1 || options.window)) {
     throw UserError("--whole-steps is about generation over all tokens; leave --queries and --window out");
   }
+  if (options.n_sinks > *std::ranges::min_element(options.groups)) {
+    throw UserError(fmt::format("--sinks {} is more than the {} query heads of a group", options.n_sinks, *std::ranges::min_element(options.groups)));
+  }
   JsonReport report(options.output, "bench attention");
   std::vector<int> thread_counts = options.n_threads;
   if (thread_counts.empty()) thread_counts = {llama::default_threads()};
@@ -348,6 +370,7 @@ void run(const Options& options) {
                         {"layers", options.n_layers},
                         {"whole_steps", options.whole_steps},
                         {"window", options.window},
+                        {"sinks", options.n_sinks},
                         {"repetitions", options.n_repetitions}});
   using enum Table::Align;
   Table table({{"kv", left}, {"dim"}, {"group"}, {"threads"}, {"tokens"}, {"ns/token/head"}, {"min"}, {"x llama:f16"},
@@ -421,6 +444,10 @@ void add_bench_attention_command(CLI::App& bench) {
   command->add_option("--window", options->window, "tokens that a query sees at most, as in a sliding-window layer (0: all)")
       ->type_name("N")
       ->check(in_range(0, 1 << 22))
+      ->capture_default_str();
+  command->add_option("--sinks", options->n_sinks, "query heads of a group whose attention goes to the first token, as that of many heads of a model does")
+      ->type_name("N")
+      ->check(in_range(0, 16))
       ->capture_default_str();
   command->add_flag("--whole-steps", options->whole_steps,
                     "ours do a whole generation step: store its token, attend, update scores, demote");

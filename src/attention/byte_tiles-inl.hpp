@@ -6,7 +6,7 @@
 // error is that rounding: at most step/2 for each number, with step = the largest of them / 32639. Weights that are all small beside
 // ones that their row has met before have one byte, which rounds them no more coarsely than two bytes round those.
 //   logit = sum_g alpha_g step (q_int . codes_g) + beta_g step sum(q_int)
-//   out_g = sum over steps of step sum_t (w_t alpha_tg)_int . codes_tg  + sum_t w_t beta_tg
+//   out_g = sum over steps of step sum_t (w_t alpha_tg)_int . (codes_tg - centre)  + sum_t w_t (beta_tg + centre alpha_tg)
 
 #if defined(MIKV_BYTE_TILES_INL) == defined(HWY_TARGET_TOGGLE)
 #ifdef MIKV_BYTE_TILES_INL
@@ -228,7 +228,9 @@ struct RowOrder {
 };
 
 // The weights of a step times the group's alpha as integers, row after row in order: kStepTokens low bytes, then as many high bytes.
-// steps[i]: what those of the i-th row are to be multiplied by. Adds the step's factor * w * beta to zeros.
+// steps[i]: what those of the i-th row are to be multiplied by. Adds to zeros what a code of 0 stands for. Counted from the centre of the
+// codes, because weights that are rounded away must not take the codes' mean with them: beside an attention sink most are, and after a
+// rotation that mean is one channel.
 constexpr size_t kRowWeightBytes = 2 * kStepTokens;
 constexpr uint32_t kPartBlocks = 4;  // StoreParts takes 4 blocks at once
 static_assert(kStepBlocks % kPartBlocks == 0 && kRowWeightBytes <= sizeof(float) * kStepTokens);
@@ -237,16 +239,18 @@ template <uint32_t kRows, uint32_t kWide>
 HWY_ATTR void GroupWeightBytes(const Segment& segment, const uint8_t* blocks, uint32_t n_blocks, uint32_t group,
                                const RowOrder<kRows>& order, const float* w, const float* factors, float* zeros, size_t zeros_stride,
                                uint8_t* parts, float* steps) {
-  VF alphas[kStepBlocks], betas[kStepBlocks], top = hn::Zero(DF());
+  const bool mixed = segment.layout->mixed();  // symmetric about the centre: nothing is left in the middle
+  const float centre = mixed ? codec::kTrellisCentre : 0.5f * float((1u << segment.layout->bits) - 1);
+  VF alphas[kStepBlocks], middles[kStepBlocks], top = hn::Zero(DF());
   for (uint32_t b = 0; b < n_blocks; ++b) {
     const uint8_t* block = blocks + b * segment.layout->bytes;
     const Scales scales = LoadScales(*segment.layout, block + segment.layout->scales_v, group, 0);
     alphas[b] = scales.alpha;
-    betas[b] = scales.beta;
+    middles[b] = hn::MulAdd(scales.alpha, hn::Set(DF(), centre), scales.beta);
     top = hn::Max(top, alphas[b]);
   }
   const uint32_t n_padded = (n_blocks + kPartBlocks - 1) / kPartBlocks * kPartBlocks;
-  for (uint32_t b = n_blocks; b < n_padded; ++b) alphas[b] = betas[b] = hn::Zero(DF());
+  for (uint32_t b = n_blocks; b < n_padded; ++b) alphas[b] = middles[b] = hn::Zero(DF());
   const float largest_alpha = hn::GetLane(hn::MaxOfLanes(DF(), top));
   const float inverse = largest_alpha > 0.0f ? 1.0f / largest_alpha : 0.0f;
   for (uint32_t b = 0; b < n_blocks; ++b) alphas[b] = hn::Mul(alphas[b], hn::Set(DF(), inverse));
@@ -255,19 +259,22 @@ HWY_ATTR void GroupWeightBytes(const Segment& segment, const uint8_t* blocks, ui
     const float largest = i < kWide ? kLargestFactor : kLargestByte;
     steps[i] = factors[r] * largest_alpha / largest;
     VF zero = hn::Zero(DF());
+    VI total = hn::Zero(DI());
     for (uint32_t first = 0; first < n_padded; first += kPartBlocks) {
       VI integers[kPartBlocks];
 #pragma GCC unroll 4
       for (uint32_t j = 0; j < kPartBlocks; ++j) {
         const VF weight = hn::LoadU(DF(), w + r * kStepTokens + (first + j) * kLanes);
-        zero = hn::MulAdd(weight, betas[first + j], zero);
+        if (!mixed) zero = hn::MulAdd(weight, middles[first + j], zero);
         integers[j] = hn::NearestInt(hn::Mul(hn::Mul(weight, alphas[first + j]), hn::Set(DF(), largest)));
+        total = hn::Add(total, integers[j]);
       }
       uint8_t* row = parts + i * kRowWeightBytes + first * kLanes;
       StoreParts(integers, row, row + kStepTokens);
     }
     float* sum = zeros + r * zeros_stride;
-    hn::StoreU(hn::MulAdd(zero, hn::Set(DF(), factors[r]), hn::LoadU(DF(), sum)), DF(), sum);
+    const VF below = hn::MulAdd(hn::ConvertTo(DF(), total), hn::Set(DF(), -centre * steps[i]), hn::LoadU(DF(), sum));
+    hn::StoreU(mixed ? below : hn::MulAdd(zero, hn::Set(DF(), factors[r]), below), DF(), sum);
   }
 }
 
