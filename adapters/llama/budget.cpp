@@ -65,9 +65,11 @@ uint64_t Binding::bytes_of_step() const {
       });
       const LayerCache::Growth growth = layer.cache->growth(frame, n, n_ubatch_, compressed);
       int64_t waiting = 0;
-      // Micro-batches that end before there are `from` tokens wait, in all layers, until one after the other compresses them.
+      // Micro-batches that end before there are `from` tokens wait, in all layers, until one after the other compresses them. Beside
+      // other prompts a prompt's own do not begin with it.
       if (compressed && !commits_from(from, *layer.cache, frame, 1)) {
-        const uint32_t n_waiting = uint32_t(from - layer.cache->n_staged(frame) - 1) / n_ubatch_ * n_ubatch_;
+        const uint32_t n_most = uint32_t(from - layer.cache->n_staged(frame) - 1);
+        const uint32_t n_waiting = plan_.runs().size() == 1 ? n_most / n_ubatch_ * n_ubatch_ : n_most;
         waiting = layer.cache->growth(frame, n_waiting, n_ubatch_, false).lasting;
       }
       lasting += waiting > 0 ? std::max(waiting, growth.lasting) : growth.lasting;
