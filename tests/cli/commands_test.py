@@ -199,7 +199,8 @@ class Report(Case):
         self.assertEqual(len(drawn.findall(svg + "circle")), 6)
 
     def test_bench_attention_shapes(self):
-        document = self.report("bench", "attention", "-t", "1,2", "--tokens", 64, "--head-dim", "64,128", "--group", "1,3", "--queries", 5, "--layers", 1, "--repetitions", 5, "--kv", "mikv")
+        document = self.report("bench", "attention", "-t", "1,2", "--tokens", 64, "--head-dim", "64,128", "--group", "1,3", "--queries", 5, "--sinks", 1, "--layers", 1, "--repetitions", 5, "--kv", "mikv")
+        self.assertEqual(document["meta"]["sinks"], 1)
         rows = [row for row in document["rows"] if row["kv"] == "mikv"]
         self.assertEqual({(row["threads"], row["head_dim"], row["group"]) for row in rows}, {(t, d, g) for t in (1, 2) for d in (64, 128) for g in (1, 3)})
         self.assertEqual(len(document["meta"]["rooflines"]), 2)
