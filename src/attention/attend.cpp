@@ -5,6 +5,7 @@
 // its own output; scores need the finished softmax, hence a second QK pass, summed per thread and then over threads, so
 // that the result does not depend on timing. No barrier is needed in either case.
 #include <algorithm>
+#include <cmath>
 #include <new>
 #include <string>
 
@@ -25,30 +26,60 @@ struct Call {
   Workspace::Impl& workspace;
   uint32_t first_head;  // of this call, in the workspace's numbering
   const std::vector<cache::FrameStore*>& frames;
+  uint64_t n_live = 0;  // cells
   uint32_t n_splits = 1, n_tiles = 1, tile_tokens = 1;
 
   bool step() const { return args.n_tokens == 1; }
+  uint32_t n_heads() const { return layer.shape.n_kv_heads; }
   uint32_t items_per_head() const { return step() ? n_splits : n_tiles; }
+  double item_cost() const { return double((n_live / n_splits + kLanes) * tile_tokens); }
   bool scoring() const { return args.record && layer.scores_wanted(); }
   size_t head_index(uint32_t kv_head) const { return first_head + kv_head; }
 };
 
-// How a call is cut does not depend on the number of threads, so that neither do the results: sums are rounded in the order
-// in which they are cut.
-void plan(Call& call) {
-  const uint32_t n_heads = call.layer.shape.n_kv_heads, group = call.layer.shape.n_heads / n_heads;
-  if (call.step()) {
-    // Live cells, not stored tokens: a faster thread may be committing a head already, and all must cut alike.
-    uint64_t n_tokens = 0;
-    for (const cache::FrameStore* frame : call.frames) n_tokens += frame->n_live();
-    // Where one KV head is all there is, shorter parts are the only way to use a second thread.
-    const uint32_t split_tokens = n_heads == 1 ? kSplitTokens / 4 : kSplitTokens;
-    call.n_splits = uint32_t(std::clamp<uint64_t>(n_tokens / split_tokens, 1, Workspace::Impl::kMaxSplits));
-    return;
+// frames: memory for the call's. How a call is cut does not depend on the number of threads, so that neither do the results: sums are
+// rounded in the order in which they are cut.
+Call plan(const AttendArgs& args, LayerCache::Impl& layer, Workspace::Impl& workspace, uint32_t first_head,
+          std::vector<cache::FrameStore*>& frames) {
+  frames.clear();
+  if (args.frames.empty()) {
+    for (const auto& frame : layer.frames) {
+      if (frame) frames.push_back(frame.get());
+    }
   }
-  call.tile_tokens = std::max(1u, std::min(kTileRows / group, (call.args.n_tokens + 3) / 4));
-  call.n_tiles = (call.args.n_tokens + call.tile_tokens - 1) / call.tile_tokens;
+  for (const FrameId id : args.frames) {
+    if (cache::FrameStore* frame = layer.frame(id)) frames.push_back(frame);
+  }
+  Call call{args, layer, workspace, first_head, frames};
+  // Live cells, not stored tokens: a faster thread may be committing a head already, and all must cut alike.
+  for (const cache::FrameStore* frame : frames) call.n_live += frame->n_live();
+  if (call.step()) {
+    // Where one KV head is all there is, shorter parts are the only way to use a second thread.
+    const uint32_t split_tokens = call.n_heads() == 1 ? kSplitTokens / 4 : kSplitTokens;
+    call.n_splits = uint32_t(std::clamp<uint64_t>(call.n_live / split_tokens, 1, Workspace::Impl::kMaxSplits));
+    return call;
+  }
+  const uint32_t group = layer.shape.n_heads / call.n_heads();
+  call.tile_tokens = std::max(1u, std::min(kTileRows / group, (args.n_tokens + 3) / 4));
+  call.n_tiles = (args.n_tokens + call.tile_tokens - 1) / call.tile_tokens;
+  return call;
 }
+
+// Hands every thread items that follow each other, of about the same cost in all: a thread that has several of a head reads on where
+// it stopped.
+struct Shares {
+  uint32_t n_threads;
+  double total = 0.0, before = 0.0;  // cost; whole numbers, hence the same in all threads
+
+  // The thread's part of the next n items.
+  std::pair<uint32_t, uint32_t> next(uint32_t thread, uint32_t n, double cost) {
+    // The first item whose middle is in the share of thread t or later.
+    const auto first = [&](uint32_t t) { return uint32_t(std::clamp(std::ceil((total * t / n_threads - before) / cost - 0.5), 0.0, double(n))); };
+    const std::pair<uint32_t, uint32_t> result{first(thread), first(thread + 1)};
+    before += n * cost;
+    return result;
+  }
+};
 
 Segment segment_of(const cache::Tier& tier, const Geometry& geometry) {
   return {tier.blocks(), &tier.layout(), &geometry, tier.size()};
@@ -82,29 +113,51 @@ MaskTile mask_for(const Call& call, const RowTile& tile, ThreadSlot& slot) {
   return {&mask, slot.mask_low.data(), high, tile.first_token, tile.group(), slopes};
 }
 
-// Calls work(segment, rows, state view, tier or null if its tokens have no scores) for every non-empty tier of the head.
-template <typename Work>
-void for_each_segment(const Call& call, const RowTile& tile, ThreadSlot& slot, RowState& state, Work work) {
-  const LayerCache::Impl& layer = call.layer;
-  Rows raw;
-  for (cache::FrameStore* frame : call.frames) {
-    cache::HeadStore& head = frame->heads()[tile.kv_head];
-    if (head.staged.size()) {
-      if (!raw.n) raw = prepare_raw(tile, slot.raw);
-      work(segment_of(head.staged, layer.raw_geometry), raw, raw_view(state, layer), &head.staged);
-    }
-    if (!head.hi.size() && !head.lo.size()) continue;
-    const Rows rows = prepare_for_tier(tile, head.transform.key, slot.tier);
-    const State view = tier_view(state, layer, tile.n_rows(), head.transform.value);
-    if (head.hi.size()) work(segment_of(head.hi, layer.tier_geometry), rows, view, &head.hi);
-    if (head.lo.size()) {
-      const Rows lo_rows = with_expected_error(tile, head.transform.key, head.lo.layout(), rows, slot.tier);
-      work(segment_of(head.lo, layer.tier_geometry), lo_rows, view, static_cast<cache::Tier*>(nullptr));
-    }
-  }
+uint32_t blocks_of(const cache::Tier& tier) { return (tier.size() + kLanes - 1) / kLanes; }
+
+// Blocks of a tier that a part of `n` takes.
+std::pair<uint32_t, uint32_t> part_of(const cache::Tier& tier, uint32_t part, uint32_t n) {
+  const auto at = [&](uint32_t i) { return uint32_t(uint64_t{blocks_of(tier)} * i / n); };
+  return {at(part), at(part + 1)};
 }
 
-uint32_t blocks_of(const Segment& segment) { return (segment.n_tokens + kLanes - 1) / kLanes; }
+// A step's blocks of a part.
+std::span<const uint8_t> first_step(const cache::Tier& tier, uint32_t part, uint32_t n) {
+  const auto [begin, end] = part_of(tier, part, n);
+  const size_t stride = tier.layout().bytes;
+  return {tier.blocks() + begin * stride, std::min(end - begin, kStepBlocks) * stride};
+}
+
+// Calls work(tier, segment, rows, view, next) for every non-empty tier of the head: view(state) is what the kernels see of a state
+// there, next the tier that follows or null.
+template <typename Work>
+void for_each_tier(const Call& call, const RowTile& tile, ThreadSlot& slot, Work work) {
+  const LayerCache::Impl& layer = call.layer;
+  slot.tiers.clear();
+  for (cache::FrameStore* frame : call.frames) {
+    cache::HeadStore& head = frame->heads()[tile.kv_head];
+    for (cache::Tier* tier : {&head.staged, &head.hi, &head.lo}) {
+      if (tier->size()) slot.tiers.push_back({&head, tier});
+    }
+  }
+  Rows raw, rows;
+  const cache::HeadStore* prepared = nullptr;
+  for (size_t i = 0; i < slot.tiers.size(); ++i) {
+    const TierOfHead at = slot.tiers[i];
+    const cache::Tier* next = i + 1 < slot.tiers.size() ? slot.tiers[i + 1].tier : nullptr;
+    if (at.staged()) {
+      if (!raw.n) raw = prepare_raw(tile, slot.raw);
+      work(at, segment_of(*at.tier, layer.raw_geometry), raw, [&](RowState& state) { return raw_view(state, layer); }, next);
+      continue;
+    }
+    const codec::Axes &key = at.head->transform.key, &value = at.head->transform.value;
+    if (prepared != at.head) rows = prepare_for_tier(tile, key, slot.tier);
+    prepared = at.head;
+    const Rows of_tier = at.scored() ? rows : with_expected_error(tile, key, at.tier->layout(), rows, slot.tier);
+    work(at, segment_of(*at.tier, layer.tier_geometry), of_tier,
+         [&](RowState& state) { return tier_view(state, layer, tile.n_rows(), value); }, next);
+  }
+}
 
 // The rows are taken for the last tokens that were put in the frame, which they are unless several sequences share the call.
 void sample_queries(const Call& call, const RowTile& tile, const cache::FrameStore& frame, cache::HeadStore& head) {
@@ -131,27 +184,29 @@ void note_queries(const Call& call, const RowTile& tile) {
 
 // ---------------------------------------------------------------- a generation step
 
-// Blocks of a segment that a split takes.
-std::pair<uint32_t, uint32_t> split_range(uint32_t n_blocks, uint32_t split, uint32_t n_splits) {
-  return {uint32_t(uint64_t{n_blocks} * split / n_splits), uint32_t(uint64_t{n_blocks} * (split + 1) / n_splits)};
-}
-
-void run_split(const Call& call, const RowTile& tile, uint32_t split, ThreadSlot& slot) {
-  Partial& partial = call.workspace.partial(call.head_index(tile.kv_head), split);
-  reset(partial.state, call.layer, tile.n_rows());
+// Splits [first, last) one after the other in each segment: the queries are prepared once.
+void run_splits(const Call& call, const RowTile& tile, uint32_t first, uint32_t last, ThreadSlot& slot) {
+  const auto partial = [&](uint32_t split) -> Partial& { return call.workspace.partial(call.head_index(tile.kv_head), split); };
+  for (uint32_t split = first; split < last; ++split) reset(partial(split).state, call.layer, tile.n_rows());
   const MaskTile mask = mask_for(call, tile, slot);
   const Scratch scratch = scratch_for(slot, call.layer, tile.n_rows());
   size_t n_kept = 0;
-  for_each_segment(call, tile, slot, partial.state, [&](const Segment& segment, const Rows& rows, const State& state,
-                                                        cache::Tier* scored) {
-    float* keep = nullptr;
-    if (scored && call.scoring()) {
-      if (partial.kept.size() == n_kept) partial.kept.emplace_back();
-      partial.kept[n_kept].resize(size_t{rows.n} * segment.n_tokens);
-      keep = partial.kept[n_kept++].data();
+  for_each_tier(call, tile, slot, [&](TierOfHead at, Segment segment, const Rows& rows, auto view, const cache::Tier* next) {
+    const bool keeps = at.scored() && call.scoring();
+    for (uint32_t split = first; split < last; ++split) {
+      float* keep = nullptr;
+      if (keeps) {
+        auto& kept = partial(split).kept;
+        if (kept.size() == n_kept) kept.emplace_back();
+        kept[n_kept].resize(size_t{rows.n} * segment.n_tokens);
+        keep = kept[n_kept].data();
+      }
+      const auto [begin, end] = part_of(*at.tier, split, call.n_splits);
+      if (split + 1 < last) segment.next = first_step(*at.tier, split + 1, call.n_splits);
+      else segment.next = next ? first_step(*next, first, call.n_splits) : std::span<const uint8_t>();
+      kernels().attend(segment, begin, end, rows, mask, call.args.softcap, view(partial(split).state), keep, segment.n_tokens, scratch);
     }
-    const auto [begin, end] = split_range(blocks_of(segment), split, call.n_splits);
-    kernels().attend(segment, begin, end, rows, mask, call.args.softcap, state, keep, segment.n_tokens, scratch);
+    n_kept += keeps;
   });
 }
 
@@ -161,7 +216,7 @@ void add_kept_scores(const Call& call, const RowTile& tile, cache::Tier& tier, s
   slot.sums.assign(n, 0.0f);
   for (uint32_t split = 0; split < call.n_splits; ++split) {
     const auto& kept = call.workspace.partial(call.head_index(tile.kv_head), split).kept[kept_index];
-    const auto [begin, end] = split_range(tier.n_blocks(), split, call.n_splits);
+    const auto [begin, end] = part_of(tier, split, call.n_splits);
     const uint32_t first = begin * kLanes, last = std::min(n, end * kLanes);
     if (first >= last) continue;
     kernels().score_kept(kept.data() + first, n, last - first, tile.n_rows(), state.max.data(), slot.inverse_sum.data(),
@@ -192,25 +247,22 @@ void run_tile(const Call& call, const RowTile& tile, ThreadSlot& slot) {
   reset(slot.state, call.layer, tile.n_rows());
   const MaskTile mask = mask_for(call, tile, slot);
   const Scratch scratch = scratch_for(slot, call.layer, tile.n_rows());
-  for_each_segment(call, tile, slot, slot.state,
-                   [&](const Segment& segment, const Rows& rows, const State& state, cache::Tier*) {
-                     kernels().attend(segment, 0, blocks_of(segment), rows, mask, call.args.softcap, state, nullptr, 0,
-                                      scratch);
-                   });
+  for_each_tier(call, tile, slot, [&](TierOfHead at, const Segment& segment, const Rows& rows, auto view, const cache::Tier*) {
+    kernels().attend(segment, 0, blocks_of(*at.tier), rows, mask, call.args.softcap, view(slot.state), nullptr, 0, scratch);
+  });
   finish(tile, slot.state, slot.inverse_sum);
   if (!call.scoring()) return;
 
   std::vector<float>& scores = slot.scores[call.head_index(tile.kv_head)];
   size_t first = 0;
-  for_each_segment(call, tile, slot, slot.state,
-                   [&](const Segment& segment, const Rows& rows, const State&, cache::Tier* scored) {
-                     if (!scored) return;
-                     const size_t last = first + segment.n_tokens;
-                     if (scores.size() < last) scores.resize(last, 0.0f);
-                     kernels().score(segment, 0, blocks_of(segment), rows, mask, call.args.softcap,
-                                     slot.state.max.data(), slot.inverse_sum.data(), scores.data() + first, scratch);
-                     first = last;
-                   });
+  for_each_tier(call, tile, slot, [&](TierOfHead at, const Segment& segment, const Rows& rows, auto, const cache::Tier*) {
+    if (!at.scored()) return;
+    const size_t last = first + segment.n_tokens;
+    if (scores.size() < last) scores.resize(last, 0.0f);
+    kernels().score(segment, 0, blocks_of(*at.tier), rows, mask, call.args.softcap, slot.state.max.data(), slot.inverse_sum.data(),
+                    scores.data() + first, scratch);
+    first = last;
+  });
 }
 
 void finish_chunk(const Call& call, uint32_t kv_head) {
@@ -239,17 +291,26 @@ void commit_head(const Call& call, uint32_t kv_head, ThreadSlot& slot) {
   }
 }
 
-void run_item(const Call& call, uint32_t kv_head, uint32_t part, ThreadSlot& slot) {
-  const uint32_t first = call.step() ? 0 : part * call.tile_tokens;
-  const uint32_t n_tokens = std::min(call.tile_tokens, call.args.n_tokens - first);
-  const RowTile tile{call.args, call.layer, kv_head, first, n_tokens};
-  if (!call.step() || part == 0) note_queries(call, tile);
-  call.step() ? run_split(call, tile, part, slot) : run_tile(call, tile, slot);
-
+// Items [first, last) of a KV head.
+void run_items(const Call& call, uint32_t kv_head, uint32_t first, uint32_t last, ThreadSlot& slot) {
+  const auto tile_at = [&](uint32_t first_token) {
+    return RowTile{call.args, call.layer, kv_head, first_token, std::min(call.tile_tokens, call.args.n_tokens - first_token)};
+  };
+  if (call.step()) {
+    const RowTile tile = tile_at(0);
+    if (first == 0) note_queries(call, tile);
+    run_splits(call, tile, first, last, slot);
+  } else {
+    for (uint32_t i = first; i < last; ++i) {
+      const RowTile tile = tile_at(i * call.tile_tokens);
+      note_queries(call, tile);
+      run_tile(call, tile, slot);
+    }
+  }
   std::atomic<uint32_t>& done = call.workspace.done[call.head_index(kv_head)];
-  if (done.fetch_add(1, std::memory_order_acq_rel) + 1 != call.items_per_head()) return;
+  if (done.fetch_add(last - first, std::memory_order_acq_rel) + last - first != call.items_per_head()) return;
   done.store(0, std::memory_order_relaxed);
-  call.step() ? finish_step(call, tile, slot) : finish_chunk(call, kv_head);
+  call.step() ? finish_step(call, tile_at(0), slot) : finish_chunk(call, kv_head);
   if (call.args.commit) commit_head(call, kv_head, slot);
 }
 
@@ -290,28 +351,21 @@ Status LayerCache::attend(std::span<const AttendArgs> calls, Workspace& workspac
     if (const Status status = attention::check(args, impl_->shape); !status) return status;
   }
   try {
-    uint32_t item = 0, first_head = 0;
-    for (const AttendArgs& args : calls) {
-      std::vector<cache::FrameStore*>& frames = scratch.threads[thread].frames;
-      frames.clear();
-      attention::Call call{args, *impl_, scratch, first_head, frames};
-      first_head += impl_->shape.n_kv_heads;
-      if (args.n_tokens == 0) continue;
-      if (args.frames.empty()) {
-        for (const auto& frame : impl_->frames) {
-          if (frame) frames.push_back(frame.get());
-        }
+    const auto for_each_call = [&](auto work) {
+      uint32_t first_head = 0;
+      for (const AttendArgs& args : calls) {
+        if (args.n_tokens) work(attention::plan(args, *impl_, scratch, first_head, scratch.threads[thread].frames));
+        first_head += impl_->shape.n_kv_heads;
       }
-      for (const FrameId id : args.frames) {
-        if (cache::FrameStore* frame = impl_->frame(id)) frames.push_back(frame);
+    };
+    attention::Shares shares{.n_threads = n_threads};
+    for_each_call([&](const attention::Call& call) { shares.total += call.n_heads() * call.items_per_head() * call.item_cost(); });
+    for_each_call([&](const attention::Call& call) {
+      for (uint32_t head = 0; head < call.n_heads(); ++head) {
+        const auto [first, last] = shares.next(thread, call.items_per_head(), call.item_cost());
+        if (first < last) attention::run_items(call, head, first, last, scratch.threads[thread]);
       }
-      attention::plan(call);
-      for (uint32_t head = 0; head < impl_->shape.n_kv_heads; ++head) {
-        for (uint32_t part = 0; part < call.items_per_head(); ++part, ++item) {
-          if (item % n_threads == thread) attention::run_item(call, head, part, scratch.threads[thread]);
-        }
-      }
-    }
+    });
   } catch (const std::bad_alloc&) {
     return Error{"out of memory in attention; use fewer or shorter contexts"};
   }

@@ -39,6 +39,7 @@ struct Segment {
   const codec::BlockLayout* layout = nullptr;
   const Geometry* geometry = nullptr;
   uint32_t n_tokens = 0;
+  std::span<const uint8_t> next;  ///< what will be read after the blocks that are asked for: fetched ahead
 };
 
 /// Queries prepared for a geometry, with the softmax scale folded in. Memory of the caller, written by Kernels::prepare_row.

@@ -168,14 +168,17 @@ HWY_ATTR inline bool StepLogits(const StepArgs& args, uint32_t first_token, cons
   return true;
 }
 
-// What the step at blocks [first, first + n) fetches: the blocks that follow, up to `end`, in as many calls as it has tiles.
+// What the step at blocks [first, first + n) fetches: the blocks that follow, up to `end`, or what comes then, in as many calls as it
+// has tiles.
 HWY_ATTR inline Ahead FetchAfter(const Segment& segment, uint32_t first, uint32_t n, uint32_t end, uint32_t n_rows,
                                  bool values) {
   const Geometry& geometry = *segment.geometry;
-  const uint8_t* next = segment.blocks + (first + n) * segment.layout->bytes;
+  const size_t stride = segment.layout->bytes;
   const size_t n_tiles = geometry.pairs_k.size() + (values ? geometry.pairs_v.size() : 0);
-  const uint32_t n_fetched = HWY_MIN(kStepBlocks, end - first - n);
-  return {next, next, n_fetched * segment.layout->bytes / (n * n_tiles * RowChunks(n_rows))};
+  const uint32_t n_left = end - first - n;
+  const std::span<const uint8_t> next =
+      n_left ? std::span(segment.blocks + (first + n) * stride, HWY_MIN(kStepBlocks, n_left) * stride) : segment.next;
+  return {next.data(), next.data(), next.size() / (n * n_tiles * RowChunks(n_rows))};
 }
 
 void Attend(const Segment& segment, uint32_t begin, uint32_t end, const Rows& rows, const MaskTile& mask, float softcap,

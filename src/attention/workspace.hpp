@@ -31,8 +31,17 @@ struct Partial {
   std::vector<std::vector<float>> kept;  ///< [scored segment][rows * n_tokens]: logits, in this split's blocks only
 };
 
+struct TierOfHead {
+  cache::HeadStore* head;
+  cache::Tier* tier;
+
+  bool staged() const { return tier == &head->staged; }
+  bool scored() const { return tier != &head->lo; }
+};
+
 struct ThreadSlot {
   std::vector<cache::FrameStore*> frames;  ///< of the present call
+  std::vector<TierOfHead> tiers;           ///< of the present head
   PreparedRows raw, tier;
   RowState state;
   std::vector<float> mask_low, mask_high, logits, factors, decoded, weights, inverse_sum, sums;
