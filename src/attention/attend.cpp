@@ -1,7 +1,7 @@
 // LayerCache::attend: cuts the work of a call into items for the threads, and runs the kernels over staged, hi and lo.
 //
-// A generation step (one query token) has an item for each KV head, and in long contexts several that split the blocks; the thread that finishes a head last merges, writes the output, adds the importance scores
-// from kept logits and commits the head. A chunk (more tokens) has an item for each KV head and tile of tokens, each with
+// A generation step (one query token) has an item for each KV head, and in long contexts several that split the blocks; the thread that
+// finishes a head last merges, writes the output, adds the importance scores from kept logits and commits the head. A chunk (more tokens) has an item for each KV head and tile of tokens, each with
 // its own output; scores need the finished softmax, hence a second QK pass, summed per thread and then over threads, so
 // that the result does not depend on timing. No barrier is needed in either case.
 #include <algorithm>
@@ -74,7 +74,9 @@ struct Shares {
   // The thread's part of the next n items.
   std::pair<uint32_t, uint32_t> next(uint32_t thread, uint32_t n, double cost) {
     // The first item whose middle is in the share of thread t or later.
-    const auto first = [&](uint32_t t) { return uint32_t(std::clamp(std::ceil((total * t / n_threads - before) / cost - 0.5), 0.0, double(n))); };
+    const auto first = [&](uint32_t t) {
+      return uint32_t(std::clamp(std::ceil((total * t / n_threads - before) / cost - 0.5), 0.0, double(n)));
+    };
     const std::pair<uint32_t, uint32_t> result{first(thread), first(thread + 1)};
     before += n * cost;
     return result;
@@ -113,15 +115,13 @@ MaskTile mask_for(const Call& call, const RowTile& tile, ThreadSlot& slot) {
   return {&mask, slot.mask_low.data(), high, tile.first_token, tile.group(), slopes};
 }
 
-uint32_t blocks_of(const cache::Tier& tier) { return (tier.size() + kLanes - 1) / kLanes; }
-
 // Blocks of a tier that a part of `n` takes.
 std::pair<uint32_t, uint32_t> part_of(const cache::Tier& tier, uint32_t part, uint32_t n) {
-  const auto at = [&](uint32_t i) { return uint32_t(uint64_t{blocks_of(tier)} * i / n); };
+  const auto at = [&](uint32_t i) { return uint32_t(uint64_t{tier.n_blocks()} * i / n); };
   return {at(part), at(part + 1)};
 }
 
-// A step's blocks of a part.
+// The blocks of a part's first step.
 std::span<const uint8_t> first_step(const cache::Tier& tier, uint32_t part, uint32_t n) {
   const auto [begin, end] = part_of(tier, part, n);
   const size_t stride = tier.layout().bytes;
@@ -248,7 +248,7 @@ void run_tile(const Call& call, const RowTile& tile, ThreadSlot& slot) {
   const MaskTile mask = mask_for(call, tile, slot);
   const Scratch scratch = scratch_for(slot, call.layer, tile.n_rows());
   for_each_tier(call, tile, slot, [&](TierOfHead at, const Segment& segment, const Rows& rows, auto view, const cache::Tier*) {
-    kernels().attend(segment, 0, blocks_of(*at.tier), rows, mask, call.args.softcap, view(slot.state), nullptr, 0, scratch);
+    kernels().attend(segment, 0, at.tier->n_blocks(), rows, mask, call.args.softcap, view(slot.state), nullptr, 0, scratch);
   });
   finish(tile, slot.state, slot.inverse_sum);
   if (!call.scoring()) return;
@@ -259,7 +259,7 @@ void run_tile(const Call& call, const RowTile& tile, ThreadSlot& slot) {
     if (!at.scored()) return;
     const size_t last = first + segment.n_tokens;
     if (scores.size() < last) scores.resize(last, 0.0f);
-    kernels().score(segment, 0, blocks_of(*at.tier), rows, mask, call.args.softcap, slot.state.max.data(), slot.inverse_sum.data(),
+    kernels().score(segment, 0, at.tier->n_blocks(), rows, mask, call.args.softcap, slot.state.max.data(), slot.inverse_sum.data(),
                     scores.data() + first, scratch);
     first = last;
   });
@@ -380,7 +380,7 @@ uint64_t Workspace::bytes() const {
     for (const attention::PreparedRows* rows : {&slot.raw, &slot.tier}) {
       add(rows->q, rows->q_sums, rows->q_steps, rows->q_parts, rows->bias, rows->errors, rows->bias_with_error);
     }
-    add(slot.mask_low, slot.mask_high, slot.logits, slot.factors, slot.decoded, slot.weights, slot.inverse_sum,
+    add(slot.tiers, slot.mask_low, slot.mask_high, slot.logits, slot.factors, slot.decoded, slot.weights, slot.inverse_sum,
         slot.sums);
     add_state(slot.state);
     for (const auto& scores : slot.scores) add(scores);
