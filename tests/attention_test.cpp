@@ -206,6 +206,53 @@ TEST(AttentionTest, WeightsBesideASinkLeaveNoBias) {
   }
 }
 
+// Staged tokens of bytes have coordinates of their own, and so have those that come after they got them.
+TEST_P(AttentionSpecTest, StagedInBytes) {
+  Random random(42);
+  const LayerShape shape{6, 2, 64, 40};
+  auto layer = make_layer(shape, GetParam());
+  Tokens tokens(shape, 110, random);
+  for (size_t t = 0; t < 110; ++t)
+    for (uint32_t c = 0; c < 64; ++c) tokens.key(t, 1)[c] += 30.0f * float(c % 3 == 0);
+  const auto put_some = [&](uint32_t first, uint32_t n) {
+    ASSERT_TRUE(layer->put(0, cell_range(first, n), tokens.k.data() + first * tokens.k_stride, tokens.k_stride,
+                           tokens.v.data() + first * tokens.v_stride, tokens.v_stride).ok());
+  };
+  const bool quantised = format_bits(layer->spec().hi) < 16 || (layer->spec().lo != Format::evict && !layer->spec().uncompressed());
+  const auto bytes_per_token = [&] { return layer->memory_usage().staged / layer->memory_usage().n_staged_tokens; };
+  put_some(0, 10);
+  const uint64_t of_f16 = bytes_per_token(), in_bytes = quantised ? of_f16 / 2 : of_f16;
+  layer->stage_in_bytes(true);
+  EXPECT_EQ(bytes_per_token(), of_f16) << "no centre can be told from 10 tokens";
+  put_some(10, 61);
+  EXPECT_EQ(bytes_per_token(), of_f16);
+  layer->stage_in_bytes(false);
+  layer->stage_in_bytes(true);
+  EXPECT_EQ(bytes_per_token(), in_bytes);
+  layer->stage_in_bytes(false);
+  put_some(71, 39);
+  EXPECT_EQ(bytes_per_token(), in_bytes);
+  for (uint32_t head = 0; head < 2; ++head) {
+    for (const StoredToken& token : layer->dump(0, head)) {
+      ASSERT_EQ(token.tier, TierName::staged);
+      // 255 steps over less than 12 deviations, to the nearest; the group's offset is a half.
+      for (uint32_t c = 0; c < 64; ++c) EXPECT_NEAR(token.k[c], tokens.key(token.cell, head)[c], 0.03) << "a centre of 30 takes no steps";
+      for (uint32_t c = 0; c < 40; ++c) EXPECT_NEAR(token.v[c], tokens.value(token.cell, head)[c], 0.03);
+    }
+  }
+  for (const uint32_t n_tokens : {1u, 9u, 39u}) {
+    Request request(shape, n_tokens, random);
+    request.set_causal(Mask::Type::f32, 110, 110 - n_tokens);
+    request.record = true;
+    check(*layer, request, {0}, {1, 2});
+    if (HasFatalFailure()) return;
+  }
+  commit(*layer, 0);
+  put(*layer, 0, cell_range(110, 3), Tokens(shape, 3, random));  // halves, if anything was compressed
+  Request last(shape, 1, random);
+  check(*layer, last, {0});
+}
+
 TEST_P(AttentionSpecTest, FramesOfDifferentCoordinates) {
   Random random(35);
   const LayerShape shape{4, 2, 64, 64};

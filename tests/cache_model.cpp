@@ -15,7 +15,7 @@ constexpr uint32_t kFrameTokens = 16;  // a centre of fewer tokens means nothing
 
 std::ostream& operator<<(std::ostream& out, const Operation& operation) {
   const char* const names[] = {"put", "attend", "step", "commit", "commit_all", "erase", "erase_range", "clear",
-                               "retain", "reload", "copy", "rotate", "lower"};
+                               "retain", "reload", "copy", "rotate", "lower", "stage_in_bytes"};
   return out << names[size_t(operation.kind)] << "(frame " << operation.frame << ", cell " << operation.cell << ", count "
              << operation.count << ")";
 }
@@ -24,7 +24,7 @@ rc::Gen<Operation> any_operation() {
   const auto kind = rc::gen::weightedElement<Kind>({{6, Kind::put}, {3, Kind::attend}, {6, Kind::step}, {4, Kind::commit},
                                                     {1, Kind::commit_all}, {3, Kind::erase}, {1, Kind::erase_range},
                                                     {1, Kind::clear}, {2, Kind::retain}, {2, Kind::reload}, {1, Kind::copy},
-                                                    {1, Kind::rotate}, {1, Kind::lower}});
+                                                    {1, Kind::rotate}, {1, Kind::lower}, {2, Kind::stage_in_bytes}});
   return rc::gen::apply([](Kind k, uint32_t frame, uint32_t cell, uint32_t count) { return Operation{k, frame, cell, count}; },
                         kind, rc::gen::inRange(0u, 2u), rc::gen::inRange(0u, kCells), rc::gen::inRange(0u, 40u));
 }
@@ -59,6 +59,7 @@ void Model::apply(const Operation& operation) {
     case Kind::copy: copy(); break;
     case Kind::rotate: rotate(frame, first, operation.count); break;
     case Kind::lower: lower(); break;
+    case Kind::stage_in_bytes: stage_in_bytes(operation.count > 9); break;
   }
   check();
 }
@@ -188,6 +189,14 @@ void Model::lower() {
   }
 }
 
+void Model::stage_in_bytes(bool on) {
+  RC_ASSERT(attempt([&] {
+    layer_->stage_in_bytes(on);
+    return Status{};
+  }).ok());
+  in_bytes_ |= on;
+}
+
 void Model::forget(Frame& model, Cell first, Cell last) {
   model.cells.erase(model.cells.lower_bound(first), model.cells.lower_bound(last));
   for (auto& tiers : model.tiers) tiers.erase(tiers.lower_bound(first), tiers.lower_bound(last));
@@ -272,11 +281,11 @@ void Model::check_payload(const StoredToken& token, float value) {
   RC_ASSERT(token.v.size() == (evicted ? 0 : kShape.head_dim_v));
   if (evicted) return;
   const Spec& spec = layer_->spec();
-  const bool exact = token.tier == TierName::staged || !(spec.needs_frame() || spec.hadamard);
+  const bool staged = token.tier == TierName::staged, exact = staged || !(spec.needs_frame() || spec.hadamard);
   if (spec.balancer && !exact) return;  // its b may spread a constant row over any range
   // A centre is a half, and so is the zero of a group of k - mu: two roundings of at most 32. A rotated constant row of
   // 16 is one channel of 4 * 16 among zeros: half a step of 64 / 3 at INT2, spread over the row again by 1/4 or 1/sqrt(8).
-  const double k_bound = exact ? 0.0 : spec.hadamard ? 16.0 : 2.0 * half_rounding(32.0);
+  const double k_bound = exact && !in_bytes_ ? 0.0 : spec.hadamard && !staged ? 16.0 : 2.0 * half_rounding(32.0);
   for (const float x : token.k) RC_ASSERT(std::abs(double(x) - value) <= k_bound);
   for (const float x : token.v) RC_ASSERT(std::abs(double(x) + value) <= (exact || !spec.hadamard ? 0.0 : 16.0));
 }
@@ -286,7 +295,7 @@ void Model::check_bytes(const MemoryUsage& usage, const TierCounts& counts) {
   const uint64_t elements = kShape.head_dim_k + kShape.head_dim_v;
   const uint64_t padded = 16 + 16;  // head dimensions may be padded to 16 channels
   const auto within = [](uint64_t bytes, uint64_t low, uint64_t high) { return bytes >= low && bytes <= high; };
-  RC_ASSERT(within(usage.staged, counts.staged * elements * 2, counts.staged * padded * 2));
+  RC_ASSERT(within(usage.staged, counts.staged * elements * (in_bytes_ ? 1 : 2), counts.staged * padded * 2));
   const uint64_t hi_bits = format_bits(spec.hi), lo_bits = format_bits(spec.lo);
   RC_ASSERT(within(usage.hi, counts.hi * elements * hi_bits / 8, counts.hi * padded * hi_bits / 8));
   const uint64_t least = spec.mixed() ? 1 : lo_bits, most = spec.mixed() ? 4 : lo_bits;

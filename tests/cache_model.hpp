@@ -14,7 +14,7 @@
 
 namespace mikv::test {
 
-enum class Kind { put, attend, step, commit, commit_all, erase, erase_range, clear, retain, reload, copy, rotate, lower };
+enum class Kind { put, attend, step, commit, commit_all, erase, erase_range, clear, retain, reload, copy, rotate, lower, stage_in_bytes };
 
 /// One operation; the numbers mean what its kind needs.
 struct Operation {
@@ -64,6 +64,7 @@ class Model {
   void copy();
   void rotate(FrameId frame, Cell first, uint32_t count);
   void lower();
+  void stage_in_bytes(bool on);
   static void forget(Frame& model, Cell first, Cell last);
   /// What commit() must have done, given the tiers before it; `failed`: in some heads only, perhaps.
   void committed(FrameId frame, bool failed);
@@ -77,6 +78,7 @@ class Model {
   Random random_;
   uint32_t n_put_ = 0;
   bool heads_differ_ = false;  ///< a commit failed: some heads may have compressed what others have staged
+  bool in_bytes_ = false;      ///< staged tokens may be
   std::map<FrameId, Frame> frames_;
 };
 

@@ -137,7 +137,8 @@ TEST_P(FaultTest, AnySequenceOfOperationsWithoutMemory) {
 
 // The allocations of one long life fail, one after the other.
 TEST_P(FaultTest, TheNthAllocationFails) {
-  std::vector<Operation> life = {{Kind::put, 0, 0, 39}, {Kind::put, 1, 60, 30}, {Kind::attend, 0, 0, 3}, {Kind::commit_all, 0, 0, 0}};
+  std::vector<Operation> life = {{Kind::put, 0, 0, 39}, {Kind::put, 1, 60, 30}, {Kind::stage_in_bytes, 0, 0, 10},
+                                 {Kind::put, 1, 20, 9}, {Kind::attend, 0, 0, 3}, {Kind::commit_all, 0, 0, 0}};
   for (uint32_t i = 0; i < 20; ++i) life.push_back({Kind::step, i % 2, 50 + i, 1});
   for (const Operation& operation : {Operation{Kind::put, 0, 90, 35}, Operation{Kind::step, 0, 80, 1}, Operation{Kind::reload, 0, 0, 3},
                                      Operation{Kind::copy, 0, 0, 0}, Operation{Kind::lower, 0, 0, 0}, Operation{Kind::erase, 0, 3, 20},

@@ -25,13 +25,15 @@ constexpr LayerShape kShape{6, 2, 32, 16};
 
 class SavedFrameTest : public testing::TestWithParam<const char*> {
  protected:
-  void fill(LayerCache& layer, Random& random, bool compressed = true) {
+  enum class Prompt { staged, in_bytes, compressed };
+  void fill(LayerCache& layer, Random& random, Prompt as = Prompt::compressed) {
     Tokens prompt(kShape, 90, random);
     put(layer, 0, cell_range(5, 90), prompt);
     Request request(kShape, 80, random);  // some queries are sampled
     request.record = true;
     run(layer, request);
-    if (compressed) commit(layer, 0);
+    if (as == Prompt::in_bytes) layer.stage_in_bytes(true);
+    if (as == Prompt::compressed) commit(layer, 0);
     Tokens more(kShape, 7, random);  // some stay staged
     put(layer, 0, cell_range(200, 7), more);
   }
@@ -49,22 +51,27 @@ class SavedFrameTest : public testing::TestWithParam<const char*> {
 
 TEST_P(SavedFrameTest, GoesOnAsIfNothingHadHappened) {
   Random random(31);
-  const auto original = make_layer(kShape, GetParam()), other = make_layer(kShape, GetParam());
-  fill(*original, random);
-  const std::vector<uint8_t> bytes = save(*original);
-  auto loaded = other->load_frame(bytes, uint32_t(cells().size()));
-  ASSERT_TRUE(loaded.ok()) << loaded.error();
-  ASSERT_TRUE(other->adopt_frame(0, std::move(loaded).value(), cells()).ok());
-  for (int step = 0; step < 40; ++step) {
-    Tokens token(kShape, 1, random);
-    Request request(kShape, 1, random);
-    request.record = request.commit = true;
-    std::vector<std::vector<float>> outs;
-    for (LayerCache* layer : {original.get(), other.get()}) {
-      put(*layer, 0, cell_range(300 + Cell(step), 1), token);
-      outs.push_back(run(*layer, request));
+  for (const Prompt as : {Prompt::compressed, Prompt::staged, Prompt::in_bytes}) {
+    SCOPED_TRACE(int(as));
+    const auto original = make_layer(kShape, GetParam()), other = make_layer(kShape, GetParam());
+    fill(*original, random, as);
+    const std::vector<uint8_t> bytes = save(*original);
+    auto loaded = other->load_frame(bytes, uint32_t(cells().size()));
+    ASSERT_TRUE(loaded.ok()) << loaded.error();
+    ASSERT_TRUE(other->adopt_frame(0, std::move(loaded).value(), cells()).ok());
+    EXPECT_EQ(original->memory_usage().staged, other->memory_usage().staged);
+    for (int step = 0; step < 40; ++step) {
+      Tokens token(kShape, 1, random);
+      Request request(kShape, 1, random);
+      request.record = true;
+      request.commit = step >= 2;
+      std::vector<std::vector<float>> outs;
+      for (LayerCache* layer : {original.get(), other.get()}) {
+        put(*layer, 0, cell_range(300 + Cell(step), 1), token);
+        outs.push_back(run(*layer, request));
+      }
+      ASSERT_EQ(outs[0], outs[1]) << "step " << step;
     }
-    ASSERT_EQ(outs[0], outs[1]) << "step " << step;
   }
 }
 
@@ -125,13 +132,15 @@ TEST_P(SavedFrameTest, CutBytesAreRefused) {
 // Without a checksum in the way: whatever is accepted must be safe to attend, commit and save.
 TEST_P(SavedFrameTest, AnyBytesAreHarmless) {
   Random random(35);
-  const auto layer = make_layer(kShape, GetParam()), staged = make_layer(kShape, GetParam());
-  fill(*layer, random);
-  fill(*staged, random, false);
-  const std::vector<uint8_t> bytes = save(*layer), bytes_of_staged = save(*staged);
+  std::vector<std::vector<uint8_t>> good;
+  for (const Prompt as : {Prompt::staged, Prompt::in_bytes, Prompt::compressed}) {
+    const auto layer = make_layer(kShape, GetParam());
+    fill(*layer, random, as);
+    good.push_back(save(*layer));
+  }
   int accepted = 0;
-  for (int trial = 0; trial < 600; ++trial) {
-    std::vector<uint8_t> bad = trial % 3 ? bytes : bytes_of_staged;
+  for (int trial = 0; trial < 900; ++trial) {
+    std::vector<uint8_t> bad = good[size_t(trial) % good.size()];
     for (int change = 0; change <= trial % 4; ++change) {
       bad[random.below(uint32_t(bad.size()))] = uint8_t(random.below(256));
     }

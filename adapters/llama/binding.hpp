@@ -187,7 +187,8 @@ class Binding {
   uint32_t n_ubatch_;
   /// There is no room for the step in f16: prompts are compressed with it, once they have so many tokens.
   std::optional<uint32_t> pressed_from_;
-  bool was_pressed_ = false;  ///< that was said
+  bool was_pressed_ = false;      ///< that was said
+  bool staged_in_bytes_ = false;  ///< some prompt had no room in f16
   bool shifting_ = false;
   mutable std::mutex failure_mutex_;
   Status failure_;

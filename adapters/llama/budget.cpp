@@ -17,7 +17,7 @@ constexpr double kFairKeep = 0.04, kLeastKeep = 0.01;
 // Below 2 bits answers fall apart (docs/frontier.md).
 constexpr double kLeastBits = 2.0, kBitsStep = 0.25;
 
-// What becomes of staged tokens takes no more than this part of what they take.
+// What becomes of staged tokens takes no more than this part of what they take in f16; all of that in bytes.
 constexpr uint64_t kCompressedShare = 2;
 
 // What a cache of so many bits costs in quality: mean KL divergence to the full cache over our three models, docs/frontier.md.
@@ -73,7 +73,7 @@ uint64_t Binding::bytes_of_step() const {
         waiting = layer.cache->growth(frame, n_waiting, n_ubatch_, false).lasting;
       }
       lasting += waiting > 0 ? std::max(waiting, growth.lasting) : growth.lasting;
-      of_layer += growth.transient + uint64_t(waiting) / kCompressedShare;
+      of_layer += growth.transient + uint64_t(waiting) / (staged_in_bytes_ ? 1 : kCompressedShare);
     }
     transient = std::max(transient, of_layer);
   }
@@ -87,13 +87,12 @@ int32_t Binding::make_room() {
     const uint64_t tiers = tier_bytes(), other = usage.total() > tiers ? usage.total() - tiers : 0;
     set_memory_limit(budget_ > other ? budget_ - other : 1);
     // What is staged can be compressed only while there is room for what becomes of a layer's share of it.
-    const uint64_t to_compress = spec_.uncompressed() ? 0 : usage.staged / std::max<size_t>(1, layers_.size()) / kCompressedShare;
+    const uint64_t to_compress =
+        spec_.uncompressed() ? 0 : usage.staged / std::max<size_t>(1, layers_.size()) / (staged_in_bytes_ ? 1 : kCompressedShare);
     const uint64_t needed = usage.total() + to_compress + bytes_of_step();
     return needed - std::min(needed, budget_);
   };
   const auto fits = [&] { return missing() == 0; };
-  pressed_from_.reset();
-  if (fits()) return 0;
   const auto commit = [&](uint32_t from) {
     bool done = true;
     sequences_.for_each_frame([&](FrameId frame) {
@@ -115,9 +114,28 @@ int32_t Binding::make_room() {
                  spec_.mixed() ? (" of " + std::to_string(spec_.bits).substr(0, 5) + " bits").c_str() : "", quality_of(spec_));
     return true;
   };
+  const auto stage_in_bytes = [&](bool on) {
+    if (on && !staged_in_bytes_) {
+      std::fprintf(stderr, "mikv: KV budget %s: where there is no room for a whole prompt in f16, what was read of it waits for its end in 8 bits "
+                           "(quality: next to none lost)\n", format_bytes(double(budget_)).c_str());
+    }
+    staged_in_bytes_ |= on;
+    for (const auto& [index, layer] : layers_) layer.cache->stage_in_bytes(on);
+  };
+  // Where it is enough, a smaller share in high precision: the rest of a prompt then reads its beginning in f16, and a frame that is
+  // frozen on a prompt's first few tokens would be bad for as long as it lives.
+  const auto smaller_share_does = [&] {
+    return spec_.keep > kFairKeep && missing() < Registry::get().totals().usage.hi / 2 && lower_once() && fits();
+  };
+  pressed_from_.reset();
+  stage_in_bytes(false);
+  if (fits()) return 0;
   if (!spec_.uncompressed()) {
+    stage_in_bytes(true);
+    if (fits()) return 0;
+    if (smaller_share_does()) return 0;
     if (!was_pressed_ && spec_.prefill == Prefill::exact) {
-      std::fprintf(stderr, "mikv: KV budget %s: where there is no room for a whole prompt in f16, what was read of it is compressed before its "
+      std::fprintf(stderr, "mikv: KV budget %s: where there is no room for a whole prompt in 8 bits, what was read of it is compressed before its "
                            "end (quality: streaming prefill, docs/frontier.md)\n", format_bytes(double(budget_)).c_str());
     }
     was_pressed_ = true;
@@ -138,9 +156,7 @@ int32_t Binding::make_room() {
       if (press(from)) return 0;
     }
     if (press(kFirstStreamedTokens)) return 0;
-    // A frame that is frozen on a prompt's first few tokens is bad for as long as it lives; a smaller share in high precision is not.
-    const bool would_do = missing() < Registry::get().totals().usage.hi / 2;
-    if (would_do && spec_.keep > kFairKeep && lower_once() && fits()) return 0;
+    if (smaller_share_does()) return 0;
     for (const uint32_t from : {kFirstTokens, 0u}) {
       if (press(from)) return 0;
     }

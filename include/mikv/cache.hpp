@@ -91,7 +91,7 @@ struct AttendArgs {
 
 /// Bytes by what they hold. Everything allocated for live data is in one of them.
 struct MemoryUsage {
-  uint64_t staged = 0;   ///< f16 payload not compressed yet (exact prefill), and the whole of an uncompressed cache
+  uint64_t staged = 0;   ///< payload not compressed yet, f16 or 8 bits (stage_in_bytes), and the whole of an uncompressed cache
   uint64_t hi = 0;       ///< codes of the hi tier
   uint64_t lo = 0;       ///< codes of the lo tier
   uint64_t scales = 0;   ///< scales and zeros of both tiers
@@ -227,6 +227,12 @@ class LayerCache {
   /// spec() tells what holds afterwards. Errors: out of memory, some heads may have been done then; a call that repeats it goes on.
   Status lower(double keep, double bits);
 
+  /// From now on, or no longer: as soon as 16 tokens of a frame are staged they have 8 bits an element instead of 16, encoded anew in place,
+  /// and so have those to come until the next commit; what attention reads differs little. For engines that would have to commit a prompt
+  /// before its end for want of room. What has bytes keeps them. Not where something is compressed already, or neither tier of the spec has
+  /// codes. Where memory for it runs out, tokens stay as they are.
+  void stage_in_bytes(bool on);
+
   /// Forgets cells, wherever they are. Unknown cells are no error.
   void erase(FrameId frame, std::span<const Cell> cells);
   void erase_if(FrameId frame, Cell first, Cell last);  ///< cells first..last-1
@@ -239,7 +245,7 @@ class LayerCache {
   /// positions. Slow; allocates nothing.
   void visit_keys(FrameId frame, const std::function<bool(Cell cell, uint32_t kv_head, std::span<float> key)>& visit);
 
-  /// Copies what the frame stores as halves in the engine's coordinates, which is everything under an uncompressed spec
+  /// Copies what the frame has staged as halves in the engine's coordinates, which is everything under an uncompressed spec
   /// (Spec::uncompressed): KV head h of cell c goes to k + c * k_stride + h * head_dim_k, and to v alike. Strides in halves.
   void read_f16(FrameId frame, uint16_t* k, size_t k_stride, uint16_t* v, size_t v_stride) const;
 

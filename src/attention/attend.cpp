@@ -141,18 +141,19 @@ void for_each_tier(const Call& call, const RowTile& tile, ThreadSlot& slot, Work
     }
   }
   Rows raw, rows;
-  const cache::HeadStore* prepared = nullptr;
+  const codec::Transform* prepared = nullptr;
   for (size_t i = 0; i < slot.tiers.size(); ++i) {
     const TierOfHead at = slot.tiers[i];
     const cache::Tier* next = i + 1 < slot.tiers.size() ? slot.tiers[i + 1].tier : nullptr;
-    if (at.staged()) {
+    if (at.in_engine_coordinates()) {
       if (!raw.n) raw = prepare_raw(tile, slot.raw);
       work(at, segment_of(*at.tier, layer.raw_geometry), raw, [&](RowState& state) { return raw_view(state, layer); }, next);
       continue;
     }
-    const codec::Axes &key = at.head->transform.key, &value = at.head->transform.value;
-    if (prepared != at.head) rows = prepare_for_tier(tile, key, slot.tier);
-    prepared = at.head;
+    const codec::Transform& transform = at.head->transform_of(*at.tier);
+    const codec::Axes &key = transform.key, &value = transform.value;
+    if (prepared != &transform) rows = prepare_for_tier(tile, key, slot.tier);
+    prepared = &transform;
     const Rows of_tier = at.scored() ? rows : with_expected_error(tile, key, at.tier->layout(), rows, slot.tier);
     work(at, segment_of(*at.tier, layer.tier_geometry), of_tier,
          [&](RowState& state) { return tier_view(state, layer, tile.n_rows(), value); }, next);

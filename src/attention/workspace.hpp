@@ -35,7 +35,7 @@ struct TierOfHead {
   cache::HeadStore* head;
   cache::Tier* tier;
 
-  bool staged() const { return tier == &head->staged; }
+  bool in_engine_coordinates() const { return tier == &head->staged && !head->staged_in_bytes(); }
   bool scored() const { return tier != &head->lo; }
 };
 

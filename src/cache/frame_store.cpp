@@ -57,6 +57,15 @@ bool FrameStore::compressed() const {
   return std::any_of(heads_.begin(), heads_.end(), [](const HeadStore& head) { return head.compressed(); });
 }
 
+bool FrameStore::staged_in_bytes() const { return std::ranges::any_of(heads_, &HeadStore::staged_in_bytes); }
+
+void FrameStore::stage_in_bytes(const Layouts& layouts) {
+  try {
+    for (HeadStore& head : heads_) head.stage_in_bytes(layouts);
+  } catch (const std::bad_alloc&) {  // the others stay in f16
+  }
+}
+
 void FrameStore::stage(std::span<const uint32_t> cells) {
   n_last_staged_ = 0;
   if (cells.empty()) return;

@@ -46,6 +46,9 @@ class FrameStore {
   uint32_t n_last_staged() const { return n_last_staged_; }
   uint32_t next_arrival() const { return next_arrival_; }
   bool compressed() const;
+  bool staged_in_bytes() const;
+  /// What LayerCache::stage_in_bytes() asks for.
+  void stage_in_bytes(const Layouts& layouts);
 
   /// Cell i becomes cells[i]; may throw std::bad_alloc, nothing changes then.
   void renumber(std::span<const uint32_t> cells);

@@ -23,7 +23,7 @@ double tokens_to_expect(uint32_t n_tokens, double bits, Prefill prefill) {
 }  // namespace
 
 HeadStore::HeadStore(const Layouts& layouts, const Spec& spec)
-    : staged(layouts.staged), hi(layouts.hi), lo(layouts.lo), evict(layouts.evict), positions_(layouts.positions) {
+    : staged(layouts.staged), hi(layouts.hi), lo(layouts.lo), evict(layouts.evict), staged_f16_(&layouts.staged), positions_(layouts.positions) {
   if (!spec.mixed()) transform.key.hadamard = transform.value.hadamard = spec.hadamard;
   if (!spec.balancer) return;
   q_max.assign(layouts.staged.dim_k, 0.0f);
@@ -62,6 +62,28 @@ void HeadStore::note_queries(const QueryTally& tally) {
 
 void HeadStore::load_staged(uint32_t slot, CommitScratch& scratch) const {
   codec::decode_token(staged.block_of(slot), staged.layout(), Tier::lane_of(slot), scratch.k.data(), scratch.v.data());
+  if (staged_in_bytes()) staged_transform.key.from_tier({scratch.k.data(), staged.layout().dim_k});
+}
+
+void HeadStore::stage_in_bytes(const Layouts& layouts) {
+  if (!goes_to_bytes(layouts, staged.size())) return;
+  const uint32_t dim = layouts.staged.dim_k;
+  std::vector<float> k(codec::kMaxHeadDim), v(codec::kMaxHeadDim);
+  std::vector<double> mean(dim);
+  for (uint32_t slot = 0; slot < staged.size(); ++slot) {
+    codec::decode_token(staged.block_of(slot), staged.layout(), Tier::lane_of(slot), k.data(), v.data());
+    for (uint32_t c = 0; c < dim; ++c) mean[c] += k[c] / double(staged.size());
+  }
+  codec::Axes key;
+  for (const double x : mean) key.centre.push_back(codec::f32_to_f16(float(x)));
+  staged.reencode(layouts.staged_bytes, [&](float* token) { key.to_tier({token, dim}); });
+  staged_transform.key = std::move(key);
+}
+
+void HeadStore::release_staged() {
+  if (!staged_in_bytes()) return staged.release();
+  staged = Tier(*staged_f16_);
+  staged_transform = {};
 }
 
 HeadStore::Frame HeadStore::plan_frame(const Spec& spec, CommitScratch& scratch) const {
@@ -272,7 +294,7 @@ void HeadStore::commit(const Spec& spec, uint64_t n_live, uint32_t from, CommitS
     scratch.staged_victim[slot] ? drop_staged(slot, scratch) : keep_staged(slot, scratch);
   }
   if (hi.size() < n_hi) hi.clear_unused();
-  staged.release();
+  release_staged();
 }
 
 }  // namespace mikv::cache

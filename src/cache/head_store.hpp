@@ -1,7 +1,7 @@
 // HeadStore: what one KV head holds of one frame: staged tokens, the hi tier and the lo tier.
 //
-// A token is put staged, in f16 and the engine's coordinates. commit() moves it to hi or lo, in the frame's coordinates;
-// the first commit freezes the frame (centre, balancer) from what is staged. A demoted token is never promoted.
+// A token is put staged, in f16 and the engine's coordinates, or in bytes where there is no room for that. commit() moves it to hi or lo, in
+// the frame's coordinates; the first commit freezes the frame (centre, balancer) from what is staged. A demoted token is never promoted.
 #pragma once
 
 #include <array>
@@ -32,6 +32,7 @@ struct Positions {
 /// Layouts of the tiers under a spec.
 struct Layouts {
   codec::BlockLayout staged, hi, lo;
+  codec::BlockLayout staged_bytes;  ///< of staged tokens under a budget (HeadStore::stage_in_bytes)
   bool evict = false;  ///< there is no lo tier: what is demoted is lost
   uint32_t group = 1;  ///< query heads of a KV head
   const Positions* positions = nullptr;  ///< of the layer; outlives its heads
@@ -66,7 +67,8 @@ class HeadStore {
   HeadStore(HeadStore&&) noexcept = default;
 
   Tier staged, hi, lo;
-  codec::Transform transform;
+  codec::Transform transform;         ///< of hi and lo
+  codec::Transform staged_transform;  ///< of staged tokens: keys less a centre while they have bytes, else as they are
   /// QueryTally of the queries so far, [dim_k] each; empty if the spec has no balancer or the frame is frozen.
   std::vector<float> q_max;
   std::vector<uint64_t> q_square;
@@ -79,6 +81,9 @@ class HeadStore {
   uint32_t n_before = 0;
   bool evict;
 
+  bool staged_in_bytes() const { return staged.layout().bits != 16; }
+  const codec::Transform& transform_of(const Tier& tier) const { return &tier == &staged ? staged_transform : transform; }
+
   /// commit() would freeze the frame.
   bool freezes_next() const { return !frozen && staged.size() >= kMinFrameTokens; }
   bool compressed() const { return frozen || hi.size() > 0 || lo.size() > 0; }
@@ -87,6 +92,14 @@ class HeadStore {
   /// Compresses what is staged. n_live: live cells of the frame, evicted ones included (the S of floor(keep * S)). from: as of
   /// LayerCache::commit(). May throw std::bad_alloc; nothing changes then.
   void commit(const Spec& spec, uint64_t n_live, uint32_t from, CommitScratch& scratch);
+
+  /// Staged tokens, and those to come until they are committed, have bytes from now on, in place, unless they are too few for a centre, or
+  /// something is compressed, which those to come belong to. May throw std::bad_alloc; nothing changes then.
+  void stage_in_bytes(const Layouts& layouts);
+  /// What stage_in_bytes() would do, were n_tokens staged.
+  bool goes_to_bytes(const Layouts& layouts, uint32_t n_tokens) const {
+    return layouts.quantised() && !staged_in_bytes() && !compressed() && n_tokens >= kMinFrameTokens;
+  }
 
   /// `next`, empty, is to hold what follows: it gets the places in hi that this head has for recent tokens, which are demoted here, and its
   /// bits. May throw std::bad_alloc; what was demoted until then stays so.
@@ -118,7 +131,7 @@ class HeadStore {
   void note_queries(const QueryTally& tally);
 
   uint64_t frame_bytes() const {
-    return transform.bytes() + q_max.size() * sizeof(float) + q_square.size() * sizeof(uint64_t) + sample.bytes() + (own_lo_ ? sizeof *own_lo_ : 0);
+    return transform.bytes() + staged_transform.bytes() + q_max.size() * sizeof(float) + q_square.size() * sizeof(uint64_t) + sample.bytes() + (own_lo_ ? sizeof *own_lo_ : 0);
   }
 
  private:
@@ -129,6 +142,7 @@ class HeadStore {
   };
 
   policy::Moments staged_moments(CommitScratch& scratch) const;
+  void release_staged();
   void choose_victims(const Spec& spec, Budget budget, CommitScratch& scratch) const;
   void demote_to(const Spec& spec, Budget budget, CommitScratch& scratch);
   Frame plan_frame(const Spec& spec, CommitScratch& scratch) const;
@@ -140,6 +154,7 @@ class HeadStore {
   void drop_staged(uint32_t slot, CommitScratch& scratch);
   void append_lo(uint32_t cell, const CommitScratch& scratch);
 
+  const codec::BlockLayout* staged_f16_;
   const Positions* positions_;
   std::unique_ptr<codec::BlockLayout> own_lo_;  ///< of `lo` once frozen, where bits differ by head
 };

@@ -56,7 +56,8 @@ cache::Layouts make_layouts(const LayerShape& shape, const Spec& spec, const cac
   };
   // Scores and arrivals decide about demotion; a cache that demotes nothing has no use for them.
   const bool scored = spec.importance != Importance::full;
-  return {layout(Format::f16, scored), layout(spec.hi, scored), layout(spec.lo, false), spec.lo == Format::evict, shape.n_heads / shape.n_kv_heads, &positions};
+  return {layout(Format::f16, scored),   layout(spec.hi, scored),           layout(spec.lo, false), layout(Format::int8, scored),
+          spec.lo == Format::evict, shape.n_heads / shape.n_kv_heads, &positions};
 }
 
 attention::Geometry make_geometry(const LayerShape& shape, uint32_t group_k, uint32_t group_v) {
@@ -88,16 +89,18 @@ std::pair<uint32_t, uint32_t> share(uint32_t n, uint32_t thread, uint32_t n_thre
 
 template <typename Encode>
 void write_part(cache::FrameStore& frame, uint32_t n, const float* rows, size_t stride, uint32_t dim, uint32_t thread,
-                uint32_t n_threads, Encode encode) {
+                uint32_t n_threads, codec::Axes codec::Transform::* axes, Encode encode) {
   std::array<float, codec::kMaxHeadDim> finite;
   const uint32_t n_heads = uint32_t(frame.heads().size());
   const auto [begin, end] = share(n_heads * n, thread, n_threads);
   for (uint32_t item = begin; item < end; ++item) {
     const uint32_t head = item / n, token = item % n;
-    cache::Tier& staged = frame.heads()[head].staged;
+    cache::HeadStore& store = frame.heads()[head];
+    cache::Tier& staged = store.staged;
     const uint32_t slot = staged.size() - n + token;
     const float* row = rows + token * stride + size_t{head} * dim;
     for (uint32_t c = 0; c < dim; ++c) finite[c] = codec::finite_f16_range(row[c]);
+    if (store.staged_in_bytes()) (store.staged_transform.*axes).to_tier({finite.data(), dim});
     encode(staged.block_of(slot), staged.layout(), cache::Tier::lane_of(slot), finite.data());
   }
 }
@@ -169,7 +172,9 @@ Status LayerCache::set_rope(Rope rope) {
 Status LayerCache::stage(FrameId frame, std::span<const Cell> cells) {
   try {
     if (const Status status = check_cells(frame, cells, impl_->positions.max_cells); !status) return status;
-    impl_->frame_for_put(frame).stage(cells);
+    cache::FrameStore& store = impl_->frame_for_put(frame);
+    if (impl_->stages_in_bytes) store.stage_in_bytes(impl_->layouts);
+    store.stage(cells);
   } catch (const std::bad_alloc&) {
     erase(frame, cells);  // wherever it stopped
     return out_of_memory(cells.size());
@@ -195,13 +200,15 @@ Status LayerCache::continue_frame(FrameId frame, FrameId next) {
 void LayerCache::write_k(FrameId frame, const float* k, size_t k_stride, uint32_t thread, uint32_t n_threads) {
   cache::FrameStore* store = impl_->frame(frame);
   if (!store) return;  // stage() reported why
-  write_part(*store, store->n_last_staged(), k, k_stride, impl_->shape.head_dim_k, thread, n_threads, codec::encode_k_f16);
+  write_part(*store, store->n_last_staged(), k, k_stride, impl_->shape.head_dim_k, thread, n_threads, &codec::Transform::key,
+             codec::encode_k);
 }
 
 void LayerCache::write_v(FrameId frame, const float* v, size_t v_stride, uint32_t thread, uint32_t n_threads) {
   cache::FrameStore* store = impl_->frame(frame);
   if (!store) return;
-  write_part(*store, store->n_last_staged(), v, v_stride, impl_->shape.head_dim_v, thread, n_threads, codec::encode_v_f16);
+  write_part(*store, store->n_last_staged(), v, v_stride, impl_->shape.head_dim_v, thread, n_threads, &codec::Transform::value,
+             codec::encode_v);
 }
 
 Status LayerCache::put(FrameId frame, std::span<const Cell> cells, const float* k, size_t k_stride, const float* v,
@@ -226,6 +233,18 @@ Status LayerCache::commit_all(uint32_t from) {
   return {};
 }
 
+// Of n_tokens more, of which n_at_once are put before anything else happens to them.
+cache::Tier::Growth LayerCache::Impl::staged_growth(const cache::HeadStore& head, uint32_t n_tokens, uint32_t n_at_once) const {
+  // Bytes begin with the put that follows that of the 16th token.
+  const uint32_t n_first = head.staged.size() >= cache::kMinFrameTokens ? 0 : std::min(n_tokens, n_at_once + cache::kMinFrameTokens);
+  const uint32_t n_all = head.staged.size() + n_tokens;
+  if (!stages_in_bytes || !head.goes_to_bytes(layouts, n_all) || n_first == n_tokens) return head.staged.growth(n_tokens);
+  cache::Tier::Growth growth = head.staged.growth(n_first);
+  const uint64_t bytes = cache::Tier(layouts.staged_bytes).growth(n_all + n_all / 32).lasting, now = head.staged.allocated_bytes();
+  growth.lasting = std::max(growth.lasting, bytes - std::min(bytes, now));
+  return growth;
+}
+
 LayerCache::Growth LayerCache::growth(FrameId frame, uint32_t n_tokens, uint32_t n_at_once, bool compressed) const {
   const Spec& spec = impl_->spec;
   const cache::Layouts& layouts = impl_->layouts;
@@ -242,7 +261,7 @@ LayerCache::Growth LayerCache::growth(FrameId frame, uint32_t n_tokens, uint32_t
   }
   for (uint32_t h = 0; h < impl_->shape.n_kv_heads; ++h) {
     const cache::HeadStore& head = store ? store->heads()[h] : fresh;
-    const cache::Tier::Growth staged = head.staged.growth(compressed ? std::min(n_tokens, n_at_once) : n_tokens);
+    const cache::Tier::Growth staged = impl_->staged_growth(head, compressed ? std::min(n_tokens, n_at_once) : n_tokens, n_at_once);
     growth.transient = std::max(growth.transient, staged.transient);
     if (!compressed) {
       growth.lasting += int64_t(staged.lasting);
@@ -297,6 +316,14 @@ Status LayerCache::lower(double keep, double bits) {
   return {};
 }
 
+void LayerCache::stage_in_bytes(bool on) {
+  impl_->stages_in_bytes = on;
+  if (!on) return;
+  for (const auto& frame : impl_->frames) {
+    if (frame) frame->stage_in_bytes(impl_->layouts);
+  }
+}
+
 void LayerCache::erase(FrameId frame, std::span<const Cell> cells) {
   if (cache::FrameStore* store = impl_->frame(frame)) store->erase(cells);
   impl_->drop_if_empty(frame);
@@ -323,9 +350,10 @@ void LayerCache::visit_keys(FrameId frame, const std::function<bool(Cell, uint32
         const std::span<float> key(k.data(), impl_->shape.head_dim_k);
         const uint32_t lane = cache::Tier::lane_of(slot);
         codec::decode_token(tier->block_of(slot), tier->layout(), lane, k.data(), v.data());
-        if (tier != &head.staged) head.transform.key.from_tier(key);
+        const codec::Axes& axes = head.transform_of(*tier).key;
+        axes.from_tier(key);
         if (!visit(tier->cell(slot), h, key)) continue;
-        if (tier != &head.staged) head.transform.key.to_tier(key);
+        axes.to_tier(key);
         codec::encode_token(tier->block_of(slot), tier->layout(), lane, k.data(), v.data());
       }
     }
@@ -336,14 +364,25 @@ void LayerCache::read_f16(FrameId frame, uint16_t* k, size_t k_stride, uint16_t*
   const cache::FrameStore* store = impl_->frame(frame);
   if (!store) return;
   std::array<uint16_t*, codec::kBlockTokens> k_rows, v_rows;
+  std::array<float, codec::kMaxHeadDim> k_row, v_row;
   for (uint32_t h = 0; h < impl_->shape.n_kv_heads; ++h) {
-    const cache::Tier& staged = store->heads()[h].staged;
+    const cache::HeadStore& head = store->heads()[h];
+    const cache::Tier& staged = head.staged;
     for (uint32_t slot = 0; slot < staged.size(); slot += codec::kBlockTokens) {
       const uint32_t n = std::min(codec::kBlockTokens, staged.size() - slot);
       for (uint32_t i = 0; i < n; ++i) {
         const size_t cell = staged.cell(slot + i);
         k_rows[i] = k + cell * k_stride + size_t{h} * impl_->shape.head_dim_k;
         v_rows[i] = v + cell * v_stride + size_t{h} * impl_->shape.head_dim_v;
+      }
+      if (head.staged_in_bytes()) {
+        for (uint32_t i = 0; i < n; ++i) {
+          codec::decode_token(staged.block_of(slot), staged.layout(), i, k_row.data(), v_row.data());
+          head.staged_transform.key.from_tier({k_row.data(), impl_->shape.head_dim_k});
+          std::transform(k_row.begin(), k_row.begin() + impl_->shape.head_dim_k, k_rows[i], codec::f32_to_f16);
+          std::transform(v_row.begin(), v_row.begin() + impl_->shape.head_dim_v, v_rows[i], codec::f32_to_f16);
+        }
+        continue;
       }
       codec::read_f16(staged.block_of(slot), staged.layout(), n, k_rows.data(), v_rows.data());
     }
@@ -364,7 +403,7 @@ uint64_t LayerCache::n_staged(FrameId frame) const {
 
 Result<std::unique_ptr<LayerCache>> LayerCache::clone(const Spec& spec) const {
   for (const auto& frame : impl_->frames) {
-    if (frame && frame->compressed()) {
+    if (frame && (frame->compressed() || frame->staged_in_bytes())) {
       return Error{"a cache that was compressed already cannot start another spec; clone it before the first commit"};
     }
   }
@@ -399,10 +438,8 @@ std::vector<StoredToken> LayerCache::dump(FrameId frame, uint32_t kv_head) const
       StoredToken token{tier.cell(slot), name, tier.score(slot),
                         std::vector<float>(impl_->shape.head_dim_k), std::vector<float>(impl_->shape.head_dim_v), {}};
       codec::decode_token(tier.block_of(slot), tier.layout(), cache::Tier::lane_of(slot), token.k.data(), token.v.data());
-      if (name != TierName::staged) {
-        head.transform.key.from_tier(token.k);
-        head.transform.value.from_tier(token.v);
-      }
+      head.transform_of(tier).key.from_tier(token.k);
+      head.transform_of(tier).value.from_tier(token.v);
       if (tier.layout().mixed()) {
         token.k_error.resize(impl_->shape.head_dim_k);
         codec::expected_key_errors(head.transform.key, tier.layout(), token.k_error.data());

@@ -17,6 +17,7 @@ struct LayerCache::Impl {
   cache::Layouts layouts;
   attention::Geometry raw_geometry;   ///< of staged tokens: no groups
   attention::Geometry tier_geometry;  ///< of hi and lo
+  bool stages_in_bytes = false;
   uint32_t tier_group_k = 0, tier_group_v = 0;  ///< channels a scale group in hi and lo; the whole head if neither has scales
   std::vector<std::unique_ptr<cache::FrameStore>> frames;  ///< by FrameId; null: never used
 
@@ -26,6 +27,7 @@ struct LayerCache::Impl {
   cache::FrameStore* frame(FrameId id) const { return id < frames.size() ? frames[id].get() : nullptr; }
   cache::FrameStore& frame_for_put(FrameId id);
   Status commit(cache::FrameStore& frame, uint32_t from);
+  cache::Tier::Growth staged_growth(const cache::HeadStore& head, uint32_t n_tokens, uint32_t n_at_once) const;
   /// Drops a frame whose last cell went, with its centre and balancer: the next prompt freezes its own.
   void drop_if_empty(FrameId id);
 };

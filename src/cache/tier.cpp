@@ -145,11 +145,17 @@ void Tier::shrink() {
   if (n_tokens_ == 0) return release();
   const size_t bytes = size_t{n_blocks()} * layout_->bytes;
   if (round_up(bytes, kPage) >= allocated_bytes()) return;
-  capacity_blocks_ = n_blocks();
-  if (blocks_.get_deleter().mapped) return resize(blocks_, bytes);
-  Memory memory = allocate(bytes);
-  std::memcpy(memory.get(), blocks_.get(), bytes);
-  blocks_ = std::move(memory);
+  try {
+    if (blocks_.get_deleter().mapped) {
+      resize(blocks_, bytes);
+    } else {
+      Memory memory = allocate(bytes);
+      std::memcpy(memory.get(), blocks_.get(), bytes);
+      blocks_ = std::move(memory);
+    }
+    capacity_blocks_ = n_blocks();
+  } catch (const std::bad_alloc&) {  // it stays as large as it is
+  }
 }
 
 void Tier::clear_unused() {
@@ -163,19 +169,23 @@ void Tier::clear_unused() {
   std::memset(blocks_.get() + written, 0, blocks_.get_deleter().bytes - written);
 }
 
-void Tier::reencode(const codec::BlockLayout& layout) {
+void Tier::reencode(const codec::BlockLayout& layout, const std::function<void(float* k)>& change) {
   const uint32_t dim_k = layout.dim_k, dim_v = layout.dim_v;
   std::vector<float> k(size_t{codec::kBlockTokens} * dim_k), v(size_t{codec::kBlockTokens} * dim_v);
   std::vector<uint8_t> next(layout.bytes);
   std::array<uint32_t, codec::kBlockTokens> ids;
+  std::vector<uint8_t> ranking(layout.scored ? layout.scales_k - layout.scores : 0);
   for (uint32_t block = 0; block < n_blocks(); ++block) {
     const uint32_t used = std::min(codec::kBlockTokens, n_tokens_ - block * codec::kBlockTokens);
     const uint8_t* from = blocks_.get() + block * layout_->bytes;
     for (uint32_t lane = 0; lane < used; ++lane) {
       ids[lane] = codec::block_id(from, *layout_, lane);
       codec::decode_token(from, *layout_, lane, &k[size_t{lane} * dim_k], &v[size_t{lane} * dim_v]);
+      if (change) change(&k[size_t{lane} * dim_k]);
     }
+    std::copy_n(from + layout_->scores, ranking.size(), ranking.begin());
     std::fill(next.begin(), next.end(), uint8_t{0});
+    std::copy(ranking.begin(), ranking.end(), next.begin() + std::ptrdiff_t(layout.scores));
     for (uint32_t lane = 0; lane < used; ++lane) {
       codec::set_block_id(next.data(), layout, lane, ids[lane]);
       codec::encode_token(next.data(), layout, lane, &k[size_t{lane} * dim_k], &v[size_t{lane} * dim_v]);

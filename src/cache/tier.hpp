@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 
 #include "codec/block.hpp"
@@ -71,11 +72,12 @@ class Tier {
   /// Zeroes unused places. Kernels round a step's weights by the largest of its scales, stale ones included: with them a sequence would not go
   /// on to the bit once it was saved and loaded.
   void clear_unused();
-  /// Gives back the memory of unused blocks.
+  /// Gives back the memory of unused blocks, where there is memory to move the others to.
   void shrink();
   /// Encodes all tokens anew in `layout`, whose blocks are smaller, in place: at no time is there more memory than before.
-  /// `layout` is borrowed as in the constructor.
-  void reencode(const codec::BlockLayout& layout);
+  /// `layout` is borrowed as in the constructor, and scored as the present one. change: null, or what becomes of a token's key.
+  /// May throw std::bad_alloc; nothing changes then.
+  void reencode(const codec::BlockLayout& layout, const std::function<void(float* k)>& change = {});
 
  private:
   using Memory = std::unique_ptr<uint8_t[], FreeTierMemory>;

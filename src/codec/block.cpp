@@ -213,18 +213,16 @@ BlockLayout BlockLayout::make_mixed(uint32_t dim_k, uint32_t dim_v, const MixedT
 }
 
 void encode_token(uint8_t* block, const BlockLayout& layout, uint32_t lane, const float* k, const float* v) {
-  with_bits(layout.bits, [&](auto bits) {
-    encode_part<bits>(block, part_k(layout), lane, k);
-    encode_part<bits>(block, part_v(layout), lane, v);
-  });
+  encode_k(block, layout, lane, k);
+  encode_v(block, layout, lane, v);
 }
 
-void encode_k_f16(uint8_t* block, const BlockLayout& layout, uint32_t lane, const float* k) {
-  encode_part<16>(block, part_k(layout), lane, k);
+void encode_k(uint8_t* block, const BlockLayout& layout, uint32_t lane, const float* k) {
+  with_bits(layout.bits, [&](auto bits) { encode_part<bits>(block, part_k(layout), lane, k); });
 }
 
-void encode_v_f16(uint8_t* block, const BlockLayout& layout, uint32_t lane, const float* v) {
-  encode_part<16>(block, part_v(layout), lane, v);
+void encode_v(uint8_t* block, const BlockLayout& layout, uint32_t lane, const float* v) {
+  with_bits(layout.bits, [&](auto bits) { encode_part<bits>(block, part_v(layout), lane, v); });
 }
 
 void decode_token(const uint8_t* block, const BlockLayout& layout, uint32_t lane, float* k, float* v) {

@@ -90,9 +90,9 @@ inline void set_block_id(uint8_t* block, const BlockLayout& layout, uint32_t lan
 
 /// Writes token `lane` of a block; k[dim_k], v[dim_v] finite and within the range of a half.
 void encode_token(uint8_t* block, const BlockLayout& layout, uint32_t lane, const float* k, const float* v);
-/// K or V alone, 16 bits only: what an engine hands over in two steps.
-void encode_k_f16(uint8_t* block, const BlockLayout& layout, uint32_t lane, const float* k);
-void encode_v_f16(uint8_t* block, const BlockLayout& layout, uint32_t lane, const float* v);
+/// K or V alone: what an engine hands over in two steps.
+void encode_k(uint8_t* block, const BlockLayout& layout, uint32_t lane, const float* k);
+void encode_v(uint8_t* block, const BlockLayout& layout, uint32_t lane, const float* v);
 
 /// Reads token `lane` back.
 void decode_token(const uint8_t* block, const BlockLayout& layout, uint32_t lane, float* k, float* v);

@@ -14,7 +14,7 @@ namespace mikv::session {
 namespace {
 
 constexpr uint32_t kNotSaved = UINT32_MAX;
-constexpr uint8_t kFrozen = 1, kSampled = 2, kGoesOn = 4;
+constexpr uint8_t kFrozen = 1, kSampled = 2, kGoesOn = 4, kStagedInBytes = 8;
 
 template <typename T>
 void put_array(ByteWriter& out, const std::vector<T>& values) {
@@ -133,9 +133,15 @@ bool get_tier(ByteReader& in, cache::Tier& tier, cache::CellSet& missing) {
 bool get_head(ByteReader& in, const FrameContract& contract, cache::CellSet missing, cache::HeadStore& head) {
   const LayerShape& shape = contract.shape;
   const uint8_t flags = in.get<uint8_t>();
-  if (flags & ~(kFrozen | kSampled | kGoesOn)) return false;
+  if (flags & ~(kFrozen | kSampled | kGoesOn | kStagedInBytes)) return false;
   head.frozen = flags & kFrozen;
   if (flags & kGoesOn) head.n_before = in.get<uint32_t>();
+  if (flags & kStagedInBytes) {
+    if (!contract.layouts.quantised()) return false;
+    head.staged_transform.key = get_axes(in);
+    if (!good_axes(head.staged_transform.key, shape.head_dim_k)) return false;
+    head.staged = cache::Tier(contract.layouts.staged_bytes);
+  }
   head.n_queries = in.get<uint64_t>();
   head.q_max = get_array<float>(in);
   head.q_square = get_array<uint64_t>(in);
@@ -188,8 +194,10 @@ void save_frame(const cache::FrameStore& frame, std::span<const uint32_t> cells,
   out.put_array(std::span<const uint64_t>(live));
   for (const cache::HeadStore& head : frame.heads()) {
     const bool sampled = !head.sample.arrivals.empty();
-    out.put(uint8_t((head.frozen ? kFrozen : 0) | (sampled ? kSampled : 0) | (head.n_before ? kGoesOn : 0)));
+    out.put(uint8_t((head.frozen ? kFrozen : 0) | (sampled ? kSampled : 0) | (head.n_before ? kGoesOn : 0) |
+                    (head.staged_in_bytes() ? kStagedInBytes : 0)));
     if (head.n_before) out.put(head.n_before);
+    if (head.staged_in_bytes()) put_axes(out, head.staged_transform.key);
     out.put(head.n_queries);
     put_array(out, head.q_max);
     put_array(out, head.q_square);

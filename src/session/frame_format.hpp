@@ -3,8 +3,9 @@
 //   u32 arrivals               put order of the next token
 //   u64 live[(n_cells+63)/64]  bit c % 64 of word c / 64: cell c is in the frame
 //   for each KV head:
-//     u8  1: frozen; 2: queries were sampled (not in files of before that was done); 4: it goes on from other frames
-//     u32 tokens of those, if it does
+//     u8  1: frozen; 2: queries were sampled (not in files of before that was done); 4: it goes on from other frames; 8: staged in bytes
+//     u32 tokens of those frames, if it goes on
+//     axes of staged keys, if they are in bytes
 //     u64 queries              number of queries tallied so far
 //     arrays q_max f32, q_square u64; if queries were sampled, arrays arrivals u32, queries u16 of 8 or 16 tokens (cache/query_sample.hpp)
 //     axes of keys, axes of values: arrays centre, balancer, order, turns (u16); u8 hadamard

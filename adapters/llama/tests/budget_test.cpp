@@ -127,9 +127,25 @@ TEST_P(Budget, APromptThatDoesNotFitInF16IsCompressedAsItIsRead) {
   EXPECT_EQ(binding_->spec(), Spec::parse("mikv").value());
 }
 
-// Room for 1,800 tokens in f16: a prompt waits until there is none for more of it, and not only for the fewest that a frame needs.
+// Room for 1,200 tokens in f16, and for 2,000 in 8 bits: they are compressed together, at the prompt's end.
+TEST_P(Budget, APromptThatFitsIn8BitsWaitsForItsEnd) {
+  constexpr uint64_t kRoom = uint64_t{28} << 20;
+  binding_->set_budget(kRoom);
+  ASSERT_EQ(feed(0, 700), 0);
+  const MemoryUsage in_f16 = memory_usage(context_.get());
+  ASSERT_EQ(feed(0, 1300), 0);
+  const MemoryUsage in_bytes = memory_usage(context_.get());
+  EXPECT_EQ(in_bytes.n_staged_tokens / in_f16.n_staged_tokens, 2u);
+  EXPECT_EQ(in_bytes.staged / in_bytes.n_staged_tokens, in_f16.staged / in_f16.n_staged_tokens / 2);
+  ASSERT_EQ(feed(0, 1), 0);
+  EXPECT_EQ(memory_usage(context_.get()).n_staged_tokens, 0u);
+  EXPECT_EQ(binding_->n_lowered(), 0u);
+  EXPECT_LE(peak_tier_bytes(), std::max(kRoom, peak_before_));
+}
+
+// Room for 1,800 tokens in 8 bits: a prompt waits until there is none for more of it, and not only for the fewest that a frame needs.
 TEST_P(Budget, AsMuchOfAPromptAsThereIsRoomForIsCompressedAtOnce) {
-  constexpr uint64_t kRoom = uint64_t{40} << 20;
+  constexpr uint64_t kRoom = uint64_t{23} << 20;
   binding_->set_budget(kRoom);
   ASSERT_EQ(feed(0, 2000), 0);
   EXPECT_EQ(binding_->layers().begin()->second.cache->n_staged(binding_->sequences().own(0)), 0u);
@@ -138,9 +154,9 @@ TEST_P(Budget, AsMuchOfAPromptAsThereIsRoomForIsCompressedAtOnce) {
   EXPECT_GT(double(peak_tier_bytes()), 0.85 * double(kRoom)) << "1,536 tokens, and not 1,024";
 }
 
-// Micro-batches do not begin where prompts do: nearly a whole one more than if they did waits in f16.
+// Micro-batches do not begin where prompts do: nearly a whole one more than if they did waits.
 TEST_P(Budget, PromptsThatShareABatchFit) {
-  constexpr uint64_t kRoom = uint64_t{29} << 20;  // 1,024 tokens of a prompt have room, and 41 + 1,024 + 214 do not
+  constexpr uint64_t kRoom = uint64_t{16} << 20;  // 1,024 tokens of a prompt have room, and 41 + 1,024 + 214 do not
   binding_->set_budget(kRoom);
   EXPECT_EQ(feed({{1, 41}, {0, 1300}}), 0);
   EXPECT_EQ(binding_->n_lowered(), 0u);
