@@ -122,8 +122,8 @@ int32_t Binding::make_room() {
     staged_in_bytes_ |= on;
     for (const auto& [index, layer] : layers_) layer.cache->stage_in_bytes(on);
   };
-  // Where it is enough, a smaller share in high precision: the rest of a prompt then reads its beginning in f16, and a frame that is
-  // frozen on a prompt's first few tokens would be bad for as long as it lives.
+  // Where it is enough: a prompt is then compressed at its end, and a frame that is frozen on a prompt's first few tokens would be bad for as
+  // long as it lives.
   const auto smaller_share_does = [&] {
     return spec_.keep > kFairKeep && missing() < Registry::get().totals().usage.hi / 2 && lower_once() && fits();
   };

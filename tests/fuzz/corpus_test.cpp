@@ -11,7 +11,7 @@
 #include "session/container.hpp"
 #include "session/saved_context.hpp"
 #include "session_reader.hpp"
-#include "test_cache.hpp"
+#include "test_attention.hpp"
 
 namespace mikv::test {
 namespace {
@@ -24,6 +24,20 @@ void write(const std::string& name, uint8_t kind, uint16_t n_cells, const Bytes&
   std::ofstream out(fs::path(MIKV_FUZZ_CORPUS) / name, std::ios::binary);
   for (const uint8_t byte : {kind, uint8_t(n_cells), uint8_t(n_cells >> 8)}) out.put(char(byte));
   out.write(reinterpret_cast<const char*>(rest.data()), std::streamsize(rest.size()));
+}
+
+/// A frame that is staged in bytes, with sampled queries.
+void write_staged(uint8_t spec) {
+  Random random(3);
+  const auto layer = fuzzed_layer(spec);
+  put(*layer, 0, cell_range(0, 40), Tokens(kFuzzedShape, 40, random));
+  Request request(kFuzzedShape, 40, random);
+  request.record = true;
+  run(*layer, request);
+  layer->stage_in_bytes(true);
+  Bytes frame;
+  ASSERT_TRUE(layer->save_frame(0, cell_range(0, 40), frame).ok());
+  write("staged-" + std::to_string(spec), uint8_t(0xf0 | spec), 40, frame);
 }
 
 void write_seeds() {
@@ -39,6 +53,7 @@ void write_seeds() {
       const std::vector<session::Section> sections = {{5, 0, 0, frame}, {3, 0, 0, {}}};
       if (n == 5) write("file-" + std::to_string(spec), spec, n, session::pack(sections));
     }
+    write_staged(spec);
   }
   write("identity", 0x10, 0, session::Identity{"a model", 42, "mikv"}.bytes());
   session::EngineStream stream;

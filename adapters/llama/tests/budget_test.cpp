@@ -156,7 +156,7 @@ TEST_P(Budget, AsMuchOfAPromptAsThereIsRoomForIsCompressedAtOnce) {
 
 // Micro-batches do not begin where prompts do: nearly a whole one more than if they did waits.
 TEST_P(Budget, PromptsThatShareABatchFit) {
-  constexpr uint64_t kRoom = uint64_t{16} << 20;  // 1,024 tokens of a prompt have room, and 41 + 1,024 + 214 do not
+  constexpr uint64_t kRoom = uint64_t{17} << 20;  // 1,024 tokens of a prompt have room, and 41 + 1,024 + 214 do not
   binding_->set_budget(kRoom);
   EXPECT_EQ(feed({{1, 41}, {0, 1300}}), 0);
   EXPECT_EQ(binding_->n_lowered(), 0u);
