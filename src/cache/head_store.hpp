@@ -131,7 +131,8 @@ class HeadStore {
   void note_queries(const QueryTally& tally);
 
   uint64_t frame_bytes() const {
-    return transform.bytes() + staged_transform.bytes() + q_max.size() * sizeof(float) + q_square.size() * sizeof(uint64_t) + sample.bytes() + (own_lo_ ? sizeof *own_lo_ : 0);
+    return transform.bytes() + staged_transform.bytes() + q_max.size() * sizeof(float) + q_square.size() * sizeof(uint64_t) + sample.bytes() +
+           (own_lo_ ? sizeof *own_lo_ : 0);
   }
 
  private:
