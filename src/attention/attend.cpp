@@ -1,9 +1,9 @@
 // LayerCache::attend: cuts the work of a call into items for the threads, and runs the kernels over staged, hi and lo.
 //
 // A generation step (one query token) has an item for each KV head, and in long contexts several that split the blocks; the thread that
-// finishes a head last merges, writes the output, adds the importance scores from kept logits and commits the head. A chunk (more tokens) has an item for each KV head and tile of tokens, each with
-// its own output; scores need the finished softmax, hence a second QK pass, summed per thread and then over threads, so
-// that the result does not depend on timing. No barrier is needed in either case.
+// finishes a head last merges, writes the output, adds the importance scores from kept logits and commits the head. A chunk (more
+// tokens) has an item for each KV head and tile of tokens, each with its own output; scores need the finished softmax, hence a second QK
+// pass, summed per thread and then over threads, so that the result does not depend on timing. No barrier is needed in either case.
 #include <algorithm>
 #include <cmath>
 #include <new>

@@ -96,7 +96,7 @@ class HeadStore {
   /// Staged tokens, and those to come until they are committed, have bytes from now on, in place, unless they are too few for a centre, or
   /// something is compressed, which those to come belong to. May throw std::bad_alloc; nothing changes then.
   void stage_in_bytes(const Layouts& layouts);
-  /// What stage_in_bytes() would do, were n_tokens staged.
+  /// Whether stage_in_bytes() would do anything, were n_tokens staged.
   bool goes_to_bytes(const Layouts& layouts, uint32_t n_tokens) const {
     return layouts.quantised() && !staged_in_bytes() && !compressed() && n_tokens >= kMinFrameTokens;
   }
