@@ -15,7 +15,7 @@ constexpr uint32_t kFrameTokens = 16;  // a centre of fewer tokens means nothing
 
 std::ostream& operator<<(std::ostream& out, const Operation& operation) {
   const char* const names[] = {"put", "attend", "step", "commit", "commit_all", "erase", "erase_range", "clear",
-                               "retain", "reload", "copy", "rotate", "lower", "stage_in_bytes"};
+                               "retain", "reload", "copy", "rotate", "lower", "stage_in_bytes", "trim"};
   return out << names[size_t(operation.kind)] << "(frame " << operation.frame << ", cell " << operation.cell << ", count "
              << operation.count << ")";
 }
@@ -24,7 +24,7 @@ rc::Gen<Operation> any_operation() {
   const auto kind = rc::gen::weightedElement<Kind>({{6, Kind::put}, {3, Kind::attend}, {6, Kind::step}, {4, Kind::commit},
                                                     {1, Kind::commit_all}, {3, Kind::erase}, {1, Kind::erase_range},
                                                     {1, Kind::clear}, {2, Kind::retain}, {2, Kind::reload}, {1, Kind::copy},
-                                                    {1, Kind::rotate}, {1, Kind::lower}, {2, Kind::stage_in_bytes}});
+                                                    {1, Kind::rotate}, {1, Kind::lower}, {2, Kind::stage_in_bytes}, {1, Kind::trim}});
   return rc::gen::apply([](Kind k, uint32_t frame, uint32_t cell, uint32_t count) { return Operation{k, frame, cell, count}; },
                         kind, rc::gen::inRange(0u, 2u), rc::gen::inRange(0u, kCells), rc::gen::inRange(0u, 40u));
 }
@@ -60,6 +60,7 @@ void Model::apply(const Operation& operation) {
     case Kind::rotate: rotate(frame, first, operation.count); break;
     case Kind::lower: lower(); break;
     case Kind::stage_in_bytes: stage_in_bytes(operation.count > 9); break;
+    case Kind::trim: trim(frame); break;
   }
   check();
 }
@@ -195,6 +196,15 @@ void Model::stage_in_bytes(bool on) {
     return Status{};
   }).ok());
   in_bytes_ |= on;
+}
+
+void Model::trim(FrameId frame) {
+  const uint64_t before = layer_->bytes_used();
+  RC_ASSERT(attempt([&] {
+    layer_->trim(frame);
+    return Status{};
+  }).ok());
+  RC_ASSERT(layer_->bytes_used() <= before);
 }
 
 void Model::forget(Frame& model, Cell first, Cell last) {

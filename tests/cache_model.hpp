@@ -14,7 +14,7 @@
 
 namespace mikv::test {
 
-enum class Kind { put, attend, step, commit, commit_all, erase, erase_range, clear, retain, reload, copy, rotate, lower, stage_in_bytes };
+enum class Kind { put, attend, step, commit, commit_all, erase, erase_range, clear, retain, reload, copy, rotate, lower, stage_in_bytes, trim };
 
 /// One operation; the numbers mean what its kind needs.
 struct Operation {
@@ -65,6 +65,7 @@ class Model {
   void rotate(FrameId frame, Cell first, uint32_t count);
   void lower();
   void stage_in_bytes(bool on);
+  void trim(FrameId frame);
   static void forget(Frame& model, Cell first, Cell last);
   /// What commit() must have done, given the tiers before it; `failed`: in some heads only, perhaps.
   void committed(FrameId frame, bool failed);

@@ -141,7 +141,7 @@ TEST_P(FaultTest, TheNthAllocationFails) {
                                  {Kind::put, 1, 20, 9}, {Kind::attend, 0, 0, 3}, {Kind::commit_all, 0, 0, 0}};
   for (uint32_t i = 0; i < 20; ++i) life.push_back({Kind::step, i % 2, 50 + i, 1});
   for (const Operation& operation : {Operation{Kind::put, 0, 90, 35}, Operation{Kind::step, 0, 80, 1}, Operation{Kind::reload, 0, 0, 3},
-                                     Operation{Kind::copy, 0, 0, 0}, Operation{Kind::lower, 0, 0, 0}, Operation{Kind::erase, 0, 3, 20},
+                                     Operation{Kind::copy, 0, 0, 0}, Operation{Kind::trim, 0, 0, 0}, Operation{Kind::lower, 0, 0, 0}, Operation{Kind::erase, 0, 3, 20},
                                      Operation{Kind::step, 1, 70, 1}, Operation{Kind::commit_all, 0, 0, 0}}) {
     life.push_back(operation);
   }

@@ -160,6 +160,39 @@ TEST(MemoryTest, OverwritingCellsTakesNoMoreRoom) {
   }
 }
 
+// What rests needs no block to put the next token in.
+TEST(MemoryTest, ATrimmedFrameHasNoReserves) {
+  Random random(83);
+  const LayerShape shape{4, 2, 64, 64};
+  const Tokens chunk(shape, kChunk, random);
+  for (const char* spec : {"full", "mikv", "mikv-paper", "rtn4", "h2o"}) {
+    SCOPED_TRACE(spec);
+    const auto layer = make_layer(shape, spec);
+    Cell next = 0;
+    for (; next < 4 * kChunk; next += kChunk) put(*layer, 0, cell_range(next, kChunk), chunk);
+    commit(*layer, 0);
+    for (int step = 0; step < 40; ++step, ++next) {
+      put(*layer, 0, cell_range(next, 1), Tokens(shape, 1, random));
+      commit(*layer, 0);
+    }
+    const auto before = layer->dump(0, 1);
+    const uint64_t slack = layer->memory_usage().slack;
+    layer->trim(0);
+    const uint64_t staged_block = std::string(spec) == "full" ? 0 : 16 * (shape.head_dim_k + shape.head_dim_v) * 2;  // 16 tokens of halves
+    EXPECT_LE(layer->memory_usage().slack + shape.n_kv_heads * staged_block, slack);
+    const auto after = layer->dump(0, 1);
+    ASSERT_EQ(after.size(), before.size());
+    for (size_t i = 0; i < after.size(); ++i) {
+      EXPECT_EQ(after[i].cell, before[i].cell);
+      EXPECT_EQ(after[i].k, before[i].k);
+      EXPECT_EQ(after[i].v, before[i].v);
+    }
+    put(*layer, 0, cell_range(next, 1), Tokens(shape, 1, random));
+    commit(*layer, 0);
+    EXPECT_EQ(layer->n_cells(0), next + 1);
+  }
+}
+
 TEST(MemoryTest, UsagesAdd) {
   MemoryUsage a = usage_at_4096({4, 2, 64, 64}, "mikv");
   const MemoryUsage b = usage_at_4096({4, 2, 64, 64}, "rtn2");

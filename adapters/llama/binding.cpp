@@ -152,6 +152,7 @@ void Binding::commit_idle() {
     share_bits(frame, kFirstTokens);
     for (auto& [index, layer] : layers_) {
       if (const Status status = layer.cache->commit(frame, kFirstTokens); !status) fail(status.error());
+      layer.cache->trim(frame);
     }
   }
   may_have_ended_.clear();
@@ -230,7 +231,10 @@ void Binding::move_on(uint32_t n_tokens) {
   };
   for (const StepPlan::Move& move : plan_.move_on(sequences_, is_full)) {
     // Where there is no memory for it, the new frame begins as that of any other text does.
-    for (auto& [index, layer] : layers_) (void)layer.cache->continue_frame(move.from, move.to);
+    for (auto& [index, layer] : layers_) {
+      (void)layer.cache->continue_frame(move.from, move.to);
+      layer.cache->trim(move.from);
+    }
   }
 }
 

@@ -13,12 +13,15 @@ namespace {
 
 // At equal bytes, fewer tokens than this in high precision are worse than fewer bits for the others (docs/adr/0012): only when those
 // are at their least does the share go on to its own.
-constexpr double kFairKeep = 0.04, kLeastKeep = 0.01;
+constexpr double kFairKeep = 0.04, kLeastKeep = 0.01, kKeepStep = 0.75;
 // Below 2 bits answers fall apart (docs/frontier.md).
 constexpr double kLeastBits = 2.0, kBitsStep = 0.25;
 
 // What becomes of staged tokens takes no more than this part of what they take in f16; all of that in bytes.
 constexpr uint64_t kCompressedShare = 2;
+
+// How much of its codes in hi a demoted token gives back, with its scores and less its codes in lo.
+constexpr double kHiCodesFreed = 0.75;
 
 // What a cache of so many bits costs in quality: mean KL divergence to the full cache over our three models, docs/frontier.md.
 const char* quality_of(const Spec& spec) {
@@ -33,15 +36,15 @@ const char* quality_of(const Spec& spec) {
 
 bool lower(Spec& spec) {
   if (spec.uncompressed() || spec.importance == Importance::full) return false;
-  const auto halve_keep = [&spec](double least) { spec.keep = std::max(least, spec.keep / 2); };
+  const auto keep_less = [&spec](double least) { spec.keep = std::max(least, spec.keep * kKeepStep); };
   if (spec.keep > kFairKeep) {
-    halve_keep(kFairKeep);
+    keep_less(kFairKeep);
   } else if (spec.mixed() && spec.bits > kLeastBits) {
     spec.bits = std::max(kLeastBits, spec.bits - kBitsStep);
   } else if (!spec.mixed() && spec.lo != Format::evict && format_bits(spec.lo) > uint32_t(kLeastBits)) {
     spec.lo = format_bits(spec.lo) > 3 ? Format::int3 : Format::int2;
   } else if (spec.keep > kLeastKeep) {
-    halve_keep(kLeastKeep);
+    keep_less(kLeastKeep);
   } else {
     return false;
   }
@@ -125,7 +128,14 @@ int32_t Binding::make_room() {
   // Where it is enough: a prompt is then compressed at its end, and a frame that is frozen on a prompt's first few tokens would be bad for as
   // long as it lives.
   const auto smaller_share_does = [&] {
-    return spec_.keep > kFairKeep && missing() < Registry::get().totals().usage.hi / 2 && lower_once() && fits();
+    const auto may_do = [&] {
+      const double gone = 1.0 - kFairKeep / spec_.keep;
+      return gone > 0.0 && double(missing()) < kHiCodesFreed * gone * double(Registry::get().totals().usage.hi);
+    };
+    while (may_do() && lower_once()) {
+      if (fits()) return true;
+    }
+    return false;
   };
   pressed_from_.reset();
   stage_in_bytes(false);

@@ -47,6 +47,9 @@ class FrameStore {
   uint32_t next_arrival() const { return next_arrival_; }
   bool compressed() const;
   bool staged_in_bytes() const;
+  void trim() {
+    for (HeadStore& head : heads_) head.trim();
+  }
   /// What LayerCache::stage_in_bytes() asks for.
   void stage_in_bytes(const Layouts& layouts);
 

@@ -114,6 +114,10 @@ class HeadStore {
   /// Demotes down to a budget that was lowered; tokens that are staged wait for commit(). May throw std::bad_alloc; what
   /// was demoted until then stays so.
   void hold_budget(const Spec& spec, uint64_t n_live, CommitScratch& scratch);
+  /// Gives back the memory of unused blocks.
+  void trim() {
+    for (Tier* tier : {&staged, &hi, &lo}) tier->shrink();
+  }
   /// Encodes the lo tier anew in fewer bits, in place: `uniform`, or, where bits differ by tile, spec.bits on average.
   void lower_bits(const Spec& spec, const codec::BlockLayout& uniform);
 

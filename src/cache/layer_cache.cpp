@@ -240,7 +240,7 @@ cache::Tier::Growth LayerCache::Impl::staged_growth(const cache::HeadStore& head
   const uint32_t n_all = head.staged.size() + n_tokens;
   if (!stages_in_bytes || !head.goes_to_bytes(layouts, n_all) || n_first == n_tokens) return head.staged.growth(n_tokens);
   cache::Tier::Growth growth = head.staged.growth(n_first);
-  const uint64_t bytes = cache::Tier(layouts.staged_bytes).growth(n_all + n_all / 32).lasting, now = head.staged.allocated_bytes();
+  const uint64_t bytes = cache::Tier::most_bytes(layouts.staged_bytes, n_all), now = head.staged.allocated_bytes();
   growth.lasting = std::max(growth.lasting, bytes - std::min(bytes, now));
   return growth;
 }
@@ -314,6 +314,10 @@ Status LayerCache::lower(double keep, double bits) {
   }
   impl_->layouts.lo = next.lo;  // no tier refers to it now: those that do have equal bits
   return {};
+}
+
+void LayerCache::trim(FrameId frame) {
+  if (cache::FrameStore* store = impl_->frame(frame)) store->trim();
 }
 
 void LayerCache::stage_in_bytes(bool on) {

@@ -24,6 +24,9 @@ constexpr size_t kLine = 64;  // kernels load whole cache lines
 
 constexpr size_t round_up(size_t bytes, size_t unit) { return (bytes + unit - 1) / unit * unit; }
 
+// Of so many blocks or bytes. What mapped memory grows by is not copied, so it may be little.
+constexpr uint64_t reserve_of(uint64_t n, bool mapped) { return n / (mapped ? 128 : 32); }
+
 }  // namespace
 
 void FreeTierMemory::operator()(uint8_t* memory) const {
@@ -96,8 +99,9 @@ void Tier::copy_ranking(float* scores, uint32_t* arrivals) const {
 uint64_t Tier::blocks_for(uint32_t n_more) const {
   const uint64_t needed = (uint64_t{n_tokens_} + n_more + codec::kBlockTokens - 1) / codec::kBlockTokens;
   if (needed <= capacity_blocks_) return capacity_blocks_;
-  const uint64_t growth = n_tokens_ ? capacity_blocks_ / 32 : 0;
-  return std::max<uint64_t>(needed, capacity_blocks_ + growth);
+  const uint64_t reserve = n_tokens_ ? reserve_of(capacity_blocks_, blocks_.get_deleter().mapped) : 0;
+  const uint64_t blocks = std::max<uint64_t>(needed, capacity_blocks_ + reserve), bytes = blocks * layout_->bytes;
+  return bytes >= kMapFrom ? round_up(bytes, kPage) / layout_->bytes : blocks;
 }
 
 Tier::Growth Tier::growth(uint32_t n_more) const {
@@ -106,6 +110,12 @@ Tier::Growth Tier::growth(uint32_t n_more) const {
   const bool will_map = blocks_.get_deleter().mapped || blocks * layout_->bytes >= kMapFrom;
   const uint64_t bytes = round_up(blocks * layout_->bytes, will_map ? kPage : kLine);
   return {bytes - std::min(bytes, before), blocks_ && !blocks_.get_deleter().mapped ? before : 0};
+}
+
+uint64_t Tier::most_bytes(const codec::BlockLayout& layout, uint32_t n_tokens) {
+  const uint64_t blocks = (uint64_t{n_tokens} + codec::kBlockTokens - 1) / codec::kBlockTokens, bytes = blocks * layout.bytes;
+  const uint64_t reserve = std::max(reserve_of(std::min<uint64_t>(bytes, kMapFrom), false), reserve_of(bytes, true));
+  return round_up(bytes + reserve, bytes + reserve >= kMapFrom ? kPage : kLine);
 }
 
 void Tier::reserve(uint32_t n_more) {
@@ -136,13 +146,16 @@ void Tier::remove(uint32_t slot) {
 
 void Tier::release() {
   n_tokens_ = 0;
-  if (capacity_blocks_ <= 1) return;
+  if (capacity_blocks_ > 1) free_all();
+}
+
+void Tier::free_all() {
   blocks_ = Memory();  // with its deleter's size
   capacity_blocks_ = 0;
 }
 
 void Tier::shrink() {
-  if (n_tokens_ == 0) return release();
+  if (n_tokens_ == 0) return free_all();
   const size_t bytes = size_t{n_blocks()} * layout_->bytes;
   if (round_up(bytes, kPage) >= allocated_bytes()) return;
   try {
@@ -153,7 +166,7 @@ void Tier::shrink() {
       std::memcpy(memory.get(), blocks_.get(), bytes);
       blocks_ = std::move(memory);
     }
-    capacity_blocks_ = n_blocks();
+    capacity_blocks_ = uint32_t(allocated_bytes() / layout_->bytes);
   } catch (const std::bad_alloc&) {  // it stays as large as it is
   }
 }

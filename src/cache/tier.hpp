@@ -56,14 +56,16 @@ class Tier {
     if (layout_->scored) at<float>(slot, layout_->scores) += more;
   }
 
-  /// Makes room for n more tokens. May throw std::bad_alloc; nothing changes then. Grows by 1/32 beyond what is
-  /// asked when it already holds tokens: a reserve of 3 % at most, so that few steps have to grow.
+  /// Makes room for n more tokens. May throw std::bad_alloc; nothing changes then. A tier that already holds tokens grows by 1/32 of
+  /// itself at least, or, from where it is mapped, by 1/128 and to a whole page, so that few steps have to grow.
   void reserve(uint32_t n_more);
   /// Bytes that reserve(n_more) would take from the system, and those that it would give back only afterwards.
   struct Growth {
     uint64_t lasting = 0, transient = 0;
   };
   Growth growth(uint32_t n_more) const;
+  /// What a tier of n tokens, reserved some at a time, takes from the system at most.
+  static uint64_t most_bytes(const codec::BlockLayout& layout, uint32_t n_tokens);
   /// Adds n tokens with undefined payload; room must be reserved. Returns the first slot.
   uint32_t append(uint32_t n);
   void remove(uint32_t slot);
@@ -72,7 +74,7 @@ class Tier {
   /// Zeroes unused places. Kernels round a step's weights by the largest of its scales, stale ones included: with them a sequence would not go
   /// on to the bit once it was saved and loaded.
   void clear_unused();
-  /// Gives back the memory of unused blocks, where there is memory to move the others to.
+  /// Gives back the memory of unused blocks, all of them if there are no tokens, where there is memory to move the others to.
   void shrink();
   /// Encodes all tokens anew in `layout`, whose blocks are smaller, in place: at no time is there more memory than before.
   /// `layout` is borrowed as in the constructor, and scored as the present one. change: null, or what becomes of a token's key.
@@ -81,6 +83,7 @@ class Tier {
 
  private:
   using Memory = std::unique_ptr<uint8_t[], FreeTierMemory>;
+  void free_all();
   /// Blocks to have when n_more tokens come; capacity_blocks_ if there is room.
   uint64_t blocks_for(uint32_t n_more) const;
   /// Zeroed: kernels read whole blocks and mask unused lanes afterwards, so they must find numbers there, not NaN.

@@ -250,6 +250,21 @@ TEST_P(Tiers, APromptThatNobodyGoesOnWithIsCompressed) {
   EXPECT_EQ(usage.n_staged_tokens * 300, (usage.n_hi_tokens + usage.n_lo_tokens) * 5);
 }
 
+// What a sequence has reserved for tokens to come it gives back as soon as others go on without it.
+TEST_P(Tiers, ASequenceThatRestsHasNoReserves) {
+  std::mt19937 random(14);
+  const auto context = ours("mikv", GetParam());
+  feed(context.get(), 0, words(random, 300));
+  for (int i = 0; i < 5; ++i) feed(context.get(), 0, words(random, 1));
+  const MemoryUsage active = memory_usage(context.get());
+  feed(context.get(), 1, words(random, 1));
+  const MemoryUsage resting = memory_usage(context.get());
+  // Each head had a block of 16 places for the next token. The other sequence has one now, of which one place is used.
+  EXPECT_LT(resting.slack, active.slack);
+  EXPECT_EQ(resting.n_hi_tokens, active.n_hi_tokens);
+  EXPECT_EQ(resting.n_lo_tokens, active.n_lo_tokens);
+}
+
 // Whichever way a prompt comes to be compressed, its layers have bits by the weight of their heads' errors, and as many as the spec
 // says all in all.
 TEST_P(Tiers, LayersShareBits) {
