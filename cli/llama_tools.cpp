@@ -1,6 +1,7 @@
 #include "llama_tools.hpp"
 
 #include <fmt/format.h>
+#include <malloc.h>
 #include <algorithm>
 #include <array>
 #include <cstdio>
@@ -71,6 +72,16 @@ Options split(int argc, char** argv) {
   return options;
 }
 
+// From which size on memory is mapped, and so given back when it is freed. Left to itself, glibc raises this to the size of what
+// was freed: states of a slot, megabytes each, then come from the heap and leave holes there that a server keeps.
+constexpr int kMapFromBytes = 128 << 10;
+
+void give_back_what_is_freed() {
+#ifdef __GLIBC__
+  mallopt(M_MMAP_THRESHOLD, kMapFromBytes);
+#endif
+}
+
 // -m may name a model of ours.
 void resolve_models(std::vector<std::string>& args) {
   const auto known = package_models();
@@ -100,6 +111,7 @@ const std::vector<LlamaTool>& llama_tools() {
 }
 
 int run_llama_tool(const LlamaTool& tool, int argc, char** argv) {
+  give_back_what_is_freed();
   Options options = split(argc, argv);
   if (options.help) {
     fmt::print(fmt::runtime(kHelp), tool.name, tool.program, example(tool.name));
