@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Refuses what the layout forbids: llama.cpp's headers outside the adapter, host names of package registries,
-# paths of somebody's machine, and files too long to read in one go. Prints each finding; exits 1 if there is any.
+# paths of somebody's machine, files too long to read in one go, and scripts that cannot be run. Prints each finding; exits 1 if there is any.
 set -u
 cd "$(dirname "$0")/.." || exit 2
 
@@ -42,6 +42,11 @@ for file in "${existing[@]}"; do
   case "$file" in *.h|*.hpp|*.c|*.cc|*.cpp|*.inc|*.py|*.sh|*.cmake|*.md|*/CMakeLists.txt|Makefile) ;; *) continue ;; esac
   lines=$(wc -l <"$file")
   [ "$lines" -le 600 ] || report 'files over 600 lines' "$file: $lines"
+done
+
+# The docs name scripts as commands.
+for file in "${existing[@]}"; do
+  [ -x "$file" ] || [ "$(head -c 2 "$file" | tr -d '\0')" != '#!' ] || report 'scripts that cannot be run: chmod +x' "$file"
 done
 
 [ "$failed" -eq 0 ] && echo "check_layout: ${#existing[@]} files, ${#sources[@]} sources: as the layout asks"
