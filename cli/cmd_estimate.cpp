@@ -58,7 +58,7 @@ Bytes measure_layer(const LayerShape& shape, const Spec& spec, uint32_t n_tokens
   for (uint32_t begin = 0; begin < n_tokens; begin += kChunk) {
     cells.clear();
     for (Cell cell = begin; cell < std::min(n_tokens, begin + kChunk); ++cell) cells.push_back(cell);
-    if (streaming && spec.mixed() && layer->n_cells(frame) >= kFrameTokens && layer->n_staged(frame) < layer->n_cells(frame)) {
+    if (streaming && is_full(*layer, frame)) {
       n_before += layer->n_cells(frame);
       check(layer->continue_frame(frame, frame + 1));
       ++frame;

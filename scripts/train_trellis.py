@@ -3,7 +3,8 @@
 
 A code of `bits` bits is read through a window of `window` bits: itself and the codes that come after it. Tables are found by
 Lloyd's iteration on normally distributed values: encode with the present table (Viterbi), move each level to the mean of the
-values that took it, repeat; the best of several starts is kept. Needs numpy; takes some minutes. Not part of the build.
+values that took it, repeat; the best of several starts is kept. A code of 6 bits is its whole window: its levels are Lloyd's of the
+normal distribution itself, in ascending order. Needs numpy; takes some minutes. Not part of the build.
 
   python3 scripts/train_trellis.py > tables.txt
 """
@@ -16,6 +17,7 @@ UNIT = 3.0 / 127.5  # standard deviations a unit of a level (kTrellisUnit)
 LENGTH = 64  # of a sequence: long enough that its ends hardly count
 TABLES = [(1, 2), (1, 5), (2, 4), (2, 6), (3, 6), (4, 6)]
 STARTS = 14
+MOST = 3.0  # standard deviations that a level is off
 
 
 def windows_of(values, levels, bits, window):
@@ -61,14 +63,30 @@ def train(bits, window, seed):
     return error(levels, bits, window), levels
 
 
+def without_memory(bits):
+    """Lloyd's levels within MOST."""
+    normal, size = statistics.NormalDist(), 1 << bits
+    levels = [normal.inv_cdf((i + 0.5) / size) for i in range(size)]
+    for _ in range(3000):
+        edges = [-np.inf] + [(a + b) / 2 for a, b in zip(levels, levels[1:])] + [np.inf]
+        means = [(normal.pdf(a) - normal.pdf(b)) / (normal.cdf(b) - normal.cdf(a)) for a, b in zip(edges, edges[1:])]
+        levels = [min(MOST, max(-MOST, mean)) for mean in means]
+    return np.array(levels, np.float32)
+
+
+def show(levels, bits, window):
+    codes = np.clip(np.round(levels / UNIT + 127.5), 0, 255).astype(int)
+    rounded = ((codes - 127.5) * UNIT).astype(np.float32)
+    print(f"// {bits} bits, a window of {window}: mean squared error {error(rounded, bits, window):.5f}")
+    for first in range(0, len(codes), 16):
+        print("  " + " ".join(f"{code}," for code in codes[first : first + 16]), flush=True)
+
+
 def main():
     for bits, window in TABLES:
         _, levels = min((train(bits, window, seed) for seed in range(STARTS)), key=lambda result: result[0])
-        codes = np.clip(np.round(levels / UNIT + 127.5), 0, 255).astype(int)
-        rounded = ((codes - 127.5) * UNIT).astype(np.float32)
-        print(f"// {bits} bits, a window of {window}: mean squared error {error(rounded, bits, window):.5f}")
-        for first in range(0, len(codes), 16):
-            print("  " + " ".join(f"{code}," for code in codes[first : first + 16]), flush=True)
+        show(levels, bits, window)
+    show(without_memory(6), 6, 6)
 
 
 if __name__ == "__main__":

@@ -222,14 +222,10 @@ MemoryUsage Binding::memory_usage() const {
 }
 
 void Binding::move_on(uint32_t n_tokens) {
-  if (!spec_.mixed()) return;
-  const auto is_full = [&](FrameId frame) {
-    return std::any_of(layers_.begin(), layers_.end(), [&](const auto& entry) {
-      const uint64_t n_cells = entry.second.cache->n_cells(frame);
-      return n_cells >= n_tokens && entry.second.cache->n_staged(frame) < n_cells;
-    });
+  const auto full = [&](FrameId frame) {
+    return std::any_of(layers_.begin(), layers_.end(), [&](const auto& entry) { return is_full(*entry.second.cache, frame, n_tokens); });
   };
-  for (const StepPlan::Move& move : plan_.move_on(sequences_, is_full)) {
+  for (const StepPlan::Move& move : plan_.move_on(sequences_, full)) {
     // Where there is no memory for it, the new frame begins as that of any other text does.
     for (auto& [index, layer] : layers_) {
       (void)layer.cache->continue_frame(move.from, move.to);

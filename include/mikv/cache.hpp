@@ -284,6 +284,10 @@ class LayerCache {
   std::unique_ptr<Impl> impl_;
 };
 
+/// Whether a prompt that goes on after this frame should do so in another one (LayerCache::continue_frame): it has n_tokens, of which some
+/// are compressed, under a spec whose frames have coordinates of their own (docs/adr/0014).
+bool is_full(const LayerCache& cache, FrameId frame, uint32_t n_tokens = kFrameTokens);
+
 /// Attention as the formula says, in double precision over dump(): the oracle of every kernel. Same arguments as
 /// LayerCache::attend; records and commits nothing.
 Status reference_attend(const LayerCache& cache, const AttendArgs& args);

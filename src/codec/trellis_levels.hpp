@@ -65,8 +65,7 @@ inline constexpr std::array<Levels, 4> kKeyLevels = {detail::repeated(detail::kK
                                                      detail::repeated(detail::kAny3), detail::repeated(detail::kAny4)};
 inline constexpr std::array<Levels, 4> kValueLevels = {detail::repeated(detail::kValue1), detail::repeated(detail::kValue2),
                                                        detail::repeated(detail::kAny3), detail::repeated(detail::kAny4)};
-/// Of 6 bits: ascending, as the window is the code. Lloyd's levels of a normal distribution, the outermost at most 3 deviations off;
-/// scripts/train_trellis.py has no part in them.
+/// Of 6 bits: ascending, as the window is the code. Lloyd's levels of a normal distribution, the outermost at most 3 deviations off.
 inline constexpr Levels kLevels6 = detail::repeated(detail::kAny6);
 
 }  // namespace mikv::codec
