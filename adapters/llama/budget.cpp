@@ -13,7 +13,7 @@ namespace {
 
 // At equal bytes, fewer tokens than this in high precision are worse than fewer bits for the others (docs/adr/0012): only when those
 // are at their least does the share go on to its own.
-constexpr double kFairKeep = 0.04, kLeastKeep = 0.01, kKeepStep = 0.75;
+constexpr double kFairKeep = 0.04, kLeastKeep = 0.01, kKeepStep = 0.9;
 // Below 2 bits answers fall apart (docs/frontier.md).
 constexpr double kLeastBits = 2.0, kBitsStep = 0.25;
 
@@ -30,6 +30,14 @@ const char* quality_of(const Spec& spec) {
   if (bits >= 2.7) return "mean KL divergence as mikv, .004 to .01";
   if (bits >= 2.2) return "mean KL divergence between mikv and mikv-max, .008 to .02";
   return "mean KL divergence as mikv-max, .015 to .05";
+}
+
+// How many tokens of a prompt, at most n_most, are staged when a micro-batch ends, and wait for the next. Alone, a prompt is cut every
+// n_ubatch tokens. Others in the batch are cut with it, before it (then its own cuts come earlier by as many), or share
+// micro-batches with it in equal parts (then they come later by as many).
+uint32_t most_waiting(uint32_t n_most, uint32_t n_others, uint32_t n_ubatch) {
+  const uint32_t over = n_most % n_ubatch;
+  return n_ubatch - over <= n_others ? n_most : n_most - over + std::min(over, n_others);
 }
 
 }  // namespace
@@ -55,7 +63,11 @@ uint64_t Binding::bytes_of_step() const {
   int64_t lasting = 0;
   uint64_t transient = 0;
   std::map<FrameId, uint32_t> tokens;
-  for (const StepPlan::Run& run : plan_.runs()) tokens[run.frame] += run.n;
+  uint32_t n_all = 0;
+  for (const StepPlan::Run& run : plan_.runs()) {
+    tokens[run.frame] += run.n;
+    n_all += run.n;
+  }
   // Layers store, attend and compress one after the other.
   for (const auto& [index, layer] : layers_) {
     uint64_t of_layer = 0;
@@ -68,11 +80,9 @@ uint64_t Binding::bytes_of_step() const {
       });
       const LayerCache::Growth growth = layer.cache->growth(frame, n, n_ubatch_, compressed);
       int64_t waiting = 0;
-      // Micro-batches that end before there are `from` tokens wait, in all layers, until one after the other compresses them. Beside
-      // other prompts a prompt's own do not begin with it.
+      // What micro-batches put before there are `from` tokens waits, in all layers, until one after the other compresses them.
       if (compressed && !commits_from(from, *layer.cache, frame, 1)) {
-        const uint32_t n_most = uint32_t(from - layer.cache->n_staged(frame) - 1);
-        const uint32_t n_waiting = plan_.runs().size() == 1 ? n_most / n_ubatch_ * n_ubatch_ : n_most;
+        const uint32_t n_waiting = most_waiting(uint32_t(from - layer.cache->n_staged(frame) - 1), n_all - n, n_ubatch_);
         waiting = layer.cache->growth(frame, n_waiting, n_ubatch_, false).lasting;
       }
       lasting += waiting > 0 ? std::max(waiting, growth.lasting) : growth.lasting;
@@ -143,18 +153,24 @@ int32_t Binding::make_room() {
   if (!spec_.uncompressed()) {
     stage_in_bytes(true);
     if (fits()) return 0;
-    if (smaller_share_does()) return 0;
     if (!was_pressed_ && spec_.prefill == Prefill::exact) {
       std::fprintf(stderr, "mikv: KV budget %s: where there is no room for a whole prompt in 8 bits, what was read of it is compressed before its "
                            "end (quality: streaming prefill, docs/frontier.md)\n", format_bytes(double(budget_)).c_str());
     }
     was_pressed_ = true;
+    // Beside a prompt other sequences may have a token each, and cut its micro-batches so much earlier: by as much fewer tokens do.
+    uint32_t n_all = 0, n_largest = 0;
+    for (const StepPlan::Run& run : plan_.runs()) {
+      n_all += run.n;
+      n_largest = std::max(n_largest, run.n);
+    }
+    const uint32_t n_others = n_all - n_largest, n_fewer = n_others <= n_ubatch_ / 8 ? n_others : 0;
     // Compresses prompts of which so much was read, which may make room for all of the step in f16, or else in this step those that
     // get so far.
     const auto press = [&](uint32_t from) {
       pressed_from_.reset();
       const bool committed = commit(from);
-      move_on(kFirstStreamedTokens);
+      move_on(kFirstStreamedTokens - n_fewer);
       if (committed && fits()) return true;
       pressed_from_ = from;
       if (!fits()) return false;
@@ -163,9 +179,9 @@ int32_t Binding::make_room() {
     };
     // The more of a prompt is compressed at once, the better.
     for (uint32_t from = kStreamedTokens; from > kFirstStreamedTokens; from -= std::min(n_ubatch_, from - kFirstStreamedTokens)) {
-      if (press(from)) return 0;
+      if (press(from - n_fewer)) return 0;
     }
-    if (press(kFirstStreamedTokens)) return 0;
+    if (press(kFirstStreamedTokens - n_fewer)) return 0;
     if (smaller_share_does()) return 0;
     for (const uint32_t from : {kFirstTokens, 0u}) {
       if (press(from)) return 0;

@@ -163,6 +163,18 @@ TEST_P(Budget, PromptsThatShareABatchFit) {
   EXPECT_LE(peak_tier_bytes(), std::max(kRoom, peak_before_));
 }
 
+// A token of another sequence is cut with a prompt's micro-batches, so that its fourth ends with 1,023 or 1,025 tokens: the prompt does not
+// have to wait for a fifth, for which there would be no room, only for pieces of 256.
+TEST_P(Budget, ATokenBesideAPromptDoesNotMakeItWaitForAMicroBatchMore) {
+  constexpr uint64_t kRoom = uint64_t{14} << 20;
+  ASSERT_EQ(feed(1, 41), 0);
+  binding_->set_budget(kRoom);
+  EXPECT_EQ(feed({{1, 1}, {0, 1300}}), 0);
+  EXPECT_EQ(binding_->n_lowered(), 0u);
+  EXPECT_LE(peak_tier_bytes(), std::max(kRoom, peak_before_));
+  EXPECT_GT(double(peak_tier_bytes()), 0.7 * double(kRoom)) << "1,024 tokens, and not 256";
+}
+
 INSTANTIATE_TEST_SUITE_P(Caches, Budget, testing::Bool(), [](const auto& p) { return std::string(p.param ? "Unified" : "Split"); });
 
 }  // namespace
