@@ -63,11 +63,7 @@ uint64_t Binding::bytes_of_step() const {
   int64_t lasting = 0;
   uint64_t transient = 0;
   std::map<FrameId, uint32_t> tokens;
-  uint32_t n_all = 0;
-  for (const StepPlan::Run& run : plan_.runs()) {
-    tokens[run.frame] += run.n;
-    n_all += run.n;
-  }
+  for (const StepPlan::Run& run : plan_.runs()) tokens[run.frame] += run.n;
   // Layers store, attend and compress one after the other.
   for (const auto& [index, layer] : layers_) {
     uint64_t of_layer = 0;
@@ -82,7 +78,7 @@ uint64_t Binding::bytes_of_step() const {
       int64_t waiting = 0;
       // What micro-batches put before there are `from` tokens waits, in all layers, until one after the other compresses them.
       if (compressed && !commits_from(from, *layer.cache, frame, 1)) {
-        const uint32_t n_waiting = most_waiting(uint32_t(from - layer.cache->n_staged(frame) - 1), n_all - n, n_ubatch_);
+        const uint32_t n_waiting = most_waiting(uint32_t(from - layer.cache->n_staged(frame) - 1), plan_.n_tokens() - n, n_ubatch_);
         waiting = layer.cache->growth(frame, n_waiting, n_ubatch_, false).lasting;
       }
       lasting += waiting > 0 ? std::max(waiting, growth.lasting) : growth.lasting;
@@ -159,12 +155,9 @@ int32_t Binding::make_room() {
     }
     was_pressed_ = true;
     // Beside a prompt other sequences may have a token each, and cut its micro-batches so much earlier: by as much fewer tokens do.
-    uint32_t n_all = 0, n_largest = 0;
-    for (const StepPlan::Run& run : plan_.runs()) {
-      n_all += run.n;
-      n_largest = std::max(n_largest, run.n);
-    }
-    const uint32_t n_others = n_all - n_largest, n_fewer = n_others <= n_ubatch_ / 8 ? n_others : 0;
+    uint32_t n_largest = 0;
+    for (const StepPlan::Run& run : plan_.runs()) n_largest = std::max(n_largest, run.n);
+    const uint32_t n_others = plan_.n_tokens() - n_largest, n_fewer = n_others <= n_ubatch_ / 8 ? n_others : 0;
     // Compresses prompts of which so much was read, which may make room for all of the step in f16, or else in this step those that
     // get so far.
     const auto press = [&](uint32_t from) {
@@ -191,10 +184,8 @@ int32_t Binding::make_room() {
     if (fits()) return 0;
   }
   ++n_refused_;
-  uint32_t n = 0;
-  for (const StepPlan::Run& run : plan_.runs()) n += run.n;
   const Error error{"KV budget " + format_bytes(double(budget_)) + " is used up (" + format_bytes(double(Registry::get().totals().usage.total())) + "): no room for " +
-       std::to_string(n) + " more tokens; end or shorten contexts, or raise --kv-budget"};
+       std::to_string(plan_.n_tokens()) + " more tokens; end or shorten contexts, or raise --kv-budget"};
   // Programs try again with less, many times a second.
   const auto now = std::chrono::steady_clock::now();
   if (n_refused_ == 1 || now - refused_at_ > std::chrono::seconds(10)) {

@@ -132,6 +132,12 @@ void StepPlan::group(const Sequences& sequences) {
   for (Run& run : runs_) run.group = 0;
 }
 
+uint32_t StepPlan::n_tokens() const {
+  uint32_t n = 0;
+  for (const Run& run : runs_) n += run.n;
+  return n;
+}
+
 const StepPlan::Run* StepPlan::run_of(llama_seq_id sequence) const {
   for (const Run& run : runs_) {
     if (run.sequence == sequence) return &run;

@@ -45,6 +45,7 @@ class StepPlan {
 
   /// In the order of the batch.
   std::span<const Run> runs() const { return runs_; }
+  uint32_t n_tokens() const;
   /// Of a cache with a stream a sequence; null if the batch has no token of it.
   const Run* run_of(llama_seq_id sequence) const;
   const std::vector<FrameId>& frames_of_group(uint32_t group) const { return groups_[group]; }
