@@ -151,7 +151,7 @@ TEST_P(Budget, AsMuchOfAPromptAsThereIsRoomForIsCompressedAtOnce) {
   EXPECT_EQ(binding_->layers().begin()->second.cache->n_staged(binding_->sequences().own(0)), 0u);
   EXPECT_EQ(binding_->n_lowered(), 0u);
   EXPECT_LE(peak_tier_bytes(), std::max(kRoom, peak_before_));
-  EXPECT_GT(double(peak_tier_bytes()), 0.85 * double(kRoom)) << "1,536 tokens, and not 1,024";
+  EXPECT_GT(double(peak_tier_bytes()), 0.8 * double(kRoom)) << "1,536 tokens, and not 1,024";
 }
 
 // Micro-batches do not begin where prompts do: nearly a whole one more than if they did waits.
