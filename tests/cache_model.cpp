@@ -168,12 +168,16 @@ void Model::reload(FrameId frame, uint32_t shift) {
 /// Other keys in some cells, in the tier that they are in.
 void Model::rotate(FrameId frame, Cell first, uint32_t count) {
   Frame& model = frames_[frame];
-  layer_->visit_keys(frame, [&](Cell cell, uint32_t head, std::span<float> key) {
-    RC_ASSERT(model.cells.count(cell) == 1);
-    if (cell < first || cell >= first + count) return false;
-    // Small enough for any frame; values stay, so that a cell's key and value differ from now on.
-    std::fill(key.begin(), key.end(), model.cells[cell][head]);
-    return true;
+  layer_->visit_keys(frame, [&](std::span<const Cell> cells, uint32_t head, std::span<float> keys) {
+    uint32_t changed = 0;
+    for (size_t i = 0; i < cells.size(); ++i) {
+      RC_ASSERT(model.cells.count(cells[i]) == 1);
+      if (cells[i] < first || cells[i] >= first + count) continue;
+      // Small enough for any frame; values stay, so that a cell's key and value differ from now on.
+      std::ranges::fill(keys.subspan(i * kShape.head_dim_k, kShape.head_dim_k), model.cells[cells[i]][head]);
+      changed |= 1u << i;
+    }
+    return changed;
   });
 }
 

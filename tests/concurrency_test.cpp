@@ -60,6 +60,14 @@ std::vector<float> generate(LayerCache& layer, uint32_t n_threads) {
       if (!layer.attend(args, workspace, thread, n_threads).ok()) ++n_failed;
       barrier.arrive_and_wait();
       if (thread == 0 && i == 0 && !layer.commit(0).ok()) ++n_failed;
+      if (i == kSteps / 2) {
+        const auto turn = [](std::span<const Cell> cells, uint32_t, std::span<float> keys) {
+          for (float& channel : keys) channel = -channel;
+          return (1u << cells.size()) - 1;
+        };
+        layer.visit_keys(0, turn, thread, n_threads);
+        barrier.arrive_and_wait();
+      }
     }
   };
   std::vector<std::thread> threads;

@@ -105,7 +105,7 @@ Layer* Binding::layer_of_attention(const ggml_tensor* attention) {
   layer.cache = std::move(cache).value();
   const AttentionParams params = attention_params(attention);
   if (params.max_bias > 0.0f) layer.slopes = alibi_slopes(params.max_bias, shape.n_heads);
-  for (const OpKind kind : {OpKind::store_k, OpKind::store_v, OpKind::attend}) layer.ops[int(kind)] = {this, index, kind};
+  for (const OpKind kind : {OpKind::store_k, OpKind::store_v, OpKind::attend, OpKind::shift}) layer.ops[int(kind)] = {this, index, kind};
   return &layer;
 }
 

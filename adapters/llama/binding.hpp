@@ -17,6 +17,7 @@
 #include "kv_context.hpp"
 #include "llama.h"
 #include "mikv/mikv.hpp"
+#include "rope_operator.hpp"
 #include "row_copy.hpp"
 #include "sequences.hpp"
 #include "step_plan.hpp"
@@ -28,7 +29,7 @@ class Binding;
 /// Something of the frame is compressed already, or `from` tokens are staged with the n_to_come that are not yet.
 bool commits_from(uint32_t from, const LayerCache& cache, FrameId frame, uint32_t n_to_come = 0);
 
-enum class OpKind { store_k, store_v, attend };
+enum class OpKind { store_k, store_v, attend, shift };
 
 /// What a rewritten node carries: ggml hands it back to the operator as user data.
 struct OpData {
@@ -45,7 +46,8 @@ struct Layer {
   uint32_t first_row = 0, next_row = 0;  ///< tokens of the batch that the graph at work stores: first_row .. next_row - 1
   std::vector<float> slopes;      ///< ALiBi, one a query head; empty without
   bool rope_known = false;
-  OpData ops[3];                  ///< by OpKind
+  RopeParams shift_rope{};        ///< of the node that shift() stands for
+  OpData ops[4];                  ///< by OpKind
 };
 
 class Binding {
@@ -68,6 +70,8 @@ class Binding {
 
   void store(Layer& layer, const OpData& op, const ggml_tensor* node);
   void attend(Layer& layer, ggml_tensor* node, uint32_t thread, uint32_t n_threads);
+  /// Rotates the stored keys as the ROPE node over llama.cpp's own would have: source 1 has by how many positions each cell moves.
+  void shift(const Layer& layer, const ggml_tensor* node, uint32_t thread, uint32_t n_threads);
 
   bool engine_attends() const { return engine_attends_; }
   /// Lets a node of llama.cpp's own attention read the rows that store() copies for it. All layers are known by now.
@@ -119,12 +123,6 @@ class Binding {
     std::vector<uint8_t> bytes;
   };
   SavedState& saved_state() { return saved_state_; }
-
-  /// Positions are about to be shifted by a graph that rotates keys in llama.cpp's own tensors: puts them there.
-  void begin_shift();
-  /// Takes the rotated keys back, and gives the memory of the tensors back.
-  void end_shift();
-  bool shifting() const { return shifting_; }
 
   /// The most that the payload of all contexts may take; 0: no limit.
   void set_budget(uint64_t bytes) { budget_ = bytes; }
@@ -189,7 +187,6 @@ class Binding {
   std::optional<uint32_t> pressed_from_;
   bool was_pressed_ = false;      ///< that was said
   bool staged_in_bytes_ = false;  ///< some prompt had no room in f16
-  bool shifting_ = false;
   mutable std::mutex failure_mutex_;
   Status failure_;
 };

@@ -12,6 +12,7 @@ void run_op(ggml_tensor* node, int thread, int n_threads, void* user) {
   const OpData& op = *static_cast<const OpData*>(user);
   Layer& layer = *op.binding->find_layer(op.layer);
   if (op.kind == OpKind::attend) return op.binding->attend(layer, node, uint32_t(thread), uint32_t(n_threads));
+  if (op.kind == OpKind::shift) return op.binding->shift(layer, node, uint32_t(thread), uint32_t(n_threads));
   if (thread == 0) op.binding->store(layer, op, node);
 }
 
@@ -22,7 +23,7 @@ OpParams custom_params(OpData& op) {
   std::array<char, 4096> memory;
   ggml_context* context = ggml_init({memory.size(), memory.data(), true});
   ggml_tensor* source = ggml_new_tensor_1d(context, GGML_TYPE_F32, 1);
-  const int n_tasks = op.kind == OpKind::attend ? GGML_N_TASKS_MAX : 1;
+  const int n_tasks = op.kind == OpKind::attend || op.kind == OpKind::shift ? GGML_N_TASKS_MAX : 1;
   const ggml_tensor* custom = ggml_custom_4d(context, GGML_TYPE_F32, 1, 1, 1, 1, &source, 1, run_op, n_tasks, &op);
   OpParams params;
   std::memcpy(params.data(), custom->op_params, params.size());
@@ -51,8 +52,10 @@ bool is_view(ggml_op op) {
 }
 
 bool stores(const ggml_tensor* node) { return node->op == GGML_OP_SET_ROWS && cache_layer(node) >= 0; }
-/// Keys rotated in place to other positions: the graph of a context shift.
-bool shifts(const ggml_tensor* node) { return node->op == GGML_OP_ROPE && cache_layer(node) >= 0; }
+/// Keys rotated in place, from their first channel on, to other positions: the graph of a context shift.
+bool shifts(const ggml_tensor* node) {
+  return node->op == GGML_OP_ROPE && cache_layer(node) >= 0 && is_key_cache(node) && node->view_offs == 0 && node->src[1]->type == GGML_TYPE_I32;
+}
 bool attends(const ggml_tensor* node) { return node->op == GGML_OP_FLASH_ATTN_EXT && cache_layer(node->src[1]) >= 0; }
 
 // Any other operator on cache memory would read what was never written there.
@@ -84,23 +87,21 @@ bool stores_floats(const ggml_tensor* node, Binding& binding) {
 bool rewrite_graph(ggml_backend_sched_t scheduler, ggml_cgraph* graph, Binding& binding) {
   if (!binding.failure()) return false;
   const int n_nodes = ggml_graph_n_nodes(graph);
-  bool shift = false;
   for (int i = 0; i < n_nodes; ++i) {
     const ggml_tensor* node = ggml_graph_node(graph, i);
     if (attends(node)) {
       if (!binding.layer_of_attention(node)) return false;
     } else if (shifts(node)) {
-      shift = true;
+      if (const Status status = binding.forget_freed_cells(); !status) return binding.fail(status.error()), false;
     } else if (stores(node) ? !stores_floats(node, binding) : touches_cache(node) && !refuse(node, binding)) {
       return false;
     }
   }
-  if (shift) binding.begin_shift();
   // Layers are known now, also those whose keys are stored before their attention is met.
   std::set<const Layer*> half_stored;
   for (int i = 0; i < n_nodes; ++i) {
     ggml_tensor* node = ggml_graph_node(graph, i);
-    if (!stores(node) && !attends(node)) continue;
+    if (!stores(node) && !attends(node) && !shifts(node)) continue;
     Layer* layer = binding.find_layer(cache_layer(attends(node) ? node->src[1] : node));
     if (!layer) return refuse(node, binding);
     if (attends(node) && binding.engine_attends()) {
@@ -108,9 +109,10 @@ bool rewrite_graph(ggml_backend_sched_t scheduler, ggml_cgraph* graph, Binding& 
       compute_here(scheduler, node);
       continue;
     }
-    const OpKind kind = attends(node) ? OpKind::attend : is_key_cache(node) ? OpKind::store_k : OpKind::store_v;
+    const OpKind kind = attends(node) ? OpKind::attend : shifts(node) ? OpKind::shift : is_key_cache(node) ? OpKind::store_k : OpKind::store_v;
+    if (kind == OpKind::shift) layer->shift_rope = rope_params(node);
     if (kind == OpKind::store_k) binding.learn_rope(*layer, node);
-    if (kind != OpKind::attend) layer->ops[int(kind)].last_half = !half_stored.insert(layer).second;
+    if (stores(node)) layer->ops[int(kind)].last_half = !half_stored.insert(layer).second;
     replace(scheduler, node, layer->ops[int(kind)]);
   }
   return binding.failure().ok();

@@ -36,13 +36,6 @@ bool prepare(ggml_backend_sched_t scheduler, ggml_cgraph* graph) {
 
 bool is_cache_tensor(const ggml_tensor* tensor) { return tensor->buffer && Registry::get().is_cache_buffer(tensor->buffer); }
 
-void after_compute(ggml_backend_sched_t scheduler) {
-  Binding* binding = Registry::get().of_scheduler(scheduler);
-  if (!binding || !binding->shifting()) return;
-  ggml_backend_sched_synchronize(scheduler);
-  binding->end_shift();
-}
-
 // Codes of llama_decode for what a batch cannot be served with; mikv's reason is printed or kept in the binding.
 constexpr int32_t kFailed = -3;
 
@@ -83,12 +76,6 @@ void ggml_backend_sched_split_graph(ggml_backend_sched_t scheduler, ggml_cgraph*
 void ggml_backend_sched_free(ggml_backend_sched_t scheduler) {
   Registry::get().forget_scheduler(scheduler);
   MIKV_NEXT(ggml_backend_sched_free)(scheduler);
-}
-
-ggml_status ggml_backend_sched_graph_compute_async(ggml_backend_sched_t scheduler, ggml_cgraph* graph) {
-  const ggml_status status = MIKV_NEXT(ggml_backend_sched_graph_compute_async)(scheduler, graph);
-  after_compute(scheduler);
-  return status;
 }
 
 ggml_backend_buffer_t ggml_backend_alloc_ctx_tensors_from_buft(ggml_context* context, ggml_backend_buffer_type_t type) {
@@ -235,17 +222,6 @@ void llama_memory_seq_keep(llama_memory_t memory, llama_seq_id sequence) {
   for (llama_seq_id other = 0; binding->sequences().valid(other); ++other) {
     if (other != sequence) binding->forget_sequence(other);
   }
-}
-
-// Shifting needs all keys in f16 for a moment, more than a budget allows.
-bool llama_memory_can_shift(llama_memory_t memory) {
-  const Binding* binding = Registry::get().of_memory(memory);
-  if (binding && binding->budget()) {
-    static const bool once = std::fputs("mikv: context shift is not possible with --kv-budget: it needs the keys in f16 for a moment\n", stderr) >= 0;
-    (void)once;
-    return false;
-  }
-  return MIKV_NEXT(llama_memory_can_shift)(memory);
 }
 
 void llama_memory_seq_add(llama_memory_t memory, llama_seq_id sequence, llama_pos p0, llama_pos p1, llama_pos delta) {

@@ -1,64 +1,44 @@
-// Shifting positions (llama_memory_seq_add, context shift): llama.cpp rotates the keys of its cache tensors by a graph of its
-// own, which knows every kind of RoPE. The keys are decoded into those tensors before it runs, and taken back afterwards.
-#include <sys/mman.h>
-#include <unistd.h>
-
-#include <cstring>
+// Shifting positions (llama_memory_seq_add, context shift): llama.cpp rotates all keys of its cache tensors in place, by a node a layer. Those
+// nodes rotate ours instead, a block at a time, so that llama.cpp's tensors stay empty and a shift needs no memory that a budget would have to hold.
+#include <algorithm>
 #include <vector>
 
 #include "binding.hpp"
+#include "codec/block.hpp"
 
 namespace mikv::llama {
-namespace {
 
-ggml_fp16_t* key_row(const Layer& layer, uint32_t stream, Cell cell) {
-  char* data = static_cast<char*>(layer.k_tensor->data);
-  return reinterpret_cast<ggml_fp16_t*>(data + (size_t{stream} * layer.cells_per_stream + cell) * layer.k_tensor->nb[1]);
-}
-
-// Pages that lie wholly in the tensor's memory are empty again.
-void give_back(const ggml_tensor* tensor) {
-  const uintptr_t page = uintptr_t(sysconf(_SC_PAGESIZE)), begin = uintptr_t(tensor->data);
-  const uintptr_t first = (begin + page - 1) / page * page, last = (begin + ggml_nbytes(tensor)) / page * page;
-  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);
-}
-
-}  // namespace
-
-void Binding::begin_shift() {
-  if (const Status status = forget_freed_cells(); !status) return fail(status.error());
-  shifting_ = true;
-  for (auto& [index, layer] : layers_) {
-    const uint32_t dim = layer.cache->shape().head_dim_k;
-    sequences_.for_each_frame([&](FrameId frame) {
-      const uint32_t stream = sequences_.stream_of_frame(frame);
-      layer.cache->visit_keys(frame, [&](Cell cell, uint32_t kv_head, std::span<float> key) {
-        ggml_fp32_to_fp16_row(key.data(), key_row(layer, stream, cell) + size_t{kv_head} * dim, dim);
-        return false;
-      });
-    });
-  }
-}
-
-void Binding::end_shift() {
-  shifting_ = false;
-  std::vector<ggml_fp16_t> before;
-  for (auto& [index, layer] : layers_) {
-    const uint32_t dim = layer.cache->shape().head_dim_k;
-    before.resize(dim);
-    sequences_.for_each_frame([&](FrameId frame) {
-      const uint32_t stream = sequences_.stream_of_frame(frame);
-      layer.cache->visit_keys(frame, [&](Cell cell, uint32_t kv_head, std::span<float> key) {
-        const ggml_fp16_t* row = key_row(layer, stream, cell) + size_t{kv_head} * dim;
+void Binding::shift(const Layer& layer, const ggml_tensor* node, uint32_t thread, uint32_t n_threads) {
+  const size_t dim = layer.cache->shape().head_dim_k, n_rotated = size_t(node->ne[0]);  // the first channels of each key
+  const auto* shifts = static_cast<const int32_t*>(node->src[1]->data);
+  RopeOperator rope(layer.shift_rope, int64_t(n_rotated), node->src[2], codec::kBlockTokens);
+  std::ranges::fill(rope.keys(), 0.0f);
+  std::ranges::fill(rope.positions(), 0);
+  sequences_.for_each_frame([&](FrameId frame) {
+    const int32_t* of_stream = shifts + size_t{sequences_.stream_of_frame(frame)} * layer.cells_per_stream;
+    const auto rotate = [&](std::span<const Cell> cells, uint32_t, std::span<float> keys) -> uint32_t {
+      for (size_t i = 0; i < cells.size(); ++i) {
+        rope.positions()[i] = of_stream[cells[i]];
+        std::ranges::copy(keys.subspan(i * dim, n_rotated), rope.keys().subspan(i * n_rotated).begin());
+      }
+      const std::span<const float> turned = rope.turn();
+      if (turned.empty()) {
+        fail("llama.cpp could not rotate keys to other positions");
+        return 0;
+      }
+      uint32_t changed = 0;
+      for (size_t i = 0; i < cells.size(); ++i) {
         // A key that was not rotated keeps its codes: encoding it once more could only lose.
-        ggml_fp32_to_fp16_row(key.data(), before.data(), dim);
-        if (std::memcmp(before.data(), row, dim * sizeof *row) == 0) return false;
-        ggml_fp16_to_fp32_row(row, key.data(), dim);
-        return true;
-      });
-    });
-    give_back(layer.k_tensor);
-  }
+        const std::span<float> key = keys.subspan(i * dim, n_rotated);
+        const std::span<const float> rotated = turned.subspan(i * n_rotated, n_rotated);
+        if (std::ranges::equal(key, rotated)) continue;
+        std::ranges::copy(rotated, key.begin());
+        changed |= 1u << i;
+      }
+      return changed;
+    };
+    layer.cache->visit_keys(frame, rotate, thread, n_threads);
+  });
 }
 
 }  // namespace mikv::llama

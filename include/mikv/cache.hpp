@@ -243,10 +243,12 @@ class LayerCache {
   /// Forgets every cell of the frame that is not in `live`: bit c % 64 of word c / 64 is cell c.
   void retain(FrameId frame, std::span<const uint64_t> live);
 
-  /// Calls visit(cell, kv_head, key) for every stored key of the frame, decoded to the engine's coordinates; where it
-  /// returns true, the key that it left in `key` is stored instead, in the same tier. For engines that rotate keys to other
-  /// positions. Slow; allocates nothing.
-  void visit_keys(FrameId frame, const std::function<bool(Cell cell, uint32_t kv_head, std::span<float> key)>& visit);
+  /// Of one KV head, up to 16 at a time: keys[cells.size()][head_dim_k] in the engine's coordinates. Bit i of the result: what was left in
+  /// row i is stored instead of what was there.
+  using VisitKeys = std::function<uint32_t(std::span<const Cell> cells, uint32_t kv_head, std::span<float> keys)>;
+  /// Visits every stored key of the frame; what is changed stays in its tier, and values stay as they are. For engines that rotate keys to
+  /// other positions. Threads of one call share the heads. Slow; allocates nothing.
+  void visit_keys(FrameId frame, const VisitKeys& visit, uint32_t thread = 0, uint32_t n_threads = 1);
 
   /// Copies what the frame has staged as halves in the engine's coordinates, which is everything under an uncompressed spec
   /// (Spec::uncompressed): KV head h of cell c goes to k + c * k_stride + h * head_dim_k, and to v alike. Strides in halves.

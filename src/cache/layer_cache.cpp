@@ -343,22 +343,31 @@ void LayerCache::retain(FrameId frame, std::span<const uint64_t> live) {
   impl_->drop_if_empty(frame);
 }
 
-void LayerCache::visit_keys(FrameId frame, const std::function<bool(Cell, uint32_t, std::span<float>)>& visit) {
+void LayerCache::visit_keys(FrameId frame, const VisitKeys& visit, uint32_t thread, uint32_t n_threads) {
   cache::FrameStore* store = impl_->frame(frame);
   if (!store) return;
-  std::array<float, codec::kMaxHeadDim> k, v;
-  for (uint32_t h = 0; h < impl_->shape.n_kv_heads; ++h) {
+  const uint32_t dim = impl_->shape.head_dim_k;
+  std::array<float, codec::kBlockTokens * codec::kMaxHeadDim> rows;
+  std::array<Cell, codec::kBlockTokens> cells;
+  const auto key = [&](uint32_t lane) { return std::span(rows).subspan(size_t{lane} * dim, dim); };
+  for (uint32_t h = thread; h < impl_->shape.n_kv_heads; h += n_threads) {
     cache::HeadStore& head = store->heads()[h];
     for (cache::Tier* tier : {&head.staged, &head.hi, &head.lo}) {
-      for (uint32_t slot = 0; slot < tier->size(); ++slot) {
-        const std::span<float> key(k.data(), impl_->shape.head_dim_k);
-        const uint32_t lane = cache::Tier::lane_of(slot);
-        codec::decode_token(tier->block_of(slot), tier->layout(), lane, k.data(), v.data());
-        const codec::Axes& axes = head.transform_of(*tier).key;
-        axes.from_tier(key);
-        if (!visit(tier->cell(slot), h, key)) continue;
-        axes.to_tier(key);
-        codec::encode_token(tier->block_of(slot), tier->layout(), lane, k.data(), v.data());
+      const codec::Axes& axes = head.transform_of(*tier).key;
+      for (uint32_t slot = 0; slot < tier->size(); slot += codec::kBlockTokens) {
+        uint8_t* block = tier->block_of(slot);
+        const uint32_t n = std::min(codec::kBlockTokens, tier->size() - slot);
+        for (uint32_t lane = 0; lane < n; ++lane) {
+          cells[lane] = tier->cell(slot + lane);
+          codec::decode_k(block, tier->layout(), lane, key(lane).data());
+          axes.from_tier(key(lane));
+        }
+        const uint32_t changed = visit(std::span(cells).first(n), h, std::span(rows).first(size_t{n} * dim));
+        for (uint32_t lane = 0; lane < n; ++lane) {
+          if (!(changed >> lane & 1)) continue;
+          axes.to_tier(key(lane));
+          codec::encode_k(block, tier->layout(), lane, key(lane).data());
+        }
       }
     }
   }

@@ -225,6 +225,10 @@ void encode_v(uint8_t* block, const BlockLayout& layout, uint32_t lane, const fl
   with_bits(layout.bits, [&](auto bits) { encode_part<bits>(block, part_v(layout), lane, v); });
 }
 
+void decode_k(const uint8_t* block, const BlockLayout& layout, uint32_t lane, float* k) {
+  with_bits(layout.bits, [&](auto bits) { decode_part<bits>(block, part_k(layout), lane, k); });
+}
+
 void decode_token(const uint8_t* block, const BlockLayout& layout, uint32_t lane, float* k, float* v) {
   with_bits(layout.bits, [&](auto bits) {
     decode_part<bits>(block, part_k(layout), lane, k);

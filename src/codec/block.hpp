@@ -96,6 +96,7 @@ void encode_v(uint8_t* block, const BlockLayout& layout, uint32_t lane, const fl
 
 /// Reads token `lane` back.
 void decode_token(const uint8_t* block, const BlockLayout& layout, uint32_t lane, float* k, float* v);
+void decode_k(const uint8_t* block, const BlockLayout& layout, uint32_t lane, float* k);
 
 /// Reads the first n tokens of a block of 16 bits as they are stored: k_rows[i] gets dim_k halves, v_rows[i] dim_v. Whole blocks
 /// at once, where decode_token would take each half by itself.

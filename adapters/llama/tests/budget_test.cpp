@@ -1,5 +1,7 @@
 // --kv-budget: a ceiling that is true, and what is given up, in which order, to stay under it.
 #include <gtest/gtest.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cmath>
@@ -21,6 +23,15 @@ using ModelHandle = std::unique_ptr<llama_model, decltype(&llama_model_free)>;
 using ContextHandle = std::unique_ptr<llama_context, decltype(&llama_free)>;
 
 constexpr uint64_t kBudget = uint64_t{6} << 20;
+
+/// Of the memory of a tensor, those that lie wholly in it.
+ptrdiff_t resident_pages(const ggml_tensor& tensor) {
+  const uintptr_t page = uintptr_t(sysconf(_SC_PAGESIZE)), begin = uintptr_t(tensor.data);
+  const uintptr_t first = (begin + page - 1) / page * page, last = (begin + ggml_nbytes(&tensor)) / page * page;
+  std::vector<unsigned char> pages((last - first) / page);
+  EXPECT_EQ(mincore(reinterpret_cast<void*>(first), last - first, pages.data()), 0);
+  return std::ranges::count_if(pages, [](unsigned char state) { return state & 1; });
+}
 
 class Budget : public testing::TestWithParam<bool> {
  protected:
@@ -173,6 +184,25 @@ TEST_P(Budget, ATokenBesideAPromptDoesNotMakeItWaitForAMicroBatchMore) {
   EXPECT_EQ(binding_->n_lowered(), 0u);
   EXPECT_LE(peak_tier_bytes(), std::max(kRoom, peak_before_));
   EXPECT_GT(double(peak_tier_bytes()), 0.7 * double(kRoom)) << "1,024 tokens, and not 256";
+}
+
+// Keys are rotated where they are.
+TEST_P(Budget, AContextShiftTakesNoRoom) {
+  binding_->set_budget(uint64_t{32} << 20);
+  ASSERT_EQ(feed(0, 1000), 0);
+  ASSERT_EQ(feed({{0, 1}, {1, 300}}), 0);
+  const uint64_t before = memory_usage(context_.get()).total();
+  binding_->set_budget(before + (uint64_t{1} << 20));  // llama.cpp's own keys: 90 MiB
+
+  const llama_memory_t memory = llama_get_memory(context_.get());
+  ASSERT_TRUE(llama_memory_can_shift(memory));
+  llama_memory_seq_rm(memory, 0, 4, 504);
+  llama_memory_seq_add(memory, 0, 504, -1, -500);
+  EXPECT_EQ(feed(0, 1), 0);
+  EXPECT_EQ(llama_memory_seq_pos_max(memory, 0), 501);
+  EXPECT_EQ(binding_->n_lowered(), 0u);
+  EXPECT_LE(memory_usage(context_.get()).total(), before);
+  for (const auto& [index, layer] : binding_->layers()) EXPECT_EQ(resident_pages(*layer.k_tensor), 0) << index;
 }
 
 INSTANTIATE_TEST_SUITE_P(Caches, Budget, testing::Bool(), [](const auto& p) { return std::string(p.param ? "Unified" : "Split"); });
