@@ -87,7 +87,7 @@ class Architectures : public testing::Test {
   }
 
   /// Prompts, steps of several sequences together, beyond the window, a sequence that ends, one that is copied, a state that is saved and
-  /// loaded. The logits of everything.
+  /// loaded, positions that are shifted where the memory allows it. The logits of everything.
   static std::vector<std::vector<float>> script(llama_context* context) {
     std::mt19937 random(3);
     const auto words = [&](size_t n) {
@@ -109,6 +109,10 @@ class Architectures : public testing::Test {
     llama_memory_seq_rm(memory, 0, -1, -1);
     EXPECT_EQ(llama_state_seq_set_data(context, saved.data(), saved.size(), 0), saved.size());
     for (int i = 0; i < 5; ++i) all.push_back(step(context, {{0, words(1)}}));
+    if (llama_memory_can_shift(memory)) {
+      llama_memory_seq_add(memory, 0, 10, -1, 7);
+      for (int i = 0; i < 5; ++i) all.push_back(step(context, {{0, words(1)}, {2, words(1)}}));
+    }
     return all;
   }
 
