@@ -92,7 +92,10 @@ bool rewrite_graph(ggml_backend_sched_t scheduler, ggml_cgraph* graph, Binding& 
     if (attends(node)) {
       if (!binding.layer_of_attention(node)) return false;
     } else if (shifts(node)) {
-      if (const Status status = binding.forget_freed_cells(); !status) return binding.fail(status.error()), false;
+      if (const Status status = binding.forget_freed_cells(); !status) {
+        binding.fail(status.error());
+        return false;
+      }
     } else if (stores(node) ? !stores_floats(node, binding) : touches_cache(node) && !refuse(node, binding)) {
       return false;
     }

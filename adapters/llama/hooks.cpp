@@ -3,8 +3,6 @@
 // Contexts that did not come from init_context pass through untouched.
 #include <dlfcn.h>
 
-#include <cstdio>
-
 #include "batch_record.hpp"
 #include "cache_region.hpp"
 #include "cell_capture.hpp"

@@ -1,7 +1,6 @@
 // Shifting positions (llama_memory_seq_add, context shift): llama.cpp rotates all keys of its cache tensors in place, by a node a layer. Those
 // nodes rotate ours instead, a block at a time, so that llama.cpp's tensors stay empty and a shift needs no memory that a budget would have to hold.
 #include <algorithm>
-#include <vector>
 
 #include "binding.hpp"
 #include "codec/block.hpp"

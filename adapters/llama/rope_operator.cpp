@@ -7,7 +7,7 @@
 namespace mikv::llama {
 namespace {
 
-constexpr size_t kGraphNodes = 8, kTensors = 4, kModeParameter = 2;
+constexpr size_t kGraphNodes = 8, kTensors = 4;
 
 std::span<float> floats(const ggml_tensor* t) { return {ggml_get_data_f32(t), size_t(ggml_nelements(t))}; }
 
@@ -20,7 +20,7 @@ RopeParams rope_params(const ggml_tensor* node) {
 }
 
 RopeOperator::RopeOperator(const RopeParams& params, int64_t dim, const ggml_tensor* factors, int64_t n_keys) {
-  const int64_t n_positions = params[kModeParameter] & GGML_ROPE_TYPE_MROPE ? 4 * n_keys : n_keys;
+  const int64_t n_positions = params[kRopeMode] & GGML_ROPE_TYPE_MROPE ? 4 * n_keys : n_keys;
   const size_t data = sizeof(float) * size_t(2 * n_keys * dim + n_positions) + (factors ? ggml_nbytes(factors) : 0);
   const size_t padding = kTensors * GGML_MEM_ALIGN;
   context_.reset(ggml_init({data + padding + kTensors * ggml_tensor_overhead() + ggml_graph_overhead_custom(kGraphNodes, false), nullptr, false}));

@@ -15,6 +15,7 @@ namespace mikv::llama {
 
 /// GGML_OP_ROPE's op_params.
 using RopeParams = std::array<int32_t, GGML_MAX_OP_PARAMS / sizeof(int32_t)>;
+inline constexpr size_t kRopeChannels = 1, kRopeMode = 2, kRopeOffset = 15;  // places in it (ggml_rope_impl)
 RopeParams rope_params(const ggml_tensor* node);
 
 class RopeOperator {

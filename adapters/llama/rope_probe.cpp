@@ -8,8 +8,6 @@
 namespace mikv::llama {
 namespace {
 
-constexpr int kChannelsParameter = 1, kModeParameter = 2, kOffsetParameter = 15;  // of op_params (ggml_rope_impl)
-
 const ggml_tensor* rope_node(const ggml_tensor* t) {
   while (t && (t->op == GGML_OP_VIEW || t->op == GGML_OP_RESHAPE || t->op == GGML_OP_CONT)) t = t->src[0];
   return t && t->op == GGML_OP_ROPE ? t : nullptr;
@@ -22,8 +20,8 @@ Rope rope_of(const ggml_tensor* keys) {
   const ggml_tensor* node = rope_node(keys);
   if (!node || node->type != GGML_TYPE_F32) return {};
   const RopeParams params = rope_params(node);
-  const int mode = params[kModeParameter], n_channels = params[kChannelsParameter];
-  if (params[kOffsetParameter] != 0 || n_channels < 2 || n_channels > node->ne[0] || (mode & GGML_ROPE_TYPE_VISION) == GGML_ROPE_TYPE_VISION) return {};
+  const int mode = params[kRopeMode], n_channels = params[kRopeChannels];
+  if (params[kRopeOffset] != 0 || n_channels < 2 || n_channels > node->ne[0] || (mode & GGML_ROPE_TYPE_VISION) == GGML_ROPE_TYPE_VISION) return {};
   Rope rope{std::vector<float>(size_t(n_channels) / 2), (mode & (GGML_ROPE_TYPE_NEOX | GGML_ROPE_TYPE_MROPE)) == 0};
 
   RopeOperator at_1(params, node->ne[0], node->src[2], 1);

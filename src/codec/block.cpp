@@ -230,10 +230,8 @@ void decode_k(const uint8_t* block, const BlockLayout& layout, uint32_t lane, fl
 }
 
 void decode_token(const uint8_t* block, const BlockLayout& layout, uint32_t lane, float* k, float* v) {
-  with_bits(layout.bits, [&](auto bits) {
-    decode_part<bits>(block, part_k(layout), lane, k);
-    decode_part<bits>(block, part_v(layout), lane, v);
-  });
+  decode_k(block, layout, lane, k);
+  with_bits(layout.bits, [&](auto bits) { decode_part<bits>(block, part_v(layout), lane, v); });
 }
 
 void read_f16(const uint8_t* block, const BlockLayout& layout, uint32_t n, uint16_t* const* k_rows, uint16_t* const* v_rows) {
