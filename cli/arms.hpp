@@ -1,8 +1,8 @@
 // Several caches on the same prompt: what every comparison is made of.
 //
 // mikv's arms share one exact prefill: it is computed once, with statistics recorded and nothing compressed, and each
-// arm starts from a checkpoint of it, those of llama:TYPE:prefill=exact from a copy. Other stock llama.cpp arms, and specs with prefill=streaming (which compress on the
-// way), each have a context and a prefill of their own.
+// arm starts from a checkpoint of it, those of llama:TYPE:prefill=exact from a copy. Other stock llama.cpp arms, and
+// specs with prefill=streaming (which compress on the way), each have a context and a prefill of their own.
 #pragma once
 
 #include <functional>

@@ -11,7 +11,8 @@ namespace mikv::cli {
 namespace {
 
 // Pixels.
-constexpr double kPanelTitleHeight = 26, kRowHeight = 30, kBarHeight = 18, kPanelGap = 36, kBarWidth = 230, kValueGap = 8;
+constexpr double kPanelTitleHeight = 26, kRowHeight = 30, kBarHeight = 18, kPanelGap = 36, kBarWidth = 230,
+                 kValueGap = 8;
 constexpr size_t kPanelColours = 2;
 
 /// Pixels that a panel's bars and their values take.
@@ -55,7 +56,7 @@ std::string svg(const BarChart& chart) {
   const double rows_top = kSvgMargin + kSvgTitleHeight + kPanelTitleHeight;
   for (size_t i = 0; i < chart.rows.size(); ++i) {
     out += svg_text(kSvgMargin + label_width - 12, rows_top + kRowHeight * (double(i) + 0.5) + 4.5, "label",
-                   chart.rows[i].label);
+                    chart.rows[i].label);
   }
   double x = kSvgMargin + label_width;
   for (size_t p = 0; p < chart.panels.size(); ++p) {

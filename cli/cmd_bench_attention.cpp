@@ -58,8 +58,8 @@ uint32_t n_visible(const llama::FlashAttnProblem& problem, const Options& option
   return options.window ? std::min(end, options.window) : end;
 }
 
-/// Lets the first token draw nearly all attention of the first `n_sinks` query heads of each group, as attention sinks do (arXiv 2309.17453):
-/// the weights of all other tokens are small then, and a kernel may have a faster way for those.
+/// Lets the first token draw nearly all attention of the first `n_sinks` query heads of each group, as attention sinks
+/// do (arXiv 2309.17453): the weights of all other tokens are small then, and a kernel may have a faster way for those.
 void add_sinks(const llama::FlashAttnProblem& problem, uint32_t n_sinks, Content& content) {
   constexpr float kSinkLogit = 12.0f;  // of one key in N(0, 1): 24 times the other 4,096 together
   const LayerShape& shape = problem.shape;
@@ -126,7 +126,8 @@ std::unique_ptr<LayerCache> make_layer(const llama::FlashAttnProblem& problem, c
   const size_t row = size_t(problem.shape.n_kv_heads) * problem.shape.head_dim_k;
   const uint32_t n_before = problem.n_queries == 1 ? problem.n_tokens : problem.n_tokens - problem.n_queries;
   const auto put = [&](uint32_t first, uint32_t n) {
-    check(layer->put(0, std::span(cells).subspan(first, n), &content.k[first * row], row, &content.v[first * row], row));
+    check(
+        layer->put(0, std::span(cells).subspan(first, n), &content.k[first * row], row, &content.v[first * row], row));
   };
   if (n_before > 0) {
     put(0, n_before);
@@ -166,8 +167,13 @@ class Arm {
 class OurArm : public Arm {
  public:
   OurArm(llama::KvChoice choice, const llama::FlashAttnProblem& problem, const Content& content, ThreadTeam& team)
-      : Arm(std::move(choice)), content_(content), team_(team), workspace_(team.size()), out_(output_size(problem)),
-        args_(make_args(problem, content, out_.data())), next_cell_(problem.n_tokens) {
+      : Arm(std::move(choice)),
+        content_(content),
+        team_(team),
+        workspace_(team.size()),
+        out_(output_size(problem)),
+        args_(make_args(problem, content, out_.data())),
+        next_cell_(problem.n_tokens) {
     if (content.whole_steps) {  // the mask ends before the tokens of the steps
       args_.mask = {};
       args_.commit = true;
@@ -323,10 +329,10 @@ void report_rows(const std::vector<std::unique_ptr<Arm>>& arms, const llama::Fla
     const double ratio = paired_ratio(*arm, **baseline);
     const double share = roofline.seconds(macs, arm->bytes()) / per_layer;
     const double gbytes = 1e-9 * arm->bytes() / per_layer, gmacs = 1e-9 * macs / per_layer;
-    table.add_row({arm->kv.name, fmt::format("{}", shape.head_dim_k), fmt::format("{}", shape.n_heads / shape.n_kv_heads),
-                   fmt::format("{}", problem.n_threads), fmt::format("{}", problem.n_tokens),
-                   fmt::format("{:.2f}", 1e9 * middle / n_units), fmt::format("{:.2f}", 1e9 * least / n_units),
-                   fmt::format("{:.2f}", ratio),
+    table.add_row({arm->kv.name, fmt::format("{}", shape.head_dim_k),
+                   fmt::format("{}", shape.n_heads / shape.n_kv_heads), fmt::format("{}", problem.n_threads),
+                   fmt::format("{}", problem.n_tokens), fmt::format("{:.2f}", 1e9 * middle / n_units),
+                   fmt::format("{:.2f}", 1e9 * least / n_units), fmt::format("{:.2f}", ratio),
                    fmt::format("{:.1f}", gbytes), fmt::format("{:.1f}", gmacs),
                    fmt::format("{:.0f} %", 100.0 * share)});
     report.add_row({{"kv", arm->kv.name},
@@ -350,14 +356,15 @@ void run(const Options& options) {
   if (std::ranges::find(choices, kBaseline, &llama::KvChoice::name) == choices.end())
     choices.push_back(unwrap(llama::KvChoice::parse(kBaseline)));
   if (*std::ranges::min_element(options.n_tokens) < options.n_queries) {
-    throw UserError(fmt::format("--queries {} are the last of the cached tokens; use --tokens {} or more", options.n_queries,
-                                options.n_queries));
+    throw UserError(fmt::format("--queries {} are the last of the cached tokens; use --tokens {} or more",
+                                options.n_queries, options.n_queries));
   }
   if (options.whole_steps && (options.n_queries > 1 || options.window)) {
     throw UserError("--whole-steps is about generation over all tokens; leave --queries and --window out");
   }
   if (options.n_sinks > *std::ranges::min_element(options.groups)) {
-    throw UserError(fmt::format("--sinks {} is more than the {} query heads of a group", options.n_sinks, *std::ranges::min_element(options.groups)));
+    throw UserError(fmt::format("--sinks {} is more than the {} query heads of a group", options.n_sinks,
+                                *std::ranges::min_element(options.groups)));
   }
   JsonReport report(options.output, "bench attention");
   std::vector<int> thread_counts = options.n_threads;
@@ -373,11 +380,21 @@ void run(const Options& options) {
                         {"sinks", options.n_sinks},
                         {"repetitions", options.n_repetitions}});
   using enum Table::Align;
-  Table table({{"kv", left}, {"dim"}, {"group"}, {"threads"}, {"tokens"}, {"ns/token/head"}, {"min"}, {"x llama:f16"},
-               {"GB/s"}, {"GMAC/s"}, {"of roofline"}});
+  Table table({{"kv", left},
+               {"dim"},
+               {"group"},
+               {"threads"},
+               {"tokens"},
+               {"ns/token/head"},
+               {"min"},
+               {"x llama:f16"},
+               {"GB/s"},
+               {"GMAC/s"},
+               {"of roofline"}});
   Noise noise;
   Progress progress("bench attention", double(thread_counts.size() * options.head_dims.size() * options.groups.size() *
-                                              options.n_tokens.size()) * options.n_repetitions);
+                                              options.n_tokens.size()) *
+                                           options.n_repetitions);
   const auto bench_one = [&](const llama::FlashAttnProblem& problem, ThreadTeam& team, const Roofline& roofline) {
     const Content content = make_content(problem, options);
     auto arms = make_arms(choices, problem, content, team);
@@ -399,8 +416,11 @@ void run(const Options& options) {
       for (const uint32_t dim : options.head_dims)
         for (const uint32_t group : options.groups)
           for (const uint32_t n_tokens : options.n_tokens)
-            bench_one({{group * options.n_kv_heads, options.n_kv_heads, dim, dim}, n_tokens, options.n_queries,
-                       options.n_layers, uint32_t(n_threads)},
+            bench_one({{group * options.n_kv_heads, options.n_kv_heads, dim, dim},
+                       n_tokens,
+                       options.n_queries,
+                       options.n_layers,
+                       uint32_t(n_threads)},
                       team, roofline);
     }
   } catch (const Interrupted&) {
@@ -441,11 +461,16 @@ void add_bench_attention_command(CLI::App& bench) {
       ->type_name("N")
       ->check(in_range(1, 4096))
       ->capture_default_str();
-  command->add_option("--window", options->window, "tokens that a query sees at most, as in a sliding-window layer (0: all)")
+  command
+      ->add_option("--window", options->window,
+                   "tokens that a query sees at most, as in a sliding-window layer (0: all)")
       ->type_name("N")
       ->check(in_range(0, 1 << 22))
       ->capture_default_str();
-  command->add_option("--sinks", options->n_sinks, "query heads of a group whose attention goes to the first token, as that of many heads of a model does")
+  command
+      ->add_option(
+          "--sinks", options->n_sinks,
+          "query heads of a group whose attention goes to the first token, as that of many heads of a model does")
       ->type_name("N")
       ->check(in_range(0, 16))
       ->capture_default_str();

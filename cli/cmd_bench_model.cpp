@@ -1,7 +1,9 @@
-// mikv bench decode, mikv bench prefill: speed of the whole model at a depth of context, ours and llama.cpp's in one run.
+// mikv bench decode, mikv bench prefill: speed of the whole model at a depth of context, ours and llama.cpp's in one
+// run.
 //
-// Every arm is brought to the same prompt, then the arms take turns: a repetition lets each of them generate, or take in,
-// some tokens from that prompt's end. Ratios are taken within a repetition, so that slow moments of the machine cancel.
+// Every arm is brought to the same prompt, then the arms take turns: a repetition lets each of them generate, or take
+// in, some tokens from that prompt's end. Ratios are taken within a repetition, so that slow moments of the machine
+// cancel.
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
@@ -12,8 +14,8 @@
 #include "arms.hpp"
 #include "check.hpp"
 #include "commands.hpp"
-#include "line_retrieval.hpp"
 #include "line_chart.hpp"
+#include "line_retrieval.hpp"
 #include "model_options.hpp"
 #include "noise.hpp"
 #include "progress.hpp"
@@ -35,8 +37,8 @@ constexpr double kMaxDivergence = 0.1;
 /// What is timed.
 struct Workload {
   const char* name;
-  bool prefill;      ///< tokens come at once, as a prompt's do; otherwise one after the other
-  double token_cost; ///< of the progress display, in prompt tokens
+  bool prefill;       ///< tokens come at once, as a prompt's do; otherwise one after the other
+  double token_cost;  ///< of the progress display, in prompt tokens
 };
 constexpr Workload kDecode{"decode", false, kStepInPromptTokens};
 constexpr Workload kPrefill{"prefill", true, 1.0};
@@ -221,10 +223,12 @@ void run(const Options& options) {
   using enum Table::Align;
   Table table({{"kv", left}, {"depth"}, {"tokens/s"}, {"min"}, {"max"}, {"x llama:f16"}, {"KV bytes"}});
   Noise noise;
-  LineChart chart{fmt::format("{} tokens/s with a context", options.workload.prefill ? "Prompt" : "Generated"),
-                  fmt::format("{}, {} threads, {}, median of {}", model->info().description, options.model.threads(),
-                              options.workload.prefill ? fmt::format("{} tokens at a time", options.n_new) : "token by token", options.n_repetitions),
-                  "tokens in the cache before", "tokens/s"};
+  LineChart chart{
+      fmt::format("{} tokens/s with a context", options.workload.prefill ? "Prompt" : "Generated"),
+      fmt::format("{}, {} threads, {}, median of {}", model->info().description, options.model.threads(),
+                  options.workload.prefill ? fmt::format("{} tokens at a time", options.n_new) : "token by token",
+                  options.n_repetitions),
+      "tokens in the cache before", "tokens/s"};
   for (size_t arm = 0; arm < n_shown; ++arm) chart.lines.push_back({choices[arm].name, choices[arm].stock()});
   Progress progress(options.command(), amount_of_work(options, arms));
   arms.on_prefill = [&](size_t n_tokens) { progress.advance(double(n_tokens)); };
@@ -273,7 +277,8 @@ void add_command(CLI::App& bench, const Workload& workload, uint32_t n_new, cons
   command->add_option("-s,--seed", options->seed, "of the prompt's text")->type_name("N")->capture_default_str();
   command->add_option("-o,--output", options->output, "write meta data and rows as JSON")->type_name("FILE.json");
   command->add_option("--plot", options->plot, "draw tokens/s against depth")->type_name("FILE.svg");
-  command->footer(fmt::format("Example:\n  mikv bench {} -m qwen2.5-coder-0.5b --depth 0,4096 {}", workload.name, example));
+  command->footer(
+      fmt::format("Example:\n  mikv bench {} -m qwen2.5-coder-0.5b --depth 0,4096 {}", workload.name, example));
   command->callback([options] { run(*options); });
 }
 

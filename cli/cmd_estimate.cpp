@@ -1,7 +1,7 @@
 // mikv estimate: what a KV cache of some length will take, before it is tried.
 //
-// The cache of one layer of each shape is made and filled with random keys and values, and its bytes are counted: the same
-// code that will store the real ones.
+// The cache of one layer of each shape is made and filled with random keys and values, and its bytes are counted: the
+// same code that will store the real ones.
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
@@ -110,7 +110,9 @@ void run(const Options& options) {
   using enum Table::Align;
   Table table({{"kv", left}, {"full contexts"}, {"bits/element"}, {"of f16"}, {"at most, prompts in turn"}});
   for (const llama::KvChoice& choice : choices) {
-    if (choice.stock()) throw UserError(fmt::format("estimate knows caches of mikv; llama.cpp's {} prints its size when it starts", choice.name));
+    if (choice.stock())
+      throw UserError(
+          fmt::format("estimate knows caches of mikv; llama.cpp's {} prints its size when it starts", choice.name));
     double held = 0.0, prompt = 0.0;
     for (const auto& [key, entry] : shapes) {
       const Bytes bytes = estimate_layer(entry.first, *choice.spec, n_each, n_each);
@@ -120,16 +122,19 @@ void run(const Options& options) {
     const double all = held * options.n_parallel;
     // While the last prompt is read the others are compressed.
     const double peak = std::max(all, all - held + prompt);
-    table.add_row({choice.name, format_bytes(all), fmt::format("{:.2f}", 8.0 * all / elements), fmt::format("{:.1f} %", 50.0 * all / elements),
-                   format_bytes(peak)});
-    report.add_row({{"kv", choice.name}, {"bytes", uint64_t(all)}, {"peak_bytes", uint64_t(peak)}, {"f16_bytes", uint64_t(2.0 * elements)},
+    table.add_row({choice.name, format_bytes(all), fmt::format("{:.2f}", 8.0 * all / elements),
+                   fmt::format("{:.1f} %", 50.0 * all / elements), format_bytes(peak)});
+    report.add_row({{"kv", choice.name},
+                    {"bytes", uint64_t(all)},
+                    {"peak_bytes", uint64_t(peak)},
+                    {"f16_bytes", uint64_t(2.0 * elements)},
                     {"bits_per_element", 8.0 * all / elements}});
   }
   if (options.json) {
     fmt::print("{}\n", report.document().dump(1));
   } else {
-    fmt::print("{}: {} tokens in {} sequence{}, {} in f16\n", model->info().description, n_each * options.n_parallel, options.n_parallel,
-               options.n_parallel == 1 ? "" : "s", format_bytes(2.0 * elements));
+    fmt::print("{}: {} tokens in {} sequence{}, {} in f16\n", model->info().description, n_each * options.n_parallel,
+               options.n_parallel, options.n_parallel == 1 ? "" : "s", format_bytes(2.0 * elements));
     table.print(stdout);
     if (model->info().sliding_window) {
       fmt::print("Layers with a sliding window of {} tokens hold no more than that: what is measured will be less.\n",
@@ -145,8 +150,12 @@ void add_estimate_command(CLI::App& app) {
   auto options = std::make_shared<Options>();
   CLI::App* command = app.add_subcommand("estimate", "what a KV cache of some length will take");
   options->model.add_to(*command);
-  command->add_option("-c,--ctx-size", options->n_ctx, "tokens of all sequences together")->check(in_range(1, double(kMaxCells)))->capture_default_str();
-  command->add_option("--np,--parallel", options->n_parallel, "sequences, of equal length")->check(in_range(1, 256))->capture_default_str();
+  command->add_option("-c,--ctx-size", options->n_ctx, "tokens of all sequences together")
+      ->check(in_range(1, double(kMaxCells)))
+      ->capture_default_str();
+  command->add_option("--np,--parallel", options->n_parallel, "sequences, of equal length")
+      ->check(in_range(1, 256))
+      ->capture_default_str();
   add_kv_option(*command, options->kv, "full,mikv-hq,mikv,mikv-max");
   command->add_flag("--json", options->json, "print JSON instead of a table");
   command->add_option("-o,--output", options->output, "write JSON")->type_name("FILE.json");

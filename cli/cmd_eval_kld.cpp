@@ -35,8 +35,14 @@ std::string family(const llama::KvChoice& choice) {
   return name;
 }
 
-LineChart chart_of(const std::vector<llama::KvChoice>& choices, const std::vector<KldTally>& tallies, const std::string& subtitle) {
-  LineChart chart{"Divergence from the full cache against its size", subtitle, "bits an element, all in", "mean KL divergence", {}, true};
+LineChart chart_of(const std::vector<llama::KvChoice>& choices, const std::vector<KldTally>& tallies,
+                   const std::string& subtitle) {
+  LineChart chart{"Divergence from the full cache against its size",
+                  subtitle,
+                  "bits an element, all in",
+                  "mean KL divergence",
+                  {},
+                  true};
   for (size_t arm = 0; arm < choices.size(); ++arm) {
     const std::string name = family(choices[arm]);
     auto line = std::ranges::find(chart.lines, name, &LineChart::Line::label);
@@ -47,7 +53,8 @@ LineChart chart_of(const std::vector<llama::KvChoice>& choices, const std::vecto
   return chart;
 }
 
-void report_rows(const std::vector<llama::KvChoice>& choices, const std::vector<KldTally>& tallies, JsonReport& report) {
+void report_rows(const std::vector<llama::KvChoice>& choices, const std::vector<KldTally>& tallies,
+                 JsonReport& report) {
   using enum Table::Align;
   Table table({{"kv", left}, {"bits/element"}, {"mean KLD"}, {"median"}, {"99 %"}, {"99.9 %"}, {"max"}, {"same top"}});
   for (size_t arm = 0; arm < choices.size(); ++arm) {
@@ -55,7 +62,8 @@ void report_rows(const std::vector<llama::KvChoice>& choices, const std::vector<
     row.update(tallies[arm].to_json());
     const auto number = [&](const char* key) { return fmt::format("{:.4f}", row[key].get<double>()); };
     table.add_row({choices[arm].name, fmt::format("{:.2f}", tallies[arm].mean_bits()), number("mean"), number("median"),
-                   number("p99"), number("p999"), number("max"), fmt::format("{:.1f} %", 100.0 * tallies[arm].same_top())});
+                   number("p99"), number("p999"), number("max"),
+                   fmt::format("{:.1f} %", 100.0 * tallies[arm].same_top())});
     report.add_row(std::move(row));
   }
   table.print(stdout);
@@ -76,9 +84,10 @@ void run(const Options& options) {
   report_rows(choices, result.tallies, report);
   report.write();
   if (!options.plot.empty()) {
-    write_file(options.plot, svg(chart_of(choices, result.tallies,
-                                          fmt::format("{}, {} + {} tokens, {} chunks", model->info().description, options.kld.n_context,
-                                                      options.kld.n_tokens, options.kld.n_chunks))));
+    write_file(options.plot,
+               svg(chart_of(choices, result.tallies,
+                            fmt::format("{}, {} + {} tokens, {} chunks", model->info().description,
+                                        options.kld.n_context, options.kld.n_tokens, options.kld.n_chunks))));
   }
   throw_if_interrupted();
 }

@@ -6,6 +6,7 @@
 #include <memory>
 
 #include "arms.hpp"
+#include "bar_chart.hpp"
 #include "check.hpp"
 #include "commands.hpp"
 #include "kv_knob.hpp"
@@ -13,7 +14,6 @@
 #include "model_options.hpp"
 #include "progress.hpp"
 #include "stopwatch.hpp"
-#include "bar_chart.hpp"
 #include "table.hpp"
 #include "terminal.hpp"
 

@@ -28,7 +28,8 @@ void print_as_json(const std::vector<PackageModel>& models) {
 
 void print_as_table(const std::vector<PackageModel>& models) {
   using Align = Table::Align;
-  Table table({{"model", Align::left}, {"size"}, {"licence", Align::left}, {"what", Align::left}, {"file", Align::left}});
+  Table table(
+      {{"model", Align::left}, {"size"}, {"licence", Align::left}, {"what", Align::left}, {"file", Align::left}});
   for (const auto& model : models) {
     table.add_row({model.name, format_bytes(static_cast<double>(model.size_bytes)), model.licence, model.description,
                    model.present ? model.path : "not fetched"});
@@ -40,8 +41,9 @@ void add_get(CLI::App& model) {
   auto* command = model.add_subcommand("get", "fetch models into the cache, with checksum and resume");
   auto names = std::make_shared<std::vector<std::string>>();
   command->add_option("name", *names, "one or more names from `mikv model list`")->required()->type_name("NAME");
-  command->footer("Example:\n  mikv model get smollm2-135m qwen2.5-coder-0.5b\n"
-                  "An interrupted fetch goes on where it stopped. The cache is $MIKV_CACHE, else ~/.cache/mikv.");
+  command->footer(
+      "Example:\n  mikv model get smollm2-135m qwen2.5-coder-0.5b\n"
+      "An interrupted fetch goes on where it stopped. The cache is $MIKV_CACHE, else ~/.cache/mikv.");
   command->callback([names] {
     for (const auto& name : *names) fmt::print("{}\n", fetch_model(name));
   });

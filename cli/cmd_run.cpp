@@ -172,7 +172,8 @@ void add_run_command(CLI::App& app) {
       ->type_name("SPEC")
       ->capture_default_str();
   options->knob.add_to(*command);
-  for (const char* knob : {"--kv-quality", "--kv-bits"}) command->get_option(knob)->excludes(command->get_option("--kv"));
+  for (const char* knob : {"--kv-quality", "--kv-bits"})
+    command->get_option(knob)->excludes(command->get_option("--kv"));
   command->add_option("-n,--predict", options->n_predict, "tokens to generate; -1: until the answer ends")
       ->type_name("N")
       ->capture_default_str();

@@ -54,10 +54,13 @@ void run(const Options& options) {
 
 void add_tune_command(CLI::App& app) {
   auto options = std::make_shared<Options>();
-  CLI::App* command = app.add_subcommand("tune", "measure caches of many sizes on a model, for --kv-quality and --kv-bits");
+  CLI::App* command =
+      app.add_subcommand("tune", "measure caches of many sizes on a model, for --kv-quality and --kv-bits");
   options->model.add_to(*command);
   options->kld.add_to(*command);
-  command->add_option("-o,--output", options->output, "where to write the table (default: MODEL.gguf.mikv.json beside the model)")
+  command
+      ->add_option("-o,--output", options->output,
+                   "where to write the table (default: MODEL.gguf.mikv.json beside the model)")
       ->type_name("FILE.json");
   command->footer(
       "Example:\n  mikv tune -m qwen2.5-coder-1.5b --text book.txt\n"

@@ -73,7 +73,8 @@ class ChunkRun {
 
 void KldOptions::add_to(CLI::App& command) {
   command.add_option("--text,-f", text, "plain text to measure on")->type_name("FILE");
-  command.add_option("--context", n_context, "tokens of a chunk that are the prompt; fewer than 256 are not compressed")
+  command
+      .add_option("--context", n_context, "tokens of a chunk that are the prompt; fewer than 256 are not compressed")
       ->type_name("N")
       ->check(in_range(2, 1 << 24))
       ->capture_default_str();
@@ -106,21 +107,28 @@ std::vector<llama::Token> KldOptions::tokenise(const std::string& contents, cons
   auto tokens = model.tokenize(contents, true);
   const size_t needed = size_t(n_chunks) * (n_context + n_tokens);
   if (tokens.size() < needed) {
-    throw UserError(fmt::format("--text {} has {} tokens, but {} chunks of {} need {}; use a longer text or fewer --chunks", text,
-                                tokens.size(), n_chunks, n_context + n_tokens, needed));
+    throw UserError(
+        fmt::format("--text {} has {} tokens, but {} chunks of {} need {}; use a longer text or fewer --chunks", text,
+                    tokens.size(), n_chunks, n_context + n_tokens, needed));
   }
   return tokens;
 }
 
 Json KldTally::to_json() const {
   const auto& d = divergences;
-  return {{"bits_per_element", mean_bits()}, {"mean", mean(d)},          {"median", median(d)},
-          {"p99", quantile(d, 0.99)},        {"p999", quantile(d, 0.999)}, {"max", quantile(d, 1.0)},
-          {"same_top", same_top()},          {"n", d.size()}};
+  return {{"bits_per_element", mean_bits()},
+          {"mean", mean(d)},
+          {"median", median(d)},
+          {"p99", quantile(d, 0.99)},
+          {"p999", quantile(d, 0.999)},
+          {"max", quantile(d, 1.0)},
+          {"same_top", same_top()},
+          {"n", d.size()}};
 }
 
-KldResult measure_kld(const llama::Model& model, std::vector<llama::KvChoice> choices, const std::vector<llama::Token>& tokens,
-                      const KldOptions& options, int n_threads, const std::string& title) {
+KldResult measure_kld(const llama::Model& model, std::vector<llama::KvChoice> choices,
+                      const std::vector<llama::Token>& tokens, const KldOptions& options, int n_threads,
+                      const std::string& title) {
   // The reference runs as an arm of its own, ahead of the others.
   choices.insert(choices.begin(), unwrap(llama::KvChoice::parse("full")));
   const size_t chunk_size = options.n_context + options.n_tokens;

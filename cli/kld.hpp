@@ -1,7 +1,8 @@
 // KL divergence of the next token's distribution to the full cache's, for several caches on the same text.
 //
-// The text is tokenised once. Chunk i is `n_context` tokens as a prompt, compressed at its end, and the next `n_tokens` tokens
-// fed one by one. After each of these the distribution is compared with the one that our uncompressed cache gives.
+// The text is tokenised once. Chunk i is `n_context` tokens as a prompt, compressed at its end, and the next `n_tokens`
+// tokens fed one by one. After each of these the distribution is compared with the one that our uncompressed cache
+// gives.
 #pragma once
 
 #include <CLI/CLI.hpp>
@@ -44,12 +45,14 @@ struct KldTally {
 };
 
 struct KldResult {
-  std::vector<KldTally> tallies;  ///< of the choices, in their order; an interrupted chunk counts for those that finished it
+  std::vector<KldTally>
+      tallies;  ///< of the choices, in their order; an interrupted chunk counts for those that finished it
   bool interrupted = false;
 };
 
 /// Measures every choice, with progress on stderr under `title`.
-KldResult measure_kld(const llama::Model& model, std::vector<llama::KvChoice> choices, const std::vector<llama::Token>& tokens,
-                      const KldOptions& options, int n_threads, const std::string& title);
+KldResult measure_kld(const llama::Model& model, std::vector<llama::KvChoice> choices,
+                      const std::vector<llama::Token>& tokens, const KldOptions& options, int n_threads,
+                      const std::string& title);
 
 }  // namespace mikv::cli

@@ -28,10 +28,12 @@ Source find_table(const llama::ModelInfo& info) {
   const std::string path = sidecar_path(info);
   std::error_code failure;
   if (!std::filesystem::exists(path, failure)) {
-    return {read_tuning(std::string(embedded::kv_table_json), "", "built-in table"), "built-in table; `mikv tune` measures this model"};
+    return {read_tuning(std::string(embedded::kv_table_json), "", "built-in table"),
+            "built-in table; `mikv tune` measures this model"};
   }
   const uintmax_t size = std::filesystem::file_size(path, failure);
-  if (failure || size > kMaxSidecarBytes) throw UserError(path + " is no tuning table; delete it or run `mikv tune` again");
+  if (failure || size > kMaxSidecarBytes)
+    throw UserError(path + " is no tuning table; delete it or run `mikv tune` again");
   return {read_tuning(read_file(path, "tuning table"), fingerprint(info), path), path};
 }
 
@@ -39,9 +41,9 @@ Source find_table(const llama::ModelInfo& info) {
 
 std::vector<std::string> tuning_ladder() {
   std::vector<std::string> specs;
-  for (const char* keys : {"keep=0.05,bits=1.65", "keep=0.06,bits=1.89", "keep=0.06,bits=2.15", "keep=0.07,bits=2.4",
-                           "keep=0.08,bits=2.7", "keep=0.1,bits=3", "keep=0.11,bits=3.35", "keep=0.12,bits=3.61",
-                           "keep=0.2,bits=3.9"}) {
+  for (const char* keys :
+       {"keep=0.05,bits=1.65", "keep=0.06,bits=1.89", "keep=0.06,bits=2.15", "keep=0.07,bits=2.4", "keep=0.08,bits=2.7",
+        "keep=0.1,bits=3", "keep=0.11,bits=3.35", "keep=0.12,bits=3.61", "keep=0.2,bits=3.9"}) {
     specs.push_back("mikv:" + std::string(keys));
   }
   return specs;
@@ -50,7 +52,8 @@ std::vector<std::string> tuning_ladder() {
 std::string fingerprint(const llama::ModelInfo& info) {
   const LayerShape shape = info.layers.empty() ? LayerShape() : info.layers.front();
   return fmt::format("{}, {} parameters, {} bytes, {} layers of {}/{} heads of {}/{}", info.description, info.n_params,
-                     info.n_bytes, info.layers.size(), shape.n_heads, shape.n_kv_heads, shape.head_dim_k, shape.head_dim_v);
+                     info.n_bytes, info.layers.size(), shape.n_heads, shape.n_kv_heads, shape.head_dim_k,
+                     shape.head_dim_v);
 }
 
 std::string sidecar_path(const llama::ModelInfo& info) { return info.path + ".mikv.json"; }
@@ -84,8 +87,9 @@ const TunedSpec& pick_by_quality(const std::vector<TunedSpec>& rows, double kld)
     if (row.mean_kld <= kld) return row;
   }
   const TunedSpec& best = *std::ranges::min_element(rows, {}, &TunedSpec::mean_kld);
-  throw UserError(fmt::format("--kv-quality {}: the nearest that was measured is {:.4f} with {}; ask for that, or use --kv full",
-                              kld, best.mean_kld, best.spec));
+  throw UserError(
+      fmt::format("--kv-quality {}: the nearest that was measured is {:.4f} with {}; ask for that, or use --kv full",
+                  kld, best.mean_kld, best.spec));
 }
 
 const TunedSpec& pick_by_bits(const std::vector<TunedSpec>& rows, double bits) {
@@ -99,8 +103,9 @@ const TunedSpec& pick_by_bits(const std::vector<TunedSpec>& rows, double bits) {
 }
 
 void KvKnob::add_to(CLI::App& command) {
-  auto* by_quality = command.add_option("--kv-quality", quality,
-                                        "smallest measured cache whose mean KL divergence to the full one is at most KLD; see `mikv tune`");
+  auto* by_quality = command.add_option(
+      "--kv-quality", quality,
+      "smallest measured cache whose mean KL divergence to the full one is at most KLD; see `mikv tune`");
   by_quality->type_name("KLD")->check(in_range(1e-6, 100.0));
   command.add_option("--kv-bits", bits, "best measured cache of at most BITS an element; see `mikv tune`")
       ->type_name("BITS")

@@ -1,7 +1,7 @@
 // One knob instead of a spec: --kv-quality KLD and --kv-bits B pick a spec from a table of measurements.
 //
-// The table is what `mikv tune` wrote beside the model (MODEL.gguf.mikv.json); for a model that was never tuned, one that is
-// built in (kv_table.json), in which each spec has the worst divergence of the models it was measured on.
+// The table is what `mikv tune` wrote beside the model (MODEL.gguf.mikv.json); for a model that was never tuned, one
+// that is built in (kv_table.json), in which each spec has the worst divergence of the models it was measured on.
 #pragma once
 
 #include <CLI/CLI.hpp>

@@ -12,7 +12,8 @@ namespace mikv::cli {
 namespace {
 
 // Pixels.
-constexpr double kPlotWidth = 520, kPlotHeight = 300, kYAxisWidth = 64, kXAxisHeight = 52, kLabelGap = 10, kLabelHeight = 16;
+constexpr double kPlotWidth = 520, kPlotHeight = 300, kYAxisWidth = 64, kXAxisHeight = 52, kLabelGap = 10,
+                 kLabelHeight = 16;
 
 /// A round number (1, 2 or 5 times a power of ten) that divides 0..top into 4 to 10 parts.
 double tick_step(double top) {
@@ -29,7 +30,8 @@ std::vector<double> spread(const std::vector<double>& wanted) {
   for (size_t i = 0; i < order.size(); ++i) order[i] = i;
   std::ranges::sort(order, {}, [&](size_t i) { return wanted[i]; });
   std::vector<double> placed(wanted);
-  for (size_t i = 1; i < order.size(); ++i) placed[order[i]] = std::max(placed[order[i]], placed[order[i - 1]] + kLabelHeight);
+  for (size_t i = 1; i < order.size(); ++i)
+    placed[order[i]] = std::max(placed[order[i]], placed[order[i - 1]] + kLabelHeight);
   return placed;
 }
 
@@ -49,7 +51,8 @@ class YAxis {
   std::vector<double> ticks() const {
     std::vector<double> ticks;
     const double step = tick_step(top_);
-    for (double y = logarithmic_ ? least_ : 0.0; y <= top_ * 1.0001; logarithmic_ ? y *= 10.0 : y += step) ticks.push_back(y);
+    for (double y = logarithmic_ ? least_ : 0.0; y <= top_ * 1.0001; logarithmic_ ? y *= 10.0 : y += step)
+      ticks.push_back(y);
     return ticks;
   }
 
@@ -70,7 +73,8 @@ std::string svg(const LineChart& chart) {
     longest_label = std::max(longest_label, display_width(line.label));
     for (const auto& point : line.points) {
       longest_label = std::max(longest_label, display_width(point.label));
-      if (drawable(point)) x_top = std::max(x_top, point.x), y_top = std::max(y_top, point.y), y_least = std::min(y_least, point.y);
+      if (drawable(point))
+        x_top = std::max(x_top, point.x), y_top = std::max(y_top, point.y), y_least = std::min(y_least, point.y);
     }
   }
   x_top = x_top > 0.0 ? x_top : 1.0;
@@ -79,7 +83,8 @@ std::string svg(const LineChart& chart) {
   const auto x_at = [&](double x) { return left + kPlotWidth * x / x_top; };
   const auto y_at = [&](double y) { return bottom - kPlotHeight * y_axis.place(y); };
   const auto rule = [](const char* style, double x1, double y1, double x2, double y2) {
-    return fmt::format("<line x1=\"{:.1f}\" y1=\"{:.1f}\" x2=\"{:.1f}\" y2=\"{:.1f}\" class=\"{}\"/>\n", x1, y1, x2, y2, style);
+    return fmt::format("<line x1=\"{:.1f}\" y1=\"{:.1f}\" x2=\"{:.1f}\" y2=\"{:.1f}\" class=\"{}\"/>\n", x1, y1, x2, y2,
+                       style);
   };
 
   std::string body;
@@ -89,12 +94,14 @@ std::string svg(const LineChart& chart) {
     body += rule(y == y_ticks.front() ? "axis" : "grid", left, y_at(y), left + kPlotWidth, y_at(y));
     body += svg_text(left - 8, y_at(y) + 4.5, "label", fmt::format("{:g}", y));
   }
-  for (double x = 0.0; x <= x_top; x += x_step) body += svg_text(x_at(x), bottom + 18, "centre", fmt::format("{:g}", x));
+  for (double x = 0.0; x <= x_top; x += x_step)
+    body += svg_text(x_at(x), bottom + 18, "centre", fmt::format("{:g}", x));
   body += svg_text(left + kPlotWidth / 2, bottom + 40, "centre", chart.x_name);
   body += svg_text(left, top - 8, "head", chart.y_name);
 
   std::vector<double> ends;
-  for (const auto& line : chart.lines) ends.push_back(line.points.empty() || !drawable(line.points.back()) ? bottom : y_at(line.points.back().y));
+  for (const auto& line : chart.lines)
+    ends.push_back(line.points.empty() || !drawable(line.points.back()) ? bottom : y_at(line.points.back().y));
   const std::vector<double> labels = spread(ends);
   size_t n_coloured = 0;
   for (size_t i = 0; i < chart.lines.size(); ++i) {
@@ -104,7 +111,8 @@ std::string svg(const LineChart& chart) {
     for (const auto& point : line.points) {
       if (!drawable(point)) continue;
       path += fmt::format("{}{:.1f},{:.1f}", path.empty() ? "" : " ", x_at(point.x), y_at(point.y));
-      body += fmt::format("<circle cx=\"{:.1f}\" cy=\"{:.1f}\" r=\"3\" fill=\"{}\"/>\n", x_at(point.x), y_at(point.y), colour);
+      body += fmt::format("<circle cx=\"{:.1f}\" cy=\"{:.1f}\" r=\"3\" fill=\"{}\"/>\n", x_at(point.x), y_at(point.y),
+                          colour);
       if (!point.label.empty()) body += svg_text(x_at(point.x) + 6, y_at(point.y) - 6, "value", point.label);
     }
     body += fmt::format("<polyline points=\"{}\" fill=\"none\" stroke=\"{}\" stroke-width=\"2\"/>\n", path, colour);
@@ -113,7 +121,8 @@ std::string svg(const LineChart& chart) {
   }
   const double width = left + kPlotWidth + kLabelGap + kSvgCharWidth * double(longest_label) + kSvgMargin;
   const double lowest = labels.empty() ? 0.0 : *std::ranges::max_element(labels) + kLabelHeight;
-  return svg_document(width, std::max(bottom + kXAxisHeight, lowest) + kSvgMargin / 2, chart.title, chart.subtitle, body);
+  return svg_document(width, std::max(bottom + kXAxisHeight, lowest) + kSvgMargin / 2, chart.title, chart.subtitle,
+                      body);
 }
 
 }  // namespace mikv::cli

@@ -24,8 +24,8 @@ struct LineChart {
   bool y_log = false;
 };
 
-/// A complete SVG document. Axes begin at 0, a logarithmic one at a power of ten. Points that are no numbers are left out, on a
-/// logarithmic axis those that are not positive too.
+/// A complete SVG document. Axes begin at 0, a logarithmic one at a power of ten. Points that are no numbers are left
+/// out, on a logarithmic axis those that are not positive too.
 std::string svg(const LineChart& chart);
 
 }  // namespace mikv::cli

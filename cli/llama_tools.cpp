@@ -27,10 +27,12 @@ namespace {
 
 constexpr std::string_view kHelp =
     "mikv {0}: llama.cpp's {1} with its KV cache in mikv.\n\n"
-    "  --kv SPEC          the cache: full, mikv, mikv-hq, mikv-max, ... (`mikv info` lists them), or llama:f16 for llama.cpp's\n"
+    "  --kv SPEC          the cache: full, mikv, mikv-hq, mikv-max, ... (`mikv info` lists them), or llama:f16 for "
+    "llama.cpp's\n"
     "                     own (default: mikv; environment: MIKV_KV)\n"
     "  --kv-budget SIZE   the most that K and V of all contexts may take, e.g. 300MiB (MIKV_KV_BUDGET)\n"
-    "  --kv-report FILE   bytes and figures, kept up to date: JSON, or for Prometheus if FILE ends with .prom (MIKV_KV_REPORT)\n"
+    "  --kv-report FILE   bytes and figures, kept up to date: JSON, or for Prometheus if FILE ends with .prom "
+    "(MIKV_KV_REPORT)\n"
     "  -m NAME            also takes the names of `mikv model list`\n\n"
     "Example:\n  {2}\n\n"
     "All other options are {1}'s:\n\n";
@@ -39,8 +41,10 @@ const char* example(std::string_view tool) {
   if (tool == "server") return "mikv server -m qwen2.5-coder-1.5b -c 32768 -np 4 --kv mikv --port 8080";
   if (tool == "perplexity") return "mikv perplexity -m qwen2.5-coder-0.5b -f text.txt --kv mikv";
   if (tool == "bench-llama") return "mikv bench-llama -m qwen2.5-coder-0.5b -p 512 -n 64 -d 4096 -fa 1 --kv mikv";
-  if (tool == "batched-bench") return "mikv batched-bench -m qwen2.5-coder-0.5b -c 8192 -npp 512 -ntg 32 -npl 1,4 --kv mikv";
-  if (tool == "completion") return "mikv completion -m qwen2.5-coder-0.5b -p \"The KV cache is\" -n 64 -no-cnv --kv mikv";
+  if (tool == "batched-bench")
+    return "mikv batched-bench -m qwen2.5-coder-0.5b -c 8192 -npp 512 -ntg 32 -npl 1,4 --kv mikv";
+  if (tool == "completion")
+    return "mikv completion -m qwen2.5-coder-0.5b -p \"The KV cache is\" -n 64 -no-cnv --kv mikv";
   return "mikv cli -m qwen2.5-coder-0.5b --kv mikv";
 }
 
@@ -57,7 +61,8 @@ Options split(int argc, char** argv) {
     const std::string_view arg = argv[i];
     options.help |= arg == "-h" || arg == "--help" || arg == "--usage";
     std::optional<std::string>* ours = nullptr;
-    for (const auto& [name, value] : {std::pair{"--kv", &options.kv}, {"--kv-budget", &options.budget}, {"--kv-report", &options.report}}) {
+    for (const auto& [name, value] :
+         {std::pair{"--kv", &options.kv}, {"--kv-budget", &options.budget}, {"--kv-report", &options.report}}) {
       if (arg == name) {
         ours = value;
         if (i + 1 >= argc) throw UserError(fmt::format("{} needs a value; see --help", name));
@@ -72,8 +77,9 @@ Options split(int argc, char** argv) {
   return options;
 }
 
-// From which size on memory is mapped, and so given back when it is freed. Left to itself, glibc raises this to the size of what
-// was freed: states of a slot, megabytes each, then come from the heap and leave holes there that a server keeps.
+// From which size on memory is mapped, and so given back when it is freed. Left to itself, glibc raises this to the
+// size of what was freed: states of a slot, megabytes each, then come from the heap and leave holes there that a server
+// keeps.
 constexpr int kMapFromBytes = 128 << 10;
 
 void give_back_what_is_freed() {
@@ -88,7 +94,8 @@ void resolve_models(std::vector<std::string>& args) {
   for (size_t i = 0; i + 1 < args.size(); ++i) {
     static constexpr std::array flags = {"-m", "--model", "-md", "--model-draft"};
     if (std::find(flags.begin(), flags.end(), args[i]) == flags.end() || std::filesystem::exists(args[i + 1])) continue;
-    const bool ours = std::any_of(known.begin(), known.end(), [&](const PackageModel& m) { return m.name == args[i + 1]; });
+    const bool ours =
+        std::any_of(known.begin(), known.end(), [&](const PackageModel& m) { return m.name == args[i + 1]; });
     if (ours) args[i + 1] = resolve_model(args[i + 1]);
   }
 }
@@ -105,8 +112,10 @@ const std::vector<LlamaTool>& llama_tools() {
       {"cli", "llama-cli", "llama.cpp's chat on the command line, its KV cache in mikv", llama_cli},
       {"completion", "llama-completion", "llama.cpp's text completion, its KV cache in mikv", llama_completion},
       {"bench-llama", "llama-bench", "llama.cpp's benchmark, its KV cache in mikv", llama_bench},
-      {"batched-bench", "llama-batched-bench", "llama.cpp's benchmark of parallel sequences, its KV cache in mikv", llama_batched_bench},
-      {"perplexity", "llama-perplexity", "llama.cpp's perplexity and KL divergence, its KV cache in mikv", llama_perplexity}};
+      {"batched-bench", "llama-batched-bench", "llama.cpp's benchmark of parallel sequences, its KV cache in mikv",
+       llama_batched_bench},
+      {"perplexity", "llama-perplexity", "llama.cpp's perplexity and KL divergence, its KV cache in mikv",
+       llama_perplexity}};
   return tools;
 }
 

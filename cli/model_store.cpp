@@ -143,11 +143,12 @@ std::string fetch(const std::string& name) {
   const std::string path = answer_after("path ");
   if (outcome.exit_code == 0 && !path.empty()) return path;
   if (outcome.exit_code == kNoPythonExitCode) {
-    throw UserError("python3 is missing, which fetches models; install it (on Debian and Ubuntu: apt-get install "
-                    "python3 python3-pip) or give a GGUF file with -m");
+    throw UserError(
+        "python3 is missing, which fetches models; install it (on Debian and Ubuntu: apt-get install "
+        "python3 python3-pip) or give a GGUF file with -m");
   }
-  throw UserError(fmt::format("fetching {} ended with code {}; try again, or give a GGUF file with -m", name,
-                              outcome.exit_code));
+  throw UserError(
+      fmt::format("fetching {} ended with code {}; try again, or give a GGUF file with -m", name, outcome.exit_code));
 }
 
 const PackageModel* find(const std::vector<PackageModel>& models, const std::string& name) {

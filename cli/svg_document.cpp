@@ -9,20 +9,11 @@ std::string escaped(const std::string& text) {
   std::string result;
   for (char c : text) {
     switch (c) {
-      case '&':
-        result += "&amp;";
-        break;
-      case '<':
-        result += "&lt;";
-        break;
-      case '>':
-        result += "&gt;";
-        break;
-      case '"':
-        result += "&quot;";
-        break;
-      default:
-        result += c;
+      case '&': result += "&amp;"; break;
+      case '<': result += "&lt;"; break;
+      case '>': result += "&gt;"; break;
+      case '"': result += "&quot;"; break;
+      default: result += c;
     }
   }
   return result;
@@ -41,10 +32,12 @@ std::string svg_document(double width, double height, const std::string& title, 
              "height=\"{1:.0f}\" role=\"img\">\n"
              "<title>{2}</title>\n"
              "<style>\n"
-             "  text {{ font: 13px system-ui, sans-serif; fill: #24292f }} .title {{ font-size: 18px; font-weight: 600 }}\n"
+             "  text {{ font: 13px system-ui, sans-serif; fill: #24292f }} .title {{ font-size: 18px; font-weight: 600 "
+             "}}\n"
              "  .note {{ fill: #57606a }} .head {{ font-weight: 600 }} .label {{ text-anchor: end; font-family: "
              "ui-monospace, monospace; font-size: 12.5px }} .centre {{ text-anchor: middle }}\n"
-             "  .axis {{ stroke: #8c959f; stroke-width: 1 }} .grid {{ stroke: #e4e8ec; stroke-width: 1 }} .paper {{ fill: "
+             "  .axis {{ stroke: #8c959f; stroke-width: 1 }} .grid {{ stroke: #e4e8ec; stroke-width: 1 }} .paper {{ "
+             "fill: "
              "#ffffff }}\n"
              "</style>\n"
              "<rect class=\"paper\" width=\"100%\" height=\"100%\" rx=\"8\"/>\n",

@@ -7,6 +7,7 @@ int main() {
   auto layer = mikv::LayerCache::create({heads, kv_heads, dim, dim}, mikv::Spec::parse("mikv").value()).value();
   mikv::Workspace scratch(1);
   mikv::AttendArgs step{q.data(), heads * dim, dim, out.data(), heads * dim, dim, 1, 0.088f};
-  const bool stored = layer->put(0, cells, k.data(), kv_heads * dim, v.data(), kv_heads * dim).ok() && layer->commit(0).ok();
+  const bool stored =
+      layer->put(0, cells, k.data(), kv_heads * dim, v.data(), kv_heads * dim).ok() && layer->commit(0).ok();
   return stored && layer->attend(step, scratch).ok() && layer->memory_usage().bits_per_element() < 4.5 ? 0 : 1;
 }

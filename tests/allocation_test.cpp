@@ -75,7 +75,8 @@ TEST_P(AllocationTest, SteadyStepsAllocateNothing) {
     ASSERT_TRUE(done);
     if (step >= kWarmUp && made == 0) ++n_quiet;
   }
-  // Two heads with two tiers, the scores' kept logits, and the bitmap of cells grow by a sixteenth of 1,024 now and then.
+  // Two heads with two tiers, the scores' kept logits, and the bitmap of cells grow by a sixteenth of 1,024 now and
+  // then.
   EXPECT_GE(n_quiet, kSteps - 12) << "of " << kSteps << " steps";
 }
 
@@ -86,7 +87,8 @@ TEST(AllocationCounter, Counts) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Specs, AllocationTest,
-                         testing::Values("full", "mikv", "mikv-max", "mikv-paper", "h2o", "rtn4"), [](const auto& spec) {
+                         testing::Values("full", "mikv", "mikv-max", "mikv-paper", "h2o", "rtn4"),
+                         [](const auto& spec) {
                            std::string name = spec.param;
                            std::replace(name.begin(), name.end(), '-', '_');
                            return name;

@@ -12,7 +12,8 @@ namespace {
 
 constexpr LayerShape kShape{6, 2, 64, 40};
 constexpr uint32_t kCommitted = 150, kStaged = 21, kCells = kCommitted + kStaged;
-constexpr const char* kSpecs[] = {"full", "rtn3", "mikv", "mikv-paper", "mikv-max", "h2o", "mikv:keep=0.3,hi=int4,lo=int2"};
+constexpr const char* kSpecs[] = {
+    "full", "rtn3", "mikv", "mikv-paper", "mikv-max", "h2o", "mikv:keep=0.3,hi=int4,lo=int2"};
 
 class MaskTest : public testing::TestWithParam<const char*> {
  protected:

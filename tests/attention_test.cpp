@@ -1,5 +1,6 @@
 // attend() against the formula, on every SIMD target of the machine: lengths around every boundary, groups, head
-// dimensions, formats, mixed tiers, prompts, threads, frames. Masks and other modifiers are in attention_masks_test.cpp.
+// dimensions, formats, mixed tiers, prompts, threads, frames. Masks and other modifiers are in
+// attention_masks_test.cpp.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -12,14 +13,29 @@
 namespace mikv::test {
 namespace {
 
-constexpr const char* kSpecs[] = {
-    "full", "rtn8", "rtn4", "rtn3", "rtn2", "h2o", "mikv-paper", "mikv", "mikv-hq", "mikv-max", "mikv:importance=full",
-    "mikv:importance=full,hi=int4,outlier=hadamard", "mikv:keep=0.5,hi=f16,lo=int2,outlier=center",
-    "mikv:keep=0.3,hi=int4,lo=int8,outlier=balancer", "mikv:keep=0.4,lo=evict,outlier=center+hadamard",
-    "mikv:lo=int3", "mikv:lo=int2,outlier=balancer+center+hadamard", "mikv:keep=0.3,hi=f16,bits=1", "mikv:keep=0.3,hi=int4,bits=5"};
+constexpr const char* kSpecs[] = {"full",
+                                  "rtn8",
+                                  "rtn4",
+                                  "rtn3",
+                                  "rtn2",
+                                  "h2o",
+                                  "mikv-paper",
+                                  "mikv",
+                                  "mikv-hq",
+                                  "mikv-max",
+                                  "mikv:importance=full",
+                                  "mikv:importance=full,hi=int4,outlier=hadamard",
+                                  "mikv:keep=0.5,hi=f16,lo=int2,outlier=center",
+                                  "mikv:keep=0.3,hi=int4,lo=int8,outlier=balancer",
+                                  "mikv:keep=0.4,lo=evict,outlier=center+hadamard",
+                                  "mikv:lo=int3",
+                                  "mikv:lo=int2,outlier=balancer+center+hadamard",
+                                  "mikv:keep=0.3,hi=f16,bits=1",
+                                  "mikv:keep=0.3,hi=int4,bits=5"};
 
 /// n committed tokens in frame 0, then n_staged more that are not.
-std::unique_ptr<LayerCache> filled(const LayerShape& shape, const char* spec, size_t n, size_t n_staged, Random& random) {
+std::unique_ptr<LayerCache> filled(const LayerShape& shape, const char* spec, size_t n, size_t n_staged,
+                                   Random& random) {
   auto layer = make_layer(shape, spec);
   if (n > 0) {
     put(*layer, 0, cell_range(0, n), Tokens(shape, n, random));
@@ -33,7 +49,8 @@ std::unique_ptr<LayerCache> filled(const LayerShape& shape, const char* spec, si
 }
 
 /// On every target, on the given numbers of threads, with and without recording.
-void check(LayerCache& layer, Request& request, const std::vector<FrameId>& frames, std::vector<uint32_t> n_threads = {1}) {
+void check(LayerCache& layer, Request& request, const std::vector<FrameId>& frames,
+           std::vector<uint32_t> n_threads = {1}) {
   const Expected expected = expect(layer, frames, request);
   for_each_target([&](const std::string& target) {
     for (const uint32_t threads : n_threads) {
@@ -170,7 +187,8 @@ TEST_P(AttentionSpecTest, LongContexts) {
   }
 }
 
-// Tokens that weigh little beside earlier ones, for some heads of the group and not for others: those are rounded more coarsely.
+// Tokens that weigh little beside earlier ones, for some heads of the group and not for others: those are rounded more
+// coarsely.
 TEST_P(AttentionSpecTest, SmallWeights) {
   Random random(36);
   const LayerShape shape{7, 1, 64, 64};
@@ -186,8 +204,8 @@ TEST_P(AttentionSpecTest, SmallWeights) {
   }
 }
 
-// Where one token draws nearly all attention, the weights of most others are rounded to 0. That must not cost what they have in common: a mean of
-// codes that went with them was 1 % of the output, in one channel.
+// Where one token draws nearly all attention, the weights of most others are rounded to 0. That must not cost what they
+// have in common: a mean of codes that went with them was 1 % of the output, in one channel.
 TEST(AttentionTest, WeightsBesideASinkLeaveNoBias) {
   Random random(41);
   const LayerShape shape{6, 1, 128, 128};
@@ -215,10 +233,13 @@ TEST_P(AttentionSpecTest, StagedInBytes) {
   for (size_t t = 0; t < 110; ++t)
     for (uint32_t c = 0; c < 64; ++c) tokens.key(t, 1)[c] += 30.0f * float(c % 3 == 0);
   const auto put_some = [&](uint32_t first, uint32_t n) {
-    ASSERT_TRUE(layer->put(0, cell_range(first, n), tokens.k.data() + first * tokens.k_stride, tokens.k_stride,
-                           tokens.v.data() + first * tokens.v_stride, tokens.v_stride).ok());
+    ASSERT_TRUE(layer
+                    ->put(0, cell_range(first, n), tokens.k.data() + first * tokens.k_stride, tokens.k_stride,
+                          tokens.v.data() + first * tokens.v_stride, tokens.v_stride)
+                    .ok());
   };
-  const bool quantised = format_bits(layer->spec().hi) < 16 || (layer->spec().lo != Format::evict && !layer->spec().uncompressed());
+  const bool quantised =
+      format_bits(layer->spec().hi) < 16 || (layer->spec().lo != Format::evict && !layer->spec().uncompressed());
   const auto bytes_per_token = [&] { return layer->memory_usage().staged / layer->memory_usage().n_staged_tokens; };
   put_some(0, 10);
   const uint64_t of_f16 = bytes_per_token(), in_bytes = quantised ? of_f16 / 2 : of_f16;
@@ -236,7 +257,8 @@ TEST_P(AttentionSpecTest, StagedInBytes) {
     for (const StoredToken& token : layer->dump(0, head)) {
       ASSERT_EQ(token.tier, TierName::staged);
       // 255 steps over less than 12 deviations, to the nearest; the group's offset is a half.
-      for (uint32_t c = 0; c < 64; ++c) EXPECT_NEAR(token.k[c], tokens.key(token.cell, head)[c], 0.03) << "a centre of 30 takes no steps";
+      for (uint32_t c = 0; c < 64; ++c)
+        EXPECT_NEAR(token.k[c], tokens.key(token.cell, head)[c], 0.03) << "a centre of 30 takes no steps";
       for (uint32_t c = 0; c < 40; ++c) EXPECT_NEAR(token.v[c], tokens.value(token.cell, head)[c], 0.03);
     }
   }

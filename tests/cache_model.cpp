@@ -8,28 +8,42 @@
 namespace mikv::test {
 namespace {
 
-constexpr uint32_t kCells = 150;  // of each frame; frame f has cells from f * 1000, except that some are shared
+constexpr uint32_t kCells = 150;       // of each frame; frame f has cells from f * 1000, except that some are shared
 constexpr uint32_t kFrameTokens = 16;  // a centre of fewer tokens means nothing: the frame stays staged until then
 
 }  // namespace
 
 std::ostream& operator<<(std::ostream& out, const Operation& operation) {
-  const char* const names[] = {"put", "attend", "step", "commit", "commit_all", "erase", "erase_range", "clear",
-                               "retain", "reload", "copy", "rotate", "lower", "stage_in_bytes", "trim"};
-  return out << names[size_t(operation.kind)] << "(frame " << operation.frame << ", cell " << operation.cell << ", count "
-             << operation.count << ")";
+  const char* const names[] = {"put",   "attend",      "step",  "commit",         "commit_all",
+                               "erase", "erase_range", "clear", "retain",         "reload",
+                               "copy",  "rotate",      "lower", "stage_in_bytes", "trim"};
+  return out << names[size_t(operation.kind)] << "(frame " << operation.frame << ", cell " << operation.cell
+             << ", count " << operation.count << ")";
 }
 
 rc::Gen<Operation> any_operation() {
-  const auto kind = rc::gen::weightedElement<Kind>({{6, Kind::put}, {3, Kind::attend}, {6, Kind::step}, {4, Kind::commit},
-                                                    {1, Kind::commit_all}, {3, Kind::erase}, {1, Kind::erase_range},
-                                                    {1, Kind::clear}, {2, Kind::retain}, {2, Kind::reload}, {1, Kind::copy},
-                                                    {1, Kind::rotate}, {1, Kind::lower}, {2, Kind::stage_in_bytes}, {1, Kind::trim}});
-  return rc::gen::apply([](Kind k, uint32_t frame, uint32_t cell, uint32_t count) { return Operation{k, frame, cell, count}; },
-                        kind, rc::gen::inRange(0u, 2u), rc::gen::inRange(0u, kCells), rc::gen::inRange(0u, 40u));
+  const auto kind = rc::gen::weightedElement<Kind>({{6, Kind::put},
+                                                    {3, Kind::attend},
+                                                    {6, Kind::step},
+                                                    {4, Kind::commit},
+                                                    {1, Kind::commit_all},
+                                                    {3, Kind::erase},
+                                                    {1, Kind::erase_range},
+                                                    {1, Kind::clear},
+                                                    {2, Kind::retain},
+                                                    {2, Kind::reload},
+                                                    {1, Kind::copy},
+                                                    {1, Kind::rotate},
+                                                    {1, Kind::lower},
+                                                    {2, Kind::stage_in_bytes},
+                                                    {1, Kind::trim}});
+  return rc::gen::apply(
+      [](Kind k, uint32_t frame, uint32_t cell, uint32_t count) { return Operation{k, frame, cell, count}; }, kind,
+      rc::gen::inRange(0u, 2u), rc::gen::inRange(0u, kCells), rc::gen::inRange(0u, 40u));
 }
 
-Model::Model(const std::string& spec, Faults* faults) : layer_(make_layer(kShape, spec)), faults_(faults), random_(20) {}
+Model::Model(const std::string& spec, Faults* faults)
+    : layer_(make_layer(kShape, spec)), faults_(faults), random_(20) {}
 
 void Model::apply(const Operation& operation) {
   const FrameId frame = operation.frame;
@@ -98,7 +112,8 @@ void Model::put_cells(FrameId frame, Cell first, uint32_t count) {
       model.tiers[head][cells.back()] = TierName::staged;
     }
   }
-  const Status put = attempt([&] { return layer_->put(frame, cells, tokens.k.data(), tokens.k_stride, tokens.v.data(), tokens.v_stride); });
+  const Status put = attempt(
+      [&] { return layer_->put(frame, cells, tokens.k.data(), tokens.k_stride, tokens.v.data(), tokens.v_stride); });
   if (put) return;
   for (const Cell cell : cells) forget(model, cell, cell + 1);  // they hold nothing then
 }
@@ -108,7 +123,8 @@ void Model::attend(uint32_t n_tokens, bool and_commit) {
   request.record = true;
   request.commit = and_commit;
   std::vector<float> out;
-  const Status status = run_around(*layer_, request, [&](const std::function<Status()>& call) { return attempt(call); }, out);
+  const Status status =
+      run_around(*layer_, request, [&](const std::function<Status()>& call) { return attempt(call); }, out);
   if (status) {
     for (const float x : out) RC_ASSERT(std::isfinite(x));
   }
@@ -196,18 +212,18 @@ void Model::lower() {
 
 void Model::stage_in_bytes(bool on) {
   RC_ASSERT(attempt([&] {
-    layer_->stage_in_bytes(on);
-    return Status{};
-  }).ok());
+              layer_->stage_in_bytes(on);
+              return Status{};
+            }).ok());
   in_bytes_ |= on;
 }
 
 void Model::trim(FrameId frame) {
   const uint64_t before = layer_->bytes_used();
   RC_ASSERT(attempt([&] {
-    layer_->trim(frame);
-    return Status{};
-  }).ok());
+              layer_->trim(frame);
+              return Status{};
+            }).ok());
   RC_ASSERT(layer_->bytes_used() <= before);
 }
 
@@ -229,8 +245,10 @@ void Model::committed(FrameId frame, bool failed) {
     const std::vector<StoredToken> tokens = layer_->dump(frame, head);
     const TierCounts after = count_tiers(tokens);
 
-    const bool may_wait = spec.needs_frame() && n_staged < kFrameTokens && (!model.compressed[head] || n_staged == before.size());
-    const bool must_wait = spec.uncompressed() || (spec.needs_frame() && n_staged < kFrameTokens && !model.compressed[head]);
+    const bool may_wait =
+        spec.needs_frame() && n_staged < kFrameTokens && (!model.compressed[head] || n_staged == before.size());
+    const bool must_wait =
+        spec.uncompressed() || (spec.needs_frame() && n_staged < kFrameTokens && !model.compressed[head]);
     if (after.staged > 0 || n_staged == 0) {  // nothing was compressed
       RC_ASSERT(n_staged == 0 || must_wait || may_wait || failed);
       heads_differ_ |= failed;
@@ -239,8 +257,8 @@ void Model::committed(FrameId frame, bool failed) {
       continue;
     }
     RC_ASSERT(!must_wait);
-    const uint64_t budget = spec.importance == Importance::full ? model.cells.size()
-                                                                : policy::hi_budget(spec.keep, model.cells.size());
+    const uint64_t budget =
+        spec.importance == Importance::full ? model.cells.size() : policy::hi_budget(spec.keep, model.cells.size());
     RC_ASSERT(after.hi == std::min(n_hi + n_staged, budget));
     for (const StoredToken& token : tokens) {
       const TierName was = before.at(token.cell);
@@ -298,7 +316,8 @@ void Model::check_payload(const StoredToken& token, float value) {
   const bool staged = token.tier == TierName::staged, exact = staged || !(spec.needs_frame() || spec.hadamard);
   if (spec.balancer && !exact) return;  // its b may spread a constant row over any range
   // A centre is a half, and so is the zero of a group of k - mu: two roundings of at most 32. A rotated constant row of
-  // 16 is one channel of 4 * 16 among zeros: half a step of 64 / 3 at INT2, spread over the row again by 1/4 or 1/sqrt(8).
+  // 16 is one channel of 4 * 16 among zeros: half a step of 64 / 3 at INT2, spread over the row again by 1/4 or
+  // 1/sqrt(8).
   const double k_bound = exact && !in_bytes_ ? 0.0 : spec.hadamard && !staged ? 16.0 : 2.0 * half_rounding(32.0);
   for (const float x : token.k) RC_ASSERT(std::abs(double(x) - value) <= k_bound);
   for (const float x : token.v) RC_ASSERT(std::abs(double(x) + value) <= (exact || !spec.hadamard ? 0.0 : 16.0));

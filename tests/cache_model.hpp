@@ -1,5 +1,6 @@
-// A cache beside a model of it that is a std::map: after each operation the tiers of every KV head partition the live cells,
-// hold what was put, and keep their budgets. Where memory runs out, an operation has changed nothing, or what its contract says.
+// A cache beside a model of it that is a std::map: after each operation the tiers of every KV head partition the live
+// cells, hold what was put, and keep their budgets. Where memory runs out, an operation has changed nothing, or what
+// its contract says.
 #pragma once
 
 #include <rapidcheck.h>
@@ -14,7 +15,23 @@
 
 namespace mikv::test {
 
-enum class Kind { put, attend, step, commit, commit_all, erase, erase_range, clear, retain, reload, copy, rotate, lower, stage_in_bytes, trim };
+enum class Kind {
+  put,
+  attend,
+  step,
+  commit,
+  commit_all,
+  erase,
+  erase_range,
+  clear,
+  retain,
+  reload,
+  copy,
+  rotate,
+  lower,
+  stage_in_bytes,
+  trim
+};
 
 /// One operation; the numbers mean what its kind needs.
 struct Operation {
@@ -48,7 +65,7 @@ class Model {
   /// What the cache must hold of a frame.
   struct Frame {
     std::map<Cell, Values> cells;
-    std::array<bool, kShape.n_kv_heads> compressed{};  // since clear()
+    std::array<bool, kShape.n_kv_heads> compressed{};               // since clear()
     std::array<std::map<Cell, TierName>, kShape.n_kv_heads> tiers;  // as last seen, to tell what an operation did
   };
 

@@ -1,4 +1,5 @@
-// What is put comes back within half a quantisation step (Eq. 1 of MiKV), for every format, head dimension and grouping.
+// What is put comes back within half a quantisation step (Eq. 1 of MiKV), for every format, head dimension and
+// grouping.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -48,9 +49,12 @@ void check(Tokens& tokens, Format format, const std::string& group) {
     for (size_t t = 0; t < tokens.n; ++t) {
       ASSERT_EQ(stored[t].cell, 5 + t);
       ASSERT_EQ(stored[t].tier, in_hi ? TierName::hi : TierName::lo);
-      ASSERT_EQ(violation(tokens.key(t, head), stored[t].k, layer->spec().group.resolve(tokens.shape.head_dim_k), format), "")
+      ASSERT_EQ(
+          violation(tokens.key(t, head), stored[t].k, layer->spec().group.resolve(tokens.shape.head_dim_k), format), "")
           << "key " << t << " of head " << head;
-      ASSERT_EQ(violation(tokens.value(t, head), stored[t].v, layer->spec().group.resolve(tokens.shape.head_dim_v), format), "")
+      ASSERT_EQ(
+          violation(tokens.value(t, head), stored[t].v, layer->spec().group.resolve(tokens.shape.head_dim_v), format),
+          "")
           << "value " << t << " of head " << head;
     }
   }
@@ -90,9 +94,9 @@ TEST_P(CodecContractTest, ConstantGroupsAreExact) {
         tokens.key(t, head)[c] = halves[(t + c / 32) % 7];
         tokens.value(t, head)[c] = halves[(t + head) % 7];
       }
-  const auto layer = make_layer(tokens.shape, GetParam() == Format::f16
-                                                  ? "mikv:keep=1,hi=f16,lo=int4,outlier=none,group=half"
-                                                  : "rtn4:lo=" + std::string(format_name(GetParam())));
+  const auto layer =
+      make_layer(tokens.shape, GetParam() == Format::f16 ? "mikv:keep=1,hi=f16,lo=int4,outlier=none,group=half"
+                                                         : "rtn4:lo=" + std::string(format_name(GetParam())));
   put(*layer, 0, cell_range(0, tokens.n), tokens);
   commit(*layer, 0);
   for (uint32_t head = 0; head < 2; ++head) {
@@ -108,8 +112,12 @@ TEST_P(CodecContractTest, ConstantGroupsAreExact) {
 TEST_P(CodecContractTest, SmallAndLargeRanges) {
   Random random(13);
   // Subnormal steps, ordinary ones on a large offset, and the whole range of a half.
-  for (const auto& [offset, range] : {std::pair{0.0f, 0x1p-20f}, {0.0f, 1e-3f}, {1000.0f, 1.0f}, {-3.0f, 1e-2f},
-                                      {0.0f, 65504.0f}, {100.0f, 30000.0f}}) {
+  for (const auto& [offset, range] : {std::pair{0.0f, 0x1p-20f},
+                                      {0.0f, 1e-3f},
+                                      {1000.0f, 1.0f},
+                                      {-3.0f, 1e-2f},
+                                      {0.0f, 65504.0f},
+                                      {100.0f, 30000.0f}}) {
     SCOPED_TRACE("offset " + std::to_string(offset) + ", range " + std::to_string(range));
     Tokens tokens({2, 2, 64, 40}, kTokens, random);
     for (float& x : tokens.k) x = offset + range * random.uniform(-1.0f, 1.0f);
@@ -121,7 +129,8 @@ TEST_P(CodecContractTest, SmallAndLargeRanges) {
 TEST_P(CodecContractTest, NonFiniteElementsDoNotPoisonTheirGroup) {
   Random random(14);
   Tokens tokens({1, 1, 64, 64}, kTokens, random);
-  const float odd[] = {kInfinity, -kInfinity, std::numeric_limits<float>::quiet_NaN(), 1e30f, -1e30f, 65519.0f, 70000.0f};
+  const float odd[] = {kInfinity, -kInfinity, std::numeric_limits<float>::quiet_NaN(), 1e30f, -1e30f,
+                       65519.0f,  70000.0f};
   const float stored_as[] = {65504.0f, -65504.0f, 0.0f, 65504.0f, -65504.0f, 65504.0f, 65504.0f};
   Tokens expected = tokens;
   for (size_t t = 0; t < tokens.n; ++t) {
@@ -151,7 +160,8 @@ TEST(CodecContractHiTest, HiFormats) {
   Random random(15);
   for (const Format format : {Format::int8, Format::int4}) {
     Tokens tokens({2, 2, 80, 64}, kTokens, random);
-    const auto layer = make_layer(tokens.shape, "mikv:importance=full,outlier=none,hi=" + std::string(format_name(format)));
+    const auto layer =
+        make_layer(tokens.shape, "mikv:importance=full,outlier=none,hi=" + std::string(format_name(format)));
     put(*layer, 0, cell_range(0, tokens.n), tokens);
     commit(*layer, 0);
     for (uint32_t head = 0; head < 2; ++head) {
@@ -186,8 +196,16 @@ TEST(CreateTest, RefusesWhatItCannotServe) {
   EXPECT_EQ(error_of({4, 2, 512, 8}, "mikv:lo=int3,group=8"), "accepted");
   EXPECT_NE(error_of({4, 2, 80, 80}, "mikv:lo=int3,group=64").find("group"), std::string::npos);
   EXPECT_NE(error_of({4, 2, 64, 80}, "mikv:lo=int3,group=64").find("group"), std::string::npos);
-  for (const LayerShape& shape : {LayerShape{4, 3, 64, 64}, {0, 0, 64, 64}, {4, 0, 64, 64}, {0, 4, 64, 64}, {17, 1, 64, 64},
-                                  {4, 2, 0, 64}, {4, 2, 64, 0}, {4, 2, 12, 64}, {4, 2, 64, 20}, {4, 2, 520, 64}}) {
+  for (const LayerShape& shape : {LayerShape{4, 3, 64, 64},
+                                  {0, 0, 64, 64},
+                                  {4, 0, 64, 64},
+                                  {0, 4, 64, 64},
+                                  {17, 1, 64, 64},
+                                  {4, 2, 0, 64},
+                                  {4, 2, 64, 0},
+                                  {4, 2, 12, 64},
+                                  {4, 2, 64, 20},
+                                  {4, 2, 520, 64}}) {
     const std::string error = error_of(shape, "mikv");
     EXPECT_NE(error, "accepted") << shape.n_heads << " " << shape.n_kv_heads << " " << shape.head_dim_k;
     EXPECT_EQ(error.find('\n'), std::string::npos);

@@ -1,5 +1,6 @@
-// The calls that all threads of a step make together, for the thread sanitizer: an engine's threads write their shares of
-// K and V, meet, attend and commit, over a prompt and many generation steps. And independent layers on independent threads.
+// The calls that all threads of a step make together, for the thread sanitizer: an engine's threads write their shares
+// of K and V, meet, attend and commit, over a prompt and many generation steps. And independent layers on independent
+// threads.
 #include <gtest/gtest.h>
 
 #include <atomic>
@@ -55,7 +56,8 @@ std::vector<float> generate(LayerCache& layer, uint32_t n_threads) {
       args.out_token_stride = kShape.n_heads * kShape.head_dim_v;
       args.n_tokens = step.request.n_tokens;
       args.scale = step.request.scale;
-      args.mask = {Mask::Type::f32, step.request.mask.data(), step.request.mask_cells * sizeof(float), step.request.mask_cells};
+      args.mask = {Mask::Type::f32, step.request.mask.data(), step.request.mask_cells * sizeof(float),
+                   step.request.mask_cells};
       args.commit = i > 0;  // the prompt is committed apart, below
       if (!layer.attend(args, workspace, thread, n_threads).ok()) ++n_failed;
       barrier.arrive_and_wait();
@@ -123,8 +125,8 @@ TEST(ConcurrencyTest, MoreThreadsThanWork) {
   }
 }
 
-// A generation step is cut by the length of the context. Threads that enter it late, when a faster one has committed a head
-// already, must cut it in the same way as the others.
+// A generation step is cut by the length of the context. Threads that enter it late, when a faster one has committed a
+// head already, must cut it in the same way as the others.
 TEST(ConcurrencyTest, StepsAcrossACutOfALongContext) {
   const LayerShape shape{2, 2, 16, 16};
   Random random(72);
@@ -143,8 +145,8 @@ TEST(ConcurrencyTest, StepsAcrossACutOfALongContext) {
   }
 }
 
-// A server with four slots on eight threads: prompts come while others generate, slots end and begin anew, one is copied and one
-// is saved; what each slot reads is what it reads on one thread.
+// A server with four slots on eight threads: prompts come while others generate, slots end and begin anew, one is
+// copied and one is saved; what each slot reads is what it reads on one thread.
 TEST(ConcurrencyTest, FourSlotsOnEightThreads) {
   constexpr uint32_t n_slots = 4, n_steps = 30;
   for (const char* spec : {"mikv", "mikv-paper:prefill=streaming", "full"}) {

@@ -1,4 +1,5 @@
-// A text in several frames: the places for recent tokens are where its last tokens are (share_bits_test.cpp: heads keep their bits).
+// A text in several frames: the places for recent tokens are where its last tokens are (share_bits_test.cpp: heads keep
+// their bits).
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -43,14 +44,16 @@ TEST(ContinueFrameTest, PlacesForRecentTokensPassOn) {
     EXPECT_EQ(first.hi, first_hi - passed_on);
     EXPECT_EQ(first.hi + first.lo, kFirst);
     EXPECT_EQ(second.hi, policy::hi_budget(0.1, kSecond) + passed_on);
-    EXPECT_TRUE(latest_are_hi(*layer, 1, head, uint32_t(policy::n_recent(0.75, policy::hi_budget(0.1, kSecond)) + passed_on)));
+    EXPECT_TRUE(
+        latest_are_hi(*layer, 1, head, uint32_t(policy::n_recent(0.75, policy::hi_budget(0.1, kSecond)) + passed_on)));
   }
   // And on: what the second had got goes to the third, where one token after the other is generated.
   ASSERT_TRUE(layer->continue_frame(1, 2).ok());
   append(*layer, 2, kFirst + kSecond, 150, random);
   for (uint32_t i = 0; i < 20; ++i) append(*layer, 2, kFirst + kSecond + 150 + i, 1, random);
   const uint64_t recent = policy::n_recent(0.75, policy::hi_budget(0.1, kFirst + kSecond));
-  EXPECT_EQ(count_tiers(layer->dump(1, 0)).hi, policy::hi_budget(0.1, kSecond) - policy::n_recent(0.75, policy::hi_budget(0.1, kSecond)));
+  EXPECT_EQ(count_tiers(layer->dump(1, 0)).hi,
+            policy::hi_budget(0.1, kSecond) - policy::n_recent(0.75, policy::hi_budget(0.1, kSecond)));
   EXPECT_EQ(count_tiers(layer->dump(2, 0)).hi, policy::hi_budget(0.1, 170) + recent);
   EXPECT_TRUE(latest_are_hi(*layer, 2, 0, uint32_t(recent)));
 }

@@ -1,5 +1,5 @@
-// Memory that runs out, disks that fail and processes that are killed, at every point where they can. The linker hands the
-// library's calls of these functions to us (--wrap, in CMakeLists.txt).
+// Memory that runs out, disks that fail and processes that are killed, at every point where they can. The linker hands
+// the library's calls of these functions to us (--wrap, in CMakeLists.txt).
 #include <dirent.h>
 #include <fcntl.h>
 #include <gtest/gtest.h>
@@ -75,7 +75,9 @@ void* __wrap__ZnwmSt11align_val_t(size_t n, std::align_val_t alignment) {
   if (allocation.hits()) throw std::bad_alloc();
   return __real__ZnwmSt11align_val_t(n, alignment);
 }
-void* __wrap_aligned_alloc(size_t alignment, size_t n) { return allocation.hits() ? nullptr : __real_aligned_alloc(alignment, n); }
+void* __wrap_aligned_alloc(size_t alignment, size_t n) {
+  return allocation.hits() ? nullptr : __real_aligned_alloc(alignment, n);
+}
 void* __wrap_mmap(void* at, size_t n, int protection, int flags, int descriptor, off_t offset) {
   return allocation.hits() ? MAP_FAILED : __real_mmap(at, n, protection, flags, descriptor, offset);
 }
@@ -86,7 +88,8 @@ void* __wrap_mremap(void* at, size_t before, size_t after, int flags, ...) {
 int __wrap_mkostemp(char* name, int flags) { return file.hits() ? -1 : __real_mkostemp(name, flags); }
 int __wrap_fchmod(int descriptor, mode_t mode) { return file.hits() ? -1 : __real_fchmod(descriptor, mode); }
 ssize_t __wrap_write(int descriptor, const void* bytes, size_t n) {
-  return file.hits() ? -1 : __real_write(descriptor, bytes, file.what == FileFault::What::nothing ? n : std::min(n, kPiece));
+  return file.hits() ? -1
+                     : __real_write(descriptor, bytes, file.what == FileFault::What::nothing ? n : std::min(n, kPiece));
 }
 int __wrap_fsync(int descriptor) { return file.hits() ? -1 : __real_fsync(descriptor); }
 int __wrap_close(int descriptor) {
@@ -137,12 +140,13 @@ TEST_P(FaultTest, AnySequenceOfOperationsWithoutMemory) {
 
 // The allocations of one long life fail, one after the other.
 TEST_P(FaultTest, TheNthAllocationFails) {
-  std::vector<Operation> life = {{Kind::put, 0, 0, 39}, {Kind::put, 1, 60, 30}, {Kind::stage_in_bytes, 0, 0, 10},
+  std::vector<Operation> life = {{Kind::put, 0, 0, 39}, {Kind::put, 1, 60, 30},  {Kind::stage_in_bytes, 0, 0, 10},
                                  {Kind::put, 1, 20, 9}, {Kind::attend, 0, 0, 3}, {Kind::commit_all, 0, 0, 0}};
   for (uint32_t i = 0; i < 20; ++i) life.push_back({Kind::step, i % 2, 50 + i, 1});
-  for (const Operation& operation : {Operation{Kind::put, 0, 90, 35}, Operation{Kind::step, 0, 80, 1}, Operation{Kind::reload, 0, 0, 3},
-                                     Operation{Kind::copy, 0, 0, 0}, Operation{Kind::trim, 0, 0, 0}, Operation{Kind::lower, 0, 0, 0}, Operation{Kind::erase, 0, 3, 20},
-                                     Operation{Kind::step, 1, 70, 1}, Operation{Kind::commit_all, 0, 0, 0}}) {
+  for (const Operation& operation :
+       {Operation{Kind::put, 0, 90, 35}, Operation{Kind::step, 0, 80, 1}, Operation{Kind::reload, 0, 0, 3},
+        Operation{Kind::copy, 0, 0, 0}, Operation{Kind::trim, 0, 0, 0}, Operation{Kind::lower, 0, 0, 0},
+        Operation{Kind::erase, 0, 3, 20}, Operation{Kind::step, 1, 70, 1}, Operation{Kind::commit_all, 0, 0, 0}}) {
     life.push_back(operation);
   }
   uint32_t n = 1;

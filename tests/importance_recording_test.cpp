@@ -1,5 +1,5 @@
-// Importance scores are the attention that tokens received: the column sums of the attention weights over all queries and
-// over the query heads of the group; and the tokens that a commit demotes are those that the scores say.
+// Importance scores are the attention that tokens received: the column sums of the attention weights over all queries
+// and over the query heads of the group; and the tokens that a commit demotes are those that the scores say.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -36,7 +36,8 @@ void expect_scores(const LayerCache& layer, uint32_t kv_head, const Scores& scor
     if (token.tier != TierName::staged && token.tier != TierName::hi) continue;
     const auto found = scores.find(token.cell);
     const double expected = found == scores.end() ? 0.0 : found->second;
-    ASSERT_LE(std::abs(token.score - expected), relative * expected + 1e-9) << "cell " << token.cell << " head " << kv_head;
+    ASSERT_LE(std::abs(token.score - expected), relative * expected + 1e-9)
+        << "cell " << token.cell << " head " << kv_head;
   }
 }
 
@@ -119,7 +120,8 @@ TEST(RecordingTest, ThreadsDoNotChangeScores) {
   }
   // The same weights in another order of addition: 603 roundings of a sum, at worst.
   for (const auto& other : scores)
-    for (size_t i = 0; i < other.size(); ++i) ASSERT_NEAR(other[i], scores[0][i], 603 * kF32Epsilon * scores[0][i] + 1e-9);
+    for (size_t i = 0; i < other.size(); ++i)
+      ASSERT_NEAR(other[i], scores[0][i], 603 * kF32Epsilon * scores[0][i] + 1e-9);
 }
 
 /// Generation with commits: at each step the scores add up exactly, and the victim is the lowest of those not recent.
@@ -220,9 +222,11 @@ TEST(RecordingTest, ChunksAfterACommitAddToo) {
     request.set_causal(Mask::Type::f16, n_before + 30, n_before);
     for (uint32_t head = 0; head < kShape.n_kv_heads; ++head) add_column_sums(*layer, request, head, scores[head]);
     run(*layer, request, 1 + chunk);
-    for (uint32_t head = 0; head < kShape.n_kv_heads; ++head) expect_scores(*layer, head, scores[head], 30 * 3 * (chunk + 1));
+    for (uint32_t head = 0; head < kShape.n_kv_heads; ++head)
+      expect_scores(*layer, head, scores[head], 30 * 3 * (chunk + 1));
     commit(*layer, 0);
-    for (uint32_t head = 0; head < kShape.n_kv_heads; ++head) expect_scores(*layer, head, scores[head], 30 * 3 * (chunk + 1));
+    for (uint32_t head = 0; head < kShape.n_kv_heads; ++head)
+      expect_scores(*layer, head, scores[head], 30 * 3 * (chunk + 1));
   }
 }
 

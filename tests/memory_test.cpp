@@ -1,4 +1,5 @@
-// Byte accounting: what memory_usage() says is what the allocator handed out, and the default preset is as small as it says.
+// Byte accounting: what memory_usage() says is what the allocator handed out, and the default preset is as small as it
+// says.
 #include <gtest/gtest.h>
 
 #include <malloc.h>
@@ -66,10 +67,13 @@ TEST_P(MemoryTest, BytesUsedAreBytesAllocated) {
   expect_counted(*layer, "committed");
   query.commit = true;
   for (Cell cell = 4096; cell < 5096; ++cell) {
-    const Status status = layer->put(0, std::span(&cell, 1), chunk.k.data(), chunk.k_stride, chunk.v.data(), chunk.v_stride);
+    const Status status =
+        layer->put(0, std::span(&cell, 1), chunk.k.data(), chunk.k_stride, chunk.v.data(), chunk.v_stride);
     ASSERT_TRUE(status.ok()) << status.error();
-    if (cell % 10 == 0) run(*layer, query);
-    else commit(*layer, 0);
+    if (cell % 10 == 0)
+      run(*layer, query);
+    else
+      commit(*layer, 0);
   }
   expect_counted(*layer, "after 1000 steps");
   layer->erase_if(0, 0, 3000);
@@ -80,7 +84,8 @@ TEST_P(MemoryTest, BytesUsedAreBytesAllocated) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Specs, MemoryTest,
-                         testing::Values("full", "h2o", "rtn4", "mikv-paper", "mikv", "mikv-max", "mikv:importance=full"),
+                         testing::Values("full", "h2o", "rtn4", "mikv-paper", "mikv", "mikv-max",
+                                         "mikv:importance=full"),
                          name_of_spec);
 
 /// Bits an element of a compressed cache of 4,096 tokens, all-in.
@@ -108,8 +113,13 @@ TEST(MemoryTest, TheDefaultIsAsSmallAsPromised) {
 // The parts are what the formats say: codes and scales of the tokens in each tier, by arithmetic.
 TEST(MemoryTest, PartsAreWhatTheFormatsSay) {
   const LayerShape shape{12, 2, 128, 64};
-  struct Row { const char* spec; uint64_t hi_tokens, hi_bits, lo_bits, groups_k, groups_v; };
-  for (const Row& row : {Row{"mikv:keep=0.1,lo=int3", 409, 8, 3, 2, 1}, {"mikv:keep=0.1,lo=int2", 409, 8, 2, 2, 1}, {"rtn4", 0, 16, 4, 2, 2},
+  struct Row {
+    const char* spec;
+    uint64_t hi_tokens, hi_bits, lo_bits, groups_k, groups_v;
+  };
+  for (const Row& row : {Row{"mikv:keep=0.1,lo=int3", 409, 8, 3, 2, 1},
+                         {"mikv:keep=0.1,lo=int2", 409, 8, 2, 2, 1},
+                         {"rtn4", 0, 16, 4, 2, 2},
                          {"mikv:hi=int4,lo=int2,keep=0.5,group=32", 2048, 4, 2, 4, 2}}) {
     SCOPED_TRACE(row.spec);
     const MemoryUsage usage = usage_at_4096(shape, row.spec);
@@ -129,11 +139,15 @@ TEST(MemoryTest, PartsAreWhatTheFormatsSay) {
 
 // What presets with mixed bits promise, all-in, for the two commonest head dimensions.
 TEST(MemoryTest, PresetsTakeTheBitsTheyPromise) {
-  struct Row { const char* spec; double bits; };
+  struct Row {
+    const char* spec;
+    double bits;
+  };
   for (const Row& row : {Row{"mikv", 3.3}, {"mikv-hq", 4.4}, {"mikv-max", 2.4}}) {
     for (const uint32_t dim : {64u, 128u}) {
       for (const uint32_t max_cells : {1u << 16, kMaxCells}) {
-        EXPECT_LE(usage_at_4096({12, 2, dim, dim}, row.spec, max_cells).bits_per_element(), row.bits) << row.spec << ", " << dim;
+        EXPECT_LE(usage_at_4096({12, 2, dim, dim}, row.spec, max_cells).bits_per_element(), row.bits)
+            << row.spec << ", " << dim;
       }
     }
   }
@@ -178,7 +192,8 @@ TEST(MemoryTest, ATrimmedFrameHasNoReserves) {
     const auto before = layer->dump(0, 1);
     const uint64_t slack = layer->memory_usage().slack;
     layer->trim(0);
-    const uint64_t staged_block = std::string(spec) == "full" ? 0 : 16 * (shape.head_dim_k + shape.head_dim_v) * 2;  // 16 tokens of halves
+    const uint64_t staged_block =
+        std::string(spec) == "full" ? 0 : 16 * (shape.head_dim_k + shape.head_dim_v) * 2;  // 16 tokens of halves
     EXPECT_LE(layer->memory_usage().slack + shape.n_kv_heads * staged_block, slack);
     const auto after = layer->dump(0, 1);
     ASSERT_EQ(after.size(), before.size());
@@ -196,7 +211,8 @@ TEST(MemoryTest, ATrimmedFrameHasNoReserves) {
 TEST(MemoryTest, UsagesAdd) {
   MemoryUsage a = usage_at_4096({4, 2, 64, 64}, "mikv");
   const MemoryUsage b = usage_at_4096({4, 2, 64, 64}, "rtn2");
-  const uint64_t total = a.total() + b.total(), elements = a.n_elements + b.n_elements, lo = a.n_lo_tokens + b.n_lo_tokens;
+  const uint64_t total = a.total() + b.total(), elements = a.n_elements + b.n_elements,
+                 lo = a.n_lo_tokens + b.n_lo_tokens;
   a += b;
   EXPECT_EQ(a.total(), total);
   EXPECT_EQ(a.n_elements, elements);

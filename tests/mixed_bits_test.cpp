@@ -40,8 +40,8 @@ double harm_of(const std::vector<double>& k, const std::vector<double>& v, const
   return harm;
 }
 
-// No step could be moved from any tile to any other that takes no more bits and do less harm there; and all bits are used, but for one where
-// all tiles have 4 and the next step takes two.
+// No step could be moved from any tile to any other that takes no more bits and do less harm there; and all bits are
+// used, but for one where all tiles have 4 and the next step takes two.
 TEST(BitAllocationTest, IsTheBestThereIs) {
   Random random(80);
   for (int trial = 0; trial < 300; ++trial) {
@@ -52,11 +52,14 @@ TEST(BitAllocationTest, IsTheBestThereIs) {
     const auto tiles = uint32_t(k.size() + v.size());
     const uint32_t total = random.below(7 * tiles);
     policy::TileBits bits = policy::allocate_bits(k, v, total);
-    const uint32_t used = std::accumulate(bits.k.begin(), bits.k.end(), 0u) + std::accumulate(bits.v.begin(), bits.v.end(), 0u);
+    const uint32_t used =
+        std::accumulate(bits.k.begin(), bits.k.end(), 0u) + std::accumulate(bits.v.begin(), bits.v.end(), 0u);
     const uint32_t wanted = std::clamp(total, tiles, 6 * tiles);
     ASSERT_TRUE(used == wanted || (used + 1 == wanted && wanted > 4 * tiles)) << used << " of " << wanted;
     const double best = harm_of(k, v, bits);
-    const auto bits_of = [&](size_t tile) -> uint8_t& { return tile < k.size() ? bits.k[tile] : bits.v[tile - k.size()]; };
+    const auto bits_of = [&](size_t tile) -> uint8_t& {
+      return tile < k.size() ? bits.k[tile] : bits.v[tile - k.size()];
+    };
     for (size_t from = 0; from < tiles; ++from) {
       for (size_t to = 0; to < tiles; ++to) {
         const uint8_t before_from = bits_of(from), before_to = bits_of(to);
@@ -196,7 +199,8 @@ TEST(MixedFrameTest, BlocksTakeTheBitsAskedFor) {
       const uint32_t id_bytes = random.below(2) ? 2 : 4;
       const policy::MixedFrame frame = policy::plan_mixed_frame(any_moments(dim, dim, random), bits, id_bytes);
       const double taken = 8.0 * double(frame.lo.bytes) / double(codec::kBlockTokens * 2 * dim);
-      const double least = 8.0 * (16.0 * id_bytes + 32.0 + 64.0 * codec::tiles_of(dim)) / double(codec::kBlockTokens * 2 * dim);
+      const double least =
+          8.0 * (16.0 * id_bytes + 32.0 + 64.0 * codec::tiles_of(dim)) / double(codec::kBlockTokens * 2 * dim);
       EXPECT_LE(taken, std::max(bits, least) + 1e-9) << dim << " " << bits;
       EXPECT_GE(taken, std::min(bits, 4.0) - 8.0 * 32.0 / double(codec::kBlockTokens * 2 * dim)) << dim << " " << bits;
     }
@@ -274,7 +278,9 @@ TEST(MixedFrameTest, NarrowIdsAreWideIds) {
       request.set_mask(Mask::Type::f32, 65536, [&](uint32_t, uint32_t cell) { return cell % 3 ? 0.0f : -INFINITY; });
       outs.push_back(run(*layer, request));
       const Cell beyond = max_cells;
-      EXPECT_FALSE(layer->put(0, std::span(&beyond, 1), tokens.k.data(), tokens.k_stride, tokens.v.data(), tokens.v_stride).ok());
+      EXPECT_FALSE(
+          layer->put(0, std::span(&beyond, 1), tokens.k.data(), tokens.k_stride, tokens.v.data(), tokens.v_stride)
+              .ok());
     }
     EXPECT_EQ(outs[0], outs[1]) << spec;
   }

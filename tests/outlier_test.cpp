@@ -49,12 +49,14 @@ Frame frame_of(Tokens& tokens, const Request& prompt, uint32_t kv_head, const Sp
 
 /// Every element of `stored`, in the tier's coordinates, is within a quantisation step's half of `given`.
 /// Halves for centre and balancer may be rounded the other way: 1 part in 1000 of a value, and of the range.
-void expect_quantised(const std::vector<double>& given, const std::vector<double>& stored, uint32_t group, Format format) {
+void expect_quantised(const std::vector<double>& given, const std::vector<double>& stored, uint32_t group,
+                      Format format) {
   for (size_t first = 0; first < given.size(); first += group) {
     double low = kInfinity, high = -kInfinity;
     for (size_t c = first; c < first + group; ++c) low = std::min(low, given[c]), high = std::max(high, given[c]);
     const double highest = std::max(std::abs(low), std::abs(high));
-    const double bound = (format == Format::f16 ? half_rounding(highest) : quantisation_bound(low, high, format)) + 2e-3 * highest;
+    const double bound =
+        (format == Format::f16 ? half_rounding(highest) : quantisation_bound(low, high, format)) + 2e-3 * highest;
     for (size_t c = first; c < first + group; ++c)
       ASSERT_LE(std::abs(stored[c] - given[c]), bound) << "channel " << c << " of " << given.size();
   }
@@ -63,7 +65,8 @@ void expect_quantised(const std::vector<double>& given, const std::vector<double
 TEST(OutlierTest, TiersHoldWhatTheEquationsSay) {
   Random random(60);
   for (const uint32_t dim : kHeadDims) {
-    for (const std::string outlier : {"none", "balancer", "center", "hadamard", "balancer+center", "balancer+center+hadamard"}) {
+    for (const std::string outlier :
+         {"none", "balancer", "center", "hadamard", "balancer+center", "balancer+center+hadamard"}) {
       for (const std::string lo : {"int3", "int8"}) {
         SCOPED_TRACE("head_dim " + std::to_string(dim) + ", " + outlier + ", " + lo);
         const LayerShape shape{6, 2, dim, dim};
@@ -126,7 +129,8 @@ TEST(OutlierTest, HalfPrecisionTiersLoseNothingElse) {
           square_k += double(tokens.key(t, 0)[c]) * tokens.key(t, 0)[c];
           square_v += double(tokens.value(t, 0)[c]) * tokens.value(t, 0)[c];
         }
-        // Staged first (one rounding), then stored (the second); |k - mu| <= 2 |k|; log2(512) roundings of the rotation.
+        // Staged first (one rounding), then stored (the second); |k - mu| <= 2 |k|; log2(512) roundings of the
+        // rotation.
         const double k_bound = 3.0 * 0x1p-11 * std::sqrt(square_k) + 20.0 * kF32Epsilon * std::sqrt(square_k);
         const double v_bound = 2.0 * 0x1p-11 * std::sqrt(square_v) + 20.0 * kF32Epsilon * std::sqrt(square_v);
         for (uint32_t c = 0; c < dim; ++c) {
@@ -194,7 +198,8 @@ TEST(OutlierTest, BalancingUndoesAnOutlierChannel) {
   const auto small_queries = [](Request& request) {
     for (uint32_t t = 0; t < request.n_tokens; ++t)
       for (uint32_t head = 0; head < kShape.n_heads; ++head)
-        for (const uint32_t c : {9u, 77u}) request.q[t * request.q_token_stride() + head * request.q_head_stride() + c] /= 30.0f;
+        for (const uint32_t c : {9u, 77u})
+          request.q[t * request.q_token_stride() + head * request.q_head_stride() + c] /= 30.0f;
   };
   const double none = attention_error("rtn4", tokens, small_queries);
   const double balancer = attention_error("rtn4:outlier=balancer", tokens, small_queries);

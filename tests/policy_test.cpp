@@ -47,7 +47,8 @@ std::set<uint32_t> naive_victims(const Choice& choice, const Tokens& tokens, uin
   } else {
     for (const auto& token : by_age)
       if (choice.importance == Importance::window || token.first >= choice.sinks) order.push_back(token);
-    for (auto token = by_age.rbegin(); token != by_age.rend(); ++token)  // sinks that do not fit: the last of them first
+    for (auto token = by_age.rbegin(); token != by_age.rend();
+         ++token)  // sinks that do not fit: the last of them first
       if (choice.importance == Importance::streaming && token->first < choice.sinks) order.push_back(*token);
   }
   std::set<uint32_t> victims;
@@ -76,7 +77,8 @@ RC_GTEST_PROP(PolicyProperty, SameVictimsAsSorting, ()) {
   const size_t n = tokens.arrivals.size();
   const auto n_keep = *rc::gen::oneOf(rc::gen::inRange<size_t>(0, 62), rc::gen::just(n > 0 ? n - 1 : 0));
   for (const Importance importance : {Importance::full, Importance::h2o, Importance::window, Importance::streaming}) {
-    const Choice choice{importance, *rc::gen::element(0.0, 0.3, 0.5, 0.75, 1.0), *rc::gen::element<uint32_t>(0, 2, 4, 20, 1004), 1};
+    const Choice choice{importance, *rc::gen::element(0.0, 0.3, 0.5, 0.75, 1.0),
+                        *rc::gen::element<uint32_t>(0, 2, 4, 20, 1004), 1};
     const std::vector<uint32_t> victims = victims_of(choice, tokens, n_keep);
     RC_ASSERT(arrivals_of(tokens, victims) == naive_victims(choice, tokens, n_keep));
     RC_ASSERT(victims.size() == (importance == Importance::full || n <= n_keep ? 0 : n - n_keep));
@@ -133,7 +135,8 @@ TEST(PolicyTest, H2oProtectsTheRecentShareRoundedUp) {
   // Budget 3: 2 recents (arrivals 4, 5, however low they score) and 1 heavy.
   const Tokens tokens{{9, 1, 7, 8, 0, 0}, {0, 1, 2, 3, 4, 5}};
   EXPECT_EQ(arrivals_of(tokens, victims_of({Importance::h2o, 0.5, 0, 0}, tokens, 3)), (std::set<uint32_t>{1, 2, 3}));
-  EXPECT_EQ(arrivals_of(tokens, victims_of({Importance::h2o, 0.5, 0, 0}, tokens, 1)), (std::set<uint32_t>{0, 1, 2, 3, 4}));
+  EXPECT_EQ(arrivals_of(tokens, victims_of({Importance::h2o, 0.5, 0, 0}, tokens, 1)),
+            (std::set<uint32_t>{0, 1, 2, 3, 4}));
   EXPECT_EQ(victims_of({Importance::h2o, 0.5, 0, 0}, tokens, 0).size(), 6u);
   // Three quarters of 4: arrivals 3, 4, 5 and 1 heavy; all recent; none.
   EXPECT_EQ(arrivals_of(tokens, victims_of({Importance::h2o, 0.75, 0, 0}, tokens, 4)), (std::set<uint32_t>{1, 2}));
@@ -154,7 +157,8 @@ TEST(PolicyTest, OddScoresHaveAnOrderToo) {
 TEST(PolicyTest, EqualArrivalsStillGiveTheRightNumber) {
   const Tokens tokens{std::vector<float>(9, 1.0f), std::vector<uint32_t>(9, 5)};
   for (uint64_t n_keep = 0; n_keep <= 9; ++n_keep)
-    for (const Importance importance : {Importance::h2o, Importance::window, Importance::streaming, Importance::random}) {
+    for (const Importance importance :
+         {Importance::h2o, Importance::window, Importance::streaming, Importance::random}) {
       const std::vector<uint32_t> victims = victims_of({importance, 0.5, 4, 1}, tokens, n_keep);
       EXPECT_EQ(std::set<uint32_t>(victims.begin(), victims.end()).size(), 9 - n_keep);
     }

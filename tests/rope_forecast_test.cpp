@@ -18,7 +18,8 @@ Rope rope_of_base(double base, uint32_t n_channels, bool adjacent) {
 
 // A key of biased channels, turned to its position.
 void write_key(float* key, uint32_t dim, const Rope& rope, uint32_t position, Random& random) {
-  for (uint32_t c = 0; c < dim; ++c) key[c] = float(random.normal()) * (1.0f + 0.1f * float(c % 7)) + 4.0f * float(c % 3) - 4.0f;
+  for (uint32_t c = 0; c < dim; ++c)
+    key[c] = float(random.normal()) * (1.0f + 0.1f * float(c % 7)) + 4.0f * float(c % 3) - 4.0f;
   for (uint32_t i = 0; i < rope.angles.size(); ++i) {
     const auto [a, b] = rope.channels(i);
     const double turn = double(rope.angles[i]) * position, x = key[a], y = key[b];
@@ -33,7 +34,8 @@ policy::Moments moments_of(uint32_t dim, const Rope& rope, uint32_t n, Random& r
   for (uint32_t position = 0; position < n; ++position) {
     write_key(key.data(), dim, rope, position, random);
     if (forecast) forecast->add(key.data(), position);
-    for (uint32_t c = 0; c < dim; ++c) moments.k_mean[c] += key[c] / double(n), moments.k_square[c] += double(key[c]) * key[c] / n;
+    for (uint32_t c = 0; c < dim; ++c)
+      moments.k_mean[c] += key[c] / double(n), moments.k_square[c] += double(key[c]) * key[c] / n;
   }
   return moments;
 }
@@ -104,7 +106,8 @@ TEST(RopeForecastTest, LaterKeysAreStoredBetter) {
       commit(*layer, 0);
       const auto stored = sorted_dump(*layer, 0, 0);
       for (uint32_t i = 0; i < 512; ++i) {
-        for (uint32_t c = 0; c < 64; ++c) error[known] += std::pow(double(stored[first + i].k[c]) - tokens.key(i, 0)[c], 2);
+        for (uint32_t c = 0; c < 64; ++c)
+          error[known] += std::pow(double(stored[first + i].k[c]) - tokens.key(i, 0)[c], 2);
       }
     }
   }
@@ -116,7 +119,8 @@ TEST(RopeForecastTest, BadAnglesAreRefused) {
   EXPECT_TRUE(layer->set_rope({std::vector<float>(8, 0.5f), true}).ok());
   EXPECT_TRUE(layer->set_rope({}).ok());
   EXPECT_NE(layer->set_rope({std::vector<float>(9, 0.5f), true}).error().find("18 channels"), std::string::npos);
-  EXPECT_NE(layer->set_rope({{std::numeric_limits<float>::quiet_NaN()}, true}).error().find("finite"), std::string::npos);
+  EXPECT_NE(layer->set_rope({{std::numeric_limits<float>::quiet_NaN()}, true}).error().find("finite"),
+            std::string::npos);
 }
 
 }  // namespace

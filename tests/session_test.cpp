@@ -1,5 +1,5 @@
-// Saved caches: what is loaded is what was saved, to the bit; damaged, cut and hostile bytes are refused or harmless; files are
-// there whole or not at all.
+// Saved caches: what is loaded is what was saved, to the bit; damaged, cut and hostile bytes are refused or harmless;
+// files are there whole or not at all.
 #include "session/atomic_file.hpp"
 #include "session/container.hpp"
 
@@ -102,7 +102,8 @@ TEST_P(SavedFrameTest, ApartOfTheCells) {
     const auto all = sorted_dump(*layer, 0, head);
     size_t n = 0;
     for (const StoredToken& token : sorted_dump(*layer, 1, head)) {
-      const auto same = std::find_if(all.begin(), all.end(), [&](const StoredToken& t) { return t.cell == token.cell; });
+      const auto same =
+          std::find_if(all.begin(), all.end(), [&](const StoredToken& t) { return t.cell == token.cell; });
       ASSERT_NE(same, all.end());
       EXPECT_EQ(same->tier, token.tier);
       EXPECT_EQ(same->k, token.k);
@@ -160,7 +161,8 @@ TEST_P(SavedFrameTest, AnyBytesAreHarmless) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Specs, SavedFrameTest,
-                         testing::Values("full", "h2o", "rtn4", "mikv-paper", "mikv", "mikv-max", "mikv:lo=int3,keep=0.3"),
+                         testing::Values("full", "h2o", "rtn4", "mikv-paper", "mikv", "mikv-max",
+                                         "mikv:lo=int3,keep=0.3"),
                          name_of_spec);
 
 TEST(SavedFrameCasesTest, OfAnotherSpecOrShapeIsRefusedOrHarmless) {
@@ -171,7 +173,8 @@ TEST(SavedFrameCasesTest, OfAnotherSpecOrShapeIsRefusedOrHarmless) {
   commit(*from, 0);
   std::vector<uint8_t> bytes;
   ASSERT_TRUE(from->save_frame(0, cell_range(0, 64), bytes).ok());
-  for (const char* spec : {"full", "rtn4", "mikv-paper", "h2o"}) EXPECT_FALSE(make_layer(kShape, spec)->load_frame(bytes, 64).ok()) << spec;
+  for (const char* spec : {"full", "rtn4", "mikv-paper", "h2o"})
+    EXPECT_FALSE(make_layer(kShape, spec)->load_frame(bytes, 64).ok()) << spec;
   for (const LayerShape shape : {LayerShape{6, 2, 16, 16}, LayerShape{6, 3, 32, 16}, LayerShape{6, 1, 32, 16}}) {
     EXPECT_FALSE(make_layer(shape, "mikv")->load_frame(bytes, 64).ok());
   }
@@ -181,7 +184,8 @@ TEST(SavedFrameCasesTest, OfAnotherSpecOrShapeIsRefusedOrHarmless) {
 // ---------------------------------------------------------------- the container
 
 std::vector<uint8_t> small_container() {
-  const std::vector<session::Section> sections = {{1, 2, 3, {1, 2, 3, 4, 5}}, {4, 0, 0, {}}, {7, 8, 9, std::vector<uint8_t>(100, 6)}};
+  const std::vector<session::Section> sections = {
+      {1, 2, 3, {1, 2, 3, 4, 5}}, {4, 0, 0, {}}, {7, 8, 9, std::vector<uint8_t>(100, 6)}};
   return session::pack(sections);
 }
 
@@ -215,7 +219,9 @@ TEST(ContainerTest, RefusesByName) {
   bytes[8] = 9;
   EXPECT_NE(session::unpack(bytes).error().find("version 9"), std::string::npos);
   const std::string text = "ggsq this is a file of llama.cpp";
-  EXPECT_NE(session::unpack({reinterpret_cast<const uint8_t*>(text.data()), text.size()}).error().find("no saved cache"), std::string::npos);
+  EXPECT_NE(
+      session::unpack({reinterpret_cast<const uint8_t*>(text.data()), text.size()}).error().find("no saved cache"),
+      std::string::npos);
 }
 
 // Before queries of the last 64 tokens were sampled too, a sample had the first half of the places it has now.

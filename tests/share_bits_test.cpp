@@ -1,4 +1,5 @@
-// Bits between heads: what an error of the lo tier does, whose heads get bits for it, and that a model has as many of them as before.
+// Bits between heads: what an error of the lo tier does, whose heads get bits for it, and that a model has as many of
+// them as before.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -16,7 +17,8 @@ namespace {
 TEST(ErrorWeightTest, IsWhatTheFormulaSays) {
   Random random(120);
   constexpr uint32_t kDimK = 24, kDimV = 16, kRows = 5, kTokens = 200, kRecent = 6;
-  const std::vector<float> q = random.normals(kRows * kDimK), k = random.normals(kTokens * kDimK), v = random.normals(kTokens * kDimV);
+  const std::vector<float> q = random.normals(kRows * kDimK), k = random.normals(kTokens * kDimK),
+                           v = random.normals(kTokens * kDimV);
   const std::vector<uint32_t> arrivals = {30, 90, 90, 150, 200};
   std::vector<double> mean(kDimV);
   for (double& m : mean) m = random.normal();
@@ -60,7 +62,8 @@ TEST(ShareBitsTest, SumStaysAndHeavierHeadsHaveNoFewer) {
     for (double& weight : weights) weight = random.below(8) ? std::exp(random.uniform(-12.0f, 12.0f)) : 0.0;
     const std::vector<uint32_t> bits = policy::share_bits(weights, each, n_tiles);
     const double possible = std::clamp(each, 1.0 * n_tiles, 6.0 * n_tiles);
-    ASSERT_EQ(std::accumulate(bits.begin(), bits.end(), uint64_t{0}), uint64_t(possible * double(weights.size()) + 1e-6));
+    ASSERT_EQ(std::accumulate(bits.begin(), bits.end(), uint64_t{0}),
+              uint64_t(possible * double(weights.size()) + 1e-6));
     for (size_t a = 0; a < bits.size(); ++a) {
       ASSERT_GE(bits[a], n_tiles);
       ASSERT_LE(bits[a], 6 * n_tiles);
@@ -93,7 +96,8 @@ struct Prompt {
     for (uint32_t t = 0; t < kPrompt; ++t) {
       for (uint32_t head = 0; head < kShape.n_heads; ++head) {
         float* q = const_cast<float*>(request.query(t, head));
-        for (uint32_t c = 0; c < kShape.head_dim_k; ++c) q[c] = head < 2 ? 3.0f * tokens.key(t * 7 % (t / 2 + 1), 0)[c] : 0.1f * q[c];
+        for (uint32_t c = 0; c < kShape.head_dim_k; ++c)
+          q[c] = head < 2 ? 3.0f * tokens.key(t * 7 % (t / 2 + 1), 0)[c] : 0.1f * q[c];
       }
     }
   }
@@ -108,13 +112,12 @@ struct Prompt {
     double sum = 0.0;
     for (const StoredToken& token : layer.dump(frame, head)) {
       if (token.tier != TierName::lo) continue;
-      for (uint32_t c = 0; c < kShape.head_dim_v; ++c) sum += std::pow(double(token.v[c]) - tokens.value(token.cell, head)[c], 2);
+      for (uint32_t c = 0; c < kShape.head_dim_v; ++c)
+        sum += std::pow(double(token.v[c]) - tokens.value(token.cell, head)[c], 2);
     }
     return sum;
   }
 };
-
-
 
 TEST(ShareBitsTest, HeadThatLooksTokensUpHasSmallerErrors) {
   Random random(122);

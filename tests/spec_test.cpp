@@ -110,7 +110,8 @@ TEST(SpecTest, FullDropsWhatOnlyItsPresetAskedFor) {
   EXPECT_EQ(parsed("window:importance=h2o").recent, 0.5);
   EXPECT_EQ(parsed("mikv:prefill=streaming").recent, 0.75);
   EXPECT_EQ(parsed("mikv:prefill=streaming,recent=0.6").recent, 0.6);
-  const Spec uniform8 = parsed("mikv:importance=full");  // every token in INT8: possible, and keeps its outlier handling
+  const Spec uniform8 =
+      parsed("mikv:importance=full");  // every token in INT8: possible, and keeps its outlier handling
   EXPECT_EQ(uniform8.keep, 1.0);
   EXPECT_TRUE(uniform8.center);
 }
@@ -121,14 +122,13 @@ RC_GTEST_PROP(SpecProperty, CanonicalFormRoundTrips, ()) {
   };
   const double keep = *rc::gen::inRange(0, 1000001) / 1e6;
   const std::string keep_text = std::to_string(keep);
-  const std::string text = pick({"mikv", "mikv-paper", "mikv-max", "rtn4"}) + ":keep=" + keep_text +
-                           ",hi=" + pick({"f16", "int8", "int4"}) + ",lo=" + pick({"int2", "int3", "int4", "int8"}) +
-                           ",group=" + pick({"auto", "half", "head", "1", "64", "512"}) +
-                           ",outlier=" + pick({"none", "balancer", "center+hadamard", "hadamard+balancer+center"}) +
-                           ",importance=" + pick({"h2o", "window", "streaming", "random"}) +
-                           ",prefill=" + pick({"exact", "streaming"}) +
-                           ",sinks=" + std::to_string(*rc::gen::inRange(0, 1025)) +
-                           ",seed=" + std::to_string(*rc::gen::arbitrary<uint64_t>());
+  const std::string text =
+      pick({"mikv", "mikv-paper", "mikv-max", "rtn4"}) + ":keep=" + keep_text + ",hi=" + pick({"f16", "int8", "int4"}) +
+      ",lo=" + pick({"int2", "int3", "int4", "int8"}) + ",group=" + pick({"auto", "half", "head", "1", "64", "512"}) +
+      ",outlier=" + pick({"none", "balancer", "center+hadamard", "hadamard+balancer+center"}) +
+      ",importance=" + pick({"h2o", "window", "streaming", "random"}) + ",prefill=" + pick({"exact", "streaming"}) +
+      ",sinks=" + std::to_string(*rc::gen::inRange(0, 1025)) +
+      ",seed=" + std::to_string(*rc::gen::arbitrary<uint64_t>());
   const Spec spec = parsed(text);
   RC_ASSERT(spec.keep == std::stod(keep_text));
   RC_ASSERT(parsed(spec.to_string()) == spec);
@@ -232,9 +232,19 @@ TEST(SpecTest, HostileTextIsQuotedShortAndPrintable) {
 
 TEST(SpecTest, GroupResolves) {
   using Kind = GroupSize::Kind;
-  struct Row { uint32_t head_dim, automatic, half; };
-  for (const Row& row : {Row{8, 8, 4}, {24, 24, 12}, {40, 40, 20}, {64, 64, 32}, {72, 36, 36}, {80, 40, 40},
-                         {96, 48, 48}, {128, 64, 64}, {256, 64, 128}, {512, 64, 256}}) {
+  struct Row {
+    uint32_t head_dim, automatic, half;
+  };
+  for (const Row& row : {Row{8, 8, 4},
+                         {24, 24, 12},
+                         {40, 40, 20},
+                         {64, 64, 32},
+                         {72, 36, 36},
+                         {80, 40, 40},
+                         {96, 48, 48},
+                         {128, 64, 64},
+                         {256, 64, 128},
+                         {512, 64, 256}}) {
     EXPECT_EQ(GroupSize{}.resolve(row.head_dim), row.automatic) << row.head_dim;
     EXPECT_EQ((GroupSize{Kind::half, 0}.resolve(row.head_dim)), row.half) << row.head_dim;
     EXPECT_EQ((GroupSize{Kind::head, 0}.resolve(row.head_dim)), row.head_dim);
@@ -258,10 +268,13 @@ TEST(SpecTest, ListsSplitAtSpecsNotAtKeys) {
 }
 
 TEST(SpecTest, FormatsHaveNamesAndBits) {
-  for (const auto& [format, name, bits] :
-       {std::tuple{Format::evict, "evict", 0u}, {Format::int2, "int2", 2u}, {Format::int3, "int3", 3u},
-        {Format::int4, "int4", 4u}, {Format::mixed, "mixed", 0u},
-        {Format::int8, "int8", 8u}, {Format::f16, "f16", 16u}}) {
+  for (const auto& [format, name, bits] : {std::tuple{Format::evict, "evict", 0u},
+                                           {Format::int2, "int2", 2u},
+                                           {Format::int3, "int3", 3u},
+                                           {Format::int4, "int4", 4u},
+                                           {Format::mixed, "mixed", 0u},
+                                           {Format::int8, "int8", 8u},
+                                           {Format::f16, "f16", 16u}}) {
     EXPECT_EQ(format_name(format), name);
     EXPECT_EQ(format_bits(format), bits);
   }

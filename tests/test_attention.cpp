@@ -45,8 +45,10 @@ AttendArgs arguments(const Request& request, Memory& memory) {
   for (uint32_t t = 0; t < request.n_tokens; ++t) {
     for (uint32_t cell = 0; cell < request.mask_cells; ++cell) {
       const float value = request.mask[size_t{t} * request.mask_cells + cell];
-      if (half) memory.mask_f16[t * columns + cell] = to_half(value);
-      else memory.mask_f32[t * columns + cell] = value;
+      if (half)
+        memory.mask_f16[t * columns + cell] = to_half(value);
+      else
+        memory.mask_f32[t * columns + cell] = value;
     }
   }
   args.mask.type = request.mask_type;
@@ -116,8 +118,8 @@ std::vector<std::vector<float>> run_together(LayerCache& layer, std::span<const 
   return outs;
 }
 
-Status run_around(LayerCache& layer, const Request& request, const std::function<Status(const std::function<Status()>&)>& around,
-                  std::vector<float>& out) {
+Status run_around(LayerCache& layer, const Request& request,
+                  const std::function<Status(const std::function<Status()>&)>& around, std::vector<float>& out) {
   Memory memory;
   const AttendArgs args = arguments(request, memory);
   Workspace workspace(1);
@@ -162,7 +164,8 @@ double error_made_up(const StoredToken& token, const float* q, double scale) {
   return 0.5 * variance;
 }
 
-std::vector<double> weights(const std::vector<StoredToken>& tokens, const Request& request, uint32_t token, uint32_t head) {
+std::vector<double> weights(const std::vector<StoredToken>& tokens, const Request& request, uint32_t token,
+                            uint32_t head) {
   const float* q = request.query(token, head);
   const double slope = request.slopes.empty() ? 1.0 : request.slopes[head];
   std::vector<double> logits;
@@ -194,20 +197,20 @@ constexpr double kByteRounding = 3.5 / (2 * 32639.0);
 // up to A = sum_c |q_c| * 3 max|k|. After a rotation sum|q'| is at most sqrt(D) |q|, by Cauchy-Schwarz, and k' is as if
 // normally distributed with deviation |k| / sqrt(D), of which 5 are never exceeded: A = 3 * 5 |q| |k|. A balancer
 // moves range between the two factors and changes A by a factor below 2 for our data. The error of a logit is then
-// d = u ((D/4 + 16) scale * 2A + 4 (|softcap| + |slope * mask| + 8)), where 8 is for exp(), good to a few u, and the mask
-// counts by its largest finite value.
-// Weights have the relative error 2d (numerator and denominator), which reaches out_c as 2d sum_t w_t |v_tc|.
-// Sum over tokens: n/16 + 64 chained roundings of terms up to w_t * 3 max|v_t|, or |v_t| where values are rotated.
+// d = u ((D/4 + 16) scale * 2A + 4 (|softcap| + |slope * mask| + 8)), where 8 is for exp(), good to a few u, and the
+// mask counts by its largest finite value. Weights have the relative error 2d (numerator and denominator), which
+// reaches out_c as 2d sum_t w_t |v_tc|. Sum over tokens: n/16 + 64 chained roundings of terms up to w_t * 3 max|v_t|,
+// or |v_t| where values are rotated.
 //
-// Kernels of byte products ("avx512vnni") round what meets codes to 16 bits, at most by h = 1 / (2 * 32639) of the largest
-// in its group (query) or its step (weight times alpha). Rounding errors are independent and uniform, so their weighted sum
-// has the deviation h / sqrt(3) times the root of the sum of squares, of which 6 are never exceeded: 3.5 h.
-// Logit: the codes' side is the key, at most 2 max|k| long after centring, and a balancer counts 2 as above, so the error is
-// 3.5 h scale * max|q| * 4 max|k|_2, with max|q'| = 5 |q| / sqrt(D) after a rotation.
-// Output: weights of a step are rounded by h times their largest, codes reach over at most 2 max|v|, so n tokens that are
-// seen add 3.5 h max(w) * 2 max|v| sqrt(n), with max|v'| = 5 |v| / sqrt(D) after a rotation. Targets in single precision
-// keep the bound without these two terms, and so do tokens in f16 on all targets.
-// Hidden queries must give 0 exactly, and do: their bound is 0.
+// Kernels of byte products ("avx512vnni") round what meets codes to 16 bits, at most by h = 1 / (2 * 32639) of the
+// largest in its group (query) or its step (weight times alpha). Rounding errors are independent and uniform, so their
+// weighted sum has the deviation h / sqrt(3) times the root of the sum of squares, of which 6 are never exceeded: 3.5
+// h. Logit: the codes' side is the key, at most 2 max|k| long after centring, and a balancer counts 2 as above, so the
+// error is 3.5 h scale * max|q| * 4 max|k|_2, with max|q'| = 5 |q| / sqrt(D) after a rotation. Output: weights of a
+// step are rounded by h times their largest, codes reach over at most 2 max|v|, so n tokens that are seen add 3.5 h
+// max(w) * 2 max|v| sqrt(n), with max|v'| = 5 |v| / sqrt(D) after a rotation. Targets in single precision keep the
+// bound without these two terms, and so do tokens in f16 on all targets. Hidden queries must give 0 exactly, and do:
+// their bound is 0.
 Expected expect(const std::vector<std::vector<StoredToken>>& tokens, const Request& request, bool rotated) {
   const uint32_t dim_v = request.shape.head_dim_v, dim_k = request.shape.head_dim_k;
   double largest_mask = 0.0;
@@ -219,7 +222,8 @@ Expected expect(const std::vector<std::vector<StoredToken>>& tokens, const Reque
     for (uint32_t h = 0; h < request.shape.n_heads; ++h) {
       const std::vector<StoredToken>& stored = tokens[h / request.group()];
       double made_up = 0.0;
-      for (const StoredToken& token : stored) made_up = std::max(made_up, error_made_up(token, request.query(t, h), request.scale));
+      for (const StoredToken& token : stored)
+        made_up = std::max(made_up, error_made_up(token, request.query(t, h), request.scale));
       double highest_k = 0.0, longest_k = 0.0, sum_q = 0.0, square_q = 0.0, highest_q = 0.0;
       for (const StoredToken& token : stored) {
         double square = 0.0;
@@ -233,10 +237,12 @@ Expected expect(const std::vector<std::vector<StoredToken>>& tokens, const Reque
       if (rotated) highest_q = std::min(std::sqrt(square_q), 5.0 * std::sqrt(square_q / dim_k));
       const double reach = rotated ? 5.0 * std::sqrt(square_q) * longest_k : sum_q * highest_k;
       const double slope = request.slopes.empty() ? 1.0 : std::abs(request.slopes[h]);
-      const double logit_error = kF32Epsilon * ((dim_k / 4.0 + 16.0) * std::abs(request.scale) * 6.0 * reach + (dim_k / 8.0 + 16.0) * made_up +
-                                                4.0 * (request.softcap + slope * largest_mask + 8.0));
+      const double logit_error =
+          kF32Epsilon * ((dim_k / 4.0 + 16.0) * std::abs(request.scale) * 6.0 * reach + (dim_k / 8.0 + 16.0) * made_up +
+                         4.0 * (request.softcap + slope * largest_mask + 8.0));
 
-      const double logit_error_of_bytes = logit_error + kByteRounding * std::abs(request.scale) * highest_q * 4.0 * longest_k;
+      const double logit_error_of_bytes =
+          logit_error + kByteRounding * std::abs(request.scale) * highest_q * 4.0 * longest_k;
 
       const std::vector<double> w = weights(stored, request, t, h);
       std::vector<double> out(dim_v, 0.0), spread(dim_v, 0.0);
@@ -251,7 +257,8 @@ Expected expect(const std::vector<std::vector<StoredToken>>& tokens, const Reque
           highest = std::max(highest, std::abs(x)), square += x * x;
         }
         rounded += w[i] * 3.0 * (rotated ? std::sqrt(square) : highest);
-        highest_v = std::max(highest_v, rotated ? std::min(std::sqrt(square), 5.0 * std::sqrt(square / dim_v)) : highest);
+        highest_v =
+            std::max(highest_v, rotated ? std::min(std::sqrt(square), 5.0 * std::sqrt(square / dim_v)) : highest);
         highest_w = std::max(highest_w, w[i]), n_seen += 1.0;
       }
       const double sum_error = kF32Epsilon * (double(stored.size()) / 16.0 + 64.0) * rounded;

@@ -52,7 +52,9 @@ struct Request {
   size_t out_head_stride() const { return shape.head_dim_v + gap; }
   size_t out_token_stride() const { return shape.n_heads * out_head_stride() + gap; }
   uint32_t group() const { return shape.n_heads / shape.n_kv_heads; }
-  const float* query(uint32_t token, uint32_t head) const { return &q[token * q_token_stride() + head * q_head_stride()]; }
+  const float* query(uint32_t token, uint32_t head) const {
+    return &q[token * q_token_stride() + head * q_head_stride()];
+  }
   float mask_at(uint32_t token, Cell cell) const;
 };
 
@@ -60,10 +62,11 @@ struct Request {
 /// fails the test if a gap was written.
 std::vector<float> run(LayerCache& layer, const Request& request, uint32_t n_threads = 1);
 /// Several requests in one call, as one for each stream of a batch.
-std::vector<std::vector<float>> run_together(LayerCache& layer, std::span<const Request> requests, uint32_t n_threads = 1);
+std::vector<std::vector<float>> run_together(LayerCache& layer, std::span<const Request> requests,
+                                             uint32_t n_threads = 1);
 /// run() on one thread as a call that `around` makes; `out` is filled in if it went well.
-Status run_around(LayerCache& layer, const Request& request, const std::function<Status(const std::function<Status()>&)>& around,
-                  std::vector<float>& out);
+Status run_around(LayerCache& layer, const Request& request,
+                  const std::function<Status(const std::function<Status()>&)>& around, std::vector<float>& out);
 std::vector<float> run_reference(const LayerCache& layer, const Request& request);
 
 /// Calls back with each SIMD target forced in turn, and then forces the one that was in use. Fails the test if forcing
@@ -74,7 +77,8 @@ void for_each_target(const std::function<void(const std::string& target)>& test)
 std::vector<StoredToken> stored_tokens(const LayerCache& layer, const std::vector<FrameId>& frames, uint32_t kv_head);
 
 /// The attention weights of one query row over `tokens`; their sum is below 1 where there is an attention sink.
-std::vector<double> weights(const std::vector<StoredToken>& tokens, const Request& request, uint32_t token, uint32_t head);
+std::vector<double> weights(const std::vector<StoredToken>& tokens, const Request& request, uint32_t token,
+                            uint32_t head);
 
 struct Expected {
   std::vector<double> out;

@@ -18,7 +18,8 @@ BatchRecord BatchRecord::of(const llama_batch& batch) {
     // Without flags the last token alone has logits.
     const bool output = batch.logits ? batch.logits[i] != 0 : i + 1 == batch.n_tokens;
     record.tokens.push_back({named ? batch.seq_id[i][0] : 0, output});
-    for (int32_t s = 1; named && s < batch.n_seq_id[i]; ++s) record.shared.emplace_back(uint32_t(i), batch.seq_id[i][s]);
+    for (int32_t s = 1; named && s < batch.n_seq_id[i]; ++s)
+      record.shared.emplace_back(uint32_t(i), batch.seq_id[i][s]);
   }
   return record;
 }

@@ -48,17 +48,19 @@ AttentionParams attention_params(const ggml_tensor* attention) {
 
 bool is_key_cache(const ggml_tensor* t) { return std::strncmp(root_of(t)->name, "cache_k_l", 9) == 0; }
 
-Binding::Binding(const Spec& spec, const llama_model* model, const llama_context_params& params, AttentionBy attention_by)
+Binding::Binding(const Spec& spec, const llama_model* model, const llama_context_params& params,
+                 AttentionBy attention_by)
     : spec_(spec),
       sequences_(params.n_seq_max, params.kv_unified),
       rows_in_order_(!llama_model_is_hybrid(model)),
-      workspace_(uint32_t(std::max({params.n_threads, params.n_threads_batch,
-                                    int32_t(std::thread::hardware_concurrency()), 1})),
+      workspace_(uint32_t(std::max(
+                     {params.n_threads, params.n_threads_batch, int32_t(std::thread::hardware_concurrency()), 1})),
                  sequences_.n_sequences()),
       engine_attends_(attention_by == AttentionBy::engine && spec.uncompressed()),
       n_ubatch_(params.n_ubatch) {
-  for (const float value : {params.rope_freq_base, params.rope_freq_scale, params.yarn_ext_factor, params.yarn_attn_factor,
-                            params.yarn_beta_fast, params.yarn_beta_slow, float(params.yarn_orig_ctx), float(params.rope_scaling_type)}) {
+  for (const float value :
+       {params.rope_freq_base, params.rope_freq_scale, params.yarn_ext_factor, params.yarn_attn_factor,
+        params.yarn_beta_fast, params.yarn_beta_slow, float(params.yarn_orig_ctx), float(params.rope_scaling_type)}) {
     parameters_ += std::to_string(value) + " ";
   }
 }
@@ -105,7 +107,8 @@ Layer* Binding::layer_of_attention(const ggml_tensor* attention) {
   layer.cache = std::move(cache).value();
   const AttentionParams params = attention_params(attention);
   if (params.max_bias > 0.0f) layer.slopes = alibi_slopes(params.max_bias, shape.n_heads);
-  for (const OpKind kind : {OpKind::store_k, OpKind::store_v, OpKind::attend, OpKind::shift}) layer.ops[int(kind)] = {this, index, kind};
+  for (const OpKind kind : {OpKind::store_k, OpKind::store_v, OpKind::attend, OpKind::shift})
+    layer.ops[int(kind)] = {this, index, kind};
   return &layer;
 }
 
@@ -123,7 +126,8 @@ int32_t Binding::begin_step(const BatchRecord& batch) {
   }
   if (status) {
     move_on(kFrameTokens);
-    if (spec_.prefill == Prefill::streaming) plan_.let_wait([this](llama_seq_id sequence) { return n_streamed(sequence); });
+    if (spec_.prefill == Prefill::streaming)
+      plan_.let_wait([this](llama_seq_id sequence) { return n_streamed(sequence); });
     commit_idle();
     for (const StepPlan::Run& run : plan_.runs()) {
       const bool at_once = commits(run);  // drafts are not, but what was staged before them is
@@ -161,9 +165,11 @@ void Binding::commit_idle() {
 void Binding::share_bits(FrameId frame, uint32_t from, uint32_t n_to_come) {
   std::vector<LayerCache*> caches;
   for (auto& [index, layer] : layers_) {
-    if (layer.cache->n_staged(frame) && commits_from(from, *layer.cache, frame, n_to_come)) caches.push_back(layer.cache.get());
+    if (layer.cache->n_staged(frame) && commits_from(from, *layer.cache, frame, n_to_come))
+      caches.push_back(layer.cache.get());
   }
-  if (const Status status = LayerCache::share_bits(caches, frame, workspace_.max_threads()); !status) fail(status.error());
+  if (const Status status = LayerCache::share_bits(caches, frame, workspace_.max_threads()); !status)
+    fail(status.error());
 }
 
 bool Binding::end_step(int32_t status) {
@@ -223,7 +229,8 @@ MemoryUsage Binding::memory_usage() const {
 
 void Binding::move_on(uint32_t n_tokens) {
   const auto full = [&](FrameId frame) {
-    return std::any_of(layers_.begin(), layers_.end(), [&](const auto& entry) { return is_full(*entry.second.cache, frame, n_tokens); });
+    return std::any_of(layers_.begin(), layers_.end(),
+                       [&](const auto& entry) { return is_full(*entry.second.cache, frame, n_tokens); });
   };
   for (const StepPlan::Move& move : plan_.move_on(sequences_, full)) {
     // Where there is no memory for it, the new frame begins as that of any other text does.
@@ -238,7 +245,8 @@ uint32_t Binding::n_streamed(llama_seq_id sequence) const {
   uint64_t n_compressed = 0, n_cells = 0;  // layers with a sliding window have fewer
   for (const auto& [index, layer] : layers_) {
     uint64_t of_layer = 0;
-    for (const FrameId frame : sequences_.seen_by(sequence)) of_layer += layer.cache->n_cells(frame) - layer.cache->n_staged(frame);
+    for (const FrameId frame : sequences_.seen_by(sequence))
+      of_layer += layer.cache->n_cells(frame) - layer.cache->n_staged(frame);
     n_compressed = std::max(n_compressed, of_layer);
     n_cells = std::max<uint64_t>(n_cells, layer.cells_per_stream);
   }
@@ -246,7 +254,8 @@ uint32_t Binding::n_streamed(llama_seq_id sequence) const {
 }
 
 bool Binding::is_empty(FrameId frame) const {
-  return std::all_of(layers_.begin(), layers_.end(), [&](const auto& entry) { return entry.second.cache->n_cells(frame) == 0; });
+  return std::all_of(layers_.begin(), layers_.end(),
+                     [&](const auto& entry) { return entry.second.cache->n_cells(frame) == 0; });
 }
 
 void Binding::forget_cells(const std::map<int, std::vector<StreamCell>>& cells) {
@@ -255,7 +264,8 @@ void Binding::forget_cells(const std::map<int, std::vector<StreamCell>>& cells) 
     if (!layer) continue;
     std::map<uint32_t, std::vector<Cell>> by_stream;
     for (const StreamCell& cell : of_layer) by_stream[cell.stream].push_back(cell.cell);
-    sequences_.for_each_frame([&](FrameId frame) { layer->cache->erase(frame, by_stream[sequences_.stream_of_frame(frame)]); });
+    sequences_.for_each_frame(
+        [&](FrameId frame) { layer->cache->erase(frame, by_stream[sequences_.stream_of_frame(frame)]); });
   }
 }
 
@@ -265,12 +275,14 @@ Status Binding::forget_freed_cells() {
   if (!state) return Error{state.error()};
   for (auto& [index, layer] : layers_) {
     // By stream: bit c of word c / 64 is cell c.
-    std::vector<std::vector<uint64_t>> live(sequences_.n_streams(), std::vector<uint64_t>((layer.cells_per_stream + 63) / 64));
+    std::vector<std::vector<uint64_t>> live(sequences_.n_streams(),
+                                            std::vector<uint64_t>((layer.cells_per_stream + 63) / 64));
     const auto found = state.value().cells.find(index);
     if (found != state.value().cells.end()) {
       for (const auto& [stream, cell] : found->second) live[stream][cell / 64] |= uint64_t{1} << (cell % 64);
     }
-    sequences_.for_each_frame([&](FrameId frame) { layer.cache->retain(frame, live[sequences_.stream_of_frame(frame)]); });
+    sequences_.for_each_frame(
+        [&](FrameId frame) { layer.cache->retain(frame, live[sequences_.stream_of_frame(frame)]); });
   }
   sequences_.drop_frames([&](FrameId frame) { return is_empty(frame); });
   cells_freed_ = false;

@@ -43,11 +43,12 @@ struct Layer {
   std::unique_ptr<LayerCache> cache;
   const ggml_tensor *k_tensor = nullptr, *v_tensor = nullptr;  ///< llama.cpp's own, which hold nothing; borrowed
   uint32_t cells_per_stream = 0;  ///< llama.cpp's cell index = stream * cells_per_stream + cell
-  uint32_t first_row = 0, next_row = 0;  ///< tokens of the batch that the graph at work stores: first_row .. next_row - 1
-  std::vector<float> slopes;      ///< ALiBi, one a query head; empty without
+  uint32_t first_row = 0,
+           next_row = 0;      ///< tokens of the batch that the graph at work stores: first_row .. next_row - 1
+  std::vector<float> slopes;  ///< ALiBi, one a query head; empty without
   bool rope_known = false;
-  RopeParams shift_rope{};        ///< of the node that shift() stands for
-  OpData ops[4];                  ///< by OpKind
+  RopeParams shift_rope{};  ///< of the node that shift() stands for
+  OpData ops[4];            ///< by OpKind
 };
 
 class Binding {
@@ -62,15 +63,16 @@ class Binding {
   /// From the node that stores the layer's keys, the first time.
   void learn_rope(Layer& layer, const ggml_tensor* store_k);
 
-  /// Brings the cache up to date with llama.cpp's cells and plans the step to come. Returns 0, or what llama_decode shall
-  /// return without having tried; failure() says why.
+  /// Brings the cache up to date with llama.cpp's cells and plans the step to come. Returns 0, or what llama_decode
+  /// shall return without having tried; failure() says why.
   int32_t begin_step(const BatchRecord& batch);
   /// `status` is llama_decode's. False if the step failed on our side: its output means nothing then.
   bool end_step(int32_t status);
 
   void store(Layer& layer, const OpData& op, const ggml_tensor* node);
   void attend(Layer& layer, ggml_tensor* node, uint32_t thread, uint32_t n_threads);
-  /// Rotates the stored keys as the ROPE node over llama.cpp's own would have: source 1 has by how many positions each cell moves.
+  /// Rotates the stored keys as the ROPE node over llama.cpp's own would have: source 1 has by how many positions each
+  /// cell moves.
   void shift(const Layer& layer, const ggml_tensor* node, uint32_t thread, uint32_t n_threads);
 
   bool engine_attends() const { return engine_attends_; }
@@ -131,7 +133,8 @@ class Binding {
   uint64_t n_lowered() const { return n_lowered_; }  ///< how often the cache was made smaller
   uint64_t n_refused() const { return n_refused_; }  ///< steps that did not fit
 
-  /// LayerCache::share_bits() over the layers that commit(frame, from) would compress, n_to_come tokens later: before it does.
+  /// LayerCache::share_bits() over the layers that commit(frame, from) would compress, n_to_come tokens later: before
+  /// it does.
   void share_bits(FrameId frame, uint32_t from, uint32_t n_to_come = 0);
 
  private:
@@ -158,7 +161,8 @@ class Binding {
     std::vector<Cell> cells;     ///< of the stream
     std::vector<uint32_t> rows;  ///< of the node, one for each cell
   };
-  /// Of a node that stores n_rows rows at `indices`; empty, with a failure, if it cannot be told. Valid until the next call.
+  /// Of a node that stores n_rows rows at `indices`; empty, with a failure, if it cannot be told. Valid until the next
+  /// call.
   std::span<const Part> parts_of(const Layer& layer, const ggml_tensor* indices, int64_t n_rows);
   Status stage(Layer& layer, std::span<const Part> parts);
   void copy_rows(const Layer& layer);
@@ -174,7 +178,7 @@ class Binding {
   llama_context* context_ = nullptr;
   std::map<int, Layer> layers_;
   StepPlan plan_;
-  std::vector<Part> parts_;       // kept, as is what comes next: a generation step allocates nothing
+  std::vector<Part> parts_;  // kept, as is what comes next: a generation step allocates nothing
   std::vector<float> gathered_;
   std::vector<FrameId> may_have_ended_;  ///< frames of the step before, see StepPlan::Run::may_end
   SavedState saved_state_;
@@ -201,6 +205,7 @@ struct AttentionParams {
 };
 /// Of the node before or after it was rewritten.
 AttentionParams attention_params(const ggml_tensor* attention);
-inline constexpr size_t kSavedParams = 32;  // byte offset in op_params, behind ggml's function, task count and user data
+inline constexpr size_t kSavedParams =
+    32;  // byte offset in op_params, behind ggml's function, task count and user data
 
 }  // namespace mikv::llama

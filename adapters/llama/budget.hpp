@@ -8,8 +8,8 @@ namespace mikv::llama {
 
 class Binding;
 
-/// The next smaller cache: first a lower share of tokens in high precision, then fewer bits in low precision. False if `spec` is
-/// as small as it gets.
+/// The next smaller cache: first a lower share of tokens in high precision, then fewer bits in low precision. False if
+/// `spec` is as small as it gets.
 bool lower(Spec& spec);
 
 }  // namespace mikv::llama

@@ -11,8 +11,8 @@ namespace mikv::llama {
 
 Result<uint64_t> parse_size(std::string_view text) {
   static const std::map<std::string, double> units = {
-      {"", 1.0},        {"b", 1.0},       {"kib", 0x1p10}, {"mib", 0x1p20}, {"gib", 0x1p30}, {"tib", 0x1p40}, {"k", 0x1p10},
-      {"m", 0x1p20},    {"g", 0x1p30},    {"t", 0x1p40},   {"kb", 1e3},     {"mb", 1e6},     {"gb", 1e9},     {"tb", 1e12}};
+      {"", 1.0},     {"b", 1.0},    {"kib", 0x1p10}, {"mib", 0x1p20}, {"gib", 0x1p30}, {"tib", 0x1p40}, {"k", 0x1p10},
+      {"m", 0x1p20}, {"g", 0x1p30}, {"t", 0x1p40},   {"kb", 1e3},     {"mb", 1e6},     {"gb", 1e9},     {"tb", 1e12}};
   const Error error{"\"" + std::string(text) + "\" is no size; write, for example, 300MiB or 2GiB"};
   double number = 0.0;
   const auto [end, failed] = std::from_chars(text.data(), text.data() + text.size(), number);

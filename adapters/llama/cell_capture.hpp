@@ -1,8 +1,8 @@
 // CellCapture: which cells llama.cpp reads or writes when it saves or loads its state.
 //
-// llama.cpp keeps its bookkeeping of cells to itself, except where it saves a state: it then reads the rows of the cells in
-// question from its cache tensors, and writes them when it loads one. Those tensors hold nothing here. While a capture lives
-// on a thread, such reads and writes only note which cells they are about.
+// llama.cpp keeps its bookkeeping of cells to itself, except where it saves a state: it then reads the rows of the
+// cells in question from its cache tensors, and writes them when it loads one. Those tensors hold nothing here. While a
+// capture lives on a thread, such reads and writes only note which cells they are about.
 #pragma once
 
 #include <cstdint>

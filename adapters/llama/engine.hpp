@@ -1,8 +1,8 @@
 // The engine as the command line sees it: models, and contexts that keep their KV cache under one choice of cache.
 //
 // A KvChoice is one element of a --kv list: a mikv spec ("mikv:keep=0.2"), or "llama:TYPE", which runs stock llama.cpp
-// with that cache type (flash attention on, as llama-server does). "llama:TYPE:prefill=exact" stores a prompt that was read
-// with the full cache, as mikv's specs do by default; llama.cpp by itself reads it with what it has stored of it.
+// with that cache type (flash attention on, as llama-server does). "llama:TYPE:prefill=exact" stores a prompt that was
+// read with the full cache, as mikv's specs do by default; llama.cpp by itself reads it with what it has stored of it.
 // The rest of the program never asks which one it got.
 // No llama.cpp header is needed to use this file.
 #pragma once
@@ -29,10 +29,10 @@ class Snapshot;  // kv_context.hpp
 
 /// One element of a --kv list.
 struct KvChoice {
-  std::string name;          ///< as the user wrote it; names rows in tables
-  std::optional<Spec> spec;  ///< empty: stock llama.cpp with `stock_type`
-  int stock_type = -1;       ///< a ggml_type
-  bool takes_prompt = false; ///< stock with prefill=exact: its prompt comes from Context::take_prompt()
+  std::string name;           ///< as the user wrote it; names rows in tables
+  std::optional<Spec> spec;   ///< empty: stock llama.cpp with `stock_type`
+  int stock_type = -1;        ///< a ggml_type
+  bool takes_prompt = false;  ///< stock with prefill=exact: its prompt comes from Context::take_prompt()
 
   bool stock() const { return !spec.has_value(); }
   /// Errors: an unknown preset, key or cache type; the message names those that would do.
@@ -131,7 +131,8 @@ class Context {
   /// Forgets the tokens from `n` on. Error: the model cannot (recurrent state).
   Status truncate(uint32_t n);
   void reset();
-  /// The prompt of a context of mikv, not compressed yet, instead of a prefill. Errors: as copy_prompt (stock_prompt.hpp).
+  /// The prompt of a context of mikv, not compressed yet, instead of a prefill. Errors: as copy_prompt
+  /// (stock_prompt.hpp).
   Status take_prompt(Context& from);
 
   MemoryUsage memory_usage() const;

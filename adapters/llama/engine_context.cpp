@@ -31,13 +31,10 @@ uint64_t scale_bytes(ggml_type type) {
     case GGML_TYPE_Q8_0:
     case GGML_TYPE_Q5_0:
     case GGML_TYPE_Q4_0:
-    case GGML_TYPE_IQ4_NL:
-      return 2;
+    case GGML_TYPE_IQ4_NL: return 2;
     case GGML_TYPE_Q5_1:
-    case GGML_TYPE_Q4_1:
-      return 4;
-    default:
-      return 0;
+    case GGML_TYPE_Q4_1: return 4;
+    default: return 0;
   }
 }
 
@@ -66,8 +63,9 @@ Result<std::unique_ptr<Context>> Context::create(const Model& model, const KvCho
     context = created.value();
     if (!keeps_kv(context)) {
       llama_free(context);
-      return Error{"this model keeps no KV cache in attention layers (recurrent or embedding model), so mikv has nothing to "
-                   "store; use --kv llama:f16"};
+      return Error{
+          "this model keeps no KV cache in attention layers (recurrent or embedding model), so mikv has nothing to "
+          "store; use --kv llama:f16"};
     }
   }
   return std::unique_ptr<Context>(new Context(model, context, kv, options));
@@ -89,7 +87,8 @@ Status Context::step(std::span<const Token> tokens) {
 }
 
 Status Context::prefill(std::span<const Token> tokens, const std::function<void(size_t)>& progress) {
-  if (kv_.takes_prompt) return Error{kv_.name + " stores a prompt that another cache has read, which only eval does; use it there"};
+  if (kv_.takes_prompt)
+    return Error{kv_.name + " stores a prompt that another cache has read, which only eval does; use it there"};
   if (tokens.size() > n_ctx() - n_past_) {
     return Error{"the prompt has " + std::to_string(n_past_ + tokens.size()) + " tokens, but the context holds " +
                  std::to_string(n_ctx()) + "; raise it with -c"};

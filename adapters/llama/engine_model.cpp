@@ -79,16 +79,11 @@ uint32_t layer_value(const gguf_context* gguf, const std::string& key, uint32_t 
   if (id < 0) return otherwise;
   auto read = [](gguf_type type, const void* data, uint32_t i) -> uint32_t {
     switch (type) {
-      case GGUF_TYPE_UINT32:
-        return static_cast<const uint32_t*>(data)[i];
-      case GGUF_TYPE_INT32:
-        return uint32_t(static_cast<const int32_t*>(data)[i]);
-      case GGUF_TYPE_UINT16:
-        return static_cast<const uint16_t*>(data)[i];
-      case GGUF_TYPE_UINT64:
-        return uint32_t(static_cast<const uint64_t*>(data)[i]);
-      default:
-        return 0;
+      case GGUF_TYPE_UINT32: return static_cast<const uint32_t*>(data)[i];
+      case GGUF_TYPE_INT32: return uint32_t(static_cast<const int32_t*>(data)[i]);
+      case GGUF_TYPE_UINT16: return static_cast<const uint16_t*>(data)[i];
+      case GGUF_TYPE_UINT64: return uint32_t(static_cast<const uint64_t*>(data)[i]);
+      default: return 0;
     }
   };
   if (gguf_get_kv_type(gguf, id) != GGUF_TYPE_ARRAY)

@@ -12,10 +12,10 @@
 namespace mikv::llama {
 
 struct FlashAttnProblem {
-  LayerShape shape;       ///< head_dim_k == head_dim_v
-  uint32_t n_tokens = 0;  ///< cached
-  uint32_t n_queries = 1; ///< query tokens: the last ones cached; each sees what is before it, and itself
-  uint32_t n_layers = 1;  ///< caches attended one after the other, as a model does
+  LayerShape shape;        ///< head_dim_k == head_dim_v
+  uint32_t n_tokens = 0;   ///< cached
+  uint32_t n_queries = 1;  ///< query tokens: the last ones cached; each sees what is before it, and itself
+  uint32_t n_layers = 1;   ///< caches attended one after the other, as a model does
   uint32_t n_threads = 1;
 };
 

@@ -54,7 +54,8 @@ bool is_view(ggml_op op) {
 bool stores(const ggml_tensor* node) { return node->op == GGML_OP_SET_ROWS && cache_layer(node) >= 0; }
 /// Keys rotated in place, from their first channel on, to other positions: the graph of a context shift.
 bool shifts(const ggml_tensor* node) {
-  return node->op == GGML_OP_ROPE && cache_layer(node) >= 0 && is_key_cache(node) && node->view_offs == 0 && node->src[1]->type == GGML_TYPE_I32;
+  return node->op == GGML_OP_ROPE && cache_layer(node) >= 0 && is_key_cache(node) && node->view_offs == 0 &&
+         node->src[1]->type == GGML_TYPE_I32;
 }
 bool attends(const ggml_tensor* node) { return node->op == GGML_OP_FLASH_ATTN_EXT && cache_layer(node->src[1]) >= 0; }
 
@@ -70,15 +71,16 @@ bool touches_cache(const ggml_tensor* node) {
 
 bool refuse(const ggml_tensor* node, Binding& binding) {
   const char* use = node->op == GGML_OP_MUL_MAT ? "attention other than flash attention" : ggml_op_name(node->op);
-  binding.fail(std::string("this model or program needs ") + use + " on the KV cache, which mikv does not support; use --kv llama:f16");
+  binding.fail(std::string("this model or program needs ") + use +
+               " on the KV cache, which mikv does not support; use --kv llama:f16");
   return false;
 }
 
 bool stores_floats(const ggml_tensor* node, Binding& binding) {
   const ggml_tensor* rows = node->src[0];
   if (rows->type == GGML_TYPE_F32 && rows->nb[0] == sizeof(float) && rows->ne[2] == 1 && rows->ne[3] == 1) return true;
-  binding.fail("llama.cpp stores keys or values in a form that mikv does not know (" + std::string(ggml_type_name(rows->type)) +
-               "); use the llama.cpp version that mikv is built for");
+  binding.fail("llama.cpp stores keys or values in a form that mikv does not know (" +
+               std::string(ggml_type_name(rows->type)) + "); use the llama.cpp version that mikv is built for");
   return false;
 }
 
@@ -112,7 +114,10 @@ bool rewrite_graph(ggml_backend_sched_t scheduler, ggml_cgraph* graph, Binding& 
       compute_here(scheduler, node);
       continue;
     }
-    const OpKind kind = attends(node) ? OpKind::attend : shifts(node) ? OpKind::shift : is_key_cache(node) ? OpKind::store_k : OpKind::store_v;
+    const OpKind kind = attends(node)        ? OpKind::attend
+                        : shifts(node)       ? OpKind::shift
+                        : is_key_cache(node) ? OpKind::store_k
+                                             : OpKind::store_v;
     if (kind == OpKind::shift) layer->shift_rope = rope_params(node);
     if (kind == OpKind::store_k) binding.learn_rope(*layer, node);
     if (stores(node)) layer->ops[int(kind)].last_half = !half_stored.insert(layer).second;

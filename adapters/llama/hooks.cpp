@@ -1,6 +1,6 @@
-// The functions of llama.cpp and ggml that we define in their place. The dynamic linker finds ours first because our code
-// comes before libllama in its search order; each one does its part and calls the next definition.
-// Contexts that did not come from init_context pass through untouched.
+// The functions of llama.cpp and ggml that we define in their place. The dynamic linker finds ours first because our
+// code comes before libllama in its search order; each one does its part and calls the next definition. Contexts that
+// did not come from init_context pass through untouched.
 #include <dlfcn.h>
 
 #include "batch_record.hpp"
@@ -16,8 +16,8 @@
 using mikv::llama::BatchRecord;
 using mikv::llama::Binding;
 using mikv::llama::CellCapture;
-using mikv::llama::CurrentBinding;
 using mikv::llama::copy_state;
+using mikv::llama::CurrentBinding;
 using mikv::llama::kAllSequences;
 using mikv::llama::load_file;
 using mikv::llama::Registry;
@@ -32,7 +32,9 @@ bool prepare(ggml_backend_sched_t scheduler, ggml_cgraph* graph) {
   return !binding || mikv::llama::rewrite_graph(scheduler, graph, *binding);
 }
 
-bool is_cache_tensor(const ggml_tensor* tensor) { return tensor->buffer && Registry::get().is_cache_buffer(tensor->buffer); }
+bool is_cache_tensor(const ggml_tensor* tensor) {
+  return tensor->buffer && Registry::get().is_cache_buffer(tensor->buffer);
+}
 
 // Codes of llama_decode for what a batch cannot be served with; mikv's reason is printed or kept in the binding.
 constexpr int32_t kFailed = -3;
@@ -129,7 +131,8 @@ int32_t llama_encode(llama_context* context, llama_batch batch) {
 
 int32_t llama_process(llama_context* context, llama_process_type type, llama_batch_ext* batch) {
   if (type == LLAMA_PROCESS_TYPE_DECODE) {
-    return run_step(context, mikv::llama::recorded(batch), [&] { return MIKV_NEXT(llama_process)(context, type, batch); });
+    return run_step(context, mikv::llama::recorded(batch),
+                    [&] { return MIKV_NEXT(llama_process)(context, type, batch); });
   }
   const CurrentBinding scope(Registry::get().of_context(context));
   return MIKV_NEXT(llama_process)(context, type, batch);
@@ -237,12 +240,14 @@ size_t llama_state_get_size(llama_context* context) {
 
 size_t llama_state_get_data(llama_context* context, uint8_t* to, size_t size) {
   Binding* binding = Registry::get().of_context(context);
-  return binding ? copy_state(*binding, kAllSequences, 0, to, size) : MIKV_NEXT(llama_state_get_data)(context, to, size);
+  return binding ? copy_state(*binding, kAllSequences, 0, to, size)
+                 : MIKV_NEXT(llama_state_get_data)(context, to, size);
 }
 
 size_t llama_state_set_data(llama_context* context, const uint8_t* from, size_t size) {
   Binding* binding = Registry::get().of_context(context);
-  return binding ? take_state(*binding, kAllSequences, 0, {from, size}) : MIKV_NEXT(llama_state_set_data)(context, from, size);
+  return binding ? take_state(*binding, kAllSequences, 0, {from, size})
+                 : MIKV_NEXT(llama_state_set_data)(context, from, size);
 }
 
 size_t llama_state_seq_get_size_ext(llama_context* context, llama_seq_id sequence, llama_state_seq_flags flags) {
@@ -283,14 +288,15 @@ bool llama_state_save_file(llama_context* context, const char* path, const llama
   return save_file(*binding, kAllSequences, path, {tokens, n_tokens}) > 0;
 }
 
-bool llama_state_load_file(llama_context* context, const char* path, llama_token* tokens, size_t capacity, size_t* n_tokens) {
+bool llama_state_load_file(llama_context* context, const char* path, llama_token* tokens, size_t capacity,
+                           size_t* n_tokens) {
   Binding* binding = Registry::get().of_context(context);
   if (!binding) return MIKV_NEXT(llama_state_load_file)(context, path, tokens, capacity, n_tokens);
   return load_file(*binding, kAllSequences, path, tokens, capacity, n_tokens) > 0;
 }
 
-size_t llama_state_seq_save_file(llama_context* context, const char* path, llama_seq_id sequence, const llama_token* tokens,
-                                 size_t n_tokens) {
+size_t llama_state_seq_save_file(llama_context* context, const char* path, llama_seq_id sequence,
+                                 const llama_token* tokens, size_t n_tokens) {
   Binding* binding = Registry::get().of_context(context);
   if (!binding) return MIKV_NEXT(llama_state_seq_save_file)(context, path, sequence, tokens, n_tokens);
   return save_file(*binding, sequence, path, {tokens, n_tokens});

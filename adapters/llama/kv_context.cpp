@@ -16,7 +16,9 @@ class Snapshot {
 
 namespace {
 
-Error not_ours() { return Error{"this llama.cpp context does not keep its KV cache in mikv; create it with init_context"}; }
+Error not_ours() {
+  return Error{"this llama.cpp context does not keep its KV cache in mikv; create it with init_context"};
+}
 
 // Runs work(layer) for all layers on n_threads threads; the first error wins.
 template <typename Work>

@@ -11,12 +11,14 @@ namespace mikv::llama {
 /// Who computes attention over what mikv stores.
 enum class AttentionBy {
   mikv,   ///< mikv, fused over its tiers
-  engine  ///< llama.cpp's own operator, over a copy of one layer's rows: to the bit what it computes without mikv. Uncompressed specs
+  engine  ///< llama.cpp's own operator, over a copy of one layer's rows: to the bit what it computes without mikv.
+          ///< Uncompressed specs
 };
 
-/// llama_init_from_model with the KV payload of every layer held by mikv under `spec`, and its attention computed by mikv, or by llama.cpp
-/// where that is asked for and the spec compresses nothing. Forces flash attention, f16 KV types and offload_kqv = false. Free it with llama_free.
-/// Errors: the model's attention is not supported (named); llama.cpp could not create the context.
+/// llama_init_from_model with the KV payload of every layer held by mikv under `spec`, and its attention computed by
+/// mikv, or by llama.cpp where that is asked for and the spec compresses nothing. Forces flash attention, f16 KV types
+/// and offload_kqv = false. Free it with llama_free. Errors: the model's attention is not supported (named); llama.cpp
+/// could not create the context.
 Result<llama_context*> init_context(llama_model* model, llama_context_params params, const Spec& spec,
                                     AttentionBy attention_by = AttentionBy::mikv);
 
@@ -26,14 +28,15 @@ bool keeps_kv(const llama_context* ctx);
 /// First error that a step of `ctx` met (out of memory, say), or ok. llama_decode cannot report it itself.
 Status status(const llama_context* ctx);
 
-/// Compresses what is staged, in all layers and all sequences of kFirstTokens at least: the end of a prompt under exact prefill.
-/// A llama_decode of a single token does it by itself first.
+/// Compresses what is staged, in all layers and all sequences of kFirstTokens at least: the end of a prompt under exact
+/// prefill. A llama_decode of a single token does it by itself first.
 Status end_prompt(llama_context* ctx);
 
 /// Bytes over all layers.
 MemoryUsage memory_usage(const llama_context* ctx);
 
-/// The uncompressed state after an exact prefill, to start several specs from. Immutable; shares nothing with the context.
+/// The uncompressed state after an exact prefill, to start several specs from. Immutable; shares nothing with the
+/// context.
 class Snapshot;
 Result<std::shared_ptr<const Snapshot>> snapshot(const llama_context* ctx);
 

@@ -1,5 +1,6 @@
-// Shifting positions (llama_memory_seq_add, context shift): llama.cpp rotates all keys of its cache tensors in place, by a node a layer. Those
-// nodes rotate ours instead, a block at a time, so that llama.cpp's tensors stay empty and a shift needs no memory that a budget would have to hold.
+// Shifting positions (llama_memory_seq_add, context shift): llama.cpp rotates all keys of its cache tensors in place,
+// by a node a layer. Those nodes rotate ours instead, a block at a time, so that llama.cpp's tensors stay empty and a
+// shift needs no memory that a budget would have to hold.
 #include <algorithm>
 
 #include "binding.hpp"
@@ -8,7 +9,8 @@
 namespace mikv::llama {
 
 void Binding::shift(const Layer& layer, const ggml_tensor* node, uint32_t thread, uint32_t n_threads) {
-  const size_t dim = layer.cache->shape().head_dim_k, n_rotated = size_t(node->ne[0]);  // the first channels of each key
+  const size_t dim = layer.cache->shape().head_dim_k,
+               n_rotated = size_t(node->ne[0]);  // the first channels of each key
   const auto* shifts = static_cast<const int32_t*>(node->src[1]->data);
   RopeOperator rope(layer.shift_rope, int64_t(n_rotated), node->src[2], codec::kBlockTokens);
   std::ranges::fill(rope.keys(), 0.0f);

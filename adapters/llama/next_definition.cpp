@@ -12,8 +12,8 @@
 namespace mikv::llama {
 namespace {
 
-// Programs may load llama.cpp for themselves alone (Python's ctypes does). Its functions are not found from here then; this
-// puts the libraries where every lookup finds them.
+// Programs may load llama.cpp for themselves alone (Python's ctypes does). Its functions are not found from here then;
+// this puts the libraries where every lookup finds them.
 void make_llama_global() {
   std::vector<std::string> libraries;
   dl_iterate_phdr(
@@ -35,7 +35,8 @@ std::string version_mismatch() {
   using Version = const char* (*)();
   const auto version = reinterpret_cast<Version>(dlsym(RTLD_DEFAULT, "llama_version"));
   const std::string built_for = MIKV_LLAMA_VERSION, here = version ? version() : "older than 0.5.0";
-  if (built_for.substr(0, built_for.find(' ')) == here.substr(0, here.find('-'))) return {};  // a build may say 0.5.0-dev
+  if (built_for.substr(0, built_for.find(' ')) == here.substr(0, here.find('-')))
+    return {};  // a build may say 0.5.0-dev
   return "this program's llama.cpp is " + here + ", mikv was built for " + built_for +
          "; use that one, or MIKV_ON_MISMATCH=stock to run without mikv";
 }
@@ -56,7 +57,8 @@ void* next_definition(const char* name) {
   }();
   (void)once;
   if (void* found = dlsym(RTLD_NEXT, name)) return found;
-  std::fprintf(stderr, "mikv: this program's llama.cpp has no %s; mikv works with llama.cpp %s\n", name, MIKV_LLAMA_VERSION);
+  std::fprintf(stderr, "mikv: this program's llama.cpp has no %s; mikv works with llama.cpp %s\n", name,
+               MIKV_LLAMA_VERSION);
   std::exit(2);
 }
 

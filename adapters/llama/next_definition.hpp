@@ -7,8 +7,8 @@ namespace mikv::llama {
 
 /// Empty, or one line that says how this program's llama.cpp differs from the one that mikv was built for.
 std::string version_mismatch();
-/// From now on the first call that needs llama.cpp ends the process if there is a mismatch: what our functions know of its
-/// structures would be wrong.
+/// From now on the first call that needs llama.cpp ends the process if there is a mismatch: what our functions know of
+/// its structures would be wrong.
 void check_version_before_use();
 
 /// The function `name` as libllama or libggml define it. Ends the process, with a line that says why, if there is none:
@@ -18,8 +18,8 @@ void* next_definition(const char* name);
 }  // namespace mikv::llama
 
 /// The definition that our function of the same name hides. Looked up once.
-#define MIKV_NEXT(name)                                                                                          \
-  ([] {                                                                                                          \
-    static const auto found = reinterpret_cast<decltype(&::name)>(mikv::llama::next_definition(#name));          \
-    return found;                                                                                                \
+#define MIKV_NEXT(name)                                                                                 \
+  ([] {                                                                                                 \
+    static const auto found = reinterpret_cast<decltype(&::name)>(mikv::llama::next_definition(#name)); \
+    return found;                                                                                       \
   }())

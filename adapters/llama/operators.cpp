@@ -1,4 +1,5 @@
-// What the nodes do that took the place of llama.cpp's own (graph_rewrite.cpp): they store K and V of a batch, and attend.
+// What the nodes do that took the place of llama.cpp's own (graph_rewrite.cpp): they store K and V of a batch, and
+// attend.
 #include <algorithm>
 
 #include "binding.hpp"
@@ -29,7 +30,9 @@ std::span<const Binding::Part> Binding::parts_of(const Layer& layer, const ggml_
     const uint32_t stream = uint32_t(index_at(indices, row) / layer.cells_per_stream);
     const StepPlan::Run* run = run_of_row(stream, layer.first_row + uint32_t(row));
     if (!run) {
-      fail("llama.cpp stores a token that is in no batch mikv has seen; use the llama.cpp version that mikv is built for");
+      fail(
+          "llama.cpp stores a token that is in no batch mikv has seen; use the llama.cpp version that mikv is built "
+          "for");
       return {};
     }
     size_t p = 0;
@@ -50,11 +53,12 @@ std::span<const Binding::Part> Binding::parts_of(const Layer& layer, const ggml_
 }
 
 Status Binding::stage(Layer& layer, std::span<const Part> parts) {
-  // A sliding window may reuse cells of another sequence. All of them are forgotten before anything is staged: what is erased
-  // afterwards would move tokens that wait for their values.
+  // A sliding window may reuse cells of another sequence. All of them are forgotten before anything is staged: what is
+  // erased afterwards would move tokens that wait for their values.
   for (const Part& part : parts) {
     sequences_.for_each_frame([&](FrameId frame) {
-      if (frame != part.frame && sequences_.stream_of_frame(frame) == part.stream) layer.cache->erase(frame, part.cells);
+      if (frame != part.frame && sequences_.stream_of_frame(frame) == part.stream)
+        layer.cache->erase(frame, part.cells);
     });
   }
   for (const Part& part : parts) {
@@ -86,7 +90,8 @@ void Binding::store(Layer& layer, const OpData& op, const ggml_tensor* node) {
       continue;
     }
     gathered_.clear();
-    for (const uint32_t row : part.rows) gathered_.insert(gathered_.end(), data + row * stride, data + row * stride + row_floats);
+    for (const uint32_t row : part.rows)
+      gathered_.insert(gathered_.end(), data + row * stride, data + row * stride + row_floats);
     (layer.cache.get()->*write)(part.frame, gathered_.data(), row_floats, 0, 1);
   }
   if (op.last_half && engine_attends_) copy_rows(layer);
@@ -104,7 +109,8 @@ void Binding::redirect(ggml_tensor* attention) {
     k_bytes = std::max(k_bytes, ggml_nbytes(layer.k_tensor));
     v_bytes = std::max(v_bytes, ggml_nbytes(layer.v_tensor));
   }
-  if (!row_copy_.reserve(k_bytes, v_bytes)) return fail("no address space for a copy of one layer's keys and values; use a smaller context");
+  if (!row_copy_.reserve(k_bytes, v_bytes))
+    return fail("no address space for a copy of one layer's keys and values; use a smaller context");
   row_copy_.redirect(attention);
 }
 
@@ -112,10 +118,12 @@ AttendArgs Binding::rows_args(const Layer& layer, ggml_tensor* node, int64_t str
   const ggml_tensor *q = node->src[0], *mask = node->src[3], *sinks = node->src[4];
   const AttentionParams params = attention_params(node);
   AttendArgs args;
-  args.q = reinterpret_cast<const float*>(static_cast<const char*>(q->data) + stream * int64_t(q->nb[3]) + first * int64_t(q->nb[1]));
+  args.q = reinterpret_cast<const float*>(static_cast<const char*>(q->data) + stream * int64_t(q->nb[3]) +
+                                          first * int64_t(q->nb[1]));
   args.q_token_stride = q->nb[1] / sizeof(float);
   args.q_head_stride = q->nb[2] / sizeof(float);
-  args.out = reinterpret_cast<float*>(static_cast<char*>(node->data) + stream * int64_t(node->nb[3]) + first * int64_t(node->nb[2]));
+  args.out = reinterpret_cast<float*>(static_cast<char*>(node->data) + stream * int64_t(node->nb[3]) +
+                                      first * int64_t(node->nb[2]));
   args.out_head_stride = node->nb[1] / sizeof(float);
   args.out_token_stride = node->nb[2] / sizeof(float);
   args.n_tokens = n;
@@ -123,7 +131,8 @@ AttendArgs Binding::rows_args(const Layer& layer, ggml_tensor* node, int64_t str
   args.softcap = params.softcap;
   if (mask) {
     args.mask = {mask->type == GGML_TYPE_F16 ? Mask::Type::f16 : Mask::Type::f32,
-                 static_cast<const char*>(mask->data) + (stream % mask->ne[3]) * int64_t(mask->nb[3]) + first * int64_t(mask->nb[1]),
+                 static_cast<const char*>(mask->data) + (stream % mask->ne[3]) * int64_t(mask->nb[3]) +
+                     first * int64_t(mask->nb[1]),
                  mask->nb[1], uint32_t(mask->ne[0])};
   }
   if (!layer.slopes.empty()) args.mask_slopes = layer.slopes.data();
@@ -153,7 +162,8 @@ void Binding::attend(Layer& layer, ggml_tensor* node, uint32_t thread, uint32_t 
   if (thread >= usable) return;  // more threads than at creation (llama_set_n_threads): the rest have nothing to do
   thread_local std::vector<AttendArgs> calls;
   calls.clear();
-  const auto add_call = [&](const StepPlan::Run& run, std::span<const FrameId> frames, int64_t stream, uint32_t first, uint32_t n) {
+  const auto add_call = [&](const StepPlan::Run& run, std::span<const FrameId> frames, int64_t stream, uint32_t first,
+                            uint32_t n) {
     AttendArgs& call = calls.emplace_back(rows_args(layer, node, stream, first, n));
     call.frames = frames;
     call.commit = commits(run);
@@ -179,7 +189,10 @@ void Binding::attend(Layer& layer, ggml_tensor* node, uint32_t thread, uint32_t 
     const int64_t n_streams = k->ne[3], first_stream = k->nb[3] ? int64_t(k->view_offs / k->nb[3]) : 0;
     for (int64_t s = 0; s < n_streams; ++s) {
       const StepPlan::Run* run = plan_.run_of(llama_seq_id(first_stream + s));
-      if (!run) return fail("llama.cpp attends a sequence that is in no batch mikv has seen; use the llama.cpp version that mikv is built for");
+      if (!run)
+        return fail(
+            "llama.cpp attends a sequence that is in no batch mikv has seen; use the llama.cpp version that mikv is "
+            "built for");
       add_call(*run, sequences_.seen_by(run->sequence), s, 0, n_rows);
     }
   }

@@ -32,7 +32,8 @@ bool leave_alone_on_mismatch() {
   std::ifstream file("/proc/self/cmdline", std::ios::binary);
   const std::string line((std::istreambuf_iterator<char>(file)), {});
   std::vector<char*> arguments;
-  for (size_t at = 0; at < line.size(); at += std::strlen(line.c_str() + at) + 1) arguments.push_back(const_cast<char*>(line.c_str() + at));
+  for (size_t at = 0; at < line.size(); at += std::strlen(line.c_str() + at) + 1)
+    arguments.push_back(const_cast<char*>(line.c_str() + at));
   arguments.push_back(nullptr);
   unsetenv("LD_PRELOAD");
   execv("/proc/self/exe", arguments.data());
@@ -56,8 +57,8 @@ __attribute__((constructor)) void set_up() {
 
 }  // namespace
 
-// Programs that look functions up by name in libllama (Python's ctypes) would find its own: ours are handed out instead. What is
-// not ours goes on to the real dlsym by a jump, so that RTLD_NEXT still counts from who asked.
+// Programs that look functions up by name in libllama (Python's ctypes) would find its own: ours are handed out
+// instead. What is not ours goes on to the real dlsym by a jump, so that RTLD_NEXT still counts from who asked.
 extern "C" void* dlsym(void* handle, const char* name) noexcept {
   using Lookup = void* (*)(void*, const char*);
   static const Lookup real = [] {

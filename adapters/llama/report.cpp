@@ -21,20 +21,24 @@ struct Figure {
 
 std::vector<Figure> figures(const Registry::Totals& totals) {
   const MemoryUsage& usage = totals.usage;
-  return {{"kv_bytes", "bytes of K and V with all that belongs to them", false, double(usage.total())},
-          {"kv_peak_bytes", "the most bytes of the tiers, transient ones included", false, double(peak_tier_bytes())},
-          {"kv_budget_bytes", "--kv-budget, 0 without", false, double(totals.budget)},
-          {"kv_f16_bytes", "bytes that the same tokens would take in f16", false, 2.0 * double(usage.n_elements)},
-          {"kv_bits_per_element", "bits an element, all-in", false, usage.bits_per_element()},
-          {"kv_staged_bytes", "bytes of tokens that are not compressed yet", false, double(usage.staged)},
-          {"kv_staged_tokens", "tokens not compressed yet, summed over layers and KV heads", false, double(usage.n_staged_tokens)},
-          {"kv_hi_tokens", "tokens in high precision, summed over layers and KV heads", false, double(usage.n_hi_tokens)},
-          {"kv_lo_tokens", "tokens in low precision, summed over layers and KV heads", false, double(usage.n_lo_tokens)},
-          {"kv_evicted_tokens", "tokens without K and V, summed over layers and KV heads", false, double(usage.n_evicted_tokens)},
-          {"kv_contexts", "contexts whose KV cache is in mikv", false, double(totals.n_contexts)},
-          {"kv_steps_total", "batches that were processed", true, double(totals.n_steps)},
-          {"kv_lowered_total", "times that the cache was made smaller to stay within the budget", true, double(totals.n_lowered)},
-          {"kv_refused_total", "batches that did not fit the budget", true, double(totals.n_refused)}};
+  return {
+      {"kv_bytes", "bytes of K and V with all that belongs to them", false, double(usage.total())},
+      {"kv_peak_bytes", "the most bytes of the tiers, transient ones included", false, double(peak_tier_bytes())},
+      {"kv_budget_bytes", "--kv-budget, 0 without", false, double(totals.budget)},
+      {"kv_f16_bytes", "bytes that the same tokens would take in f16", false, 2.0 * double(usage.n_elements)},
+      {"kv_bits_per_element", "bits an element, all-in", false, usage.bits_per_element()},
+      {"kv_staged_bytes", "bytes of tokens that are not compressed yet", false, double(usage.staged)},
+      {"kv_staged_tokens", "tokens not compressed yet, summed over layers and KV heads", false,
+       double(usage.n_staged_tokens)},
+      {"kv_hi_tokens", "tokens in high precision, summed over layers and KV heads", false, double(usage.n_hi_tokens)},
+      {"kv_lo_tokens", "tokens in low precision, summed over layers and KV heads", false, double(usage.n_lo_tokens)},
+      {"kv_evicted_tokens", "tokens without K and V, summed over layers and KV heads", false,
+       double(usage.n_evicted_tokens)},
+      {"kv_contexts", "contexts whose KV cache is in mikv", false, double(totals.n_contexts)},
+      {"kv_steps_total", "batches that were processed", true, double(totals.n_steps)},
+      {"kv_lowered_total", "times that the cache was made smaller to stay within the budget", true,
+       double(totals.n_lowered)},
+      {"kv_refused_total", "batches that did not fit the budget", true, double(totals.n_refused)}};
 }
 
 std::string number(double value) {
@@ -47,7 +51,8 @@ std::string prometheus() {
   std::string text;
   for (const Figure& f : figures(Registry::get().totals())) {
     const std::string name = std::string("mikv_") + f.name;
-    text += "# HELP " + name + " " + f.help + "\n# TYPE " + name + (f.counts ? " counter\n" : " gauge\n") + name + " " + number(f.value) + "\n";
+    text += "# HELP " + name + " " + f.help + "\n# TYPE " + name + (f.counts ? " counter\n" : " gauge\n") + name + " " +
+            number(f.value) + "\n";
   }
   return text;
 }

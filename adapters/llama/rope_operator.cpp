@@ -23,7 +23,9 @@ RopeOperator::RopeOperator(const RopeParams& params, int64_t dim, const ggml_ten
   const int64_t n_positions = params[kRopeMode] & GGML_ROPE_TYPE_MROPE ? 4 * n_keys : n_keys;
   const size_t data = sizeof(float) * size_t(2 * n_keys * dim + n_positions) + (factors ? ggml_nbytes(factors) : 0);
   const size_t padding = kTensors * GGML_MEM_ALIGN;
-  context_.reset(ggml_init({data + padding + kTensors * ggml_tensor_overhead() + ggml_graph_overhead_custom(kGraphNodes, false), nullptr, false}));
+  context_.reset(
+      ggml_init({data + padding + kTensors * ggml_tensor_overhead() + ggml_graph_overhead_custom(kGraphNodes, false),
+                 nullptr, false}));
   keys_ = ggml_new_tensor_3d(context_.get(), GGML_TYPE_F32, dim, 1, n_keys);
   positions_ = ggml_new_tensor_1d(context_.get(), GGML_TYPE_I32, n_positions);
   turned_ = ggml_dup_tensor(context_.get(), keys_);
@@ -34,7 +36,8 @@ RopeOperator::RopeOperator(const RopeParams& params, int64_t dim, const ggml_ten
   if (factors) {
     turned_->src[2] = ggml_dup_tensor(context_.get(), factors);
     if (factors->buffer) {
-      ggml_backend_tensor_get(factors, turned_->src[2]->data, 0, ggml_nbytes(factors));  // weights may be on another machine
+      ggml_backend_tensor_get(factors, turned_->src[2]->data, 0,
+                              ggml_nbytes(factors));  // weights may be on another machine
     } else {
       std::memcpy(turned_->src[2]->data, factors->data, ggml_nbytes(factors));
     }
@@ -48,7 +51,9 @@ RopeOperator::RopeOperator(const RopeParams& params, int64_t dim, const ggml_ten
 
 std::span<float> RopeOperator::keys() { return floats(keys_); }
 
-std::span<int32_t> RopeOperator::positions() { return {static_cast<int32_t*>(positions_->data), size_t(ggml_nelements(positions_))}; }
+std::span<int32_t> RopeOperator::positions() {
+  return {static_cast<int32_t*>(positions_->data), size_t(ggml_nelements(positions_))};
+}
 
 std::span<const float> RopeOperator::turn() {
   if (ggml_graph_compute(graph_, &plan_) != GGML_STATUS_SUCCESS) return {};

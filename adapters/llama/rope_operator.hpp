@@ -1,5 +1,5 @@
-// ggml's RoPE by itself, on keys of our own, with the parameters of a node of llama.cpp's graph: frequency scaling and factors, YaRN and
-// every kind of RoPE are right by construction.
+// ggml's RoPE by itself, on keys of our own, with the parameters of a node of llama.cpp's graph: frequency scaling and
+// factors, YaRN and every kind of RoPE are right by construction.
 #pragma once
 
 #include <array>

@@ -21,7 +21,9 @@ Rope rope_of(const ggml_tensor* keys) {
   if (!node || node->type != GGML_TYPE_F32) return {};
   const RopeParams params = rope_params(node);
   const int mode = params[kRopeMode], n_channels = params[kRopeChannels];
-  if (params[kRopeOffset] != 0 || n_channels < 2 || n_channels > node->ne[0] || (mode & GGML_ROPE_TYPE_VISION) == GGML_ROPE_TYPE_VISION) return {};
+  if (params[kRopeOffset] != 0 || n_channels < 2 || n_channels > node->ne[0] ||
+      (mode & GGML_ROPE_TYPE_VISION) == GGML_ROPE_TYPE_VISION)
+    return {};
   Rope rope{std::vector<float>(size_t(n_channels) / 2), (mode & (GGML_ROPE_TYPE_NEOX | GGML_ROPE_TYPE_MROPE)) == 0};
 
   RopeOperator at_1(params, node->ne[0], node->src[2], 1);
@@ -30,7 +32,8 @@ Rope rope_of(const ggml_tensor* keys) {
   std::ranges::fill(at_1.positions(), 1);
   const std::span<const float> turned = at_1.turn();
   if (turned.empty()) return {};
-  for (uint32_t i = 0; i < rope.angles.size(); ++i) rope.angles[i] = std::atan2(turned[rope.channels(i)[1]], turned[rope.channels(i)[0]]);
+  for (uint32_t i = 0; i < rope.angles.size(); ++i)
+    rope.angles[i] = std::atan2(turned[rope.channels(i)[1]], turned[rope.channels(i)[0]]);
   return rope;
 }
 

@@ -6,7 +6,8 @@
 
 namespace mikv::llama {
 
-/// `keys`: the rows of keys that a graph stores. No angles if they are not what a RoPE node puts out, as in layers without positions.
+/// `keys`: the rows of keys that a graph stores. No angles if they are not what a RoPE node puts out, as in layers
+/// without positions.
 Rope rope_of(const ggml_tensor* keys);
 
 }  // namespace mikv::llama

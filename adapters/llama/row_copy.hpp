@@ -1,5 +1,5 @@
-// RowCopy: the rows of one layer in llama.cpp's own form, for its own attention operator. Layers are computed one after the
-// other, so one copy serves them all.
+// RowCopy: the rows of one layer in llama.cpp's own form, for its own attention operator. Layers are computed one after
+// the other, so one copy serves them all.
 #pragma once
 
 #include <cstdint>
@@ -18,8 +18,8 @@ struct UnmapRows {
 
 class RowCopy {
  public:
-  /// Room for tensors of these sizes; pages that nobody writes cost address space only. Where attention was redirected to before stays
-  /// valid. False if there is no address space.
+  /// Room for tensors of these sizes; pages that nobody writes cost address space only. Where attention was redirected
+  /// to before stays valid. False if there is no address space.
   bool reserve(size_t k_bytes, size_t v_bytes);
   /// Lets a FLASH_ATTN_EXT node over a layer's cache tensors read the copy.
   void redirect(ggml_tensor* attention) const;

@@ -67,7 +67,8 @@ void Sequences::drop_frames(const std::function<bool(FrameId)>& is_empty) {
   }
   // A sequence that was cut back goes on where it then ends.
   for (size_t s = 0; s < seen_.size(); ++s) {
-    if (own_[s] == kMaxFrames && !seen_[s].empty() && !seen_by_others(seen_[s].back(), llama_seq_id(s))) own_[s] = seen_[s].back();
+    if (own_[s] == kMaxFrames && !seen_[s].empty() && !seen_by_others(seen_[s].back(), llama_seq_id(s)))
+      own_[s] = seen_[s].back();
   }
 }
 

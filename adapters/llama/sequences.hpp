@@ -1,9 +1,9 @@
 // Sequences: which frames of the cache hold the tokens of which of llama.cpp's sequences.
 //
-// A sequence puts its new tokens into a frame of its own, so that it has a budget and a centre of its own. It may see more
-// frames: earlier ones of a long prompt (docs/adr/0014), and those of a prefix that it shares (llama_memory_seq_cp, tokens of several
-// sequences, a loaded session).
-// A stream is one of llama.cpp's buffers of cells: one a sequence, or one for all (kv_unified).
+// A sequence puts its new tokens into a frame of its own, so that it has a budget and a centre of its own. It may see
+// more frames: earlier ones of a long prompt (docs/adr/0014), and those of a prefix that it shares
+// (llama_memory_seq_cp, tokens of several sequences, a loaded session). A stream is one of llama.cpp's buffers of
+// cells: one a sequence, or one for all (kv_unified).
 #pragma once
 
 #include <cstdint>
@@ -42,7 +42,8 @@ class Sequences {
   void clear();
   /// Calls f(frame) for every frame in use.
   void for_each_frame(const std::function<void(FrameId)>& f) const;
-  /// Frames whose last token went are free again; a sequence that then has none of its own goes on in the last one, if it alone sees that.
+  /// Frames whose last token went are free again; a sequence that then has none of its own goes on in the last one, if
+  /// it alone sees that.
   void drop_frames(const std::function<bool(FrameId)>& is_empty);
 
  private:

@@ -34,8 +34,10 @@ Identity identity_of(const Binding& binding) {
   std::vector<char> value(1 << 16);
   for (int32_t i = 0; i < llama_model_meta_count(model); ++i) {
     // Called by name: the preloaded library can only bind calls late, not addresses.
-    if (llama_model_meta_key_by_index(model, i, value.data(), value.size()) >= 0) all += std::string(value.data()) + "=";
-    if (llama_model_meta_val_str_by_index(model, i, value.data(), value.size()) >= 0) all += std::string(value.data()) + "\n";
+    if (llama_model_meta_key_by_index(model, i, value.data(), value.size()) >= 0)
+      all += std::string(value.data()) + "=";
+    if (llama_model_meta_val_str_by_index(model, i, value.data(), value.size()) >= 0)
+      all += std::string(value.data()) + "\n";
   }
   for (const uint64_t n : {llama_model_size(model), llama_model_n_params(model)}) all += std::to_string(n) + "\n";
   identity.fingerprint = session::hash(all);
@@ -103,7 +105,8 @@ Result<Loaded> verify(const Binding& binding, llama_seq_id sequence, std::span<c
       loaded.frames.push_back({int(section.a), section.b, stream, n_cells, std::move(frame).value()});
     }
   }
-  if (!has_identity || !has_stream) return Error{"of another kind (a whole context instead of a sequence, or the other way)"};
+  if (!has_identity || !has_stream)
+    return Error{"of another kind (a whole context instead of a sequence, or the other way)"};
   if (sequence != kAllSequences && loaded.sequences.size() > 1) return Error{"damaged (its sequences)"};
   for (const SavedSequence& s : loaded.sequences) {
     if (sequence == kAllSequences && !binding.sequences().valid(llama_seq_id(s.sequence))) {
@@ -127,8 +130,11 @@ Result<FrameNumbers> number_frames(Binding& binding, llama_seq_id sequence, bool
         continue;
       }
       // A part of a sequence (its sliding window) goes on in the sequence's own frame.
-      const bool in_place = partial && frame == s.own && sequences.own(to) != kMaxFrames && sequences.seen_by_others(sequences.own(to), to) == false;
-      const FrameId number = in_place ? sequences.own(to) : sequences.new_frame(to, frame == s.own && !(partial && sequences.own(to) != kMaxFrames));
+      const bool in_place = partial && frame == s.own && sequences.own(to) != kMaxFrames &&
+                            sequences.seen_by_others(sequences.own(to), to) == false;
+      const FrameId number =
+          in_place ? sequences.own(to)
+                   : sequences.new_frame(to, frame == s.own && !(partial && sequences.own(to) != kMaxFrames));
       if (number == kMaxFrames) return Error{"too many sequences share parts of the cache; use fewer"};
       numbers[frame] = number;
     }
@@ -136,7 +142,8 @@ Result<FrameNumbers> number_frames(Binding& binding, llama_seq_id sequence, bool
   return numbers;
 }
 
-Status install(Binding& binding, llama_seq_id sequence, bool partial, Loaded loaded, const std::map<int, std::vector<StreamCell>>& cells) {
+Status install(Binding& binding, llama_seq_id sequence, bool partial, Loaded loaded,
+               const std::map<int, std::vector<StreamCell>>& cells) {
   if (sequence == kAllSequences) {
     binding.clear();
   } else {
@@ -155,7 +162,8 @@ Status install(Binding& binding, llama_seq_id sequence, bool partial, Loaded loa
     for (const StreamCell& cell : here->second) {
       if (sequence != kAllSequences || cell.stream == frame.stream) mine.push_back(cell.cell);
     }
-    const Status status = binding.layers().at(frame.layer).cache->adopt_frame(number->second, std::move(frame.content), mine);
+    const Status status =
+        binding.layers().at(frame.layer).cache->adopt_frame(number->second, std::move(frame.content), mine);
     if (!status) return status;
   }
   return {};
@@ -205,7 +213,8 @@ Result<std::vector<uint8_t>> save_state(Binding& binding, llama_seq_id sequence,
         ByteWriter out(section.data);
         out.put(of_stream);
         out.put(uint32_t(mine.size()));
-        if (const Status status = layer->second.cache->save_frame(frame, cells_only(mine), section.data); !status) return Error{status.error()};
+        if (const Status status = layer->second.cache->save_frame(frame, cells_only(mine), section.data); !status)
+          return Error{status.error()};
       }
     }
     return session::pack(sections);
@@ -214,14 +223,17 @@ Result<std::vector<uint8_t>> save_state(Binding& binding, llama_seq_id sequence,
   }
 }
 
-Status load_state(Binding& binding, llama_seq_id sequence, llama_state_seq_flags flags, std::span<const uint8_t> bytes) {
-  if (sequence != kAllSequences && !binding.sequences().valid(sequence)) return Error{"for a sequence that this context does not have"};
+Status load_state(Binding& binding, llama_seq_id sequence, llama_state_seq_flags flags,
+                  std::span<const uint8_t> bytes) {
+  if (sequence != kAllSequences && !binding.sequences().valid(sequence))
+    return Error{"for a sequence that this context does not have"};
   try {
     auto loaded = verify(binding, sequence, bytes);
     if (!loaded) return Error{loaded.error()};
     if (const Status status = binding.forget_freed_cells(); !status) return status;
     const auto cells = write_state(binding.context(), sequence, flags, loaded.value().stream);
-    Status status = cells ? install(binding, sequence, flags & LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY, std::move(loaded).value(), cells.value())
+    Status status = cells ? install(binding, sequence, flags & LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY,
+                                    std::move(loaded).value(), cells.value())
                           : Error{cells.error()};
     if (status) return status;
     llama_memory_seq_rm(llama_get_memory(binding.context()), sequence, -1, -1);  // rather none than a part

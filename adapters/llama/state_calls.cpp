@@ -10,7 +10,9 @@ namespace mikv::llama {
 namespace {
 
 // States stay in the program's memory: llama.cpp's own on-device store would keep K and V rows, which are not there.
-llama_state_seq_flags in_memory(llama_state_seq_flags flags) { return flags & ~llama_state_seq_flags(LLAMA_STATE_SEQ_FLAGS_ON_DEVICE); }
+llama_state_seq_flags in_memory(llama_state_seq_flags flags) {
+  return flags & ~llama_state_seq_flags(LLAMA_STATE_SEQ_FLAGS_ON_DEVICE);
+}
 
 void print(const char* what, const std::string& why) { std::fprintf(stderr, "mikv: %s: %s\n", what, why.c_str()); }
 
@@ -34,7 +36,8 @@ size_t copy_state(Binding& binding, llama_seq_id sequence, llama_state_seq_flags
   const std::vector<uint8_t>& bytes = state_bytes(binding, sequence, flags);
   const size_t n = bytes.size();
   if (n > size) {
-    print("the state cannot be saved", "the buffer has " + std::to_string(size) + " bytes, the state " + std::to_string(n));
+    print("the state cannot be saved",
+          "the buffer has " + std::to_string(size) + " bytes, the state " + std::to_string(n));
     return 0;
   }
   std::copy(bytes.begin(), bytes.end(), to);
@@ -42,7 +45,8 @@ size_t copy_state(Binding& binding, llama_seq_id sequence, llama_state_seq_flags
   return n;
 }
 
-size_t take_state(Binding& binding, llama_seq_id sequence, llama_state_seq_flags flags, std::span<const uint8_t> bytes) {
+size_t take_state(Binding& binding, llama_seq_id sequence, llama_state_seq_flags flags,
+                  std::span<const uint8_t> bytes) {
   binding.saved_state() = {};
   const Status status = load_state(binding, sequence, in_memory(flags), bytes);
   if (status) return bytes.size();
@@ -58,7 +62,8 @@ size_t save_file(Binding& binding, llama_seq_id sequence, const char* path, std:
   return 0;
 }
 
-size_t load_file(Binding& binding, llama_seq_id sequence, const char* path, llama_token* tokens, size_t capacity, size_t* n_tokens) {
+size_t load_file(Binding& binding, llama_seq_id sequence, const char* path, llama_token* tokens, size_t capacity,
+                 size_t* n_tokens) {
   binding.saved_state() = {};
   const auto refuse = [&](const std::string& why) {
     print("the session cannot be loaded", why);

@@ -19,6 +19,7 @@ size_t take_state(Binding& binding, llama_seq_id sequence, llama_state_seq_flags
 /// Bytes of the file.
 size_t save_file(Binding& binding, llama_seq_id sequence, const char* path, std::span<const llama_token> tokens);
 /// Without `tokens` only their number is told, as llama.cpp does.
-size_t load_file(Binding& binding, llama_seq_id sequence, const char* path, llama_token* tokens, size_t capacity, size_t* n_tokens);
+size_t load_file(Binding& binding, llama_seq_id sequence, const char* path, llama_token* tokens, size_t capacity,
+                 size_t* n_tokens);
 
 }  // namespace mikv::llama

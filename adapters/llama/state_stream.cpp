@@ -35,7 +35,8 @@ Error no_memory() { return Error{"out of memory for the state of the context; us
 
 Result<StateStream> read_state(llama_context* context, llama_seq_id sequence, llama_state_seq_flags flags) {
   const bool all = sequence == kAllSequences;
-  const size_t size = all ? MIKV_NEXT(llama_state_get_size)(context) : MIKV_NEXT(llama_state_seq_get_size_ext)(context, sequence, flags);
+  const size_t size = all ? MIKV_NEXT(llama_state_get_size)(context)
+                          : MIKV_NEXT(llama_state_seq_get_size_ext)(context, sequence, flags);
   if (size == 0) return Error{"llama.cpp could not tell the size of its state"};
   const Reservation memory(size);
   if (!memory.data()) return no_memory();
@@ -48,7 +49,8 @@ Result<StateStream> read_state(llama_context* context, llama_seq_id sequence, ll
   const uint8_t* at = memory.data();
   for (const CellCapture::Hole& hole : capture.holes()) {
     state.words.insert(state.words.end(), at, hole.at);
-    if (!state.holes.empty() && state.holes.back().offset + state.holes.back().size == uint64_t(hole.at - memory.data())) {
+    if (!state.holes.empty() &&
+        state.holes.back().offset + state.holes.back().size == uint64_t(hole.at - memory.data())) {
       state.holes.back().size += hole.size;
     } else {
       state.holes.push_back({uint64_t(hole.at - memory.data()), hole.size});
@@ -73,9 +75,9 @@ Result<std::map<int, std::vector<StreamCell>>> write_state(llama_context* contex
   }
   std::memcpy(memory.data() + at, words, state.size - at);
   CellCapture capture;
-  const size_t read = sequence == kAllSequences
-                          ? MIKV_NEXT(llama_state_set_data)(context, memory.data(), state.size)
-                          : MIKV_NEXT(llama_state_seq_set_data_ext)(context, memory.data(), state.size, sequence, flags);
+  const size_t read = sequence == kAllSequences ? MIKV_NEXT(llama_state_set_data)(context, memory.data(), state.size)
+                                                : MIKV_NEXT(llama_state_seq_set_data_ext)(context, memory.data(),
+                                                                                          state.size, sequence, flags);
   if (read != state.size) return Error{"llama.cpp could not take the state (is there room for its tokens?)"};
   return capture.cells();
 }

@@ -1,5 +1,5 @@
-// llama.cpp's own words for the state of a context: which cells hold which token of which sequence, and what recurrent layers
-// remember. K and V are not in them (cell_capture.hpp).
+// llama.cpp's own words for the state of a context: which cells hold which token of which sequence, and what recurrent
+// layers remember. K and V are not in them (cell_capture.hpp).
 #pragma once
 
 #include <cstdint>
@@ -8,8 +8,8 @@
 
 #include "cell_capture.hpp"
 #include "llama.h"
-#include "session/saved_context.hpp"
 #include "mikv/result.hpp"
+#include "session/saved_context.hpp"
 
 namespace mikv::llama {
 

@@ -66,7 +66,8 @@ Result<StepPlan> StepPlan::make(const BatchRecord& batch, Sequences& sequences, 
     }
   }
   for (const auto& [token, sequence] : batch.shared) {
-    if (!sequences.valid(sequence)) return Error{"sequence " + std::to_string(sequence) + " of the batch is out of range"};
+    if (!sequences.valid(sequence))
+      return Error{"sequence " + std::to_string(sequence) + " of the batch is out of range"};
     if (!mixed_up) plan.shared_.emplace_back(batch.tokens[token].sequence, sequence);
   }
   plan.share(sequences);
@@ -102,8 +103,8 @@ void StepPlan::share(Sequences& sequences) {
   if (sequences.unified()) group(sequences);
 }
 
-// Frames that several sequences see are attended in one call: two calls must not touch the same frame. A call takes rows
-// that stand together; where they do not, one call takes all.
+// Frames that several sequences see are attended in one call: two calls must not touch the same frame. A call takes
+// rows that stand together; where they do not, one call takes all.
 void StepPlan::group(const Sequences& sequences) {
   groups_.clear();
   for (Run& run : runs_) {

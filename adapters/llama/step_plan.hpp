@@ -20,24 +20,26 @@ class StepPlan {
     llama_seq_id sequence = 0;
     FrameId frame = 0;
     uint32_t group = 0;  ///< index of frames_of_group()
-    /// The prompt is over: every token of the sequence in the batch wants logits. More than one is a draft to be verified,
-    /// part of which may be taken back.
+    /// The prompt is over: every token of the sequence in the batch wants logits. More than one is a draft to be
+    /// verified, part of which may be taken back.
     bool generates = false;
-    bool single = false;  ///< one token of its sequence
+    bool single = false;      ///< one token of its sequence
     uint32_t n_streamed = 0;  ///< streamed_tokens() of the sequence as the step begins
-    bool may_end = false;  ///< the sequence's last token in the batch wants logits: if it was a prompt, this may have been its end
+    bool may_end =
+        false;  ///< the sequence's last token in the batch wants logits: if it was a prompt, this may have been its end
   };
 
   StepPlan() = default;
-  /// Makes frames in `sequences` where needed. `in_order`: llama.cpp takes the tokens of a unified cache in the order of the
-  /// batch; where it does not (hybrid models), they cannot be told apart and share the frame of sequence 0.
+  /// Makes frames in `sequences` where needed. `in_order`: llama.cpp takes the tokens of a unified cache in the order
+  /// of the batch; where it does not (hybrid models), they cannot be told apart and share the frame of sequence 0.
   /// Error: there are no more frames, or a sequence is out of range.
   static Result<StepPlan> make(const BatchRecord& batch, Sequences& sequences, bool in_order);
 
   struct Move {
     FrameId from, to;
   };
-  /// Prompts, or pieces of one, of kFirstTokens or more go to another frame where is_full(theirs), if there is one left.
+  /// Prompts, or pieces of one, of kFirstTokens or more go to another frame where is_full(theirs), if there is one
+  /// left.
   std::vector<Move> move_on(Sequences& sequences, const std::function<bool(FrameId)>& is_full);
 
   /// Sets Run::n_streamed of the runs that are parts of a prompt.

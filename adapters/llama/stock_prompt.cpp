@@ -1,5 +1,6 @@
-// llama.cpp's own state of our context names the cells and has holes where the rows of K and V would be, 16-bit floats. The same state
-// with rows of the other type in them, and that type in front of them, is what a context of that type loads.
+// llama.cpp's own state of our context names the cells and has holes where the rows of K and V would be, 16-bit floats.
+// The same state with rows of the other type in them, and that type in front of them, is what a context of that type
+// loads.
 #include "stock_prompt.hpp"
 
 #include <cstdlib>
@@ -35,8 +36,8 @@ void append(std::vector<uint8_t>& to, const T* items, size_t n) {
   to.insert(to.end(), bytes, bytes + n * sizeof(T));
 }
 
-// llama.cpp rotates what it quantises (llama_kv_cache::build_input_k_rot, build_input_v_rot): the largest block that divides a key, blocks
-// of 64 of a value. Channels that are rotated together; 0: it does not.
+// llama.cpp rotates what it quantises (llama_kv_cache::build_input_k_rot, build_input_v_rot): the largest block that
+// divides a key, blocks of 64 of a value. Channels that are rotated together; 0: it does not.
 uint32_t rotated_block(ggml_type type, uint32_t head_dim, bool keys) {
   constexpr uint32_t kSmallest = 64;
   const char* disabled = std::getenv("LLAMA_ATTN_ROT_DISABLE");
@@ -47,7 +48,8 @@ uint32_t rotated_block(ggml_type type, uint32_t head_dim, bool keys) {
 // Rows of halves, all heads of a token, in the other type.
 class RowEncoder {
  public:
-  RowEncoder(ggml_type type, size_t n_elements, uint32_t rotated_block) : type_(type), block_(rotated_block), floats_(n_elements) {}
+  RowEncoder(ggml_type type, size_t n_elements, uint32_t rotated_block)
+      : type_(type), block_(rotated_block), floats_(n_elements) {}
 
   RowsHeader header() const { return {type_, ggml_row_size(type_, int64_t(floats_.size()))}; }
 
@@ -68,7 +70,8 @@ class RowEncoder {
 };
 
 // All that a layer has staged, as halves by cell; the number of tokens.
-uint64_t read_layer(const Layer& layer, const Sequences& sequences, std::vector<uint16_t>& k, std::vector<uint16_t>& v) {
+uint64_t read_layer(const Layer& layer, const Sequences& sequences, std::vector<uint16_t>& k,
+                    std::vector<uint16_t>& v) {
   const LayerShape& shape = layer.cache->shape();
   const size_t k_row = size_t{shape.n_kv_heads} * shape.head_dim_k, v_row = size_t{shape.n_kv_heads} * shape.head_dim_v;
   k.resize(layer.cells_per_stream * k_row);
@@ -83,7 +86,8 @@ uint64_t read_layer(const Layer& layer, const Sequences& sequences, std::vector<
 
 bool has_one_plain_cache(const llama_model* model) {
   const llama_rope_type rope = llama_model_rope_type(model);
-  return !llama_model_n_swa(model) && !llama_model_is_hybrid(model) && rope != LLAMA_ROPE_TYPE_MROPE && rope != LLAMA_ROPE_TYPE_IMROPE;
+  return !llama_model_n_swa(model) && !llama_model_is_hybrid(model) && rope != LLAMA_ROPE_TYPE_MROPE &&
+         rope != LLAMA_ROPE_TYPE_IMROPE;
 }
 
 Result<std::vector<uint8_t>> state_of_type(Binding& binding, ggml_type type) {
@@ -93,7 +97,9 @@ Result<std::vector<uint8_t>> state_of_type(Binding& binding, ggml_type type) {
   const auto& holes = state.value().holes;
   const size_t n_layers = binding.layers().size();
   if (!has_one_plain_cache(llama_get_model(binding.context())) || holes.size() != 2 * n_layers) {
-    return Error{"llama:TYPE:prefill=exact needs a model with one KV cache of plain positions; use llama:TYPE, which reads the prompt by itself"};
+    return Error{
+        "llama:TYPE:prefill=exact needs a model with one KV cache of plain positions; use llama:TYPE, which reads the "
+        "prompt by itself"};
   }
   std::vector<uint8_t> bytes;
   std::vector<uint16_t> k, v;
@@ -109,9 +115,12 @@ Result<std::vector<uint8_t>> state_of_type(Binding& binding, ggml_type type) {
     const size_t n_elements = size_t{shape.n_kv_heads} * head_dim, row_bytes = n_elements * sizeof(uint16_t);
 
     const uint64_t n_words = holes[hole].offset - at;
-    const RowsHeader found = n_words < RowsHeader::kBytes ? RowsHeader{-1, 0} : RowsHeader::read(words + n_words - RowsHeader::kBytes);
+    const RowsHeader found =
+        n_words < RowsHeader::kBytes ? RowsHeader{-1, 0} : RowsHeader::read(words + n_words - RowsHeader::kBytes);
     if (found.type != GGML_TYPE_F16 || found.row_bytes != row_bytes || holes[hole].size != cells.size() * row_bytes) {
-      return Error{"llama.cpp writes its state in a form that mikv does not know; use the llama.cpp version that mikv is built for"};
+      return Error{
+          "llama.cpp writes its state in a form that mikv does not know; use the llama.cpp version that mikv is built "
+          "for"};
     }
     RowEncoder encoder(type, n_elements, rotated_block(type, head_dim, keys));
     const RowsHeader header = encoder.header();
@@ -122,7 +131,8 @@ Result<std::vector<uint8_t>> state_of_type(Binding& binding, ggml_type type) {
     at = holes[hole].offset + holes[hole].size;
 
     if (read_layer(layer->second, binding.sequences(), k, v) != cells.size()) {
-      return Error{"a prompt that is compressed already cannot be copied to a context of llama.cpp; copy it before its end"};
+      return Error{
+          "a prompt that is compressed already cannot be copied to a context of llama.cpp; copy it before its end"};
     }
     const size_t begin = bytes.size();
     bytes.resize(begin + cells.size() * header.row_bytes);
@@ -143,7 +153,8 @@ Status copy_prompt(llama_context* from, llama_context* to, ggml_type type) {
     const auto state = state_of_type(*binding, type);
     if (!state) return Error{state.error()};
     llama_memory_clear(llama_get_memory(to), false);
-    if (llama_state_seq_set_data_ext(to, state.value().data(), state.value().size(), 0, 0) == state.value().size()) return {};
+    if (llama_state_seq_set_data_ext(to, state.value().data(), state.value().size(), 0, 0) == state.value().size())
+      return {};
     return Error{"llama.cpp did not take the prompt (is its context as large?)"};
   } catch (const std::bad_alloc&) {
     return Error{"out of memory for a copy of the prompt; use fewer caches at once or a shorter context"};

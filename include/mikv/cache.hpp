@@ -32,7 +32,8 @@ struct LayerShape {
   bool operator==(const LayerShape&) const = default;
 };
 
-/// Rotary position embedding of a layer's keys (arXiv 2104.09864): the key at position p has pair i turned by angles[i] * p radians.
+/// Rotary position embedding of a layer's keys (arXiv 2104.09864): the key at position p has pair i turned by angles[i]
+/// * p radians.
 struct Rope {
   std::vector<float> angles;  ///< a position; half as many as channels that turn
   bool adjacent = false;      ///< pair i is channels 2i and 2i + 1; else i and i + angles.size()
@@ -45,41 +46,43 @@ struct Rope {
 /// Additive mask, one row a query token: element [t][cell] is added to the logit; -inf hides the cell.
 struct Mask {
   enum class Type : uint8_t { none, f16, f32 };
-  Type type = Type::none;         ///< none: every cell is visible to every query
-  const void* data = nullptr;     ///< borrowed
-  size_t row_stride_bytes = 0;    ///< from token t to t+1
-  uint32_t n_cells = 0;           ///< columns; cells from here on are hidden
+  Type type = Type::none;       ///< none: every cell is visible to every query
+  const void* data = nullptr;   ///< borrowed
+  size_t row_stride_bytes = 0;  ///< from token t to t+1
+  uint32_t n_cells = 0;         ///< columns; cells from here on are hidden
 };
 
-/// What engines should wait for, before they have a context compressed. Centres and balancers of fewer tokens than this describe those
-/// tokens, and hold as long as the context does: frozen on the first 16 of 512 tokens the divergence was eleven times this one's
-/// (docs/adr/0002).
+/// What engines should wait for, before they have a context compressed. Centres and balancers of fewer tokens than this
+/// describe those tokens, and hold as long as the context does: frozen on the first 16 of 512 tokens the divergence was
+/// eleven times this one's (docs/adr/0002).
 inline constexpr uint32_t kFirstTokens = 256;
 
-/// The same for a prompt that is compressed as it is read. Of 256 tokens the divergence at its end was 1.8 times that of exact prefill, of
-/// these 1.04 (2,048 tokens, docs/frontier.md).
+/// The same for a prompt that is compressed as it is read. Of 256 tokens the divergence at its end was 1.8 times that
+/// of exact prefill, of these 1.04 (2,048 tokens, docs/frontier.md).
 inline constexpr uint32_t kFirstStreamedTokens = 1024;
 
-/// How many tokens of such a prompt should wait in f16 when n_compressed of its tokens are compressed already, in a context of max_cells
-/// tokens: as many as leave both together no larger than kStreamedTokens in f16, or than half of the context if that is smaller, and
-/// kFirstStreamedTokens at least. What a prompt's later tokens read is exact that much longer (docs/adr/0014).
+/// How many tokens of such a prompt should wait in f16 when n_compressed of its tokens are compressed already, in a
+/// context of max_cells tokens: as many as leave both together no larger than kStreamedTokens in f16, or than half of
+/// the context if that is smaller, and kFirstStreamedTokens at least. What a prompt's later tokens read is exact that
+/// much longer (docs/adr/0014).
 inline constexpr uint32_t kStreamedTokens = 3584;
 uint32_t streamed_tokens(const Spec& spec, uint64_t max_cells, uint64_t n_compressed);
 
-/// And how many tokens of a prompt that is compressed as it is read engines should put into one frame. RoPE turns keys away from the
-/// coordinates that were frozen on a frame's first tokens; a frame costs each KV head about as much as 16 tokens (docs/adr/0014).
+/// And how many tokens of a prompt that is compressed as it is read engines should put into one frame. RoPE turns keys
+/// away from the coordinates that were frozen on a frame's first tokens; a frame costs each KV head about as much as 16
+/// tokens (docs/adr/0014).
 inline constexpr uint32_t kFrameTokens = 2048;
 
 struct AttendArgs {
-  const float* q = nullptr;  ///< [n_tokens][n_heads][head_dim_k], channels contiguous; RoPE applied
-  size_t q_token_stride = 0; ///< in floats
-  size_t q_head_stride = 0;  ///< in floats
-  float* out = nullptr;      ///< [n_tokens][n_heads][head_dim_v], channels contiguous; written
+  const float* q = nullptr;   ///< [n_tokens][n_heads][head_dim_k], channels contiguous; RoPE applied
+  size_t q_token_stride = 0;  ///< in floats
+  size_t q_head_stride = 0;   ///< in floats
+  float* out = nullptr;       ///< [n_tokens][n_heads][head_dim_v], channels contiguous; written
   size_t out_token_stride = 0;
   size_t out_head_stride = 0;
   uint32_t n_tokens = 0;
   float scale = 1.0f;
-  float softcap = 0.0f;                ///< logits become softcap * tanh(logit / softcap); 0: off
+  float softcap = 0.0f;  ///< logits become softcap * tanh(logit / softcap); 0: off
   Mask mask;
   const float* mask_slopes = nullptr;  ///< [n_heads] factor on the mask (ALiBi), or null for 1
   const float* sinks = nullptr;        ///< [n_heads] attention-sink logits, or null
@@ -91,14 +94,15 @@ struct AttendArgs {
 
 /// Bytes by what they hold. Everything allocated for live data is in one of them.
 struct MemoryUsage {
-  uint64_t staged = 0;   ///< payload not compressed yet, f16 or 8 bits (stage_in_bytes), and the whole of an uncompressed cache
-  uint64_t hi = 0;       ///< codes of the hi tier
-  uint64_t lo = 0;       ///< codes of the lo tier
-  uint64_t scales = 0;   ///< scales and zeros of both tiers
-  uint64_t ids = 0;      ///< cell ids and the bitmap of live cells
-  uint64_t scores = 0;   ///< importance scores and arrival numbers
-  uint64_t frames = 0;   ///< balancers, centres, query statistics
-  uint64_t slack = 0;    ///< allocated, not in use: unused slots of open blocks, growth reserve
+  uint64_t staged =
+      0;  ///< payload not compressed yet, f16 or 8 bits (stage_in_bytes), and the whole of an uncompressed cache
+  uint64_t hi = 0;          ///< codes of the hi tier
+  uint64_t lo = 0;          ///< codes of the lo tier
+  uint64_t scales = 0;      ///< scales and zeros of both tiers
+  uint64_t ids = 0;         ///< cell ids and the bitmap of live cells
+  uint64_t scores = 0;      ///< importance scores and arrival numbers
+  uint64_t frames = 0;      ///< balancers, centres, query statistics
+  uint64_t slack = 0;       ///< allocated, not in use: unused slots of open blocks, growth reserve
   uint64_t n_elements = 0;  ///< elements of K and V that live cells stand for (evicted ones included)
   uint64_t n_staged_tokens = 0, n_hi_tokens = 0, n_lo_tokens = 0, n_evicted_tokens = 0;  ///< summed over KV heads
 
@@ -114,8 +118,8 @@ struct StoredToken {
   Cell cell = 0;
   TierName tier = TierName::staged;
   float score = 0.0f;
-  std::vector<float> k;  ///< [head_dim_k]; empty if evicted
-  std::vector<float> v;  ///< [head_dim_v]; empty if evicted
+  std::vector<float> k;        ///< [head_dim_k]; empty if evicted
+  std::vector<float> v;        ///< [head_dim_v]; empty if evicted
   std::vector<float> k_error;  ///< [head_dim_k] expected squared error that attention makes up for; empty: none
 };
 
@@ -157,8 +161,10 @@ class LoadedFrame {
 class LayerCache {
  public:
   /// Errors: a shape out of range; a spec whose group does not divide the head dimension.
-  /// max_cells: cells are below it, kMaxCells at most. Up to 65,536 their numbers are stored in two bytes instead of four.
-  static Result<std::unique_ptr<LayerCache>> create(const LayerShape& shape, const Spec& spec, uint32_t max_cells = kMaxCells);
+  /// max_cells: cells are below it, kMaxCells at most. Up to 65,536 their numbers are stored in two bytes instead of
+  /// four.
+  static Result<std::unique_ptr<LayerCache>> create(const LayerShape& shape, const Spec& spec,
+                                                    uint32_t max_cells = kMaxCells);
   ~LayerCache();
   LayerCache(const LayerCache&) = delete;
   LayerCache& operator=(const LayerCache&) = delete;
@@ -166,16 +172,18 @@ class LayerCache {
   const LayerShape& shape() const;
   const Spec& spec() const;
 
-  /// Tells how keys turn with their position, so that coordinates of lo=mixed that are frozen on a prompt hold for what follows it too
-  /// (src/policy/rope_forecast.hpp). For frames that are not frozen yet. Errors: more channels than a key has, an angle that is not finite.
+  /// Tells how keys turn with their position, so that coordinates of lo=mixed that are frozen on a prompt hold for what
+  /// follows it too (src/policy/rope_forecast.hpp). For frames that are not frozen yet. Errors: more channels than a
+  /// key has, an angle that is not finite.
   Status set_rope(Rope rope);
 
   /// Stores K and V of n tokens in `frame`, replacing what those cells held before.
   /// k: row t at k + t*k_stride floats, [n_kv_heads][head_dim_k] contiguous; v the same with head_dim_v.
-  /// Errors: a cell >= max_cells or named twice, a frame >= kMaxFrames, out of memory. Nothing is stored then; out of memory, the
-  /// cells hold nothing.
-  /// A non-finite element is stored as the nearest finite f16 (NaN as 0), so that one bad token cannot poison a group.
-  Status put(FrameId frame, std::span<const Cell> cells, const float* k, size_t k_stride, const float* v, size_t v_stride);
+  /// Errors: a cell >= max_cells or named twice, a frame >= kMaxFrames, out of memory. Nothing is stored then; out of
+  /// memory, the cells hold nothing. A non-finite element is stored as the nearest finite f16 (NaN as 0), so that one
+  /// bad token cannot poison a group.
+  Status put(FrameId frame, std::span<const Cell> cells, const float* k, size_t k_stride, const float* v,
+             size_t v_stride);
 
   /// put() in two steps, for engines that hand over K and V apart and from several threads: stage() reserves the cells
   /// once, then write_k / write_v fill the tokens of the last stage() of the frame, each thread its share.
@@ -184,23 +192,25 @@ class LayerCache {
   void write_v(FrameId frame, const float* v, size_t v_stride, uint32_t thread = 0, uint32_t n_threads = 1);
 
   /// out = softmax(scale * q.k + mask) v over the cells of the frames that the mask admits (design section 4).
-  /// A query that sees no cell gets zeros. Collective: each of n_threads threads calls it with its own number and the same
-  /// args and workspace; out is complete when all have returned, and the next call on this layer may start only then.
+  /// A query that sees no cell gets zeros. Collective: each of n_threads threads calls it with its own number and the
+  /// same args and workspace; out is complete when all have returned, and the next call on this layer may start only
+  /// then.
   Status attend(const AttendArgs& args, Workspace& workspace, uint32_t thread = 0, uint32_t n_threads = 1);
 
   /// Several calls at once, one for each stream of a batch. Their frames must be disjoint.
   Status attend(std::span<const AttendArgs> calls, Workspace& workspace, uint32_t thread = 0, uint32_t n_threads = 1);
 
-  /// Compresses what is staged: freezes the frame if it has none, moves tokens to hi, demotes to lo down to the budget. A KV head that
-  /// has nothing compressed yet waits until `from` tokens are staged, and for 16 where its frame is to be frozen.
+  /// Compresses what is staged: freezes the frame if it has none, moves tokens to hi, demotes to lo down to the budget.
+  /// A KV head that has nothing compressed yet waits until `from` tokens are staged, and for 16 where its frame is to
+  /// be frozen.
   Status commit(FrameId frame, uint32_t from = 0);
   Status commit_all(uint32_t from = 0);
 
-  /// Gives bits to the KV heads, of one model's layers under one spec of mixed bits, whose errors count more by the latest queries, and
-  /// takes them from the others: as many on average as the spec says, which one head by itself may have to round down. Without queries
-  /// they keep what they have: the spec's, or what continue_frame() gave them. For a prompt that the next commit() will compress; a frame
-  /// that is frozen keeps its bits, and one without such a call has the spec's in each head. Takes about 2 % of a prefill's time.
-  /// Errors: out of memory; nothing changes then.
+  /// Gives bits to the KV heads, of one model's layers under one spec of mixed bits, whose errors count more by the
+  /// latest queries, and takes them from the others: as many on average as the spec says, which one head by itself may
+  /// have to round down. Without queries they keep what they have: the spec's, or what continue_frame() gave them. For
+  /// a prompt that the next commit() will compress; a frame that is frozen keeps its bits, and one without such a call
+  /// has the spec's in each head. Takes about 2 % of a prefill's time. Errors: out of memory; nothing changes then.
   static Status share_bits(std::span<LayerCache* const> layers, FrameId frame, uint32_t n_threads = 1);
   /// Among the heads of this layer alone.
   Status share_bits(FrameId frame) {
@@ -208,32 +218,36 @@ class LayerCache {
     return share_bits(std::span(&self, 1), frame);
   }
 
-  /// `next`, which holds no tokens, is to hold what follows those of `frame`. The places in hi for recent tokens (importance=h2o) pass on to
-  /// it, with all that `frame` itself had got so: of one text, as many are recent however many frames it has. Until queries of its own say
-  /// otherwise, its KV heads have the bits that theirs have (docs/adr/0014). Errors: `next` holds tokens; out of memory, some heads of
-  /// `next` may then have no such places.
+  /// `next`, which holds no tokens, is to hold what follows those of `frame`. The places in hi for recent tokens
+  /// (importance=h2o) pass on to it, with all that `frame` itself had got so: of one text, as many are recent however
+  /// many frames it has. Until queries of its own say otherwise, its KV heads have the bits that theirs have
+  /// (docs/adr/0014). Errors: `next` holds tokens; out of memory, some heads of `next` may then have no such places.
   Status continue_frame(FrameId frame, FrameId next);
 
-  /// What memory_usage() grows by, at most, when n_tokens more are put into `frame`, and what is needed besides for a moment.
-  /// compressed: they and what is staged are committed, n_at_once tokens after their put; else they stay staged.
+  /// What memory_usage() grows by, at most, when n_tokens more are put into `frame`, and what is needed besides for a
+  /// moment. compressed: they and what is staged are committed, n_at_once tokens after their put; else they stay
+  /// staged.
   struct Growth {
     int64_t lasting = 0;
     uint64_t transient = 0;
   };
   Growth growth(FrameId frame, uint32_t n_tokens, uint32_t n_at_once, bool compressed) const;
 
-  /// Makes what is stored, and what will be, smaller: hi holds floor(keep*S) of S tokens from now on, lo has `bits` (of `mixed`
-  /// on average, else 2, 3 or 4) where that is less than it has. Needs next to no memory: tokens are encoded anew in place.
-  /// spec() tells what holds afterwards. Errors: out of memory, some heads may have been done then; a call that repeats it goes on.
+  /// Makes what is stored, and what will be, smaller: hi holds floor(keep*S) of S tokens from now on, lo has `bits` (of
+  /// `mixed` on average, else 2, 3 or 4) where that is less than it has. Needs next to no memory: tokens are encoded
+  /// anew in place. spec() tells what holds afterwards. Errors: out of memory, some heads may have been done then; a
+  /// call that repeats it goes on.
   Status lower(double keep, double bits);
 
-  /// Gives back the memory that the frame has reserved for tokens to come, 3 to 5 % of what it takes: for sequences that rest.
+  /// Gives back the memory that the frame has reserved for tokens to come, 3 to 5 % of what it takes: for sequences
+  /// that rest.
   void trim(FrameId frame);
 
-  /// From now on, or no longer: as soon as 16 tokens of a frame are staged they have 8 bits an element instead of 16, encoded anew in place,
-  /// and so have those to come until the next commit; what attention reads differs little. For engines that would have to commit a prompt
-  /// before its end for want of room. What has bytes keeps them. Not where something is compressed already, or neither tier of the spec has
-  /// codes. Where memory for it runs out, tokens stay as they are.
+  /// From now on, or no longer: as soon as 16 tokens of a frame are staged they have 8 bits an element instead of 16,
+  /// encoded anew in place, and so have those to come until the next commit; what attention reads differs little. For
+  /// engines that would have to commit a prompt before its end for want of room. What has bytes keeps them. Not where
+  /// something is compressed already, or neither tier of the spec has codes. Where memory for it runs out, tokens stay
+  /// as they are.
   void stage_in_bytes(bool on);
 
   /// Forgets cells, wherever they are. Unknown cells are no error.
@@ -243,37 +257,38 @@ class LayerCache {
   /// Forgets every cell of the frame that is not in `live`: bit c % 64 of word c / 64 is cell c.
   void retain(FrameId frame, std::span<const uint64_t> live);
 
-  /// Of one KV head, up to 16 at a time: keys[cells.size()][head_dim_k] in the engine's coordinates. Bit i of the result: what was left in
-  /// row i is stored instead of what was there.
+  /// Of one KV head, up to 16 at a time: keys[cells.size()][head_dim_k] in the engine's coordinates. Bit i of the
+  /// result: what was left in row i is stored instead of what was there.
   using VisitKeys = std::function<uint32_t(std::span<const Cell> cells, uint32_t kv_head, std::span<float> keys)>;
-  /// Visits every stored key of the frame; what is changed stays in its tier, and values stay as they are. For engines that rotate keys to
-  /// other positions. Threads of one call share the heads. Slow; allocates nothing.
+  /// Visits every stored key of the frame; what is changed stays in its tier, and values stay as they are. For engines
+  /// that rotate keys to other positions. Threads of one call share the heads. Slow; allocates nothing.
   void visit_keys(FrameId frame, const VisitKeys& visit, uint32_t thread = 0, uint32_t n_threads = 1);
 
-  /// Copies what the frame has staged as halves in the engine's coordinates, which is everything under an uncompressed spec
-  /// (Spec::uncompressed): KV head h of cell c goes to k + c * k_stride + h * head_dim_k, and to v alike. Strides in halves.
+  /// Copies what the frame has staged as halves in the engine's coordinates, which is everything under an uncompressed
+  /// spec (Spec::uncompressed): KV head h of cell c goes to k + c * k_stride + h * head_dim_k, and to v alike. Strides
+  /// in halves.
   void read_f16(FrameId frame, uint16_t* k, size_t k_stride, uint16_t* v, size_t v_stride) const;
 
-  uint64_t n_cells(FrameId frame) const;    ///< live cells, evicted ones included
-  uint64_t n_staged(FrameId frame) const;   ///< tokens that commit would compress
+  uint64_t n_cells(FrameId frame) const;   ///< live cells, evicted ones included
+  uint64_t n_staged(FrameId frame) const;  ///< tokens that commit would compress
   MemoryUsage memory_usage() const;
   uint64_t bytes_used() const { return memory_usage().total(); }
 
-  /// Appends to `to`, as bytes, what the frame holds of cells[0], cells[1], ...: the tiers as they are stored, nothing decoded
-  /// (format: src/session/frame_format.hpp). Errors: an unused frame, out of memory.
+  /// Appends to `to`, as bytes, what the frame holds of cells[0], cells[1], ...: the tiers as they are stored, nothing
+  /// decoded (format: src/session/frame_format.hpp). Errors: an unused frame, out of memory.
   Status save_frame(FrameId frame, std::span<const Cell> cells, std::vector<uint8_t>& to) const;
-  /// Reads bytes that save_frame() of a cache of the same shape and spec wrote for n_cells cells. Bytes may be hostile; nothing
-  /// of the cache changes. Errors: damaged bytes, out of memory.
+  /// Reads bytes that save_frame() of a cache of the same shape and spec wrote for n_cells cells. Bytes may be hostile;
+  /// nothing of the cache changes. Errors: damaged bytes, out of memory.
   Result<LoadedFrame> load_frame(std::span<const uint8_t> bytes, uint32_t n_cells) const;
-  /// Makes `loaded` the content of `frame`; cells[i] is the new number of the i-th cell that was saved. The cells must be in
-  /// no other frame that is attended together with this one.
+  /// Makes `loaded` the content of `frame`; cells[i] is the new number of the i-th cell that was saved. The cells must
+  /// be in no other frame that is attended together with this one.
   Status adopt_frame(FrameId frame, LoadedFrame loaded, std::span<const Cell> cells);
   /// The content of `from` in `to` as well, under the same cell numbers.
   Status copy_frame(FrameId from, FrameId to);
 
   /// A copy of a cache in which nothing was compressed yet, to be compressed under another spec: how several policies
-  /// start from one exact prefill. Errors: something was compressed already; the new spec needs importance scores or query
-  /// statistics that this one's spec did not record.
+  /// start from one exact prefill. Errors: something was compressed already; the new spec needs importance scores or
+  /// query statistics that this one's spec did not record.
   Result<std::unique_ptr<LayerCache>> clone(const Spec& spec) const;
 
   /// What KV head `kv_head` holds of `frame`, decoded; slow. For tests, the reference and inspection.
@@ -286,8 +301,8 @@ class LayerCache {
   std::unique_ptr<Impl> impl_;
 };
 
-/// Whether a prompt that goes on after this frame should do so in another one (LayerCache::continue_frame): it has n_tokens, of which some
-/// are compressed, under a spec whose frames have coordinates of their own (docs/adr/0014).
+/// Whether a prompt that goes on after this frame should do so in another one (LayerCache::continue_frame): it has
+/// n_tokens, of which some are compressed, under a spec whose frames have coordinates of their own (docs/adr/0014).
 bool is_full(const LayerCache& cache, FrameId frame, uint32_t n_tokens = kFrameTokens);
 
 /// Attention as the formula says, in double precision over dump(): the oracle of every kernel. Same arguments as

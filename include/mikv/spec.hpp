@@ -10,19 +10,20 @@
 
 namespace mikv {
 
-/// How a tier stores its elements. `evict` stores nothing (lo tier only): the token is lost, as in H2O. `mixed` gives every 16
-/// channels of a head 1 to 6 bits by their importance, as trellis codes (lo tier only; src/codec/trellis.hpp).
+/// How a tier stores its elements. `evict` stores nothing (lo tier only): the token is lost, as in H2O. `mixed` gives
+/// every 16 channels of a head 1 to 6 bits by their importance, as trellis codes (lo tier only; src/codec/trellis.hpp).
 enum class Format : uint8_t { evict, mixed, int2, int3, int4, int8, f16 };
 
 /// Which tokens an importance policy keeps in the hi tier.
 ///  full      all of them
-///  h2o       the most recent, and the heaviest by accumulated attention; `recent` divides the budget (arXiv 2306.14048)
+///  h2o       the most recent, and the heaviest by accumulated attention; `recent` divides hi (arXiv 2306.14048)
 ///  window    the most recent
 ///  streaming the first `sinks` tokens and the most recent (arXiv 2309.17453)
 ///  random    a random subset, from `seed`: the control
 enum class Importance : uint8_t { full, h2o, window, streaming, random };
 
-/// When a prompt is compressed: once at its end (exact attention meanwhile), or after every chunk (bounded peak memory).
+/// When a prompt is compressed: once at its end (exact attention meanwhile), or after every chunk (bounded peak
+/// memory).
 enum class Prefill : uint8_t { exact, streaming };
 
 /// Number of channels that share a scale and a zero (Eq. 1 of MiKV). Always a divisor of the head dimension.
@@ -43,15 +44,17 @@ struct Spec {
   double keep = 0.08;  ///< share of the tokens in the hi tier, 0..1: hi holds floor(keep * S) of S tokens
   Format hi = Format::int8;
   Format lo = Format::mixed;
-  double bits = 2.7;  ///< of `mixed`: bits an element of the lo tier on average over K and V, cell ids and scales included
+  double bits =
+      2.7;  ///< of `mixed`: bits an element of the lo tier on average over K and V, cell ids and scales included
   GroupSize group{GroupSize::Kind::head, 0};
-  bool balancer = true;   ///< channel balancer, Eq. 2 of MiKV
-  bool center = true;     ///< subtract the per-channel mean of the prompt's keys
-  bool hadamard = true;   ///< rotate K and V by an orthonormal Hadamard matrix before quantising
+  bool balancer = true;  ///< channel balancer, Eq. 2 of MiKV
+  bool center = true;    ///< subtract the per-channel mean of the prompt's keys
+  bool hadamard = true;  ///< rotate K and V by an orthonormal Hadamard matrix before quantising
   Prefill prefill = Prefill::exact;
-  double recent = 0.75;  ///< share of the hi tier, 0..1, that `h2o` keeps for the most recent tokens; 0.5 as published (docs/adr/0015)
-  uint32_t sinks = 4;  ///< first tokens that `streaming` keeps
-  uint64_t seed = 1;   ///< of `random`
+  double recent = 0.75;  ///< share of the hi tier, 0..1, that `h2o` keeps for the most recent tokens; 0.5 as published
+                         ///< (docs/adr/0015)
+  uint32_t sinks = 4;    ///< first tokens that `streaming` keeps
+  uint64_t seed = 1;     ///< of `random`
 
   bool operator==(const Spec&) const = default;
 

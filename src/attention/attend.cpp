@@ -1,9 +1,10 @@
 // LayerCache::attend: cuts the work of a call into items for the threads, and runs the kernels over staged, hi and lo.
 //
-// A generation step (one query token) has an item for each KV head, and in long contexts several that split the blocks; the thread that
-// finishes a head last merges, writes the output, adds the importance scores from kept logits and commits the head. A chunk (more
-// tokens) has an item for each KV head and tile of tokens, each with its own output; scores need the finished softmax, hence a second QK
-// pass, summed per thread and then over threads, so that the result does not depend on timing. No barrier is needed in either case.
+// A generation step (one query token) has an item for each KV head, and in long contexts several that split the blocks;
+// the thread that finishes a head last merges, writes the output, adds the importance scores from kept logits and
+// commits the head. A chunk (more tokens) has an item for each KV head and tile of tokens, each with its own output;
+// scores need the finished softmax, hence a second QK pass, summed per thread and then over threads, so that the result
+// does not depend on timing. No barrier is needed in either case.
 #include <algorithm>
 #include <cmath>
 #include <new>
@@ -37,8 +38,8 @@ struct Call {
   size_t head_index(uint32_t kv_head) const { return first_head + kv_head; }
 };
 
-// frames: memory for the call's. How a call is cut does not depend on the number of threads, so that neither do the results: sums are
-// rounded in the order in which they are cut.
+// frames: memory for the call's. How a call is cut does not depend on the number of threads, so that neither do the
+// results: sums are rounded in the order in which they are cut.
 Call plan(const AttendArgs& args, LayerCache::Impl& layer, Workspace::Impl& workspace, uint32_t first_head,
           std::vector<cache::FrameStore*>& frames) {
   frames.clear();
@@ -65,8 +66,8 @@ Call plan(const AttendArgs& args, LayerCache::Impl& layer, Workspace::Impl& work
   return call;
 }
 
-// Hands every thread items that follow each other, of about the same cost in all: a thread that has several of a head reads on where
-// it stopped.
+// Hands every thread items that follow each other, of about the same cost in all: a thread that has several of a head
+// reads on where it stopped.
 struct Shares {
   uint32_t n_threads;
   double total = 0.0, before = 0.0;  // cost; whole numbers, hence the same in all threads
@@ -128,8 +129,8 @@ std::span<const uint8_t> first_step(const cache::Tier& tier, uint32_t part, uint
   return {tier.blocks() + begin * stride, std::min(end - begin, kStepBlocks) * stride};
 }
 
-// Calls work(tier, segment, rows, view, next) for every non-empty tier of the head: view(state) is what the kernels see of a state
-// there, next the tier that follows or null.
+// Calls work(tier, segment, rows, view, next) for every non-empty tier of the head: view(state) is what the kernels see
+// of a state there, next the tier that follows or null.
 template <typename Work>
 void for_each_tier(const Call& call, const RowTile& tile, ThreadSlot& slot, Work work) {
   const LayerCache::Impl& layer = call.layer;
@@ -147,7 +148,9 @@ void for_each_tier(const Call& call, const RowTile& tile, ThreadSlot& slot, Work
     const cache::Tier* next = i + 1 < slot.tiers.size() ? slot.tiers[i + 1].tier : nullptr;
     if (at.in_engine_coordinates()) {
       if (!raw.n) raw = prepare_raw(tile, slot.raw);
-      work(at, segment_of(*at.tier, layer.raw_geometry), raw, [&](RowState& state) { return raw_view(state, layer); }, next);
+      work(
+          at, segment_of(*at.tier, layer.raw_geometry), raw, [&](RowState& state) { return raw_view(state, layer); },
+          next);
       continue;
     }
     const codec::Transform& transform = at.head->transform_of(*at.tier);
@@ -155,19 +158,22 @@ void for_each_tier(const Call& call, const RowTile& tile, ThreadSlot& slot, Work
     if (prepared != &transform) rows = prepare_for_tier(tile, key, slot.tier);
     prepared = &transform;
     const Rows of_tier = at.scored() ? rows : with_expected_error(tile, key, at.tier->layout(), rows, slot.tier);
-    work(at, segment_of(*at.tier, layer.tier_geometry), of_tier,
-         [&](RowState& state) { return tier_view(state, layer, tile.n_rows(), value); }, next);
+    work(
+        at, segment_of(*at.tier, layer.tier_geometry), of_tier,
+        [&](RowState& state) { return tier_view(state, layer, tile.n_rows(), value); }, next);
   }
 }
 
-// The rows are taken for the last tokens that were put in the frame, which they are unless several sequences share the call.
+// The rows are taken for the last tokens that were put in the frame, which they are unless several sequences share the
+// call.
 void sample_queries(const Call& call, const RowTile& tile, const cache::FrameStore& frame, cache::HeadStore& head) {
   if (call.args.n_tokens > frame.n_last_staged()) return;
   const uint32_t last = frame.next_arrival() - 1, first = last + 1 - call.args.n_tokens + tile.first_token;
   for (uint32_t r = 0; r < tile.n_rows(); ++r) {
     const uint32_t arrival = first + r / tile.group();
     if (!cache::QuerySample::takes(arrival, last)) continue;
-    head.sample.note(arrival, r % tile.group(), tile.group(), tile.query(r), call.layer.shape.head_dim_k, call.args.scale);
+    head.sample.note(arrival, r % tile.group(), tile.group(), tile.query(r), call.layer.shape.head_dim_k,
+                     call.args.scale);
   }
 }
 
@@ -187,28 +193,34 @@ void note_queries(const Call& call, const RowTile& tile) {
 
 // Splits [first, last) one after the other in each segment: the queries are prepared once.
 void run_splits(const Call& call, const RowTile& tile, uint32_t first, uint32_t last, ThreadSlot& slot) {
-  const auto partial = [&](uint32_t split) -> Partial& { return call.workspace.partial(call.head_index(tile.kv_head), split); };
+  const auto partial = [&](uint32_t split) -> Partial& {
+    return call.workspace.partial(call.head_index(tile.kv_head), split);
+  };
   for (uint32_t split = first; split < last; ++split) reset(partial(split).state, call.layer, tile.n_rows());
   const MaskTile mask = mask_for(call, tile, slot);
   const Scratch scratch = scratch_for(slot, call.layer, tile.n_rows());
   size_t n_kept = 0;
-  for_each_tier(call, tile, slot, [&](TierOfHead at, Segment segment, const Rows& rows, auto view, const cache::Tier* next) {
-    const bool keeps = at.scored() && call.scoring();
-    for (uint32_t split = first; split < last; ++split) {
-      float* keep = nullptr;
-      if (keeps) {
-        auto& kept = partial(split).kept;
-        if (kept.size() == n_kept) kept.emplace_back();
-        kept[n_kept].resize(size_t{rows.n} * segment.n_tokens);
-        keep = kept[n_kept].data();
-      }
-      const auto [begin, end] = part_of(*at.tier, split, call.n_splits);
-      if (split + 1 < last) segment.next = first_step(*at.tier, split + 1, call.n_splits);
-      else segment.next = next ? first_step(*next, first, call.n_splits) : std::span<const uint8_t>();
-      kernels().attend(segment, begin, end, rows, mask, call.args.softcap, view(partial(split).state), keep, segment.n_tokens, scratch);
-    }
-    n_kept += keeps;
-  });
+  for_each_tier(call, tile, slot,
+                [&](TierOfHead at, Segment segment, const Rows& rows, auto view, const cache::Tier* next) {
+                  const bool keeps = at.scored() && call.scoring();
+                  for (uint32_t split = first; split < last; ++split) {
+                    float* keep = nullptr;
+                    if (keeps) {
+                      auto& kept = partial(split).kept;
+                      if (kept.size() == n_kept) kept.emplace_back();
+                      kept[n_kept].resize(size_t{rows.n} * segment.n_tokens);
+                      keep = kept[n_kept].data();
+                    }
+                    const auto [begin, end] = part_of(*at.tier, split, call.n_splits);
+                    if (split + 1 < last)
+                      segment.next = first_step(*at.tier, split + 1, call.n_splits);
+                    else
+                      segment.next = next ? first_step(*next, first, call.n_splits) : std::span<const uint8_t>();
+                    kernels().attend(segment, begin, end, rows, mask, call.args.softcap, view(partial(split).state),
+                                     keep, segment.n_tokens, scratch);
+                  }
+                  n_kept += keeps;
+                });
 }
 
 void add_kept_scores(const Call& call, const RowTile& tile, cache::Tier& tier, size_t kept_index, const RowState& state,
@@ -248,22 +260,25 @@ void run_tile(const Call& call, const RowTile& tile, ThreadSlot& slot) {
   reset(slot.state, call.layer, tile.n_rows());
   const MaskTile mask = mask_for(call, tile, slot);
   const Scratch scratch = scratch_for(slot, call.layer, tile.n_rows());
-  for_each_tier(call, tile, slot, [&](TierOfHead at, const Segment& segment, const Rows& rows, auto view, const cache::Tier*) {
-    kernels().attend(segment, 0, at.tier->n_blocks(), rows, mask, call.args.softcap, view(slot.state), nullptr, 0, scratch);
-  });
+  for_each_tier(call, tile, slot,
+                [&](TierOfHead at, const Segment& segment, const Rows& rows, auto view, const cache::Tier*) {
+                  kernels().attend(segment, 0, at.tier->n_blocks(), rows, mask, call.args.softcap, view(slot.state),
+                                   nullptr, 0, scratch);
+                });
   finish(tile, slot.state, slot.inverse_sum);
   if (!call.scoring()) return;
 
   std::vector<float>& scores = slot.scores[call.head_index(tile.kv_head)];
   size_t first = 0;
-  for_each_tier(call, tile, slot, [&](TierOfHead at, const Segment& segment, const Rows& rows, auto, const cache::Tier*) {
-    if (!at.scored()) return;
-    const size_t last = first + segment.n_tokens;
-    if (scores.size() < last) scores.resize(last, 0.0f);
-    kernels().score(segment, 0, at.tier->n_blocks(), rows, mask, call.args.softcap, slot.state.max.data(), slot.inverse_sum.data(),
-                    scores.data() + first, scratch);
-    first = last;
-  });
+  for_each_tier(call, tile, slot,
+                [&](TierOfHead at, const Segment& segment, const Rows& rows, auto, const cache::Tier*) {
+                  if (!at.scored()) return;
+                  const size_t last = first + segment.n_tokens;
+                  if (scores.size() < last) scores.resize(last, 0.0f);
+                  kernels().score(segment, 0, at.tier->n_blocks(), rows, mask, call.args.softcap, slot.state.max.data(),
+                                  slot.inverse_sum.data(), scores.data() + first, scratch);
+                  first = last;
+                });
 }
 
 void finish_chunk(const Call& call, uint32_t kv_head) {
@@ -295,7 +310,8 @@ void commit_head(const Call& call, uint32_t kv_head, ThreadSlot& slot) {
 // Items [first, last) of a KV head.
 void run_items(const Call& call, uint32_t kv_head, uint32_t first, uint32_t last, ThreadSlot& slot) {
   const auto tile_at = [&](uint32_t first_token) {
-    return RowTile{call.args, call.layer, kv_head, first_token, std::min(call.tile_tokens, call.args.n_tokens - first_token)};
+    return RowTile{call.args, call.layer, kv_head, first_token,
+                   std::min(call.tile_tokens, call.args.n_tokens - first_token)};
   };
   if (call.step()) {
     const RowTile tile = tile_at(0);
@@ -360,7 +376,9 @@ Status LayerCache::attend(std::span<const AttendArgs> calls, Workspace& workspac
       }
     };
     attention::Shares shares{.n_threads = n_threads};
-    for_each_call([&](const attention::Call& call) { shares.total += call.n_heads() * call.items_per_head() * call.item_cost(); });
+    for_each_call([&](const attention::Call& call) {
+      shares.total += call.n_heads() * call.items_per_head() * call.item_cost();
+    });
     for_each_call([&](const attention::Call& call) {
       for (uint32_t head = 0; head < call.n_heads(); ++head) {
         const auto [first, last] = shares.next(thread, call.items_per_head(), call.item_cost());
@@ -376,13 +394,15 @@ Status LayerCache::attend(std::span<const AttendArgs> calls, Workspace& workspac
 uint64_t Workspace::bytes() const {
   uint64_t bytes = 0;
   const auto add = [&bytes](const auto&... vectors) { ((bytes += vectors.capacity() * sizeof(vectors[0])), ...); };
-  const auto add_state = [&](const attention::RowState& s) { add(s.max, s.sum, s.acc, s.tier_sum, s.tier_acc, s.zeros); };
+  const auto add_state = [&](const attention::RowState& s) {
+    add(s.max, s.sum, s.acc, s.tier_sum, s.tier_acc, s.zeros);
+  };
   for (const attention::ThreadSlot& slot : impl_->threads) {
     for (const attention::PreparedRows* rows : {&slot.raw, &slot.tier}) {
       add(rows->q, rows->q_sums, rows->q_steps, rows->q_parts, rows->bias, rows->errors, rows->bias_with_error);
     }
-    add(slot.tiers, slot.mask_low, slot.mask_high, slot.logits, slot.factors, slot.decoded, slot.weights, slot.inverse_sum,
-        slot.sums);
+    add(slot.tiers, slot.mask_low, slot.mask_high, slot.logits, slot.factors, slot.decoded, slot.weights,
+        slot.inverse_sum, slot.sums);
     add_state(slot.state);
     for (const auto& scores : slot.scores) add(scores);
   }

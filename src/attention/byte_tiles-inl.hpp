@@ -1,12 +1,15 @@
-// Attention over tiles in integers, where the CPU multiplies bytes by fours (AVX-512 VNNI). Included once per SIMD target.
+// Attention over tiles in integers, where the CPU multiplies bytes by fours (AVX-512 VNNI). Included once per SIMD
+// target.
 //
 // Codes are bytes as they are, four rows of a tile at once (codec/tile.hpp). What they are multiplied by, queries and
-// attention weights, is rounded to 16 bits and split into two signed bytes, x = step * (256 high + low): two dot products
-// of 64 byte pairs instead of four of 16 floats, and no conversion of codes. Sums of integers are exact, so the only
-// error is that rounding: at most step/2 for each number, with step = the largest of them / 32639. Weights that are all small beside
-// ones that their row has met before have one byte, which rounds them no more coarsely than two bytes round those.
+// attention weights, is rounded to 16 bits and split into two signed bytes, x = step * (256 high + low): two dot
+// products of 64 byte pairs instead of four of 16 floats, and no conversion of codes. Sums of integers are exact, so
+// the only error is that rounding: at most step/2 for each number, with step = the largest of them / 32639. Weights
+// that are all small beside ones that their row has met before have one byte, which rounds them no more coarsely than
+// two bytes round those.
 //   logit = sum_g alpha_g step (q_int . codes_g) + beta_g step sum(q_int)
-//   out_g = sum over steps of step sum_t (w_t alpha_tg)_int . (codes_tg - centre)  + sum_t w_t (beta_tg + centre alpha_tg)
+//   out_g = sum over steps of step sum_t (w_t alpha_tg)_int . (codes_tg - centre)
+//           + sum_t w_t (beta_tg + centre alpha_tg)
 
 #if defined(MIKV_BYTE_TILES_INL) == defined(HWY_TARGET_TOGGLE)
 #ifdef MIKV_BYTE_TILES_INL
@@ -31,8 +34,8 @@ namespace mikv::attention::HWY_NAMESPACE {
 constexpr float kLargestFactor = 32639.0f;  // 127 * 256 + 127
 constexpr float kLargestByte = 127.0f;
 
-// Of kRows rows, of which the first kWide have factors of two bytes, the others of one. 5 cycles of latency on 2 ports want 10 sums in
-// flight: where there are few rows, each has several.
+// Of kRows rows, of which the first kWide have factors of two bytes, the others of one. 5 cycles of latency on 2 ports
+// want 10 sums in flight: where there are few rows, each has several.
 template <uint32_t kRows, uint32_t kWide>
 struct PartSums {
   static constexpr uint32_t kEach = kRows + kWide, kChains = kEach >= 9 ? 1 : kEach >= 5 ? 2 : 4;
@@ -49,7 +52,8 @@ struct PartSums {
   }
 };
 
-// In assembly because GCC 12 makes a load, a broadcast and a copy of the sum out of the intrinsic: a quarter of the time.
+// In assembly because GCC 12 makes a load, a broadcast and a copy of the sum out of the intrinsic: a quarter of the
+// time.
 HWY_INLINE HWY_ATTR VI DotBytes(VI sum, VU codes, const uint8_t* four_factors) {
   struct Four {
     uint8_t bytes[4];
@@ -61,7 +65,8 @@ HWY_INLINE HWY_ATTR VI DotBytes(VI sum, VU codes, const uint8_t* four_factors) {
 }
 
 template <class Quads, size_t kHighAt, int kQuad, uint32_t kRows, uint32_t kWide>
-HWY_INLINE HWY_ATTR void QuadDot(const Quads& quads, const uint8_t* parts, size_t stride, PartSums<kRows, kWide>& sums) {
+HWY_INLINE HWY_ATTR void QuadDot(const Quads& quads, const uint8_t* parts, size_t stride,
+                                 PartSums<kRows, kWide>& sums) {
   const VU codes = quads.template Quad<kQuad>();
   constexpr uint32_t kChain = kQuad % PartSums<kRows, kWide>::kChains;
 #pragma GCC unroll 8
@@ -72,8 +77,8 @@ HWY_INLINE HWY_ATTR void QuadDot(const Quads& quads, const uint8_t* parts, size_
   }
 }
 
-// Adds to row r's sums factor i of row r * tile row i, over the tile's rows i. The factors' low bytes are at parts + r * stride, their
-// high bytes kHighAt bytes after. bits: of the tile, where Quads does not say.
+// Adds to row r's sums factor i of row r * tile row i, over the tile's rows i. The factors' low bytes are at parts + r
+// * stride, their high bytes kHighAt bytes after. bits: of the tile, where Quads does not say.
 template <class Quads, size_t kHighAt, uint32_t kRows, uint32_t kWide>
 HWY_INLINE HWY_ATTR void TileDotBytes(const uint8_t* tile, uint32_t bits, LevelTable levels, const uint8_t* parts,
                                       size_t stride, PartSums<kRows, kWide>& sums) {
@@ -90,8 +95,9 @@ HWY_INLINE HWY_ATTR void TileDotBytes(const uint8_t* tile, uint32_t bits, LevelT
   }
 }
 
-// 256 high + low. Of up to 128 factors it fits 32 bits (128 * 128 * 255 * 257 < 2^31) and is joined as integers: the ports that
-// convert and multiply floats are those of the byte products. Of more, high and low are exact as floats (255 * 128 * 512 < 2^24).
+// 256 high + low. Of up to 128 factors it fits 32 bits (128 * 128 * 255 * 257 < 2^31) and is joined as integers: the
+// ports that convert and multiply floats are those of the byte products. Of more, high and low are exact as floats (255
+// * 128 * 512 < 2^24).
 constexpr uint32_t kMaxNarrowFactors = 128;
 static_assert(kStepTokens <= kMaxNarrowFactors);
 
@@ -171,8 +177,8 @@ HWY_ATTR inline void SplitQuery(const Geometry& geometry, uint32_t row, const Ro
 
 // As BlockLogits of floats.
 template <HandsOutQuads Quads, uint32_t kRows>
-HWY_ATTR void BlockLogits(const Segment& segment, const uint8_t* block, const Tiles& tiles, uint32_t b, const Rows& rows,
-                          uint32_t first_row, float* logits, Ahead& ahead) {
+HWY_ATTR void BlockLogits(const Segment& segment, const uint8_t* block, const Tiles& tiles, uint32_t b,
+                          const Rows& rows, uint32_t first_row, float* logits, Ahead& ahead) {
   const auto& pairs = segment.geometry->pairs_k;
   const size_t stride = pairs.size() * kQueryPartBytes;
   const LevelTable levels = LoadLevels(*segment.layout);
@@ -193,7 +199,7 @@ HWY_ATTR void BlockLogits(const Segment& segment, const uint8_t* block, const Ti
       ahead.Fetch();
       const uint32_t tile = pairs[p].tile;
       TileDotBytes<Quads, kQueryHighAt>(tiles.Of(b, tile), tiles.Bits(tile), levels, parts + p * kQueryPartBytes,
-                                               stride, sums);
+                                        stride, sums);
     }
     const auto [alpha, beta] = LoadScales(*segment.layout, block + segment.layout->scales_k, group, 0);
     const bool narrow = (p - first) * kLanes <= kMaxNarrowFactors;
@@ -227,18 +233,18 @@ struct RowOrder {
   }
 };
 
-// The weights of a step times the group's alpha as integers, row after row in order: kStepTokens low bytes, then as many high bytes.
-// steps[i]: what those of the i-th row are to be multiplied by. Adds to zeros what a code of 0 stands for. Counted from the centre of the
-// codes, because weights that are rounded away must not take the codes' mean with them: beside an attention sink most are, and after a
-// rotation that mean is one channel.
+// The weights of a step times the group's alpha as integers, row after row in order: kStepTokens low bytes, then as
+// many high bytes. steps[i]: what those of the i-th row are to be multiplied by. Adds to zeros what a code of 0 stands
+// for. Counted from the centre of the codes, because weights that are rounded away must not take the codes' mean with
+// them: beside an attention sink most are, and after a rotation that mean is one channel.
 constexpr size_t kRowWeightBytes = 2 * kStepTokens;
 constexpr uint32_t kPartBlocks = 4;  // StoreParts takes 4 blocks at once
 static_assert(kStepBlocks % kPartBlocks == 0 && kRowWeightBytes <= sizeof(float) * kStepTokens);
 
 template <uint32_t kRows, uint32_t kWide>
 HWY_ATTR void GroupWeightBytes(const Segment& segment, const uint8_t* blocks, uint32_t n_blocks, uint32_t group,
-                               const RowOrder<kRows>& order, const float* w, const float* factors, float* zeros, size_t zeros_stride,
-                               uint8_t* parts, float* steps) {
+                               const RowOrder<kRows>& order, const float* w, const float* factors, float* zeros,
+                               size_t zeros_stride, uint8_t* parts, float* steps) {
   const bool mixed = segment.layout->mixed();  // symmetric about the centre: nothing is left in the middle
   const float centre = mixed ? codec::kTrellisCentre : 0.5f * float((1u << segment.layout->bits) - 1);
   VF alphas[kStepBlocks], middles[kStepBlocks], top = hn::Zero(DF());
@@ -291,14 +297,16 @@ HWY_ATTR void StepValuesInOrder(const Segment& segment, const uint8_t* blocks, u
     if (pair.group != group) {
       group = pair.group;
       GroupWeightBytes<kRows, kWide>(segment, blocks, n_blocks, group, order, scratch.logits + first_row * kStepTokens,
-                                     scratch.factors + first_row, state.zeros + first_row * zeros_stride + group * kLanes,
-                                     zeros_stride, parts, steps);
+                                     scratch.factors + first_row,
+                                     state.zeros + first_row * zeros_stride + group * kLanes, zeros_stride, parts,
+                                     steps);
     }
     PartSums<kRows, kWide> sums;
     sums.Clear();
     for (uint32_t b = 0; b < n_blocks; ++b) {
       ahead.Fetch();
-      TileDotBytes<Quads, kStepTokens>(tiles.Of(b, pair.tile), tiles.Bits(pair.tile), levels, parts + b * kLanes, kRowWeightBytes, sums);
+      TileDotBytes<Quads, kStepTokens>(tiles.Of(b, pair.tile), tiles.Bits(pair.tile), levels, parts + b * kLanes,
+                                       kRowWeightBytes, sums);
     }
     const auto inside = LanesInside(pair, 0);
 #pragma GCC unroll 8
@@ -318,7 +326,8 @@ HWY_ATTR void StepValues(const Segment& segment, const uint8_t* blocks, uint32_t
   // Two bytes for a few rows more than want them: each number of rows would be a kernel of its own.
   constexpr uint32_t kHalf = (kRows + 1) / 2;
   const auto run = [&](auto wide) HWY_ATTR {
-    StepValuesInOrder<Quads, kRows, decltype(wide)::value>(segment, blocks, n_blocks, tiles, state, first_row, scratch, ahead, order);
+    StepValuesInOrder<Quads, kRows, decltype(wide)::value>(segment, blocks, n_blocks, tiles, state, first_row, scratch,
+                                                           ahead, order);
   };
   if (order.n_wide == 0) return run(std::integral_constant<uint32_t, 0>());
   if (order.n_wide <= kHalf) return run(std::integral_constant<uint32_t, kHalf>());

@@ -1,8 +1,10 @@
 // Attention over tiles in single precision: the arithmetic of every target, and of 16-bit tiles on all of them.
 // Included once per SIMD target.
 //
-// Scales never touch the codes: a key's alpha multiplies its finished dot product, a value's alpha its attention weight.
-//   logit = sum_g alpha_g (q_g . codes_g) + beta_g sum(q_g)        out_g = sum_t (w_t alpha_tg) codes_tg + sum_t w_t beta_tg
+// Scales never touch the codes: a key's alpha multiplies its finished dot product, a value's alpha its attention
+// weight.
+//   logit = sum_g alpha_g (q_g . codes_g) + beta_g sum(q_g)
+//   out_g = sum_t (w_t alpha_tg) codes_tg + sum_t w_t beta_tg
 
 #if defined(MIKV_FLOAT_TILES_INL) == defined(HWY_TARGET_TOGGLE)
 #ifdef MIKV_FLOAT_TILES_INL
@@ -19,8 +21,8 @@ namespace mikv::attention::HWY_NAMESPACE {
 
 // ---------------------------------------------------------------- the dot product
 
-// Independent chains per query row: 4 cycles of FMA latency on 2 ports want 8 accumulators in flight. Half of 16 registers
-// are needed for decoding.
+// Independent chains per query row: 4 cycles of FMA latency on 2 ports want 8 accumulators in flight. Half of 16
+// registers are needed for decoding.
 template <uint32_t kRows>
 constexpr uint32_t Chains() {
   if constexpr (kMaxRows < 8) return kRows >= 4 ? 1 : kRows >= 2 ? 2 : 4;
@@ -45,11 +47,11 @@ HWY_INLINE HWY_ATTR void TileRowsFrom(const Rowwise& rows, const float* coeffici
   if constexpr (kRow + 1 < codec::kTileSide) TileRowsFrom<Rowwise, kRows, kRow + 1>(rows, coefficients, stride, sums);
 }
 
-// sums[chain][r] += sum over tile rows i of coefficients[r * stride + i] * row i, in lanes [lane, lane + width). bits: of the
-// tile, where Rowwise does not say.
+// sums[chain][r] += sum over tile rows i of coefficients[r * stride + i] * row i, in lanes [lane, lane + width). bits:
+// of the tile, where Rowwise does not say.
 template <class Rowwise, uint32_t kRows>
-HWY_INLINE HWY_ATTR void TileDot(const uint8_t* tile, uint32_t bits, size_t lane, LevelTable levels, const float* coefficients,
-                                 size_t stride, VF* sums) {
+HWY_INLINE HWY_ATTR void TileDot(const uint8_t* tile, uint32_t bits, size_t lane, LevelTable levels,
+                                 const float* coefficients, size_t stride, VF* sums) {
   if constexpr (kIsMixedRows<Rowwise>) {
     WithQuads<typename Rowwise::OfTile>(bits, [&](auto quads, LevelTable table) HWY_ATTR {
       TileDot<FloatRows<typename decltype(quads)::type>, kRows>(tile, bits, lane, table, coefficients, stride, sums);
@@ -71,8 +73,8 @@ HWY_INLINE HWY_ATTR VF SumChains(const VF* sums, uint32_t r) {
 
 // Raw logits (no mask) of one block for kRows rows, to logits[r * kStepTokens + lane].
 template <class Rowwise, uint32_t kRows>
-HWY_ATTR void BlockLogits(const Segment& segment, const uint8_t* block, const Tiles& tiles, uint32_t b, const Rows& rows,
-                          uint32_t first_row, float* logits, Ahead& ahead) {
+HWY_ATTR void BlockLogits(const Segment& segment, const uint8_t* block, const Tiles& tiles, uint32_t b,
+                          const Rows& rows, uint32_t first_row, float* logits, Ahead& ahead) {
   const auto& pairs = segment.geometry->pairs_k;
   const size_t q_stride = pairs.size() * kLanes;
   const float* q = rows.q + first_row * q_stride;
@@ -111,8 +113,8 @@ HWY_ATTR void BlockLogits(const Segment& segment, const uint8_t* block, const Ti
 
 // weights[r][token] = w * alpha of one group, and zeros[r] += the step's factor * w * beta. Without scales: w as it is.
 HWY_ATTR inline void GroupWeights(const Segment& segment, const uint8_t* blocks, uint32_t n_blocks, uint32_t n_rows,
-                                  uint32_t group, const float* w, const float* factors, float* zeros, size_t zeros_stride,
-                                  float* weights) {
+                                  uint32_t group, const float* w, const float* factors, float* zeros,
+                                  size_t zeros_stride, float* weights) {
   for (size_t i = 0; i < n_blocks * kLanes; i += Width()) {
     const size_t lane = i % kLanes;
     const uint8_t* block = blocks + i / kLanes * segment.layout->bytes;

@@ -21,8 +21,8 @@ inline constexpr uint32_t kStepTokens = kStepBlocks * codec::kBlockTokens;
 /// Rows that one decoded tile serves at most before it is decoded again.
 inline constexpr uint32_t kMaxKernelRows = 8;
 
-/// Lanes [first, last) of tile `tile` belong to scale group `group`. Where groups are multiples of 16 channels there is one
-/// pair a tile; otherwise a tile that spans groups has one pair for each of them.
+/// Lanes [first, last) of tile `tile` belong to scale group `group`. Where groups are multiples of 16 channels there is
+/// one pair a tile; otherwise a tile that spans groups has one pair for each of them.
 struct TilePair {
   uint16_t tile, group, first, last;
 };
@@ -43,14 +43,16 @@ struct Segment {
   std::span<const uint8_t> next;  ///< what will be read after the blocks that are asked for: fetched ahead
 };
 
-/// Queries prepared for a geometry, with the softmax scale folded in. Memory of the caller, written by Kernels::prepare_row.
+/// Queries prepared for a geometry, with the softmax scale folded in. Memory of the caller, written by
+/// Kernels::prepare_row.
 struct Rows {
   uint32_t n = 0;
-  float* q = nullptr;          ///< [n][pairs_k][16]: channels of the pair's tile, 0 outside of its lanes
-  float* bias = nullptr;       ///< [n] added to every logit: scale * q.mu
-  float* q_sums = nullptr;     ///< [n][groups_k]: sum over the group's channels; what a zero is multiplied by
-  uint8_t* q_parts = nullptr;  ///< [n][pairs_k][kQueryPartBytes], or null: no tier holds bytes, or the target takes floats
-  float* q_steps = nullptr;    ///< [n][groups_k]: what the integers in q_parts are multiplied by
+  float* q = nullptr;       ///< [n][pairs_k][16]: channels of the pair's tile, 0 outside of its lanes
+  float* bias = nullptr;    ///< [n] added to every logit: scale * q.mu
+  float* q_sums = nullptr;  ///< [n][groups_k]: sum over the group's channels; what a zero is multiplied by
+  uint8_t* q_parts =
+      nullptr;  ///< [n][pairs_k][kQueryPartBytes], or null: no tier holds bytes, or the target takes floats
+  float* q_steps = nullptr;  ///< [n][groups_k]: what the integers in q_parts are multiplied by
 };
 /// Bytes of Rows::q_parts for a pair: its 16 channels as integers of two bytes, in the order that the target wants.
 inline constexpr size_t kQueryPartBytes = 32;
@@ -81,8 +83,9 @@ struct State {
 };
 
 struct Scratch {
-  float* logits = nullptr;   ///< [n][kStepTokens]; then the weights, relative to the step's largest logit
-  float* factors = nullptr;  ///< [padded n]: what the step's sums are multiplied by, exp(step's largest logit - State::max)
+  float* logits = nullptr;  ///< [n][kStepTokens]; then the weights, relative to the step's largest logit
+  float* factors =
+      nullptr;  ///< [padded n]: what the step's sums are multiplied by, exp(step's largest logit - State::max)
   float* decoded = nullptr;  ///< [kStepBlocks][tiles][16][16], of K or V
   float* weights = nullptr;  ///< [kMaxKernelRows][kStepTokens]: of one group, times its scales
 };
@@ -103,10 +106,10 @@ struct Kernels {
   /// With n == 1 only `low` is written: high is the same.
   void (*mask_range)(const Mask& mask, uint32_t first, uint32_t n, uint32_t n_cells, float* low, float* high);
 
-  /// Adds blocks [begin, end) to the state. keep_logits: null, or [n][keep_stride] floats that receive the final logits,
-  /// token i of the segment at [i].
-  void (*attend)(const Segment&, uint32_t begin, uint32_t end, const Rows&, const MaskTile&, float softcap, const State&,
-                 float* keep_logits, size_t keep_stride, const Scratch&);
+  /// Adds blocks [begin, end) to the state. keep_logits: null, or [n][keep_stride] floats that receive the final
+  /// logits, token i of the segment at [i].
+  void (*attend)(const Segment&, uint32_t begin, uint32_t end, const Rows&, const MaskTile&, float softcap,
+                 const State&, float* keep_logits, size_t keep_stride, const Scratch&);
 
   /// scores[i] += sum over rows of exp(logit - max) / sum, for the tokens of blocks [begin, end).
   void (*score)(const Segment&, uint32_t begin, uint32_t end, const Rows&, const MaskTile&, float softcap,

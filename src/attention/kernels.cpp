@@ -1,7 +1,7 @@
 // The attention kernels: compiled once for each SIMD target. See kernel_api.hpp for what they compute.
 //
-// A step takes 128 tokens (8 blocks): logits of all rows; running maximum and exponentials; weighted values. With few rows
-// (a decode step) the tiles are decoded on the fly; with more (a prefill chunk) each tile is decoded once before.
+// A step takes 128 tokens (8 blocks): logits of all rows; running maximum and exponentials; weighted values. With few
+// rows (a decode step) the tiles are decoded on the fly; with more (a prefill chunk) each tile is decoded once before.
 #include <type_traits>
 
 #include "attention/kernel_api.hpp"
@@ -36,14 +36,15 @@ struct StepArgs {
 template <class TileReader, uint32_t kRows>
 HWY_ATTR void LogitsOf(const StepArgs& args, const Tiles& tiles, uint32_t row) {
   for (uint32_t b = 0; b < args.n_blocks; ++b) {
-    BlockLogits<TileReader, kRows>(args.segment, args.blocks + b * args.segment.layout->bytes, tiles, b, *args.rows, row,
-                                   args.scratch.logits + row * kStepTokens + b * kLanes, args.ahead);
+    BlockLogits<TileReader, kRows>(args.segment, args.blocks + b * args.segment.layout->bytes, tiles, b, *args.rows,
+                                   row, args.scratch.logits + row * kStepTokens + b * kLanes, args.ahead);
   }
 }
 
 template <class TileReader, uint32_t kRows>
 HWY_ATTR void ValuesOf(const StepArgs& args, const Tiles& tiles, uint32_t row) {
-  StepValues<TileReader, kRows>(args.segment, args.blocks, args.n_blocks, tiles, *args.state, row, args.scratch, args.ahead);
+  StepValues<TileReader, kRows>(args.segment, args.blocks, args.n_blocks, tiles, *args.state, row, args.scratch,
+                                args.ahead);
 }
 
 enum class Work { logits, values };
@@ -89,7 +90,8 @@ template <Work kWork, class TileReader, class Unpacked>
 HWY_ATTR void RunFormat(const StepArgs& args, uint32_t n_rows) {
   const codec::BlockLayout& layout = *args.segment.layout;
   const bool keys = kWork == Work::logits;
-  const Tiles tiles{args.blocks + (keys ? layout.data_k : layout.data_v), layout.bytes, keys ? &layout.row_k : &layout.row_v};
+  const Tiles tiles{args.blocks + (keys ? layout.data_k : layout.data_v), layout.bytes,
+                    keys ? &layout.row_k : &layout.row_v};
   if (std::is_same_v<TileReader, Unpacked> || n_rows <= 2 * kMaxRows) {
     return RunChunks<kWork, TileReader>(args, tiles, n_rows);
   }
@@ -168,8 +170,8 @@ HWY_ATTR inline bool StepLogits(const StepArgs& args, uint32_t first_token, cons
   return true;
 }
 
-// What the step at blocks [first, first + n) fetches: the blocks that follow, up to `end`, or what comes then, in as many calls as it
-// has tiles.
+// What the step at blocks [first, first + n) fetches: the blocks that follow, up to `end`, or what comes then, in as
+// many calls as it has tiles.
 HWY_ATTR inline Ahead FetchAfter(const Segment& segment, uint32_t first, uint32_t n, uint32_t end, uint32_t n_rows,
                                  bool values) {
   const Geometry& geometry = *segment.geometry;
@@ -186,7 +188,8 @@ void Attend(const Segment& segment, uint32_t begin, uint32_t end, const Rows& ro
   for (uint32_t first = begin; first < end; first += kStepBlocks) {
     const uint32_t n_blocks = HWY_MIN(kStepBlocks, end - first);
     Ahead ahead = FetchAfter(segment, first, n_blocks, end, rows.n, true);
-    const StepArgs args{segment, segment.blocks + first * segment.layout->bytes, n_blocks, &rows, &state, scratch, ahead};
+    const StepArgs args{segment, segment.blocks + first * segment.layout->bytes, n_blocks, &rows, &state, scratch,
+                        ahead};
     const uint32_t first_token = first * kLanes;
     const bool visible = StepLogits(args, first_token, mask, softcap);
     if (keep_logits) {
@@ -216,7 +219,8 @@ void Score(const Segment& segment, uint32_t begin, uint32_t end, const Rows& row
   for (uint32_t first = begin; first < end; first += kStepBlocks) {
     const uint32_t n_blocks = HWY_MIN(kStepBlocks, end - first);
     Ahead ahead = FetchAfter(segment, first, n_blocks, end, rows.n, false);
-    const StepArgs args{segment, segment.blocks + first * segment.layout->bytes, n_blocks, &rows, nullptr, scratch, ahead};
+    const StepArgs args{segment, segment.blocks + first * segment.layout->bytes, n_blocks, &rows, nullptr, scratch,
+                        ahead};
     const uint32_t first_token = first * kLanes;
     if (!StepLogits(args, first_token, mask, softcap)) continue;
     const uint32_t n = HWY_MIN(segment.n_tokens - first_token, args.n_blocks * kLanes);
@@ -239,8 +243,8 @@ const char* Name() {
 }
 
 const Kernels& Table() {
-  static const Kernels table{
-      Name(), PrepareRow, HWY_TARGET == HWY_AVX3_DL, SeesAll, MaskRange, Attend, Score, ScoreKept};
+  static const Kernels table{Name(), PrepareRow, HWY_TARGET == HWY_AVX3_DL, SeesAll, MaskRange, Attend,
+                             Score,  ScoreKept};
   return table;
 }
 

@@ -96,12 +96,14 @@ struct BlockMask {
   bool hidden = false;  // from every row
   bool plain = true;    // 0 for every row and token
 
-  HWY_ATTR void Gather(const MaskTile& tile, const codec::BlockLayout& layout, const uint8_t* block, uint32_t n_tokens) {
+  HWY_ATTR void Gather(const MaskTile& tile, const codec::BlockLayout& layout, const uint8_t* block,
+                       uint32_t n_tokens) {
     if (!tile.mask) return;
     // Largest values first: most blocks of a window or of other sequences are hidden, and need no more than these.
     const auto index_at = [&](size_t lane) HWY_ATTR {
       const auto used = hn::FirstN(DI(), n_tokens > lane ? n_tokens - lane : 0);
-      return hn::IfThenElseZero(used, hn::BitCast(DI(), LoadIds(layout, block, lane)));  // unused: cell 0, overruled below
+      return hn::IfThenElseZero(used,
+                                hn::BitCast(DI(), LoadIds(layout, block, lane)));  // unused: cell 0, overruled below
     };
     const auto used_at = [&](size_t lane) HWY_ATTR { return hn::FirstN(DF(), n_tokens > lane ? n_tokens - lane : 0); };
     VF top = hn::Set(DF(), kHidden);
@@ -125,7 +127,8 @@ HWY_ATTR inline void AddMask(const MaskTile& tile, const BlockMask& seen, const 
                              const uint8_t* block, uint32_t n_tokens, uint32_t n_rows, float* logits) {
   if (seen.hidden) {
     for (uint32_t r = 0; r < n_rows; ++r) {
-      for (uint32_t i = 0; i < kLanes; i += uint32_t(Width())) hn::StoreU(hn::Set(DF(), kHidden), DF(), logits + r * kStepTokens + i);
+      for (uint32_t i = 0; i < kLanes; i += uint32_t(Width()))
+        hn::StoreU(hn::Set(DF(), kHidden), DF(), logits + r * kStepTokens + i);
     }
     return;
   }

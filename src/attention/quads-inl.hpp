@@ -1,6 +1,6 @@
-// Decoding: what each format makes of a tile, four rows at a time as bytes, or row by row as floats. Included once per SIMD
-// target. See codec/tile.hpp for where codes stand, codec/levels.hpp and
-// codec/trellis.hpp for what they stand for.
+// Decoding: what each format makes of a tile, four rows at a time as bytes, or row by row as floats. Included once per
+// SIMD target. See codec/tile.hpp for where codes stand, codec/levels.hpp and codec/trellis.hpp for what they stand
+// for.
 
 #if defined(MIKV_QUADS_INL) == defined(HWY_TARGET_TOGGLE)
 #ifdef MIKV_QUADS_INL
@@ -51,8 +51,10 @@ HWY_INLINE HWY_ATTR VU LookUp(LevelTable levels, VU windows) {
   // 16 levels at once; where there are more, bits 4 and 5 choose among two or four lookups.
   const hn::Repartition<uint8_t, DU> bytes;
   constexpr uint32_t kInTable = kWindow < 4 ? kWindow : 4;
-  const auto window = hn::BitCast(bytes, windows), index = hn::And(window, hn::Set(bytes, uint8_t((1u << kInTable) - 1)));
-  const auto of = [&](uint32_t table) HWY_ATTR { return hn::TableLookupBytes(hn::LoadDup128(bytes, levels + 16 * table), index); };
+  const auto window = hn::BitCast(bytes, windows),
+             index = hn::And(window, hn::Set(bytes, uint8_t((1u << kInTable) - 1)));
+  const auto of = [&](uint32_t table)
+                      HWY_ATTR { return hn::TableLookupBytes(hn::LoadDup128(bytes, levels + 16 * table), index); };
   const auto either = [&](uint8_t bit, auto low, auto high) HWY_ATTR {
     return hn::IfThenElse(hn::Eq(hn::And(window, hn::Set(bytes, bit)), hn::Zero(bytes)), low, high);
   };
@@ -143,7 +145,8 @@ struct Quads4 : Words4 {
   }
 };
 
-// Codes that are their own levels. Also a tile of fewer bits that was unpacked before, because many query rows will meet it.
+// Codes that are their own levels. Also a tile of fewer bits that was unpacked before, because many query rows will
+// meet it.
 struct Quads8 {
   static constexpr size_t kTileBytes = codec::tile_bytes(8);
   const uint8_t* at;
@@ -175,7 +178,8 @@ struct KeyRing<1> {
   LevelTable levels;
   VU word;  // bytes 0, 2, 1, 3 begin at bits 0, 4, 8, 12 of the lane's 16, eight bits each
   HWY_ATTR KeyRing(const uint8_t* tile, size_t lane, LevelTable table) : levels(table) {
-    const VU n = hn::PromoteTo(DU(), hn::LoadU(hn::Rebind<uint16_t, DU>(), reinterpret_cast<const uint16_t*>(tile) + lane));
+    const VU n =
+        hn::PromoteTo(DU(), hn::LoadU(hn::Rebind<uint16_t, DU>(), reinterpret_cast<const uint16_t*>(tile) + lane));
     word = hn::Or(n, hn::Or(hn::And(hn::ShiftLeft<12>(n), hn::Set(DU(), 0x0fff0000u)), hn::ShiftLeft<28>(n)));
   }
   template <int kQuad>
@@ -217,7 +221,8 @@ struct KeyRing<4> : Words4 {
 // A code that is its whole window: of keys and values alike.
 struct Alone6 : Words4 {
   VU top;
-  HWY_ATTR Alone6(const uint8_t* tile, size_t lane, LevelTable table) : Words4(tile, lane, table), top(LoadWords(tile + 128, lane)) {}
+  HWY_ATTR Alone6(const uint8_t* tile, size_t lane, LevelTable table)
+      : Words4(tile, lane, table), top(LoadWords(tile + 128, lane)) {}
   template <int kQuad>
   HWY_ATTR VU Quad() const {
     const VU word = kQuad < 2 ? low : high;
@@ -261,7 +266,8 @@ template <>
 struct ValueRing<1> {
   LevelTable levels;
   VU nibbles, next;
-  HWY_ATTR ValueRing(const uint8_t* tile, size_t lane, LevelTable table) : levels(table), nibbles(LoadNibbles(tile, lane)) {
+  HWY_ATTR ValueRing(const uint8_t* tile, size_t lane, LevelTable table)
+      : levels(table), nibbles(LoadNibbles(tile, lane)) {
     next = hn::ShiftLeft<1>(NextNibbles(tile, lane, nibbles));
   }
   template <int kQuad>
@@ -296,7 +302,8 @@ struct ValueRing<3> : Words3 {
   HWY_ATTR VU Quad() const {
     if constexpr (kQuad == 0) return LookUp<6>(levels, Join<3>(word, hn::ShiftLeft<3>(next_word)));
     if constexpr (kQuad == 1) return LookUp<6>(levels, Join<3>(hn::ShiftRight<3>(word), next_word));
-    if constexpr (kQuad == 2) return LookUp<6>(levels, Join<3>(Quad2(word, nibbles), hn::ShiftLeft<3>(Quad2(next_word, next_nibbles))));
+    if constexpr (kQuad == 2)
+      return LookUp<6>(levels, Join<3>(Quad2(word, nibbles), hn::ShiftLeft<3>(Quad2(next_word, next_nibbles))));
     return LookUp<6>(levels, Join<3>(hn::ShiftRight<1>(nibbles), hn::ShiftLeft<2>(next_nibbles)));
   }
 };
@@ -377,7 +384,8 @@ constexpr bool kIsMixedRows = requires { typename T::OfTile; };
 
 struct HalfRows {
   const hwy::float16_t* at;
-  HWY_ATTR HalfRows(const uint8_t* tile, size_t lane, LevelTable) : at(reinterpret_cast<const hwy::float16_t*>(tile) + lane) {}
+  HWY_ATTR HalfRows(const uint8_t* tile, size_t lane, LevelTable)
+      : at(reinterpret_cast<const hwy::float16_t*>(tile) + lane) {}
   template <size_t kRow>
   HWY_ATTR VF Row() const {
     return hn::PromoteTo(DF(), hn::LoadU(hn::Rebind<hwy::float16_t, DF>(), at + 16 * kRow));
@@ -388,7 +396,8 @@ struct HalfRows {
 struct UnpackedRows {
   static constexpr size_t kTileBytes = sizeof(float) * codec::kTileSide * codec::kTileSide;
   const float* at;
-  HWY_ATTR UnpackedRows(const uint8_t* tile, size_t lane, LevelTable) : at(reinterpret_cast<const float*>(tile) + lane) {}
+  HWY_ATTR UnpackedRows(const uint8_t* tile, size_t lane, LevelTable)
+      : at(reinterpret_cast<const float*>(tile) + lane) {}
   template <size_t kRow>
   HWY_ATTR VF Row() const {
     return hn::LoadU(DF(), at + 16 * kRow);

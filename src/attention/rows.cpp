@@ -14,12 +14,9 @@ namespace {
 constexpr float kHidden = -std::numeric_limits<float>::infinity();
 
 uint32_t acc_stride(const LayerCache::Impl& layer) { return layer.layouts.staged.tiles_v * kLanes; }
-uint32_t zeros_stride(const LayerCache::Impl& layer) {
-  return layer.shape.head_dim_v / layer.tier_group_v * kLanes;
-}
+uint32_t zeros_stride(const LayerCache::Impl& layer) { return layer.shape.head_dim_v / layer.tier_group_v * kLanes; }
 
-Rows prepare(const RowTile& tile, const Geometry& geometry, const codec::Axes& key, bool bytes,
-             PreparedRows& memory) {
+Rows prepare(const RowTile& tile, const Geometry& geometry, const codec::Axes& key, bool bytes, PreparedRows& memory) {
   const size_t n_rows = tile.n_rows(), n_pairs = geometry.pairs_k.size();
   memory.q.resize(n_rows * n_pairs * kLanes);
   memory.bias.resize(n_rows);
@@ -75,7 +72,8 @@ Rows with_expected_error(const RowTile& tile, const codec::Axes& key, const code
   memory.bias_with_error.resize(rows.n);
   for (uint32_t r = 0; r < rows.n; ++r) {
     const float* q = tile.query(r);
-    constexpr uint32_t kSums = 8;  // side by side, which the compiler may not do with one; dimensions are multiples of 8
+    constexpr uint32_t kSums =
+        8;  // side by side, which the compiler may not do with one; dimensions are multiples of 8
     float sums[kSums] = {};
     for (uint32_t c = 0; c < layout.dim_k; c += kSums) {
       for (uint32_t i = 0; i < kSums; ++i) sums[i] += q[c + i] * q[c + i] * memory.errors[c + i];
@@ -98,7 +96,8 @@ void reset(RowState& state, const LayerCache::Impl& layer, uint32_t n_rows) {
 }
 
 State raw_view(RowState& state, const LayerCache::Impl& layer) {
-  State view{state.max.data(), state.sum.data(), state.acc.data(), state.zeros.data(), acc_stride(layer), zeros_stride(layer)};
+  State view{state.max.data(),   state.sum.data(),  state.acc.data(),
+             state.zeros.data(), acc_stride(layer), zeros_stride(layer)};
   if (layer.values_transformed()) {
     view.other_acc = state.tier_acc.data();
     view.other_sum = state.tier_sum.data();

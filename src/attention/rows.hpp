@@ -27,14 +27,16 @@ struct RowTile {
 Rows prepare_raw(const RowTile& tile, PreparedRows& memory);
 /// Queries in a frame's coordinates, for its hi and lo tiers.
 Rows prepare_for_tier(const RowTile& tile, const codec::Axes& key, PreparedRows& memory);
-/// The same rows for a tier whose keys have an error of known size (codec/expected_error.hpp): with a bias of their own in `memory`.
+/// The same rows for a tier whose keys have an error of known size (codec/expected_error.hpp): with a bias of their own
+/// in `memory`.
 Rows with_expected_error(const RowTile& tile, const codec::Axes& key, const codec::BlockLayout& layout, Rows rows,
                          PreparedRows& memory);
 
 /// An empty state for n rows: identity of merge().
 void reset(RowState& state, const LayerCache::Impl& layer, uint32_t n_rows);
-/// Views for the kernels: in the coordinates of staged tokens, and of the tiers of a frame. They share the maximum. Tiers in
-/// other coordinates than the last ones make fold_tiers() necessary first, which tier_view does. `value` must outlive the state.
+/// Views for the kernels: in the coordinates of staged tokens, and of the tiers of a frame. They share the maximum.
+/// Tiers in other coordinates than the last ones make fold_tiers() necessary first, which tier_view does. `value` must
+/// outlive the state.
 State raw_view(RowState& state, const LayerCache::Impl& layer);
 State tier_view(RowState& state, const LayerCache::Impl& layer, uint32_t n_rows, const codec::Axes& value);
 /// Adds what tiers gave to what staged tokens gave, in their coordinates.

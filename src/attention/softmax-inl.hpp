@@ -13,11 +13,13 @@ HWY_BEFORE_NAMESPACE();
 namespace mikv::attention::HWY_NAMESPACE {
 
 // x -> exp(x) of kN vectors side by side, since one alone is a long chain; x <= 0 or not much more, -inf included.
-// 2^t = 2^n 2^(t - n), n the integer nearest to t = x / ln 2. Rounding t costs 2^-24 |t| relative to the result, so at most
-// 3e-8 relative to 1; the polynomial (minimax on [-1/2, 1/2]) 8e-8. Where the result would be below 2^-126 it is 0.
+// 2^t = 2^n 2^(t - n), n the integer nearest to t = x / ln 2. Rounding t costs 2^-24 |t| relative to the result, so at
+// most 3e-8 relative to 1; the polynomial (minimax on [-1/2, 1/2]) 8e-8. Where the result would be below 2^-126 it is
+// 0.
 template <size_t kN>
 HWY_INLINE HWY_ATTR void ExpAll(VF (&x)[kN]) {
-  constexpr float kPolynomial[] = {1.00000012f, 0.693146944f, 0.240221202f, 0.0555071309f, 0.00967554096f, 0.00132764713f};
+  constexpr float kPolynomial[] = {1.00000012f,   0.693146944f,   0.240221202f,
+                                   0.0555071309f, 0.00967554096f, 0.00132764713f};
   // Added to a small number, it leaves the nearest integer in the low bits.
   const VF magic = hn::Set(DF(), 12582912.0f);
   VF n[kN], p[kN];
@@ -48,7 +50,9 @@ HWY_INLINE HWY_ATTR VF Exp(VF x) {
 }
 
 // A row that has seen nothing has a maximum of -inf: any finite stand-in gives weights of 0.
-HWY_INLINE HWY_ATTR VF FiniteMax(VF max) { return hn::IfThenElse(hn::Eq(max, hn::Set(DF(), kHidden)), hn::Zero(DF()), max); }
+HWY_INLINE HWY_ATTR VF FiniteMax(VF max) {
+  return hn::IfThenElse(hn::Eq(max, hn::Set(DF(), kHidden)), hn::Zero(DF()), max);
+}
 
 HWY_ATTR inline void ScaleAll(float* values, size_t n, float factor) {
   for (size_t i = 0; i < n; i += Width()) {
@@ -56,8 +60,8 @@ HWY_ATTR inline void ScaleAll(float* values, size_t n, float factor) {
   }
 }
 
-// Raises the running maxima to those of the step, step_max[padded n]; earlier sums shrink accordingly. factors, in place of
-// step_max: what the weights of the step are to be multiplied by.
+// Raises the running maxima to those of the step, step_max[padded n]; earlier sums shrink accordingly. factors, in
+// place of step_max: what the weights of the step are to be multiplied by.
 HWY_ATTR inline void RaiseMaxima(uint32_t n_rows, const State& state, float* step_max) {
   for (uint32_t r = 0; r < n_rows; r += uint32_t(Width())) {
     const VF old = hn::LoadU(DF(), state.max + r), of_step = hn::LoadU(DF(), step_max + r);
@@ -81,9 +85,11 @@ HWY_ATTR inline void RaiseMaxima(uint32_t n_rows, const State& state, float* ste
   }
 }
 
-// logits -> weights exp(logit - the step's largest) in place, n_blocks blocks of each row and what follows up to a multiple
-// of 4 blocks, where logits are -inf; factors: see Scratch. Weights relative to the step's own maximum are at most 1, which is what rounding them to integers wants.
-HWY_ATTR inline void StepSoftmax(uint32_t n_rows, uint32_t n_blocks, float* logits, const State& state, float* factors) {
+// logits -> weights exp(logit - the step's largest) in place, n_blocks blocks of each row and what follows up to a
+// multiple of 4 blocks, where logits are -inf; factors: see Scratch. Weights relative to the step's own maximum are at
+// most 1, which is what rounding them to integers wants.
+HWY_ATTR inline void StepSoftmax(uint32_t n_rows, uint32_t n_blocks, float* logits, const State& state,
+                                 float* factors) {
   const size_t n = (n_blocks + 3) / 4 * 4 * kLanes;
   for (uint32_t r = n_rows; r < padded_rows(n_rows); ++r) factors[r] = kHidden;
   for (uint32_t r = 0; r < n_rows; ++r) {
@@ -118,7 +124,8 @@ HWY_ATTR inline void StepSoftmax(uint32_t n_rows, uint32_t n_blocks, float* logi
 }
 
 // scores[i] += exp(logits[i] - row_max) * inverse_sum
-HWY_ATTR inline void AddProbabilities(const float* logits, uint32_t n, float row_max, float inverse_sum, float* scores) {
+HWY_ATTR inline void AddProbabilities(const float* logits, uint32_t n, float row_max, float inverse_sum,
+                                      float* scores) {
   // A row that saw nothing has an inverse sum of 0 and adds nothing.
   const VF max = FiniteMax(hn::Set(DF(), row_max)), inverse = hn::Set(DF(), inverse_sum);
   uint32_t i = 0;

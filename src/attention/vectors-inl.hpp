@@ -1,4 +1,5 @@
-// Vectors of a tile's width, and what all kernels share. Included once per SIMD target, hence no ordinary include guard.
+// Vectors of a tile's width, and what all kernels share. Included once per SIMD target, hence no ordinary include
+// guard.
 
 #if defined(MIKV_VECTORS_INL) == defined(HWY_TARGET_TOGGLE)
 #ifdef MIKV_VECTORS_INL
@@ -57,7 +58,8 @@ struct Scales {
 };
 
 // base: of the block's scales of K or V.
-HWY_INLINE HWY_ATTR Scales LoadScales(const codec::BlockLayout& layout, const uint8_t* base, uint32_t group, size_t lane) {
+HWY_INLINE HWY_ATTR Scales LoadScales(const codec::BlockLayout& layout, const uint8_t* base, uint32_t group,
+                                      size_t lane) {
   if (layout.mixed()) {
     const hn::Rebind<uint8_t, DU> d8;
     const VU bytes = hn::PromoteTo(DU(), hn::LoadU(d8, base + lane));
@@ -75,12 +77,15 @@ struct Tiles {
   size_t block_stride = 0;
   const codec::TileRow* row = nullptr;
 
-  HWY_INLINE const uint8_t* Of(uint32_t block, uint32_t tile) const { return first + block * block_stride + row->at[tile]; }
+  HWY_INLINE const uint8_t* Of(uint32_t block, uint32_t tile) const {
+    return first + block * block_stride + row->at[tile];
+  }
   HWY_INLINE uint32_t Bits(uint32_t tile) const { return row->bits[tile]; }
 };
 
-// Memory of the next step, fetched evenly between the products of this one: the access pattern (parts of blocks) is not one
-// that the CPU predicts, a cache in use has been pushed out by the model's weights, and a core has few reads in flight.
+// Memory of the next step, fetched evenly between the products of this one: the access pattern (parts of blocks) is not
+// one that the CPU predicts, a cache in use has been pushed out by the model's weights, and a core has few reads in
+// flight.
 struct Ahead {
   const uint8_t* at = nullptr;
   const uint8_t* until = nullptr;

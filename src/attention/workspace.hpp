@@ -18,8 +18,8 @@ struct PreparedRows {
   std::vector<uint8_t> q_parts;
 };
 
-/// Memory of State for the rows of a tile. Where tiers hold values in other coordinates (LayerCache::Impl::values_transformed),
-/// they have a sum and an accumulator of their own.
+/// Memory of State for the rows of a tile. Where tiers hold values in other coordinates
+/// (LayerCache::Impl::values_transformed), they have a sum and an accumulator of their own.
 struct RowState {
   std::vector<float> max, sum, acc, tier_sum, tier_acc, zeros;
   const codec::Axes* tier_axes = nullptr;  ///< of what is in tier_acc; null: nothing yet
@@ -45,7 +45,8 @@ struct ThreadSlot {
   PreparedRows raw, tier;
   RowState state;
   std::vector<float> mask_low, mask_high, logits, factors, decoded, weights, inverse_sum, sums;
-  std::vector<std::vector<float>> scores;  ///< [head of a call][scored slot]: of this thread's row tiles; 0 between calls
+  std::vector<std::vector<float>>
+      scores;  ///< [head of a call][scored slot]: of this thread's row tiles; 0 between calls
   cache::CommitScratch commit;
 };
 
@@ -56,7 +57,9 @@ struct Workspace::Impl {
   static constexpr uint32_t kMaxSplits = 8;   // of the blocks of a KV head in a generation step
 
   Impl(uint32_t n_threads, uint32_t n_calls)
-      : max_calls(n_calls), threads(n_threads), partials(size_t{n_calls} * kMaxHeads * kMaxSplits),
+      : max_calls(n_calls),
+        threads(n_threads),
+        partials(size_t{n_calls} * kMaxHeads * kMaxSplits),
         done(size_t{n_calls} * kMaxHeads) {
     for (attention::ThreadSlot& slot : threads) slot.scores.resize(size_t{n_calls} * kMaxHeads);
   }

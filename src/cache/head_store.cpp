@@ -12,9 +12,9 @@
 namespace mikv::cache {
 namespace {
 
-// How many tokens a context is taken to get, when its coordinates are frozen on n_tokens. Each doubling takes from the centre of slow
-// pairs what it is worth, and so bits that a head of few bits does not have (docs/adr/0013); a prompt that is compressed as it is read
-// goes on, to the end of the frame (docs/adr/0014).
+// How many tokens a context is taken to get, when its coordinates are frozen on n_tokens. Each doubling takes from the
+// centre of slow pairs what it is worth, and so bits that a head of few bits does not have (docs/adr/0013); a prompt
+// that is compressed as it is read goes on, to the end of the frame (docs/adr/0014).
 double tokens_to_expect(uint32_t n_tokens, double bits, Prefill prefill) {
   if (prefill == Prefill::streaming) return std::max(n_tokens, kFrameTokens);
   return n_tokens * std::clamp(std::pow(4.0, bits - 1.7), 1.0, 8.0);
@@ -23,7 +23,12 @@ double tokens_to_expect(uint32_t n_tokens, double bits, Prefill prefill) {
 }  // namespace
 
 HeadStore::HeadStore(const Layouts& layouts, const Spec& spec)
-    : staged(layouts.staged), hi(layouts.hi), lo(layouts.lo), evict(layouts.evict), staged_f16_(&layouts.staged), positions_(layouts.positions) {
+    : staged(layouts.staged),
+      hi(layouts.hi),
+      lo(layouts.lo),
+      evict(layouts.evict),
+      staged_f16_(&layouts.staged),
+      positions_(layouts.positions) {
   if (!spec.mixed()) transform.key.hadamard = transform.value.hadamard = spec.hadamard;
   if (!spec.balancer) return;
   q_max.assign(layouts.staged.dim_k, 0.0f);
@@ -92,8 +97,11 @@ HeadStore::Frame HeadStore::plan_frame(const Spec& spec, CommitScratch& scratch)
 
 policy::Moments HeadStore::staged_moments(CommitScratch& scratch) const {
   const uint32_t dim_k = staged.layout().dim_k, dim_v = staged.layout().dim_v;
-  policy::Moments moments{std::vector<double>(dim_k), std::vector<double>(dim_k), std::vector<double>(dim_v),
-                          std::vector<double>(dim_v), {q_square.begin(), q_square.end()}};
+  policy::Moments moments{std::vector<double>(dim_k),
+                          std::vector<double>(dim_k),
+                          std::vector<double>(dim_v),
+                          std::vector<double>(dim_v),
+                          {q_square.begin(), q_square.end()}};
   for (double& square : moments.q_square) square /= QueryTally::kOne * double(std::max<uint64_t>(1, n_queries));
   const double n = staged.size();
   const auto add = [n](const std::vector<float>& x, std::vector<double>& mean, std::vector<double>& square) {
@@ -116,7 +124,8 @@ HeadStore::Frame HeadStore::plan_mixed(const Spec& spec, CommitScratch& scratch)
       load_staged(slot, scratch);
       forecast.add(scratch.k.data(), staged.layout().scored ? staged.arrival(slot) : slot);
     }
-    forecast.apply(std::min<double>(positions_->max_cells, tokens_to_expect(staged.size(), bits, spec.prefill)), moments);
+    forecast.apply(std::min<double>(positions_->max_cells, tokens_to_expect(staged.size(), bits, spec.prefill)),
+                   moments);
   }
   policy::MixedFrame mixed = policy::plan_mixed_frame(moments, bits, lo.layout().id_bytes);
   return {std::move(mixed.transform), std::make_unique<codec::BlockLayout>(mixed.lo)};
@@ -185,8 +194,8 @@ void HeadStore::choose_victims(const Spec& spec, Budget budget, CommitScratch& s
   hi.copy_ranking(scratch.scores.data(), scratch.arrivals.data());
   staged.copy_ranking(scratch.scores.data() + n_hi, scratch.arrivals.data() + n_hi);
   const double recent = budget.total ? double(budget.recent) / double(budget.total) : 0.0;
-  policy::choose_demotions({spec.importance, recent, spec.sinks, spec.seed}, scratch.scores, scratch.arrivals, budget.total, scratch.victims,
-                           scratch.policy);
+  policy::choose_demotions({spec.importance, recent, spec.sinks, spec.seed}, scratch.scores, scratch.arrivals,
+                           budget.total, scratch.victims, scratch.policy);
 }
 
 HeadStore::Budget HeadStore::budget(const Spec& spec, uint64_t n_live) const {
@@ -251,7 +260,8 @@ policy::ErrorWeight::Sums HeadStore::error_weight(const Spec& spec, uint64_t n_l
 
 void HeadStore::lower_bits(const Spec& spec, const codec::BlockLayout& uniform) {
   if (evict || (spec.mixed() && !own_lo_)) return;  // a head that is not frozen plans its bits when it is
-  auto lower = std::make_unique<codec::BlockLayout>(spec.mixed() ? policy::lower_bits(*own_lo_, spec.bits + more_bits) : uniform);
+  auto lower = std::make_unique<codec::BlockLayout>(spec.mixed() ? policy::lower_bits(*own_lo_, spec.bits + more_bits)
+                                                                 : uniform);
   lo.reencode(*lower);
   own_lo_ = std::move(lower);
 }
@@ -266,7 +276,8 @@ void HeadStore::commit(const Spec& spec, uint64_t n_live, uint32_t from, CommitS
 
   choose_victims(spec, budget(spec, n_live), scratch);
   const uint32_t n_victims = uint32_t(scratch.victims.size());
-  scratch.staged_victim.assign(n_staged, 0);  // the last thing that may fail must stand before the first that changes the head
+  scratch.staged_victim.assign(n_staged,
+                               0);  // the last thing that may fail must stand before the first that changes the head
   const bool freezing = spec.needs_frame() && !frozen;
   Frame frame = freezing ? plan_frame(spec, scratch) : Frame();
   Tier own_lo(frame.lo ? *frame.lo : lo.layout());

@@ -1,7 +1,8 @@
 // HeadStore: what one KV head holds of one frame: staged tokens, the hi tier and the lo tier.
 //
-// A token is put staged, in f16 and the engine's coordinates, or in bytes where there is no room for that. commit() moves it to hi or lo, in
-// the frame's coordinates; the first commit freezes the frame (centre, balancer) from what is staged. A demoted token is never promoted.
+// A token is put staged, in f16 and the engine's coordinates, or in bytes where there is no room for that. commit()
+// moves it to hi or lo, in the frame's coordinates; the first commit freezes the frame (centre, balancer) from what is
+// staged. A demoted token is never promoted.
 #pragma once
 
 #include <array>
@@ -25,24 +26,24 @@ inline constexpr uint32_t kMinFrameTokens = 16;
 
 /// Where tokens of a layer may be.
 struct Positions {
-  Rope rope;  ///< no angles: not known
+  Rope rope;                       ///< no angles: not known
   uint32_t max_cells = kMaxCells;  ///< cells are below it, and a context has no more tokens
 };
 
 /// Layouts of the tiers under a spec.
 struct Layouts {
   codec::BlockLayout staged, hi, lo;
-  codec::BlockLayout staged_bytes;  ///< of staged tokens under a budget (HeadStore::stage_in_bytes)
-  bool evict = false;  ///< there is no lo tier: what is demoted is lost
-  uint32_t group = 1;  ///< query heads of a KV head
+  codec::BlockLayout staged_bytes;       ///< of staged tokens under a budget (HeadStore::stage_in_bytes)
+  bool evict = false;                    ///< there is no lo tier: what is demoted is lost
+  uint32_t group = 1;                    ///< query heads of a KV head
   const Positions* positions = nullptr;  ///< of the layer; outlives its heads
 
   /// Some tier holds codes, not halves.
   bool quantised() const { return hi.bits < 16 || (!evict && lo.bits < 16); }
 };
 
-/// Statistics of queries, for balancers: largest magnitudes, and squares of queries times the softmax scale. Squares are summed
-/// as integers, so that the sum does not depend on which thread adds first.
+/// Statistics of queries, for balancers: largest magnitudes, and squares of queries times the softmax scale. Squares
+/// are summed as integers, so that the sum does not depend on which thread adds first.
 struct QueryTally {
   std::array<float, codec::kMaxHeadDim> max{};
   std::array<uint64_t, codec::kMaxHeadDim> square{};
@@ -75,34 +76,38 @@ class HeadStore {
   uint64_t n_queries = 0;
   QuerySample sample;  ///< empty where q_max is
   bool frozen = false;
-  /// Bits an element that this head's lo tier has, or is to have when it is frozen, beyond those of the spec (share_bits).
+  /// Bits an element that this head's lo tier has, or is to have when it is frozen, beyond those of the spec
+  /// (share_bits).
   double more_bits = 0.0;
   /// Tokens of the frames that this one goes on from, whose places for recent tokens are its own (pass_on).
   uint32_t n_before = 0;
   bool evict;
 
   bool staged_in_bytes() const { return staged.layout().bits != 16; }
-  const codec::Transform& transform_of(const Tier& tier) const { return &tier == &staged ? staged_transform : transform; }
+  const codec::Transform& transform_of(const Tier& tier) const {
+    return &tier == &staged ? staged_transform : transform;
+  }
 
   /// commit() would freeze the frame.
   bool freezes_next() const { return !frozen && staged.size() >= kMinFrameTokens; }
   bool compressed() const { return frozen || hi.size() > 0 || lo.size() > 0; }
   uint32_t stored() const { return staged.size() + hi.size() + lo.size(); }
 
-  /// Compresses what is staged. n_live: live cells of the frame, evicted ones included (the S of floor(keep * S)). from: as of
-  /// LayerCache::commit(). May throw std::bad_alloc; nothing changes then.
+  /// Compresses what is staged. n_live: live cells of the frame, evicted ones included (the S of floor(keep * S)).
+  /// from: as of LayerCache::commit(). May throw std::bad_alloc; nothing changes then.
   void commit(const Spec& spec, uint64_t n_live, uint32_t from, CommitScratch& scratch);
 
-  /// Staged tokens, and those to come until they are committed, have bytes from now on, in place, unless they are too few for a centre, or
-  /// something is compressed, which those to come belong to. May throw std::bad_alloc; nothing changes then.
+  /// Staged tokens, and those to come until they are committed, have bytes from now on, in place, unless they are too
+  /// few for a centre, or something is compressed, which those to come belong to. May throw std::bad_alloc; nothing
+  /// changes then.
   void stage_in_bytes(const Layouts& layouts);
   /// Whether stage_in_bytes() would do anything, were n_tokens staged.
   bool goes_to_bytes(const Layouts& layouts, uint32_t n_tokens) const {
     return layouts.quantised() && !staged_in_bytes() && !compressed() && n_tokens >= kMinFrameTokens;
   }
 
-  /// `next`, empty, is to hold what follows: it gets the places in hi that this head has for recent tokens, which are demoted here, and its
-  /// bits. May throw std::bad_alloc; what was demoted until then stays so.
+  /// `next`, empty, is to hold what follows: it gets the places in hi that this head has for recent tokens, which are
+  /// demoted here, and its bits. May throw std::bad_alloc; what was demoted until then stays so.
   void pass_on(HeadStore& next, const Spec& spec, uint64_t n_live, CommitScratch& scratch);
 
   /// How many tokens hi may hold, and how many of them for being the most recent.
@@ -111,8 +116,8 @@ class HeadStore {
   };
   Budget budget(const Spec& spec, uint64_t n_live) const;
 
-  /// Demotes down to a budget that was lowered; tokens that are staged wait for commit(). May throw std::bad_alloc; what
-  /// was demoted until then stays so.
+  /// Demotes down to a budget that was lowered; tokens that are staged wait for commit(). May throw std::bad_alloc;
+  /// what was demoted until then stays so.
   void hold_budget(const Spec& spec, uint64_t n_live, CommitScratch& scratch);
   /// Gives back the memory of unused blocks.
   void trim() {
@@ -121,8 +126,8 @@ class HeadStore {
   /// Encodes the lo tier anew in fewer bits, in place: `uniform`, or, where bits differ by tile, spec.bits on average.
   void lower_bits(const Spec& spec, const codec::BlockLayout& uniform);
 
-  /// What errors of the lo tier would do if the staged tokens were committed now, by the sampled queries; zeros where there are none,
-  /// or the frame is frozen. May throw std::bad_alloc.
+  /// What errors of the lo tier would do if the staged tokens were committed now, by the sampled queries; zeros where
+  /// there are none, or the frame is frozen. May throw std::bad_alloc.
   policy::ErrorWeight::Sums error_weight(const Spec& spec, uint64_t n_live, CommitScratch& scratch) const;
 
   /// Before the first token is in `lo`: its layout, where bits differ by head.
@@ -135,8 +140,8 @@ class HeadStore {
   void note_queries(const QueryTally& tally);
 
   uint64_t frame_bytes() const {
-    return transform.bytes() + staged_transform.bytes() + q_max.size() * sizeof(float) + q_square.size() * sizeof(uint64_t) + sample.bytes() +
-           (own_lo_ ? sizeof *own_lo_ : 0);
+    return transform.bytes() + staged_transform.bytes() + q_max.size() * sizeof(float) +
+           q_square.size() * sizeof(uint64_t) + sample.bytes() + (own_lo_ ? sizeof *own_lo_ : 0);
   }
 
  private:

@@ -56,8 +56,13 @@ cache::Layouts make_layouts(const LayerShape& shape, const Spec& spec, const cac
   };
   // Scores and arrivals decide about demotion; a cache that demotes nothing has no use for them.
   const bool scored = spec.importance != Importance::full;
-  return {layout(Format::f16, scored),   layout(spec.hi, scored),           layout(spec.lo, false), layout(Format::int8, scored),
-          spec.lo == Format::evict, shape.n_heads / shape.n_kv_heads, &positions};
+  return {layout(Format::f16, scored),
+          layout(spec.hi, scored),
+          layout(spec.lo, false),
+          layout(Format::int8, scored),
+          spec.lo == Format::evict,
+          shape.n_heads / shape.n_kv_heads,
+          &positions};
 }
 
 attention::Geometry make_geometry(const LayerShape& shape, uint32_t group_k, uint32_t group_v) {
@@ -68,18 +73,22 @@ attention::Geometry make_geometry(const LayerShape& shape, uint32_t group_k, uin
 Status check_cells(FrameId frame, std::span<const Cell> cells, uint32_t max_cells) {
   if (frame >= kMaxFrames) return Error{"frame " + std::to_string(frame) + " is out of range; use 0 to 4095"};
   for (const Cell cell : cells) {
-    if (cell >= max_cells) return Error{"cell " + std::to_string(cell) + " is out of range; use 0 to " + std::to_string(max_cells - 1)};
+    if (cell >= max_cells)
+      return Error{"cell " + std::to_string(cell) + " is out of range; use 0 to " + std::to_string(max_cells - 1)};
   }
-  if (cells.size() < 2 || std::is_sorted(cells.begin(), cells.end(), std::less_equal<>())) return {};  // strictly rising
+  if (cells.size() < 2 || std::is_sorted(cells.begin(), cells.end(), std::less_equal<>()))
+    return {};  // strictly rising
   std::vector<Cell> sorted(cells.begin(), cells.end());
   std::sort(sorted.begin(), sorted.end());
   const auto twice = std::adjacent_find(sorted.begin(), sorted.end());
-  if (twice != sorted.end()) return Error{"cell " + std::to_string(*twice) + " is named twice in one put; name it once"};
+  if (twice != sorted.end())
+    return Error{"cell " + std::to_string(*twice) + " is named twice in one put; name it once"};
   return {};
 }
 
 Error out_of_memory(size_t n_tokens) {
-  return Error{"out of memory storing " + std::to_string(n_tokens) + " tokens in the KV cache; use fewer or shorter contexts"};
+  return Error{"out of memory storing " + std::to_string(n_tokens) +
+               " tokens in the KV cache; use fewer or shorter contexts"};
 }
 
 // Thread's share of n items.
@@ -89,7 +98,7 @@ std::pair<uint32_t, uint32_t> share(uint32_t n, uint32_t thread, uint32_t n_thre
 
 template <typename Encode>
 void write_part(cache::FrameStore& frame, uint32_t n, const float* rows, size_t stride, uint32_t dim, uint32_t thread,
-                uint32_t n_threads, codec::Axes codec::Transform::* axes, Encode encode) {
+                uint32_t n_threads, codec::Axes codec::Transform::*axes, Encode encode) {
   std::array<float, codec::kMaxHeadDim> finite;
   const uint32_t n_heads = uint32_t(frame.heads().size());
   const auto [begin, end] = share(n_heads * n, thread, n_threads);
@@ -148,7 +157,8 @@ Result<std::unique_ptr<LayerCache>> LayerCache::create(const LayerShape& shape, 
   impl->layouts = make_layouts(shape, spec, impl->positions);
   impl->raw_geometry = make_geometry(shape, shape.head_dim_k, shape.head_dim_v);
   // Tiers of a frame share their groups: where hi is f16 and has none, it is read in lo's.
-  const codec::BlockLayout& grouped = impl->layouts.evict || impl->layouts.hi.groups_k ? impl->layouts.hi : impl->layouts.lo;
+  const codec::BlockLayout& grouped =
+      impl->layouts.evict || impl->layouts.hi.groups_k ? impl->layouts.hi : impl->layouts.lo;
   impl->tier_group_k = grouped.groups_k ? grouped.group_k : shape.head_dim_k;
   impl->tier_group_v = grouped.groups_v ? grouped.group_v : shape.head_dim_v;
   impl->tier_geometry = make_geometry(shape, impl->tier_group_k, impl->tier_group_v);
@@ -160,7 +170,8 @@ const Spec& LayerCache::spec() const { return impl_->spec; }
 
 Status LayerCache::set_rope(Rope rope) {
   if (2 * rope.angles.size() > impl_->shape.head_dim_k) {
-    return Error{"RoPE of " + std::to_string(2 * rope.angles.size()) + " channels for keys of " + std::to_string(impl_->shape.head_dim_k)};
+    return Error{"RoPE of " + std::to_string(2 * rope.angles.size()) + " channels for keys of " +
+                 std::to_string(impl_->shape.head_dim_k)};
   }
   for (const float angle : rope.angles) {
     if (!std::isfinite(angle)) return Error{"an angle of RoPE is not finite"};
@@ -184,7 +195,8 @@ Status LayerCache::stage(FrameId frame, std::span<const Cell> cells) {
 
 Status LayerCache::continue_frame(FrameId frame, FrameId next) {
   if (const Status status = check_cells(next, {}, impl_->positions.max_cells); !status) return status;
-  if (n_cells(next)) return Error{"frame " + std::to_string(next) + " holds tokens; a frame goes on in one that holds none"};
+  if (n_cells(next))
+    return Error{"frame " + std::to_string(next) + " holds tokens; a frame goes on in one that holds none"};
   if (!impl_->frame(frame)) return {};
   cache::CommitScratch scratch;
   try {
@@ -200,15 +212,15 @@ Status LayerCache::continue_frame(FrameId frame, FrameId next) {
 void LayerCache::write_k(FrameId frame, const float* k, size_t k_stride, uint32_t thread, uint32_t n_threads) {
   cache::FrameStore* store = impl_->frame(frame);
   if (!store) return;  // stage() reported why
-  write_part(*store, store->n_last_staged(), k, k_stride, impl_->shape.head_dim_k, thread, n_threads, &codec::Transform::key,
-             codec::encode_k);
+  write_part(*store, store->n_last_staged(), k, k_stride, impl_->shape.head_dim_k, thread, n_threads,
+             &codec::Transform::key, codec::encode_k);
 }
 
 void LayerCache::write_v(FrameId frame, const float* v, size_t v_stride, uint32_t thread, uint32_t n_threads) {
   cache::FrameStore* store = impl_->frame(frame);
   if (!store) return;
-  write_part(*store, store->n_last_staged(), v, v_stride, impl_->shape.head_dim_v, thread, n_threads, &codec::Transform::value,
-             codec::encode_v);
+  write_part(*store, store->n_last_staged(), v, v_stride, impl_->shape.head_dim_v, thread, n_threads,
+             &codec::Transform::value, codec::encode_v);
 }
 
 Status LayerCache::put(FrameId frame, std::span<const Cell> cells, const float* k, size_t k_stride, const float* v,
@@ -234,11 +246,14 @@ Status LayerCache::commit_all(uint32_t from) {
 }
 
 // Of n_tokens more, of which n_at_once are put before anything else happens to them.
-cache::Tier::Growth LayerCache::Impl::staged_growth(const cache::HeadStore& head, uint32_t n_tokens, uint32_t n_at_once) const {
+cache::Tier::Growth LayerCache::Impl::staged_growth(const cache::HeadStore& head, uint32_t n_tokens,
+                                                    uint32_t n_at_once) const {
   // Bytes begin with the put that follows that of the 16th token.
-  const uint32_t n_first = head.staged.size() >= cache::kMinFrameTokens ? 0 : std::min(n_tokens, n_at_once + cache::kMinFrameTokens);
+  const uint32_t n_first =
+      head.staged.size() >= cache::kMinFrameTokens ? 0 : std::min(n_tokens, n_at_once + cache::kMinFrameTokens);
   const uint32_t n_all = head.staged.size() + n_tokens;
-  if (!stages_in_bytes || !head.goes_to_bytes(layouts, n_all) || n_first == n_tokens) return head.staged.growth(n_tokens);
+  if (!stages_in_bytes || !head.goes_to_bytes(layouts, n_all) || n_first == n_tokens)
+    return head.staged.growth(n_tokens);
   cache::Tier::Growth growth = head.staged.growth(n_first);
   const uint64_t bytes = cache::Tier::most_bytes(layouts.staged_bytes, n_all), now = head.staged.allocated_bytes();
   growth.lasting = std::max(growth.lasting, bytes - std::min(bytes, now));
@@ -261,7 +276,8 @@ LayerCache::Growth LayerCache::growth(FrameId frame, uint32_t n_tokens, uint32_t
   }
   for (uint32_t h = 0; h < impl_->shape.n_kv_heads; ++h) {
     const cache::HeadStore& head = store ? store->heads()[h] : fresh;
-    const cache::Tier::Growth staged = impl_->staged_growth(head, compressed ? std::min(n_tokens, n_at_once) : n_tokens, n_at_once);
+    const cache::Tier::Growth staged =
+        impl_->staged_growth(head, compressed ? std::min(n_tokens, n_at_once) : n_tokens, n_at_once);
     growth.transient = std::max(growth.transient, staged.transient);
     if (!compressed) {
       growth.lasting += int64_t(staged.lasting);
@@ -270,16 +286,20 @@ LayerCache::Growth LayerCache::growth(FrameId frame, uint32_t n_tokens, uint32_t
     growth.transient += staged.lasting;
     // One block stays.
     growth.lasting += int64_t(layouts.staged.bytes) - int64_t(head.staged.allocated_bytes());
-    const uint64_t n_hi = std::min<uint64_t>(head.budget(spec, n_live).total + 1, uint64_t{head.hi.size()} + head.staged.size() + n_tokens);
+    const uint64_t n_hi = std::min<uint64_t>(head.budget(spec, n_live).total + 1,
+                                             uint64_t{head.hi.size()} + head.staged.size() + n_tokens);
     const cache::Tier::Growth hi = head.hi.growth(uint32_t(n_hi - std::min<uint64_t>(n_hi, head.hi.size())));
     growth.lasting += int64_t(hi.lasting);
     growth.transient = std::max(growth.transient, hi.transient);
     if (layouts.evict) continue;
     const uint32_t n_lo = head.staged.size() + n_tokens;
     if (spec.mixed() && !head.frozen) {  // its layout is planned when it is frozen
-      const uint64_t n_elements = uint64_t{n_lo + codec::kBlockTokens} * (impl_->shape.head_dim_k + impl_->shape.head_dim_v);
-      const uint64_t codes = uint64_t((spec.bits + head.more_bits) / 8.0 * double(n_elements)), rounding = codes / 32 + 64;  // see Tier
-      const uint64_t coordinates = codec::Transform::most_bytes(impl_->shape.head_dim_k, impl_->shape.head_dim_v) + sizeof(codec::BlockLayout);
+      const uint64_t n_elements =
+          uint64_t{n_lo + codec::kBlockTokens} * (impl_->shape.head_dim_k + impl_->shape.head_dim_v);
+      const uint64_t codes = uint64_t((spec.bits + head.more_bits) / 8.0 * double(n_elements)),
+                     rounding = codes / 32 + 64;  // see Tier
+      const uint64_t coordinates =
+          codec::Transform::most_bytes(impl_->shape.head_dim_k, impl_->shape.head_dim_v) + sizeof(codec::BlockLayout);
       growth.lasting += int64_t(codes + rounding + coordinates);
     } else {
       const cache::Tier::Growth lo = head.lo.growth(n_lo);
@@ -305,7 +325,8 @@ Status LayerCache::lower(double keep, double bits) {
       if (!frame) continue;
       for (cache::HeadStore& head : frame->heads()) {
         head.hold_budget(spec, frame->n_live(), scratch);
-        const bool fewer = spec.mixed() ? spec.bits + head.more_bits < head.lo.layout().bits_per_element() : head.lo.layout().bits > next.lo.bits;
+        const bool fewer = spec.mixed() ? spec.bits + head.more_bits < head.lo.layout().bits_per_element()
+                                        : head.lo.layout().bits > next.lo.bits;
         if (fewer) head.lower_bits(spec, next.lo);
       }
     }
@@ -421,7 +442,8 @@ Result<std::unique_ptr<LayerCache>> LayerCache::clone(const Spec& spec) const {
     }
   }
   auto copy = create(impl_->shape, spec, impl_->positions.max_cells);
-  if (copy && ((copy.value()->impl_->scores_wanted() && !impl_->scores_wanted()) || (spec.balancer && !impl_->spec.balancer))) {
+  if (copy &&
+      ((copy.value()->impl_->scores_wanted() && !impl_->scores_wanted()) || (spec.balancer && !impl_->spec.balancer))) {
     return Error{"a cache under '" + impl_->spec.preset + "' records too little to start '" + spec.preset +
                  "' from it; start from a spec with importance=h2o and outlier=balancer"};
   }
@@ -430,8 +452,7 @@ Result<std::unique_ptr<LayerCache>> LayerCache::clone(const Spec& spec) const {
   try {
     to.positions = impl_->positions;
     for (const auto& frame : impl_->frames) {
-      to.frames.push_back(
-          frame ? std::make_unique<cache::FrameStore>(*frame, to.layouts, spec) : nullptr);
+      to.frames.push_back(frame ? std::make_unique<cache::FrameStore>(*frame, to.layouts, spec) : nullptr);
     }
   } catch (const std::bad_alloc&) {
     return Error{"out of memory cloning a KV cache; use fewer specs or a shorter context"};
@@ -448,9 +469,14 @@ std::vector<StoredToken> LayerCache::dump(FrameId frame, uint32_t kv_head) const
   stored.reserve(store->live().end());
   const auto read = [&](const cache::Tier& tier, TierName name) {
     for (uint32_t slot = 0; slot < tier.size(); ++slot) {
-      StoredToken token{tier.cell(slot), name, tier.score(slot),
-                        std::vector<float>(impl_->shape.head_dim_k), std::vector<float>(impl_->shape.head_dim_v), {}};
-      codec::decode_token(tier.block_of(slot), tier.layout(), cache::Tier::lane_of(slot), token.k.data(), token.v.data());
+      StoredToken token{tier.cell(slot),
+                        name,
+                        tier.score(slot),
+                        std::vector<float>(impl_->shape.head_dim_k),
+                        std::vector<float>(impl_->shape.head_dim_v),
+                        {}};
+      codec::decode_token(tier.block_of(slot), tier.layout(), cache::Tier::lane_of(slot), token.k.data(),
+                          token.v.data());
       head.transform_of(tier).key.from_tier(token.k);
       head.transform_of(tier).value.from_tier(token.v);
       if (tier.layout().mixed()) {
@@ -465,7 +491,8 @@ std::vector<StoredToken> LayerCache::dump(FrameId frame, uint32_t kv_head) const
   read(head.hi, TierName::hi);
   read(head.lo, TierName::lo);
   for (uint32_t cell = 0; cell < store->live().end(); ++cell) {
-    if (store->live().contains(cell) && !stored.contains(cell)) tokens.push_back({cell, TierName::evicted, 0.0f, {}, {}, {}});
+    if (store->live().contains(cell) && !stored.contains(cell))
+      tokens.push_back({cell, TierName::evicted, 0.0f, {}, {}, {}});
   }
   return tokens;
 }

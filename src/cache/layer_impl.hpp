@@ -18,7 +18,8 @@ struct LayerCache::Impl {
   attention::Geometry raw_geometry;   ///< of staged tokens: no groups
   attention::Geometry tier_geometry;  ///< of hi and lo
   bool stages_in_bytes = false;
-  uint32_t tier_group_k = 0, tier_group_v = 0;  ///< channels a scale group in hi and lo; the whole head if neither has scales
+  uint32_t tier_group_k = 0,
+           tier_group_v = 0;  ///< channels a scale group in hi and lo; the whole head if neither has scales
   std::vector<std::unique_ptr<cache::FrameStore>> frames;  ///< by FrameId; null: never used
 
   bool scores_wanted() const { return spec.importance == Importance::h2o && spec.keep > 0.0 && spec.keep < 1.0; }

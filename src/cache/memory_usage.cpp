@@ -4,7 +4,7 @@
 namespace mikv {
 namespace {
 
-void add_tier(const cache::Tier& tier, uint64_t MemoryUsage::* codes, MemoryUsage& usage) {
+void add_tier(const cache::Tier& tier, uint64_t MemoryUsage::*codes, MemoryUsage& usage) {
   const codec::BlockLayout& layout = tier.layout();
   const uint64_t n = tier.size();
   const uint64_t code_bytes = n * layout.code_bytes_per_token(), scale_bytes = n * layout.scale_bytes_per_token();
@@ -19,11 +19,10 @@ void add_tier(const cache::Tier& tier, uint64_t MemoryUsage::* codes, MemoryUsag
 }  // namespace
 
 MemoryUsage& MemoryUsage::operator+=(const MemoryUsage& other) {
-  for (const auto field :
-       {&MemoryUsage::staged, &MemoryUsage::hi, &MemoryUsage::lo, &MemoryUsage::scales, &MemoryUsage::ids,
-        &MemoryUsage::scores, &MemoryUsage::frames, &MemoryUsage::slack, &MemoryUsage::n_elements,
-        &MemoryUsage::n_staged_tokens, &MemoryUsage::n_hi_tokens, &MemoryUsage::n_lo_tokens,
-        &MemoryUsage::n_evicted_tokens}) {
+  for (const auto field : {&MemoryUsage::staged, &MemoryUsage::hi, &MemoryUsage::lo, &MemoryUsage::scales,
+                           &MemoryUsage::ids, &MemoryUsage::scores, &MemoryUsage::frames, &MemoryUsage::slack,
+                           &MemoryUsage::n_elements, &MemoryUsage::n_staged_tokens, &MemoryUsage::n_hi_tokens,
+                           &MemoryUsage::n_lo_tokens, &MemoryUsage::n_evicted_tokens}) {
     this->*field += other.*field;
   }
   return *this;

@@ -1,4 +1,5 @@
-// QuerySample: some of a head's latest queries, kept until its frame is frozen: what the tokens that come next are likely to ask.
+// QuerySample: some of a head's latest queries, kept until its frame is frozen: what the tokens that come next are
+// likely to ask.
 #pragma once
 
 #include <algorithm>
@@ -10,7 +11,8 @@
 namespace mikv::cache {
 
 struct QuerySample {
-  /// Every 32nd of the last 256 tokens, what the text is about; every 8th of the last 64, where the question stands, if there is one.
+  /// Every 32nd of the last 256 tokens, what the text is about; every 8th of the last 64, where the question stands, if
+  /// there is one.
   static constexpr uint32_t kEach = 8, kTokens = 2 * kEach, kStride = 32, kLateStride = 8;
 
   std::vector<uint16_t> queries;   ///< [kTokens][query heads][dim], halves, times the softmax scale
@@ -19,11 +21,12 @@ struct QuerySample {
   QuerySample() = default;
   QuerySample(uint32_t n_heads, uint32_t dim) : queries(size_t{kTokens} * n_heads * dim), arrivals(kTokens) {}
 
-  /// Whether the token that was put as number `arrival`, one of a batch whose last one is `last`, is to be noted. Tokens of a batch
-  /// that are noted have places of their own: threads may write them together.
+  /// Whether the token that was put as number `arrival`, one of a batch whose last one is `last`, is to be noted.
+  /// Tokens of a batch that are noted have places of their own: threads may write them together.
   static bool takes(uint32_t arrival, uint32_t last) {
     const bool late = arrival % kLateStride == kLateStride / 2;  // never a multiple of kStride
-    return (arrival % kStride == 0 && last - arrival < kEach * kStride) || (late && last - arrival < kEach * kLateStride);
+    return (arrival % kStride == 0 && last - arrival < kEach * kStride) ||
+           (late && last - arrival < kEach * kLateStride);
   }
   static uint32_t place_of(uint32_t arrival) {
     return arrival % kStride == 0 ? arrival / kStride % kEach : kEach + arrival / kLateStride % kEach;

@@ -14,7 +14,8 @@
 namespace mikv {
 namespace {
 
-// A layer whose frame the next commit freezes, and how much errors of each head count in what it puts out; zeros if no query was sampled.
+// A layer whose frame the next commit freezes, and how much errors of each head count in what it puts out; zeros if no
+// query was sampled.
 struct Candidate {
   const LayerCache::Impl& layer;
   cache::FrameStore& frame;
@@ -49,7 +50,8 @@ Status LayerCache::share_bits(std::span<LayerCache* const> layers, FrameId frame
     std::vector<Candidate> candidates;
     for (const LayerCache* layer : layers) {
       cache::FrameStore* store = layer->impl_->frame(frame);
-      if (store && layer->spec().mixed() && store->heads().front().freezes_next()) candidates.push_back({*layer->impl_, *store, {}});
+      if (store && layer->spec().mixed() && store->heads().front().freezes_next())
+        candidates.push_back({*layer->impl_, *store, {}});
     }
     std::atomic<size_t> next{0};
     std::atomic<bool> failed{false};
@@ -68,21 +70,26 @@ Status LayerCache::share_bits(std::span<LayerCache* const> layers, FrameId frame
       run();
     }
     if (failed) throw std::bad_alloc();
-    const auto any_query = [](const Candidate& candidate) { return std::ranges::any_of(candidate.weights, [](double weight) { return weight > 0.0; }); };
+    const auto any_query = [](const Candidate& candidate) {
+      return std::ranges::any_of(candidate.weights, [](double weight) { return weight > 0.0; });
+    };
     if (std::ranges::none_of(candidates, any_query)) return {};
 
     std::map<Kind, Sharing> sharings;
     for (const Candidate& candidate : candidates) {
       const LayerShape& shape = candidate.layer.shape;
       std::vector<cache::HeadStore>& heads = candidate.frame.heads();
-      Sharing& sharing = sharings[{shape.head_dim_k, shape.head_dim_v, candidate.layer.layouts.lo.id_bytes, heads.front().staged.size()}];
+      Sharing& sharing = sharings[{shape.head_dim_k, shape.head_dim_v, candidate.layer.layouts.lo.id_bytes,
+                                   heads.front().staged.size()}];
       for (cache::HeadStore& head : heads) sharing.heads.push_back(&head);
       sharing.weights.insert(sharing.weights.end(), candidate.weights.begin(), candidate.weights.end());
     }
     for (const auto& [kind, sharing] : sharings) {
-      const uint32_t n_channels = kind.dim_k + kind.dim_v, n_tiles = codec::tiles_of(kind.dim_k) + codec::tiles_of(kind.dim_v);
+      const uint32_t n_channels = kind.dim_k + kind.dim_v,
+                     n_tiles = codec::tiles_of(kind.dim_k) + codec::tiles_of(kind.dim_v);
       const double bits = candidates.front().layer.spec.bits;
-      const auto shares = policy::share_bits(sharing.weights, policy::total_tile_bits(n_channels, bits, kind.id_bytes), n_tiles);
+      const auto shares =
+          policy::share_bits(sharing.weights, policy::total_tile_bits(n_channels, bits, kind.id_bytes), n_tiles);
       for (size_t i = 0; i < shares.size(); ++i) {
         sharing.heads[i]->more_bits = policy::bits_of_total(n_channels, shares[i], kind.id_bytes) - bits;
       }

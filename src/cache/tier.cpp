@@ -82,7 +82,8 @@ Tier::Tier(const Tier& other, const codec::BlockLayout& layout) : layout_(&layou
     const uint8_t* source = other.blocks_.get() + block * from.bytes;
     uint8_t* target = blocks_.get() + block * layout.bytes;
     std::memcpy(target, source, layout.scores);  // the ids stand before the scores
-    if (layout.scored && from.scored) std::memcpy(target + layout.scores, source + from.scores, layout.scales_k - layout.scores);
+    if (layout.scored && from.scored)
+      std::memcpy(target + layout.scores, source + from.scores, layout.scales_k - layout.scores);
     std::memcpy(target + layout.scales_k, source + from.scales_k, layout.bytes - layout.scales_k);
   }
   n_tokens_ = other.n_tokens_;
@@ -113,7 +114,8 @@ Tier::Growth Tier::growth(uint32_t n_more) const {
 }
 
 uint64_t Tier::most_bytes(const codec::BlockLayout& layout, uint32_t n_tokens) {
-  const uint64_t blocks = (uint64_t{n_tokens} + codec::kBlockTokens - 1) / codec::kBlockTokens, bytes = blocks * layout.bytes;
+  const uint64_t blocks = (uint64_t{n_tokens} + codec::kBlockTokens - 1) / codec::kBlockTokens,
+                 bytes = blocks * layout.bytes;
   const uint64_t reserve = std::max(reserve_of(std::min<uint64_t>(bytes, kMapFrom), false), reserve_of(bytes, true));
   return round_up(bytes + reserve, bytes + reserve >= kMapFrom ? kPage : kLine);
 }
@@ -207,7 +209,8 @@ void Tier::reencode(const codec::BlockLayout& layout, const std::function<void(f
   }
   capacity_blocks_ = uint32_t(blocks_ ? blocks_.get_deleter().bytes / layout.bytes : 0);
   layout_ = &layout;
-  clear_unused();  // what held larger blocks holds more of the smaller ones, in which kernels must find numbers (see allocate())
+  clear_unused();  // what held larger blocks holds more of the smaller ones, in which kernels must find numbers (see
+                   // allocate())
   shrink();
 }
 

@@ -1,5 +1,5 @@
-// Tier: the tokens of one KV head in one format, in consecutive blocks. Always dense: removing a token moves the last one
-// into its place, which is allowed because RoPE is already in K, so that order within a tier means nothing.
+// Tier: the tokens of one KV head in one format, in consecutive blocks. Always dense: removing a token moves the last
+// one into its place, which is allowed because RoPE is already in K, so that order within a tier means nothing.
 #pragma once
 
 #include <cstdint>
@@ -56,8 +56,9 @@ class Tier {
     if (layout_->scored) at<float>(slot, layout_->scores) += more;
   }
 
-  /// Makes room for n more tokens. May throw std::bad_alloc; nothing changes then. A tier that already holds tokens grows by 1/32 of
-  /// itself at least, or, from where it is mapped, by 1/128 and to a whole page, so that few steps have to grow.
+  /// Makes room for n more tokens. May throw std::bad_alloc; nothing changes then. A tier that already holds tokens
+  /// grows by 1/32 of itself at least, or, from where it is mapped, by 1/128 and to a whole page, so that few steps
+  /// have to grow.
   void reserve(uint32_t n_more);
   /// Bytes that reserve(n_more) would take from the system, and those that it would give back only afterwards.
   struct Growth {
@@ -71,14 +72,15 @@ class Tier {
   void remove(uint32_t slot);
   /// Empties the tier and gives its memory back; a single block stays, as the next generated token wants it again.
   void release();
-  /// Zeroes unused places. Kernels round a step's weights by the largest of its scales, stale ones included: with them a sequence would not go
-  /// on to the bit once it was saved and loaded.
+  /// Zeroes unused places. Kernels round a step's weights by the largest of its scales, stale ones included: with them
+  /// a sequence would not go on to the bit once it was saved and loaded.
   void clear_unused();
-  /// Gives back the memory of unused blocks, all of them if there are no tokens, where there is memory to move the others to.
+  /// Gives back the memory of unused blocks, all of them if there are no tokens, where there is memory to move the
+  /// others to.
   void shrink();
-  /// Encodes all tokens anew in `layout`, whose blocks are smaller, in place: at no time is there more memory than before.
-  /// `layout` is borrowed as in the constructor, and scored as the present one. change: null, or what becomes of a token's key.
-  /// May throw std::bad_alloc; nothing changes then.
+  /// Encodes all tokens anew in `layout`, whose blocks are smaller, in place: at no time is there more memory than
+  /// before. `layout` is borrowed as in the constructor, and scored as the present one. change: null, or what becomes
+  /// of a token's key. May throw std::bad_alloc; nothing changes then.
   void reencode(const codec::BlockLayout& layout, const std::function<void(float* k)>& change = {});
 
  private:
@@ -88,8 +90,8 @@ class Tier {
   uint64_t blocks_for(uint32_t n_more) const;
   /// Zeroed: kernels read whole blocks and mask unused lanes afterwards, so they must find numbers there, not NaN.
   static Memory allocate(size_t bytes);
-  /// Makes mapped memory larger or smaller without copying it: all heads of a cache grow in the same step, which must not wait
-  /// for the whole cache to be copied. What is new is zero.
+  /// Makes mapped memory larger or smaller without copying it: all heads of a cache grow in the same step, which must
+  /// not wait for the whole cache to be copied. What is new is zero.
   static void resize(Memory& memory, size_t bytes);
 
   template <typename T>

@@ -64,14 +64,16 @@ void for_each_tile(const Part& part, Visit visit) {
 template <uint32_t kBits>
 void write_codes(uint8_t* block, const Part& part, uint32_t token, const Codes<kBits>& codes) {
   for_each_tile<kBits>(part, [&](auto bits, size_t tile, uint32_t channel) {
-    part.keys ? store_lane<bits>(block + tile, token, &codes[channel]) : store_row<bits>(block + tile, token, &codes[channel]);
+    part.keys ? store_lane<bits>(block + tile, token, &codes[channel])
+              : store_row<bits>(block + tile, token, &codes[channel]);
   });
 }
 
 template <uint32_t kBits>
 void read_codes(const uint8_t* block, const Part& part, uint32_t token, Codes<kBits>& codes) {
   for_each_tile<kBits>(part, [&](auto bits, size_t tile, uint32_t channel) {
-    part.keys ? load_lane<bits>(block + tile, token, &codes[channel]) : load_row<bits>(block + tile, token, &codes[channel]);
+    part.keys ? load_lane<bits>(block + tile, token, &codes[channel])
+              : load_row<bits>(block + tile, token, &codes[channel]);
   });
 }
 
@@ -234,7 +236,8 @@ void decode_token(const uint8_t* block, const BlockLayout& layout, uint32_t lane
   with_bits(layout.bits, [&](auto bits) { decode_part<bits>(block, part_v(layout), lane, v); });
 }
 
-void read_f16(const uint8_t* block, const BlockLayout& layout, uint32_t n, uint16_t* const* k_rows, uint16_t* const* v_rows) {
+void read_f16(const uint8_t* block, const BlockLayout& layout, uint32_t n, uint16_t* const* k_rows,
+              uint16_t* const* v_rows) {
   const auto read = [&](const Part& part, uint16_t* const* rows) {
     for (uint32_t t = 0; t < part.n_tiles; ++t) {
       const uint32_t first = t * kTileSide, n_channels = std::min(kTileSide, part.dim - first);

@@ -11,10 +11,10 @@
 //   tiles K    channels/16 tiles              lane = token,   row = channel   (codec/tile.hpp)
 //   tiles V    channels/16 tiles              lane = channel, row = token
 //
-// E.g. INT3, head_dim 128, groups of 64, wide ids: 64 + 128 + 128 + 8*96 + 8*96 = 1856 bytes, 3.625 bits an element with ids.
-// Mixed bits: each tile has 1 to 4, or 6, of its own, and the head one group. E.g. 2.75 bits on average, head_dim 128, narrow ids: 32 + 32 +
-// 44*32 = 1472 bytes, 2.875 bits an element with ids.
-// Head dimensions that are no multiple of 16 are padded to one; the padding is counted as codes.
+// E.g. INT3, head_dim 128, groups of 64, wide ids: 64 + 128 + 128 + 8*96 + 8*96 = 1856 bytes, 3.625 bits an element
+// with ids. Mixed bits: each tile has 1 to 4, or 6, of its own, and the head one group. E.g. 2.75 bits on average,
+// head_dim 128, narrow ids: 32 + 32 + 44*32 = 1472 bytes, 2.875 bits an element with ids. Head dimensions that are no
+// multiple of 16 are padded to one; the padding is counted as codes.
 #pragma once
 
 #include <array>
@@ -35,9 +35,10 @@ inline constexpr uint32_t kMixedBits = 0;
 
 /// Where the tiles of K or V stand and how many bits their codes have.
 struct TileRow {
-  std::array<uint16_t, kMaxTiles> at{};   ///< byte offset from the first tile
+  std::array<uint16_t, kMaxTiles> at{};  ///< byte offset from the first tile
   std::array<uint8_t, kMaxTiles> bits{};
-  std::array<float, kMaxTiles> weight{};  ///< mixed bits: how much an error of the tile counts when a token's scale is chosen
+  std::array<float, kMaxTiles>
+      weight{};  ///< mixed bits: how much an error of the tile counts when a token's scale is chosen
 };
 static_assert(kMaxTiles * tile_bytes(16) <= UINT16_MAX);
 
@@ -54,8 +55,8 @@ struct BlockLayout {
   size_t bytes = 0;  ///< of a block; a multiple of 32
 
   /// group sizes must divide the dimensions; both are ignored for 16 bits.
-  static BlockLayout make(uint32_t bits, uint32_t dim_k, uint32_t dim_v, uint32_t group_k, uint32_t group_v, bool scored,
-                          uint32_t id_bytes = 4);
+  static BlockLayout make(uint32_t bits, uint32_t dim_k, uint32_t dim_v, uint32_t group_k, uint32_t group_v,
+                          bool scored, uint32_t id_bytes = 4);
   /// For each tile 1 to 4, or 6, bits and a positive weight (TileRow).
   struct MixedTiles {
     std::span<const uint8_t> bits;
@@ -78,7 +79,8 @@ inline constexpr size_t kGroupScaleBytes = 2 * 2 * kBlockTokens;
 
 /// The cell number of token `lane`; ids stand first in a block.
 inline uint32_t block_id(const uint8_t* block, const BlockLayout& layout, uint32_t lane) {
-  return layout.id_bytes == 2 ? reinterpret_cast<const uint16_t*>(block)[lane] : reinterpret_cast<const uint32_t*>(block)[lane];
+  return layout.id_bytes == 2 ? reinterpret_cast<const uint16_t*>(block)[lane]
+                              : reinterpret_cast<const uint32_t*>(block)[lane];
 }
 inline void set_block_id(uint8_t* block, const BlockLayout& layout, uint32_t lane, uint32_t id) {
   if (layout.id_bytes == 2) {
@@ -98,9 +100,10 @@ void encode_v(uint8_t* block, const BlockLayout& layout, uint32_t lane, const fl
 void decode_token(const uint8_t* block, const BlockLayout& layout, uint32_t lane, float* k, float* v);
 void decode_k(const uint8_t* block, const BlockLayout& layout, uint32_t lane, float* k);
 
-/// Reads the first n tokens of a block of 16 bits as they are stored: k_rows[i] gets dim_k halves, v_rows[i] dim_v. Whole blocks
-/// at once, where decode_token would take each half by itself.
-void read_f16(const uint8_t* block, const BlockLayout& layout, uint32_t n, uint16_t* const* k_rows, uint16_t* const* v_rows);
+/// Reads the first n tokens of a block of 16 bits as they are stored: k_rows[i] gets dim_k halves, v_rows[i] dim_v.
+/// Whole blocks at once, where decode_token would take each half by itself.
+void read_f16(const uint8_t* block, const BlockLayout& layout, uint32_t n, uint16_t* const* k_rows,
+              uint16_t* const* v_rows);
 
 /// Copies everything a block holds of one token, ids and scores included, without decoding it.
 void copy_token(const uint8_t* from, uint32_t from_lane, uint8_t* to, uint32_t to_lane, const BlockLayout& layout);

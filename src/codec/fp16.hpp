@@ -20,8 +20,8 @@ inline float f16_to_f32(uint16_t half) {
   return std::bit_cast<float>(bits | sign);
 }
 
-/// Single to half precision, round to nearest even. Beyond the range: infinity; NaN stays NaN. Without branches, so that
-/// the compiler converts several at once.
+/// Single to half precision, round to nearest even. Beyond the range: infinity; NaN stays NaN. Without branches, so
+/// that the compiler converts several at once.
 inline uint16_t f32_to_f16(float value) {
   const uint32_t bits = std::bit_cast<uint32_t>(value);
   const uint32_t sign = (bits >> 16) & 0x8000u, magnitude = bits & 0x7fffffffu;

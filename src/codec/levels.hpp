@@ -1,6 +1,6 @@
-// Levels: the numbers that codes stand for, as bytes. Kernels decode through a table of 64, so that every codebook costs them
-// the same. Uniform levels are the codes themselves (Eq. 1 of MiKV), x' = alpha * code + beta; those of mixed bits are in
-// codec/trellis_levels.hpp.
+// Levels: the numbers that codes stand for, as bytes. Kernels decode through a table of 64, so that every codebook
+// costs them the same. Uniform levels are the codes themselves (Eq. 1 of MiKV), x' = alpha * code + beta; those of
+// mixed bits are in codec/trellis_levels.hpp.
 #pragma once
 
 #include <array>
@@ -19,8 +19,9 @@ constexpr Levels make_uniform_levels(uint32_t bits) {
 
 /// bits: 2 to 4; others get a table that nobody reads.
 inline const Levels& uniform_levels(uint32_t bits) {
-  static constexpr std::array<Levels, 5> kTables = {make_uniform_levels(0), make_uniform_levels(1), make_uniform_levels(2),
-                                                    make_uniform_levels(3), make_uniform_levels(4)};
+  static constexpr std::array<Levels, 5> kTables = {make_uniform_levels(0), make_uniform_levels(1),
+                                                    make_uniform_levels(2), make_uniform_levels(3),
+                                                    make_uniform_levels(4)};
   return kTables[bits < kTables.size() ? bits : 0];
 }
 

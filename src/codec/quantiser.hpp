@@ -1,7 +1,7 @@
 // Quantiser, Eq. 1 of MiKV (arXiv 2402.18096): asymmetric, round to nearest, one scale and one zero a group.
 //   alpha = (max - min) / (2^N - 1), beta = min, code = round((x - beta) / alpha), x' = alpha * code + beta
-// alpha and beta are stored as halves; codes are taken against the stored values, so their rounding costs no extra error
-// except at the ends of the range.
+// alpha and beta are stored as halves; codes are taken against the stored values, so their rounding costs no extra
+// error except at the ends of the range.
 #pragma once
 
 #include <algorithm>
@@ -36,7 +36,8 @@ inline GroupScale quantise_group(std::span<const float> values, uint32_t bits, u
   float low = *std::min_element(lows, lows + kChains), high = *std::max_element(highs, highs + kChains);
   for (size_t i = whole; i < values.size(); ++i) low = std::min(low, values[i]), high = std::max(high, values[i]);
   const float top = float((1u << bits) - 1);
-  const GroupScale scale{f32_to_f16(std::min(kF16Max, (high - low) / top)), f32_to_f16(std::clamp(low, -kF16Max, kF16Max))};
+  const GroupScale scale{f32_to_f16(std::min(kF16Max, (high - low) / top)),
+                         f32_to_f16(std::clamp(low, -kF16Max, kF16Max))};
   const float alpha = f16_to_f32(scale.alpha), beta = f16_to_f32(scale.beta);
   const float inverse = alpha > 0.0f ? 1.0f / alpha : 0.0f;
   for (size_t i = 0; i < values.size(); ++i) {

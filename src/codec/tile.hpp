@@ -1,15 +1,15 @@
 // Tile: 16 x 16 codes of N bits, the one packed format of every tier; 32*N bytes.
 //
 // A tile has 16 lanes and 16 rows. For keys a lane is a token and a row is a channel, for values a lane is a channel
-// and a row is a token, so that in both a kernel does the same thing: for each row, decode 16 lanes and multiply them by
-// one number of each query head (query channel, or attention weight).
+// and a row is a token, so that in both a kernel does the same thing: for each row, decode 16 lanes and multiply them
+// by one number of each query head (query channel, or attention weight).
 //
 // Rows are stored in quads, four rows in the four bytes of a 32-bit word of each lane: quad j holds rows 4j..4j+3, row
-// 4j+b in byte b. One shift and one mask therefore expose four rows of 16 lanes at once, as bytes, which is the operand of
-// a byte dot product (VNNI); a shift by whole bytes more exposes a single row.
+// 4j+b in byte b. One shift and one mask therefore expose four rows of 16 lanes at once, as bytes, which is the operand
+// of a byte dot product (VNNI); a shift by whole bytes more exposes a single row.
 //
-// A token is written and read whole: as a lane of its key tiles, as a row of its value tiles. The words of a lane belong to
-// its token alone, so a lane is a few shifts of four codes at once; a row shares words with other tokens.
+// A token is written and read whole: as a lane of its key tiles, as a row of its value tiles. The words of a lane
+// belong to its token alone, so a lane is a few shifts of four codes at once; a row shares words with other tokens.
 //
 //   N    layout, from low address                                                        bytes
 //   16   16 rows of 16 halves (no quads)                                                 512
@@ -42,7 +42,8 @@ static_assert(tile_bytes(16) == 512 && tile_bytes(3) == 16 * 4 + 16 * 2 && tile_
 template <uint32_t kBits>
 using Code = std::conditional_t<kBits == 16, uint16_t, uint8_t>;
 
-/// Calls work with a number of bits, 1 to 4 or 6, as a constant. Inlined, so that callers compiled for several CPUs stay whole.
+/// Calls work with a number of bits, 1 to 4 or 6, as a constant. Inlined, so that callers compiled for several CPUs
+/// stay whole.
 template <typename Work>
 __attribute__((always_inline)) inline void with_table_bits(uint32_t bits, Work work) {
   switch (bits) {
@@ -212,9 +213,10 @@ inline void store_row(uint8_t* tile, uint32_t row, const Code<kBits>* codes) {
   if constexpr (kBits == 16) {
     std::memcpy(tile + 32 * row, codes, 32);
   } else {
-    detail::for_each_piece_of_row<kBits>(row, [&](auto word, uint32_t offset, uint32_t shift, uint32_t width, uint32_t from) {
-      detail::put_bits<decltype(word)>(tile + offset, shift, width, codes, from);
-    });
+    detail::for_each_piece_of_row<kBits>(
+        row, [&](auto word, uint32_t offset, uint32_t shift, uint32_t width, uint32_t from) {
+          detail::put_bits<decltype(word)>(tile + offset, shift, width, codes, from);
+        });
   }
 }
 
@@ -225,9 +227,10 @@ inline void load_row(const uint8_t* tile, uint32_t row, Code<kBits>* codes) {
     std::memcpy(codes, tile + 32 * row, 32);
   } else {
     std::memset(codes, 0, kTileSide);
-    detail::for_each_piece_of_row<kBits>(row, [&](auto word, uint32_t offset, uint32_t shift, uint32_t width, uint32_t to) {
-      detail::add_bits<decltype(word)>(tile + offset, shift, width, codes, to);
-    });
+    detail::for_each_piece_of_row<kBits>(row,
+                                         [&](auto word, uint32_t offset, uint32_t shift, uint32_t width, uint32_t to) {
+                                           detail::add_bits<decltype(word)>(tile + offset, shift, width, codes, to);
+                                         });
   }
 }
 

@@ -5,8 +5,8 @@
 //   query   q' = H P (q / b)          so that q'.k' = q.k - q.mu; the constant q.mu is added back (bias)
 //   value   v' = H P ((v - nu) * c)   weights sum to 1, so that the output is P^T H (sum w v') / c + nu
 //
-// Queries are transformed where kernels prepare them (attention/prepare-inl.hpp). Each part is optional; what multiplies or is
-// subtracted is stored as halves, and the same halves are used in both directions.
+// Queries are transformed where kernels prepare them (attention/prepare-inl.hpp). Each part is optional; what
+// multiplies or is subtracted is stored as halves, and the same halves are used in both directions.
 #pragma once
 
 #include <cstdint>
@@ -20,8 +20,9 @@ struct Axes {
   std::vector<uint16_t> centre;    ///< [dim] halves, or empty
   std::vector<uint16_t> balancer;  ///< [dim] halves, or empty
   std::vector<uint16_t> order;     ///< [dim]: the channel that stands in each place; empty: each in its own
-  std::vector<uint16_t> turns;     ///< lengths, powers of two that sum to dim, of the runs rotated each by itself; empty: see hadamard
-  bool hadamard = false;           ///< the whole head is rotated
+  std::vector<uint16_t>
+      turns;  ///< lengths, powers of two that sum to dim, of the runs rotated each by itself; empty: see hadamard
+  bool hadamard = false;  ///< the whole head is rotated
 
   void to_tier(std::span<float> x) const;
   /// The part of to_tier() that queries share: the order and the rotation.
@@ -29,9 +30,7 @@ struct Axes {
   void from_tier(std::span<float> x) const { sum_from_tier(x, 1.0f); }
   /// For a weighted sum of vectors whose weights sum to `weight`.
   void sum_from_tier(std::span<float> x, float weight) const;
-  uint64_t bytes() const {
-    return sizeof(uint16_t) * (centre.size() + balancer.size() + order.size() + turns.size());
-  }
+  uint64_t bytes() const { return sizeof(uint16_t) * (centre.size() + balancer.size() + order.size() + turns.size()); }
 
  private:
   void rotate(std::span<float> x) const;

@@ -46,8 +46,9 @@ struct Vectors {
 /// The search for one ring. A state is the codes after the present one as far as they reach into its window; codes are
 /// therefore taken from the last to the first.
 ///
-/// A cost is a float, never negative, whose lowest bits are those of the window above the state it leads to: floats of equal sign
-/// are ordered as integers are, so that the least of them also says where it came from. That takes 4 of 23 bits of precision.
+/// A cost is a float, never negative, whose lowest bits are those of the window above the state it leads to: floats of
+/// equal sign are ordered as integers are, so that the least of them also says where it came from. That takes 4 of 23
+/// bits of precision.
 template <uint32_t kBits, uint32_t kWindow, uint32_t kLength>
 struct Search {
   static constexpr uint32_t kStates = 1u << (kWindow - kBits), kCodes = 1u << kBits;
@@ -109,8 +110,8 @@ struct Search {
     return cost[seam];
   }
 
-  /// The best ring goes through some state at its seam. Twice round from anywhere shows two that are good there: where the best
-  /// path ends, and where it was one round before.
+  /// The best ring goes through some state at its seam. Twice round from anywhere shows two that are good there: where
+  /// the best path ends, and where it was one round before.
   MIKV_INLINE void solve(const float* x, const Floats (&level)[kCodes], uint8_t* codes) {
     cost = Floats{};
     run(x, level);
@@ -185,16 +186,19 @@ MIKV_INLINE void encode(const float* x, float inverse, uint8_t* codes, uint8_t* 
 template <typename Visit>
 MIKV_INLINE void with_ring(Ring ring, uint32_t bits, Visit visit) {
   const auto with_bits = [&](auto constant_ring) __attribute__((always_inline)) {
-    with_table_bits(bits, [&](auto constant_bits) __attribute__((always_inline)) { visit(constant_ring, constant_bits); });
+    with_table_bits(
+        bits, [&](auto constant_bits) __attribute__((always_inline)) { visit(constant_ring, constant_bits); });
   };
-  ring == Ring::key ? with_bits(std::integral_constant<Ring, Ring::key>()) : with_bits(std::integral_constant<Ring, Ring::value>());
+  ring == Ring::key ? with_bits(std::integral_constant<Ring, Ring::key>())
+                    : with_bits(std::integral_constant<Ring, Ring::value>());
 }
 
 }  // namespace
 
 MIKV_FOR_EACH_CPU
 void encode_ring(Ring ring, uint32_t bits, const float* x, float inverse, uint8_t* codes, uint8_t* levels) {
-  with_ring(ring, bits, [&](auto r, auto b) __attribute__((always_inline)) { encode<r(), b()>(x, inverse, codes, levels); });
+  with_ring(
+      ring, bits, [&](auto r, auto b) __attribute__((always_inline)) { encode<r(), b()>(x, inverse, codes, levels); });
 }
 
 void ring_levels(Ring ring, uint32_t bits, const uint8_t* codes, uint8_t* levels) {

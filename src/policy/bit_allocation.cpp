@@ -13,12 +13,14 @@ TileBits allocate_bits(std::span<const double> harm_k, std::span<const double> h
   const auto more = [&](size_t tile) { return codec::next_tile_bits(bits[tile]) - bits[tile]; };
   const auto gain = [&](size_t tile) {  // of each bit more
     const codec::Ring ring = tile < harm_k.size() ? codec::Ring::key : codec::Ring::value;
-    return harm[tile] * (codec::trellis_error(ring, bits[tile]) - codec::trellis_error(ring, bits[tile] + more(tile))) / more(tile);
+    return harm[tile] * (codec::trellis_error(ring, bits[tile]) - codec::trellis_error(ring, bits[tile] + more(tile))) /
+           more(tile);
   };
   for (size_t used = kMinTileBits * harm.size();;) {
     size_t best = harm.size();
     for (size_t tile = 0; tile < harm.size(); ++tile) {
-      if (bits[tile] < kMaxTileBits && used + more(tile) <= total && (best == harm.size() || gain(tile) > gain(best))) best = tile;
+      if (bits[tile] < kMaxTileBits && used + more(tile) <= total && (best == harm.size() || gain(tile) > gain(best)))
+        best = tile;
     }
     if (best == harm.size()) break;
     used += more(best);
@@ -33,10 +35,12 @@ std::vector<uint32_t> share_bits(std::span<const double> weights, double each, u
   constexpr double kExponent = 0.7;  // errors of b bits shrink with 4^-b: bits follow .35 log2(weight)
   const double mean = std::accumulate(weights.begin(), weights.end(), 0.0) / double(weights.size());
   std::vector<double> gain;
-  for (const double weight : weights) gain.push_back(mean > 0.0 ? std::pow(std::max(weight / mean, 1e-6), kExponent) : 1.0);
+  for (const double weight : weights)
+    gain.push_back(mean > 0.0 ? std::pow(std::max(weight / mean, 1e-6), kExponent) : 1.0);
   const double lowest = kMinTileBits * n_tiles, highest = kMaxTileBits * n_tiles, shift = kMostMoreBits * n_tiles;
   each = std::clamp(each, lowest, highest);
-  const auto least = uint32_t(std::max(lowest, std::ceil(each - shift))), most = uint32_t(std::min(highest, std::ceil(each + shift)));
+  const auto least = uint32_t(std::max(lowest, std::ceil(each - shift))),
+             most = uint32_t(std::min(highest, std::ceil(each + shift)));
   std::vector<uint32_t> bits(weights.size(), std::min(least, uint32_t(each)));
   const double step = std::pow(4.0, -1.0 / n_tiles);
   for (auto left = size_t(each * double(weights.size()) + 1e-6) - bits.front() * weights.size(); left > 0; --left) {

@@ -1,9 +1,9 @@
 // Bit allocation: which tiles of a head get how many bits, so that a given total does least harm.
 //
-// Rate-distortion theory gives a channel bits by the logarithm of its variance ("reverse water-filling", Cover and Thomas,
-// section 10.3.3). Channels, sorted by importance, are cut into tiles of 16; all of a tile have the same bits, 1 to 4 or 6.
-// Harm is counted as error of what attention computes: of keys, the variance of the logit's error; of values, the error
-// relative to the variance of the head's values, times kValueHarm.
+// Rate-distortion theory gives a channel bits by the logarithm of its variance ("reverse water-filling", Cover and
+// Thomas, section 10.3.3). Channels, sorted by importance, are cut into tiles of 16; all of a tile have the same bits,
+// 1 to 4 or 6. Harm is counted as error of what attention computes: of keys, the variance of the logit's error; of
+// values, the error relative to the variance of the head's values, times kValueHarm.
 #pragma once
 
 #include <cstdint>
@@ -14,8 +14,8 @@
 
 namespace mikv::policy {
 
-/// Logit variance (nats squared) that does as much harm as losing a value's variance altogether. Measured as the best of .8,
-/// 1.5 and 3 on SmolLM2-135M and Qwen2.5-Coder-0.5B (docs/adr/0008).
+/// Logit variance (nats squared) that does as much harm as losing a value's variance altogether. Measured as the best
+/// of .8, 1.5 and 3 on SmolLM2-135M and Qwen2.5-Coder-0.5B (docs/adr/0008).
 inline constexpr double kValueHarm = 1.5;
 inline constexpr uint32_t kMinTileBits = 1;
 using codec::kMaxTileBits;
@@ -24,17 +24,19 @@ struct TileBits {
   std::vector<uint8_t> k, v;  ///< of each tile
 };
 
-/// harm_k, harm_v: what losing a tile altogether would do. total: bits of all tiles together; what is less than 1 or more
-/// than 6 a tile is taken as that; one bit is left over where all tiles have 4 and the next step takes two. Greedy: each step goes where a
-/// bit takes most harm away, which is the best there is, as each further bit of a tile takes away less than the one before.
+/// harm_k, harm_v: what losing a tile altogether would do. total: bits of all tiles together; what is less than 1 or
+/// more than 6 a tile is taken as that; one bit is left over where all tiles have 4 and the next step takes two.
+/// Greedy: each step goes where a bit takes most harm away, which is the best there is, as each further bit of a tile
+/// takes away less than the one before.
 TileBits allocate_bits(std::span<const double> harm_k, std::span<const double> harm_v, uint32_t total);
 
 /// share_bits() gives a head at most so many bits a code more or less than the average: weights are estimates.
 inline constexpr double kMostMoreBits = 2.0;
 
-/// Bits of each head's n_tiles tiles together, `each` of them a head on average, of all heads rounded down to a whole number: a
-/// head whose errors count w times as much (ErrorWeight, relative to the output of its layer) gets up to .35 log2(w) bits a code
-/// more. In theory it is .5, for weights that are known exactly; .35 is the best of .25, .35 and .5 on SmolLM2-135M and Qwen2.5-Coder-0.5B (docs/adr/0012).
+/// Bits of each head's n_tiles tiles together, `each` of them a head on average, of all heads rounded down to a whole
+/// number: a head whose errors count w times as much (ErrorWeight, relative to the output of its layer) gets up to .35
+/// log2(w) bits a code more. In theory it is .5, for weights that are known exactly; .35 is the best of .25, .35 and .5
+/// on SmolLM2-135M and Qwen2.5-Coder-0.5B (docs/adr/0012).
 std::vector<uint32_t> share_bits(std::span<const double> weights, double each, uint32_t n_tiles);
 
 }  // namespace mikv::policy

@@ -25,8 +25,8 @@ void add_scaled(float* to, float factor, const float* x, float weight, size_t n)
 
 }  // namespace
 
-ErrorWeight::ErrorWeight(std::vector<float> queries, std::vector<uint32_t> arrivals, std::span<const double> v_mean, uint32_t dim_k,
-                         uint32_t n_recent)
+ErrorWeight::ErrorWeight(std::vector<float> queries, std::vector<uint32_t> arrivals, std::span<const double> v_mean,
+                         uint32_t dim_k, uint32_t n_recent)
     : n_rows_(arrivals.size()),
       dim_k_(dim_k),
       n_recent_(n_recent),

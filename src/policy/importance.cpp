@@ -129,15 +129,16 @@ void choose_demotions(const Choice& choice, std::span<const float> scores, std::
   const size_t n_victims = n - n_keep;
   switch (choice.importance) {
     case Importance::full: return;
-    case Importance::h2o: return append_h2o(scores, arrivals, n_keep, n_recent(choice.recent, n_keep), victims, scratch);
+    case Importance::h2o:
+      return append_h2o(scores, arrivals, n_keep, n_recent(choice.recent, n_keep), victims, scratch);
     case Importance::window:
       return append_lowest(n, n_victims, [&](uint32_t i) { return uint64_t{arrivals[i]}; }, victims, scratch);
     case Importance::streaming:
-      return append_lowest(n, n_victims, [&](uint32_t i) { return streaming_key(arrivals[i], choice.sinks); }, victims,
-                           scratch);
+      return append_lowest(
+          n, n_victims, [&](uint32_t i) { return streaming_key(arrivals[i], choice.sinks); }, victims, scratch);
     case Importance::random:
-      return append_lowest(n, n_victims, [&](uint32_t i) { return random_key(arrivals[i], choice.seed); }, victims,
-                           scratch);
+      return append_lowest(
+          n, n_victims, [&](uint32_t i) { return random_key(arrivals[i], choice.seed); }, victims, scratch);
   }
 }
 

@@ -1,7 +1,8 @@
 // Importance policies: which tokens of the hi tier to demote. Pure functions of (policy, scores, arrivals, budget).
 //
 // Every policy is a total order, "first to go" first; the victims are the n - n_keep first of that order:
-//   h2o        the n_keep - floor((1 - recent) * n_keep) most recent go last; the others lowest score first, older first among equals
+//   h2o        the n_keep - floor((1 - recent) * n_keep) most recent go last; the others lowest score first, older
+//              first among equals
 //   window     oldest first
 //   streaming  tokens with arrival < sinks go last (the first of them last of all); the others oldest first
 //   random     lowest hash(seed, arrival) first: a token's luck is drawn once, so survivors stay a uniform sample
@@ -22,8 +23,8 @@ namespace mikv::policy {
 struct Choice {
   Importance importance = Importance::h2o;
   double recent = 0.5;  ///< used by h2o only: share of n_keep for the most recent
-  uint32_t sinks = 0;  ///< used by streaming only
-  uint64_t seed = 0;   ///< used by random only
+  uint32_t sinks = 0;   ///< used by streaming only
+  uint64_t seed = 0;    ///< used by random only
 };
 
 /// Appends to `victims` the indices to demote so that n_keep tokens remain; none if there are no more than that.

@@ -28,7 +28,8 @@ std::vector<uint16_t> halves(const std::vector<double>& values) {
 std::vector<double> roots(const std::vector<double>& squares) {
   const double largest = *std::max_element(squares.begin(), squares.end());
   std::vector<double> result;
-  for (const double square : squares) result.push_back(largest > 0.0 ? std::sqrt(std::max(square, 1e-8 * largest)) : 1.0);
+  for (const double square : squares)
+    result.push_back(largest > 0.0 ? std::sqrt(std::max(square, 1e-8 * largest)) : 1.0);
   return result;
 }
 
@@ -69,8 +70,9 @@ std::vector<double> harms(const Channels& channels, const std::vector<uint16_t>&
   return result;
 }
 
-// Turns: runs of tiles of equal bits, in pieces of a power of two; the balancer brings each to variance 1. Returns how much an
-// error in a coordinate counts, for each tile: its variance before that, of k in a coordinate and of q, relative to the largest.
+// Turns: runs of tiles of equal bits, in pieces of a power of two; the balancer brings each to variance 1. Returns how
+// much an error in a coordinate counts, for each tile: its variance before that, of k in a coordinate and of q,
+// relative to the largest.
 std::vector<float> fill_axes(const Channels& channels, const std::vector<uint8_t>& bits, codec::Axes& axes) {
   std::vector<float> weights(bits.size());
   double largest = 0.0;
@@ -98,8 +100,8 @@ std::vector<float> fill_axes(const Channels& channels, const std::vector<uint8_t
 // Ids and scales of a block.
 double fixed_bytes(uint32_t id_bytes) { return codec::kBlockTokens * (id_bytes + 2.0); }
 
-// Harms of losing each tile, up to a factor: the largest gain that one more bit would bring is 1, as it was for K and V alike
-// when their bits were given out.
+// Harms of losing each tile, up to a factor: the largest gain that one more bit would bring is 1, as it was for K and V
+// alike when their bits were given out.
 std::vector<double> relative_harms(const codec::TileRow& row, uint32_t n_tiles) {
   std::vector<double> harm(row.weight.begin(), row.weight.begin() + n_tiles);
   double gain = 0.0;
@@ -119,7 +121,8 @@ double total_tile_bits(size_t n_channels, double bits, uint32_t id_bytes) {
 }
 
 double bits_of_total(size_t n_channels, uint32_t total, uint32_t id_bytes) {
-  return 8.0 * (fixed_bytes(id_bytes) + double(total * codec::tile_bytes(1))) / double(n_channels * codec::kBlockTokens);
+  return 8.0 * (fixed_bytes(id_bytes) + double(total * codec::tile_bytes(1))) /
+         double(n_channels * codec::kBlockTokens);
 }
 
 codec::BlockLayout lower_bits(const codec::BlockLayout& lo, double bits) {
@@ -135,7 +138,9 @@ MixedFrame plan_mixed_frame(const Moments& moments, double bits, uint32_t id_byt
   key.centre = halves(moments.k_mean);
   value.centre = halves(moments.v_mean);
   const std::vector<double> v_variances = variances(moments.v_mean, moments.v_square, value.centre);
-  const Channels keys{roots(variances(moments.k_mean, moments.k_square, key.centre)), moments.q_square.empty() ? std::vector<double>(moments.k_mean.size(), 1.0) : roots(moments.q_square)};
+  const Channels keys{
+      roots(variances(moments.k_mean, moments.k_square, key.centre)),
+      moments.q_square.empty() ? std::vector<double>(moments.k_mean.size(), 1.0) : roots(moments.q_square)};
   const Channels values{roots(v_variances), std::vector<double>(v_variances.size(), 1.0)};
   key.order = by_importance(keys);
   value.order = by_importance(values);
@@ -144,7 +149,8 @@ MixedFrame plan_mixed_frame(const Moments& moments, double bits, uint32_t id_byt
   const double all_values = std::accumulate(harm_v.begin(), harm_v.end(), 0.0);
   for (double& harm : harm_v) harm *= kValueHarm / all_values;
   const std::vector<double> harm_k = harms(keys, key.order);
-  const TileBits tile_bits = allocate_bits(harm_k, harm_v, uint32_t(total_tile_bits(key.order.size() + value.order.size(), bits, id_bytes)));
+  const TileBits tile_bits =
+      allocate_bits(harm_k, harm_v, uint32_t(total_tile_bits(key.order.size() + value.order.size(), bits, id_bytes)));
   const std::vector<float> weights_k = fill_axes(keys, tile_bits.k, key);
   const std::vector<float> weights_v = fill_axes(values, tile_bits.v, value);
   frame.lo = codec::BlockLayout::make_mixed(uint32_t(key.order.size()), uint32_t(value.order.size()),

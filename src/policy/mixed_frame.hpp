@@ -1,11 +1,11 @@
-// Mixed frame: the coordinates and the bits of a head whose lo tier has tiles of different bits (lo=mixed), from the second
-// moments of its prompt.
+// Mixed frame: the coordinates and the bits of a head whose lo tier has tiles of different bits (lo=mixed), from the
+// second moments of its prompt.
 //
-// With an error of equal variance in all channels of b k, the logit's error is least where b^2 = rms(q) / rms(k) for each
-// channel: Eq. 2 of MiKV with root mean squares in place of maxima. Both q / b and b k then have the variance
-// rms(q) rms(k), a channel's importance. Channels are sorted by it, so that tiles of 16 differ as much as can be, and tiles
-// get bits by it (policy/bit_allocation.hpp). Runs of tiles of equal bits are rotated, which makes them normally distributed,
-// what the levels are made for, and brought to variance 1, so that all tiles share a token's one scale.
+// With an error of equal variance in all channels of b k, the logit's error is least where b^2 = rms(q) / rms(k) for
+// each channel: Eq. 2 of MiKV with root mean squares in place of maxima. Both q / b and b k then have the variance
+// rms(q) rms(k), a channel's importance. Channels are sorted by it, so that tiles of 16 differ as much as can be, and
+// tiles get bits by it (policy/bit_allocation.hpp). Runs of tiles of equal bits are rotated, which makes them normally
+// distributed, what the levels are made for, and brought to variance 1, so that all tiles share a token's one scale.
 // Values likewise, with rms(q) = 1 and their mean subtracted.
 #pragma once
 
@@ -28,16 +28,17 @@ struct MixedFrame {
   codec::BlockLayout lo;
 };
 
-/// bits: an element of a full block, on average over K and V, scales and ids of id_bytes included; rounded down to what tiles of 1 to 4 and 6
-/// bits can meet, or up to 1 bit a tile.
+/// bits: an element of a full block, on average over K and V, scales and ids of id_bytes included; rounded down to what
+/// tiles of 1 to 4 and 6 bits can meet, or up to 1 bit a tile.
 MixedFrame plan_mixed_frame(const Moments& moments, double bits, uint32_t id_bytes);
 
-/// Bits of all tiles of a head together that `bits` an element leave when scales and ids have theirs, for dim_k + dim_v channels; and
-/// the bits an element that such a total makes.
+/// Bits of all tiles of a head together that `bits` an element leave when scales and ids have theirs, for dim_k + dim_v
+/// channels; and the bits an element that such a total makes.
 double total_tile_bits(size_t n_channels, double bits, uint32_t id_bytes);
 double bits_of_total(size_t n_channels, uint32_t total, uint32_t id_bytes);
 
-/// The same tiles with fewer bits, `bits` counted as above; what was planned is taken as it was balanced between K and V.
+/// The same tiles with fewer bits, `bits` counted as above; what was planned is taken as it was balanced between K and
+/// V.
 codec::BlockLayout lower_bits(const codec::BlockLayout& lo, double bits);
 
 }  // namespace mikv::policy

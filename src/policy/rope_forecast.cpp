@@ -17,7 +17,8 @@ void RopeForecast::add(const float* key, uint32_t position) {
   ++n_;
   for (uint32_t i = 0; i < sums_.size(); ++i) {
     const auto [a, b] = rope_.channels(i);
-    const std::complex<double> z = std::complex<double>(key[a], key[b]) * std::polar(1.0, -double(rope_.angles[i]) * position);
+    const std::complex<double> z =
+        std::complex<double>(key[a], key[b]) * std::polar(1.0, -double(rope_.angles[i]) * position);
     sums_[i].z += z;
     sums_[i].z_square += z * z;
     sums_[i].norm += std::norm(z);

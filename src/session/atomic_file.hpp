@@ -11,8 +11,8 @@
 
 namespace mikv::session {
 
-/// Writes `bytes` to a temporary file beside `path`, syncs it and gives it the name; mode 0600. A link at `path` is replaced,
-/// not followed. On an error nothing is left and what stood at `path` stays.
+/// Writes `bytes` to a temporary file beside `path`, syncs it and gives it the name; mode 0600. A link at `path` is
+/// replaced, not followed. On an error nothing is left and what stood at `path` stays.
 Status write_file(const std::string& path, std::span<const uint8_t> bytes);
 
 /// The whole of a regular file; links are not followed. Error: none there, not readable, larger than `max_bytes`.

@@ -33,7 +33,8 @@ class ByteWriter {
   std::vector<uint8_t>& to_;
 };
 
-/// Reads what may be cut short or hostile: after the first read beyond the end every read gives zeros, and ok() is false.
+/// Reads what may be cut short or hostile: after the first read beyond the end every read gives zeros, and ok() is
+/// false.
 class ByteReader {
  public:
   explicit ByteReader(std::span<const uint8_t> from) : from_(from) {}

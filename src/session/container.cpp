@@ -48,7 +48,8 @@ Result<std::vector<SectionView>> unpack(std::span<const uint8_t> bytes) {
     return Error{"a saved cache of format version " + std::to_string(version) + "; this mikv reads version " +
                  std::to_string(kContainerVersion)};
   }
-  if (n_sections > kMaxSections || in.left() / kEntryBytes < n_sections) return Error{"cut short or damaged (its table of sections)"};
+  if (n_sections > kMaxSections || in.left() / kEntryBytes < n_sections)
+    return Error{"cut short or damaged (its table of sections)"};
   struct Entry {
     uint64_t length, hash;
   };
@@ -63,7 +64,8 @@ Result<std::vector<SectionView>> unpack(std::span<const uint8_t> bytes) {
     entries[i].hash = in.get<uint64_t>();
   }
   const uint64_t table_hash = hash(bytes.first(bytes.size() - in.left()));
-  if (in.get<uint64_t>() != table_hash || !in.ok()) return Error{"damaged (its table of sections has a wrong checksum)"};
+  if (in.get<uint64_t>() != table_hash || !in.ok())
+    return Error{"damaged (its table of sections has a wrong checksum)"};
   for (uint32_t i = 0; i < n_sections; ++i) {
     const uint8_t* data = in.take(entries[i].length);
     if (!data) return Error{"cut short"};

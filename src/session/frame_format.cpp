@@ -54,13 +54,16 @@ void put_tiles(ByteWriter& out, const codec::TileRow& row, uint32_t n_tiles) {
 void put_tier(ByteWriter& out, const cache::Tier& tier, std::span<const uint32_t> index_of) {
   cache::Tier chosen(tier.layout());
   uint32_t n = 0;
-  const auto index = [&](uint32_t slot) { return tier.cell(slot) < index_of.size() ? index_of[tier.cell(slot)] : kNotSaved; };
+  const auto index = [&](uint32_t slot) {
+    return tier.cell(slot) < index_of.size() ? index_of[tier.cell(slot)] : kNotSaved;
+  };
   for (uint32_t slot = 0; slot < tier.size(); ++slot) n += index(slot) != kNotSaved;
   chosen.reserve(n);
   for (uint32_t slot = 0; slot < tier.size(); ++slot) {
     if (index(slot) == kNotSaved) continue;
     const uint32_t to = chosen.append(1);
-    codec::copy_token(tier.block_of(slot), cache::Tier::lane_of(slot), chosen.block_of(to), cache::Tier::lane_of(to), tier.layout());
+    codec::copy_token(tier.block_of(slot), cache::Tier::lane_of(slot), chosen.block_of(to), cache::Tier::lane_of(to),
+                      tier.layout());
     chosen.set_cell(to, index(slot));
   }
   out.put(n);
@@ -85,8 +88,10 @@ bool good_axes(const codec::Axes& axes, uint32_t dim) {
   const auto empty_or_dim = [dim](const auto& values) { return values.empty() || values.size() == dim; };
   if (!empty_or_dim(axes.centre) || !empty_or_dim(axes.balancer) || !empty_or_dim(axes.order)) return false;
   if (!finite_halves(axes.centre) || !finite_halves(axes.balancer) || !is_permutation(axes.order)) return false;
-  const bool positive = std::all_of(axes.balancer.begin(), axes.balancer.end(), [](uint16_t h) { return codec::f16_to_f32(h) > 0.0f; });
-  const bool powers = std::all_of(axes.turns.begin(), axes.turns.end(), [](uint16_t n) { return std::has_single_bit(n); });
+  const bool positive =
+      std::all_of(axes.balancer.begin(), axes.balancer.end(), [](uint16_t h) { return codec::f16_to_f32(h) > 0.0f; });
+  const bool powers =
+      std::all_of(axes.turns.begin(), axes.turns.end(), [](uint16_t n) { return std::has_single_bit(n); });
   return positive && powers && (axes.turns.empty() || std::accumulate(axes.turns.begin(), axes.turns.end(), 0u) == dim);
 }
 
@@ -105,7 +110,8 @@ struct Tiles {
     return tiles;
   }
   bool good(uint32_t n) const {
-    return bits.size() == n && weights.size() == n && std::all_of(bits.begin(), bits.end(), [](uint8_t b) { return codec::is_tile_bits(b); }) &&
+    return bits.size() == n && weights.size() == n &&
+           std::all_of(bits.begin(), bits.end(), [](uint8_t b) { return codec::is_tile_bits(b); }) &&
            std::all_of(weights.begin(), weights.end(), [](float w) { return std::isfinite(w) && w > 0.0f; });
   }
 };
@@ -151,7 +157,8 @@ bool get_head(ByteReader& in, const FrameContract& contract, cache::CellSet miss
     sample.queries = get_array<uint16_t>(in);
     if (sample.arrivals.size() == cache::QuerySample::kEach) sample.add_late_places();
     // As many as the head has places for: none if it is frozen, or has no use for them.
-    if (sample.arrivals.size() != head.sample.arrivals.size() || sample.queries.size() != head.sample.queries.size()) return false;
+    if (sample.arrivals.size() != head.sample.arrivals.size() || sample.queries.size() != head.sample.queries.size())
+      return false;
     if (!finite_halves(sample.queries)) return false;
     head.sample = std::move(sample);
   }
@@ -160,19 +167,24 @@ bool get_head(ByteReader& in, const FrameContract& contract, cache::CellSet miss
   const Tiles k = Tiles::read(in), v = Tiles::read(in);
   const bool tallies = contract.spec.balancer && !head.frozen;
   if (!tallies) head.sample = {};
-  if (!in.ok() || head.q_max.size() != (tallies ? shape.head_dim_k : 0) || head.q_square.size() != head.q_max.size()) return false;
-  if (!finite(head.q_max) || !good_axes(head.transform.key, shape.head_dim_k) || !good_axes(head.transform.value, shape.head_dim_v)) return false;
+  if (!in.ok() || head.q_max.size() != (tallies ? shape.head_dim_k : 0) || head.q_square.size() != head.q_max.size())
+    return false;
+  if (!finite(head.q_max) || !good_axes(head.transform.key, shape.head_dim_k) ||
+      !good_axes(head.transform.value, shape.head_dim_v))
+    return false;
   const bool mixed = contract.spec.mixed() && head.frozen;
   if (head.frozen && !contract.spec.needs_frame()) return false;
   if (mixed) {
     if (!k.good(codec::tiles_of(shape.head_dim_k)) || !v.good(codec::tiles_of(shape.head_dim_v))) return false;
-    head.set_lo_layout(codec::BlockLayout::make_mixed(shape.head_dim_k, shape.head_dim_v, {k.bits, k.weights}, {v.bits, v.weights},
-                                                      contract.layouts.lo.id_bytes));
-    head.more_bits = std::clamp(head.lo.layout().bits_per_element() - contract.spec.bits, -policy::kMostMoreBits, policy::kMostMoreBits);
+    head.set_lo_layout(codec::BlockLayout::make_mixed(shape.head_dim_k, shape.head_dim_v, {k.bits, k.weights},
+                                                      {v.bits, v.weights}, contract.layouts.lo.id_bytes));
+    head.more_bits = std::clamp(head.lo.layout().bits_per_element() - contract.spec.bits, -policy::kMostMoreBits,
+                                policy::kMostMoreBits);
   } else if (!k.bits.empty() || !v.bits.empty() || !k.weights.empty() || !v.weights.empty()) {
     return false;
   }
-  if (!get_tier(in, head.staged, missing) || !get_tier(in, head.hi, missing) || !get_tier(in, head.lo, missing)) return false;
+  if (!get_tier(in, head.staged, missing) || !get_tier(in, head.hi, missing) || !get_tier(in, head.lo, missing))
+    return false;
   // Compressed tokens need the frame that they were compressed in.
   if (contract.spec.needs_frame() && !head.frozen && (head.hi.size() || head.lo.size())) return false;
   const auto left = missing.words();

@@ -3,11 +3,12 @@
 //   u32 arrivals               put order of the next token
 //   u64 live[(n_cells+63)/64]  bit c % 64 of word c / 64: cell c is in the frame
 //   for each KV head:
-//     u8  1: frozen; 2: queries were sampled (not in files of before that was done); 4: it goes on from other frames; 8: staged in bytes
-//     u32 tokens of those frames, if it goes on
+//     u8  flags: 1 frozen; 2 queries were sampled; 4 it continues other frames; 8 staged in bytes
+//     u32 tokens of those frames, if it continues some
 //     axes of staged keys, if they are in bytes
 //     u64 queries              number of queries tallied so far
-//     arrays q_max f32, q_square u64; if queries were sampled, arrays arrivals u32, queries u16 of 8 or 16 tokens (cache/query_sample.hpp)
+//     arrays q_max f32, q_square u64
+//     if queries were sampled: arrays arrivals u32, queries u16 of 8 or 16 tokens (cache/query_sample.hpp)
 //     axes of keys, axes of values: arrays centre, balancer, order, turns (u16); u8 hadamard
 //     arrays bits u8, weights f32 of the lo tier's tiles of K, then of V (mixed bits only; else empty)
 //     tiers staged, hi, lo: u32 tokens, then whole blocks (codec/block.hpp) whose cell ids count as in `live`

@@ -1,5 +1,5 @@
-// What a saved context says beside its frames: whose state it is, what the engine itself keeps of it, and which sequences see
-// which frames. Readers check everything; their errors say which part is damaged.
+// What a saved context says beside its frames: whose state it is, what the engine itself keeps of it, and which
+// sequences see which frames. Readers check everything; their errors say which part is damaged.
 #pragma once
 
 #include <cstdint>

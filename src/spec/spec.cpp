@@ -34,8 +34,8 @@ constexpr std::array kFormats = {
 constexpr std::array kHiFormats = {kFormats[6], kFormats[5], kFormats[4]};
 constexpr std::array kLoFormats = {kFormats[0], kFormats[1], kFormats[2], kFormats[3], kFormats[4], kFormats[5]};
 constexpr std::array kImportances = {
-    Named<Importance>{"full", Importance::full},           Named<Importance>{"h2o", Importance::h2o},
-    Named<Importance>{"window", Importance::window},       Named<Importance>{"streaming", Importance::streaming},
+    Named<Importance>{"full", Importance::full},     Named<Importance>{"h2o", Importance::h2o},
+    Named<Importance>{"window", Importance::window}, Named<Importance>{"streaming", Importance::streaming},
     Named<Importance>{"random", Importance::random},
 };
 constexpr std::array kPrefills = {Named<Prefill>{"exact", Prefill::exact},
@@ -153,10 +153,10 @@ Status set_outlier(Spec& spec, std::string_view value) {
   for (std::string_view rest = value;;) {
     const size_t plus = rest.find('+');
     const std::string_view name = rest.substr(0, plus);
-    bool* const flag = name == "balancer"                       ? &spec.balancer
-                       : name == "center" || name == "centre"   ? &spec.center
-                       : name == "hadamard"                     ? &spec.hadamard
-                                                                : nullptr;
+    bool* const flag = name == "balancer"                     ? &spec.balancer
+                       : name == "center" || name == "centre" ? &spec.center
+                       : name == "hadamard"                   ? &spec.hadamard
+                                                              : nullptr;
     if (!flag || *flag) return bad_value("outlier", value, would_do);  // unknown, or named twice
     *flag = true;
     if (plus == std::string_view::npos) return {};
@@ -174,7 +174,8 @@ Status set_key(Spec& spec, std::string_view key, std::string_view value) {
   if (key == "importance") return set_named(spec.importance, key, value, kImportances);
   if (key == "recent") return set_number(spec.recent, key, value, 0.0, 1.0, "a number from 0 to 1, e.g. recent=0.75");
   if (key == "prefill") return set_named(spec.prefill, key, value, kPrefills);
-  if (key == "sinks") return set_number<uint32_t>(spec.sinks, key, value, 0, kMaxSinks, "a whole number from 0 to 1024");
+  if (key == "sinks")
+    return set_number<uint32_t>(spec.sinks, key, value, 0, kMaxSinks, "a whole number from 0 to 1024");
   return set_number<uint64_t>(spec.seed, key, value, 0, UINT64_MAX, "a whole number from 0 to 2^64-1");
 }
 
@@ -201,11 +202,14 @@ Status apply_keys(Spec& spec, std::string_view pairs, std::vector<std::string_vi
 
 /// Refuses what the user asked for and the rest of the spec would ignore; drops it where only a preset asked.
 Status reconcile(Spec& spec, const std::vector<std::string_view>& given) {
-  const auto user_gave = [&](std::string_view key) { return std::find(given.begin(), given.end(), key) != given.end(); };
+  const auto user_gave = [&](std::string_view key) {
+    return std::find(given.begin(), given.end(), key) != given.end();
+  };
   if (spec.importance == Importance::full) {
     if (user_gave("keep") && spec.keep != 1.0)
-      return Error{"spec: importance=full keeps every token in the hi tier, so keep must be 1; leave keep out, or choose "
-                   "importance=h2o, window, streaming or random"};
+      return Error{
+          "spec: importance=full keeps every token in the hi tier, so keep must be 1; leave keep out, or choose "
+          "importance=h2o, window, streaming or random"};
     if (user_gave("lo") && spec.lo != Format::evict)
       return Error{"spec: importance=full demotes no token, so lo=" + std::string(format_name(spec.lo)) +
                    " would do nothing; leave lo out, or choose importance=h2o, window, streaming or random"};
@@ -228,11 +232,13 @@ Status reconcile(Spec& spec, const std::vector<std::string_view>& given) {
     spec.bits = Spec().bits;
   }
   if (spec.lo == Format::evict && spec.keep == 0.0)
-    return Error{"spec: keep=0 with lo=evict would store nothing; choose keep above 0, or lo=mixed, int2, int3, int4 or int8"};
+    return Error{
+        "spec: keep=0 with lo=evict would store nothing; choose keep above 0, or lo=mixed, int2, int3, int4 or int8"};
   if (spec.lo == Format::evict && spec.hi == Format::f16) {  // nothing is quantised: no outliers to handle
     if (user_gave("outlier") && (spec.balancer || spec.center || spec.hadamard))
-      return Error{"spec: hi=f16 with lo=evict quantises nothing, so outlier must be none; leave outlier out, or choose "
-                   "hi=int8 or int4, or lo=mixed, int2, int3, int4 or int8"};
+      return Error{
+          "spec: hi=f16 with lo=evict quantises nothing, so outlier must be none; leave outlier out, or choose "
+          "hi=int8 or int4, or lo=mixed, int2, int3, int4 or int8"};
     spec.balancer = spec.center = spec.hadamard = false;
   }
   return {};
@@ -256,8 +262,10 @@ uint32_t GroupSize::resolve(uint32_t head_dim) const {
 const std::vector<Preset>& presets() {
   static const std::vector<Preset> all = {
       {"full", "importance=full,hi=f16,outlier=none", "every token as it is in f16: the uncompressed cache"},
-      {"mikv", "importance=h2o,recent=0.75,keep=0.08,hi=int8,lo=mixed,bits=2.7", "our default: about 3.3 bits an element"},
-      {"mikv-hq", "importance=h2o,recent=0.75,keep=0.12,hi=int8,lo=mixed,bits=3.61", "closest to the full cache: about 4.4 bits"},
+      {"mikv", "importance=h2o,recent=0.75,keep=0.08,hi=int8,lo=mixed,bits=2.7",
+       "our default: about 3.3 bits an element"},
+      {"mikv-hq", "importance=h2o,recent=0.75,keep=0.12,hi=int8,lo=mixed,bits=3.61",
+       "closest to the full cache: about 4.4 bits"},
       {"mikv-max", "importance=h2o,recent=0.75,keep=0.06,hi=int8,lo=mixed,bits=1.89", "smallest: about 2.4 bits"},
       {"mikv-paper", "importance=h2o,keep=0.2,hi=f16,lo=int4,group=half,outlier=balancer",
        "MiKV as published (arXiv 2402.18096)"},
@@ -275,7 +283,8 @@ const std::vector<Preset>& presets() {
 
 Result<Spec> Spec::parse(std::string_view text) {
   if (text.size() > kMaxSpecLength)
-    return Error{"spec " + quoted(text) + " is " + std::to_string(text.size()) + " characters long; at most 512 are read"};
+    return Error{"spec " + quoted(text) + " is " + std::to_string(text.size()) +
+                 " characters long; at most 512 are read"};
   const size_t colon = text.find(':');
   const std::string_view name = text.substr(0, colon);
   std::vector<std::string_view> names;
@@ -285,8 +294,8 @@ Result<Spec> Spec::parse(std::string_view text) {
     if (preset.name == name) chosen = &preset;
   }
   if (name.empty() || (!chosen && name.find('=') != std::string_view::npos))
-    return Error{"spec " + quoted(text) + " does not begin with a preset, e.g. mikv:keep=0.2 (presets: " +
-                 joined(names) + ")"};
+    return Error{"spec " + quoted(text) +
+                 " does not begin with a preset, e.g. mikv:keep=0.2 (presets: " + joined(names) + ")"};
   if (!chosen)
     return Error{"unknown spec preset " + quoted(name) + suggestion(name, names) + " (presets: " + joined(names) + ")"};
 
@@ -346,7 +355,8 @@ std::vector<std::string> split_spec_list(std::string_view list) {
 
 uint32_t format_bits(Format format) {
   switch (format) {
-    case Format::evict: case Format::mixed: return 0;
+    case Format::evict:
+    case Format::mixed: return 0;
     case Format::int2: return 2;
     case Format::int3: return 3;
     case Format::int4: return 4;

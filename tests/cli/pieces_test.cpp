@@ -11,6 +11,7 @@
 #include <functional>
 #include <set>
 
+#include "bar_chart.hpp"
 #include "busy_machine.hpp"
 #include "engine.hpp"
 #include "errors.hpp"
@@ -19,7 +20,6 @@
 #include "progress.hpp"
 #include "random.hpp"
 #include "statistics.hpp"
-#include "bar_chart.hpp"
 #include "table.hpp"
 #include "terminal.hpp"
 #include "thread_team.hpp"

@@ -1,5 +1,5 @@
-// The corpus, and each of its inputs cut short and with bytes changed. MIKV_WRITE_SEEDS=1 writes the first inputs anew, when
-// the format has changed.
+// The corpus, and each of its inputs cut short and with bytes changed. MIKV_WRITE_SEEDS=1 writes the first inputs anew,
+// when the format has changed.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -77,7 +77,8 @@ TEST(FuzzCorpusTest, EveryInputIsHarmless) {
     for (int trial = 0; trial < 40; ++trial) {
       Bytes bad = bytes;
       if (trial % 2) bad.resize(random.below(uint32_t(bad.size()) + 1));
-      for (int change = 0; change < trial / 4 && !bad.empty(); ++change) bad[random.below(uint32_t(bad.size()))] = uint8_t(random.below(256));
+      for (int change = 0; change < trial / 4 && !bad.empty(); ++change)
+        bad[random.below(uint32_t(bad.size()))] = uint8_t(random.below(256));
       LLVMFuzzerTestOneInput(bad.data(), bad.size());
     }
     ++n_inputs;

@@ -1,7 +1,8 @@
-// Whatever bytes a saved cache consists of, reading them is harmless, and what is accepted can be attended, compressed and
-// saved again. An entry point of libFuzzer (make fuzz); ctest runs it over the corpus in this folder.
+// Whatever bytes a saved cache consists of, reading them is harmless, and what is accepted can be attended, compressed
+// and saved again. An entry point of libFuzzer (make fuzz); ctest runs it over the corpus in this folder.
 //
-// The first byte chooses a spec and what the rest is: a whole file, or, so that checksums are not in the way, a part of one.
+// The first byte chooses a spec and what the rest is: a whole file, or, so that checksums are not in the way, a part of
+// one.
 #include <array>
 #include <cmath>
 #include <cstdint>
@@ -17,7 +18,8 @@
 namespace mikv::test {
 
 std::unique_ptr<LayerCache> fuzzed_layer(uint8_t choice) {
-  return LayerCache::create(kFuzzedShape, Spec::parse(kFuzzedSpecs[choice % kFuzzedSpecs.size()]).value(), 4096).value();
+  return LayerCache::create(kFuzzedShape, Spec::parse(kFuzzedSpecs[choice % kFuzzedSpecs.size()]).value(), 4096)
+      .value();
 }
 
 namespace {
@@ -36,7 +38,8 @@ void use(LayerCache& layer, std::span<const uint8_t> bytes, uint32_t n_cells) {
   const uint64_t n_live = layer.n_cells(0);
   require(n_live <= n_cells);
 
-  std::vector<float> q(kFuzzedShape.n_heads * kFuzzedShape.head_dim_k, 0.5f), out(kFuzzedShape.n_heads * kFuzzedShape.head_dim_v);
+  std::vector<float> q(kFuzzedShape.n_heads * kFuzzedShape.head_dim_k, 0.5f),
+      out(kFuzzedShape.n_heads * kFuzzedShape.head_dim_v);
   const std::array<FrameId, 1> frames = {0};
   AttendArgs args;
   args.q = q.data();

@@ -1,4 +1,5 @@
-// Models that keep more, less or other state than a plain KV cache: sliding windows, hybrids, recurrent models, encoders.
+// Models that keep more, less or other state than a plain KV cache: sliding windows, hybrids, recurrent models,
+// encoders.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -30,16 +31,19 @@ class Architectures : public testing::Test {
   void SetUp() override {
     char name[] = "/tmp/mikv-tiny-XXXXXX";
     folder_ = mkdtemp(name);
-    llama_log_set([](ggml_log_level level, const char* text, void*) {
-      if (level >= GGML_LOG_LEVEL_ERROR) std::fputs(text, stderr);
-    }, nullptr);
+    llama_log_set(
+        [](ggml_log_level level, const char* text, void*) {
+          if (level >= GGML_LOG_LEVEL_ERROR) std::fputs(text, stderr);
+        },
+        nullptr);
     llama_backend_init();
   }
   void TearDown() override { std::filesystem::remove_all(folder_); }
 
   ModelHandle load(Architecture architecture) {
     test::write_tiny_model(architecture, folder_ + "/model.gguf");
-    return {llama_model_load_from_file((folder_ + "/model.gguf").c_str(), llama_model_default_params()), llama_model_free};
+    return {llama_model_load_from_file((folder_ + "/model.gguf").c_str(), llama_model_default_params()),
+            llama_model_free};
   }
   static llama_context_params params(bool unified) {
     llama_context_params params = llama_context_default_params();
@@ -51,7 +55,9 @@ class Architectures : public testing::Test {
     params.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_ENABLED;
     return params;
   }
-  static ContextHandle stock(llama_model* model, const llama_context_params& params) { return {llama_init_from_model(model, params), llama_free}; }
+  static ContextHandle stock(llama_model* model, const llama_context_params& params) {
+    return {llama_init_from_model(model, params), llama_free};
+  }
   static ContextHandle ours(llama_model* model, const llama_context_params& params, const char* spec) {
     auto context = init_context(model, params, Spec::parse(spec).value(), AttentionBy::engine);
     if (!context) throw std::runtime_error(context.error());
@@ -59,13 +65,15 @@ class Architectures : public testing::Test {
   }
 
   /// One batch: the next tokens of some sequences. Logits of the last token of each.
-  static std::vector<float> step(llama_context* context, const std::vector<std::pair<llama_seq_id, std::vector<llama_token>>>& parts) {
+  static std::vector<float> step(llama_context* context,
+                                 const std::vector<std::pair<llama_seq_id, std::vector<llama_token>>>& parts) {
     llama_batch batch = llama_batch_init(512, 0, 1);
     std::vector<int32_t> last;
     std::map<llama_seq_id, llama_pos> next;
     for (const auto& [sequence, tokens] : parts) {
       const auto known = next.find(sequence);
-      llama_pos position = known == next.end() ? llama_memory_seq_pos_max(llama_get_memory(context), sequence) + 1 : known->second;
+      llama_pos position =
+          known == next.end() ? llama_memory_seq_pos_max(llama_get_memory(context), sequence) + 1 : known->second;
       next[sequence] = position + llama_pos(tokens.size());
       for (const llama_token token : tokens) {
         const int32_t i = batch.n_tokens++;
@@ -82,17 +90,19 @@ class Architectures : public testing::Test {
     llama_batch_free(batch);
     if (code != 0) throw std::runtime_error("llama_decode: " + std::to_string(code) + " " + status(context).error());
     std::vector<float> logits;
-    for (const int32_t i : last) logits.insert(logits.end(), llama_get_logits_ith(context, i), llama_get_logits_ith(context, i) + kTinyVocabulary);
+    for (const int32_t i : last)
+      logits.insert(logits.end(), llama_get_logits_ith(context, i), llama_get_logits_ith(context, i) + kTinyVocabulary);
     return logits;
   }
 
-  /// Prompts, steps of several sequences together, beyond the window, a sequence that ends, one that is copied, a state that is saved and
-  /// loaded, positions that are shifted where the memory allows it. The logits of everything.
+  /// Prompts, steps of several sequences together, beyond the window, a sequence that ends, one that is copied, a state
+  /// that is saved and loaded, positions that are shifted where the memory allows it. The logits of everything.
   static std::vector<std::vector<float>> script(llama_context* context) {
     std::mt19937 random(3);
     const auto words = [&](size_t n) {
       std::vector<llama_token> tokens(n);
-      for (llama_token& token : tokens) token = std::uniform_int_distribution<llama_token>(0, kTinyVocabulary - 1)(random);
+      for (llama_token& token : tokens)
+        token = std::uniform_int_distribution<llama_token>(0, kTinyVocabulary - 1)(random);
       return tokens;
     };
     const llama_memory_t memory = llama_get_memory(context);
@@ -131,7 +141,8 @@ TEST_P(KvArchitectures, FullIsStockToTheBit) {
     const auto a = stock(model.get(), p), b = ours(model.get(), p, "full");
     const auto expected = script(a.get()), got = script(b.get());
     ASSERT_EQ(expected.size(), got.size());
-    for (size_t i = 0; i < got.size(); ++i) ASSERT_TRUE(expected[i] == got[i]) << "batch " << i << ", swa_full " << whole_windows;
+    for (size_t i = 0; i < got.size(); ++i)
+      ASSERT_TRUE(expected[i] == got[i]) << "batch " << i << ", swa_full " << whole_windows;
     for (const float x : got.back()) ASSERT_TRUE(std::isfinite(x));
   }
 }
@@ -147,7 +158,8 @@ TEST_P(KvArchitectures, TiersTakeTheAttentionLayers) {
   const auto expected = script(full.get()), got = script(tiers.get());
   double error = 0.0, size = 0.0;
   for (size_t i = 0; i < got.size(); ++i) {
-    for (size_t j = 0; j < got[i].size(); ++j) error += std::pow(got[i][j] - expected[i][j], 2), size += std::pow(expected[i][j], 2);
+    for (size_t j = 0; j < got[i].size(); ++j)
+      error += std::pow(got[i][j] - expected[i][j], 2), size += std::pow(expected[i][j], 2);
   }
   EXPECT_GT(error, 0.0);  // else nothing was compressed
   EXPECT_LT(std::sqrt(error / size), 0.15);
@@ -159,7 +171,8 @@ TEST_P(KvArchitectures, TiersTakeTheAttentionLayers) {
 INSTANTIATE_TEST_SUITE_P(Models, KvArchitectures,
                          testing::Combine(testing::Values(Architecture::gemma3, Architecture::lfm2), testing::Bool()),
                          [](const auto& parameter) {
-                           return std::string(std::get<0>(parameter.param) == Architecture::gemma3 ? "SlidingWindow" : "Hybrid") +
+                           return std::string(std::get<0>(parameter.param) == Architecture::gemma3 ? "SlidingWindow"
+                                                                                                   : "Hybrid") +
                                   (std::get<1>(parameter.param) ? "Unified" : "Split");
                          });
 
@@ -168,7 +181,8 @@ TEST_F(Architectures, LoraChangesBothAlike) {
   test::write_tiny_lora(folder_ + "/lora.gguf");
   llama_adapter_lora* lora = llama_adapter_lora_init(model.get(), (folder_ + "/lora.gguf").c_str());
   ASSERT_NE(lora, nullptr);
-  const auto a = stock(model.get(), params(true)), b = ours(model.get(), params(true), "full"), plain = ours(model.get(), params(true), "full");
+  const auto a = stock(model.get(), params(true)), b = ours(model.get(), params(true), "full"),
+             plain = ours(model.get(), params(true), "full");
   float scale = 1.0f;
   for (llama_context* context : {a.get(), b.get()}) ASSERT_EQ(llama_set_adapters_lora(context, &lora, 1, &scale), 0);
   const auto expected = script(a.get()), got = script(b.get());

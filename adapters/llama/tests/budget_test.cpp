@@ -116,8 +116,10 @@ TEST_P(Budget, IsNeverExceededAndGivesUpQualityBeforeRequests) {
     const Spec &before = specs[i - 1], &after = specs[i];
     EXPECT_LE(after.keep, before.keep);
     EXPECT_LE(after.bits, before.bits);
-    EXPECT_TRUE(after.bits == before.bits || after.keep <= 0.0401) << "bits went before the share in high precision was small";
-    EXPECT_TRUE(after.keep == before.keep || after.keep >= 0.0399 || before.bits <= 2.0) << "the last of the share went before the bits";
+    EXPECT_TRUE(after.bits == before.bits || after.keep <= 0.0401)
+        << "bits went before the share in high precision was small";
+    EXPECT_TRUE(after.keep == before.keep || after.keep >= 0.0399 || before.bits <= 2.0)
+        << "the last of the share went before the bits";
   }
   EXPECT_LT(specs.back().bits, asked.bits);
   // All of it was used: 2 bits and what stands beside them.
@@ -154,7 +156,8 @@ TEST_P(Budget, APromptThatFitsIn8BitsWaitsForItsEnd) {
   EXPECT_LE(peak_tier_bytes(), std::max(kRoom, peak_before_));
 }
 
-// Room for 1,800 tokens in 8 bits: a prompt waits until there is none for more of it, and not only for the fewest that a frame needs.
+// Room for 1,800 tokens in 8 bits: a prompt waits until there is none for more of it, and not only for the fewest that
+// a frame needs.
 TEST_P(Budget, AsMuchOfAPromptAsThereIsRoomForIsCompressedAtOnce) {
   constexpr uint64_t kRoom = uint64_t{23} << 20;
   binding_->set_budget(kRoom);
@@ -174,8 +177,8 @@ TEST_P(Budget, PromptsThatShareABatchFit) {
   EXPECT_LE(peak_tier_bytes(), std::max(kRoom, peak_before_));
 }
 
-// A token of another sequence is cut with a prompt's micro-batches, so that its fourth ends with 1,023 or 1,025 tokens: the prompt does not
-// have to wait for a fifth, for which there would be no room, only for pieces of 256.
+// A token of another sequence is cut with a prompt's micro-batches, so that its fourth ends with 1,023 or 1,025 tokens:
+// the prompt does not have to wait for a fifth, for which there would be no room, only for pieces of 256.
 TEST_P(Budget, ATokenBesideAPromptDoesNotMakeItWaitForAMicroBatchMore) {
   constexpr uint64_t kRoom = uint64_t{14} << 20;
   ASSERT_EQ(feed(1, 41), 0);
@@ -205,7 +208,8 @@ TEST_P(Budget, AContextShiftTakesNoRoom) {
   for (const auto& [index, layer] : binding_->layers()) EXPECT_EQ(resident_pages(*layer.k_tensor), 0) << index;
 }
 
-INSTANTIATE_TEST_SUITE_P(Caches, Budget, testing::Bool(), [](const auto& p) { return std::string(p.param ? "Unified" : "Split"); });
+INSTANTIATE_TEST_SUITE_P(Caches, Budget, testing::Bool(),
+                         [](const auto& p) { return std::string(p.param ? "Unified" : "Split"); });
 
 }  // namespace
 }  // namespace mikv::llama

@@ -22,7 +22,8 @@ const char* const kSurePrompts[] = {
     "Monday, Tuesday, Wednesday, Thursday, Friday, Saturday, Sunday, Monday, Tuesday, Wednesday, Thursday, Friday, "
     "Saturday, Sunday, Monday, Tuesday, Wednesday,",
     "2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30, 32, 34, 36, 38, 40,",
-    "January, February, March, April, May, June, July, August, September, October, November, December, January, February, "
+    "January, February, March, April, May, June, July, August, September, October, November, December, January, "
+    "February, "
     "March, April, May, June, July, August,",
     "x = x + 1; y = y * 2; z = z - 3; x = x + 1; y = y * 2; z = z - 3; x = x + 1; y = y * 2; z = z - 3; x = x + 1;",
 };
@@ -79,7 +80,8 @@ class FullEqualsStock : public testing::Test {
     return all;
   }
 
-  /// The same from a stock context whose cache and attention are f32 throughout (no flash attention, which would round).
+  /// The same from a stock context whose cache and attention are f32 throughout (no flash attention, which would
+  /// round).
   static std::vector<float> exact_logits(std::vector<Token> tokens, const std::vector<Token>& answer) {
     llama_context_params params = llama_context_default_params();
     params.n_ctx = 1024;
@@ -115,9 +117,10 @@ TEST_F(FullEqualsStock, GreedyText) {
   }
 }
 
-// With an f32 cache and no flash attention, llama.cpp rounds nothing in attention. `full` rounds K and V to f16; stock f16 rounds K and V, the
-// query, and its running sums. So `full` must be at least as near to the exact logits as stock f16 is, and by the triangle
-// inequality no farther from stock f16 than twice that; a quarter is allowed for the luck of rounding.
+// With an f32 cache and no flash attention, llama.cpp rounds nothing in attention. `full` rounds K and V to f16; stock
+// f16 rounds K and V, the query, and its running sums. So `full` must be at least as near to the exact logits as stock
+// f16 is, and by the triangle inequality no farther from stock f16 than twice that; a quarter is allowed for the luck
+// of rounding.
 TEST_F(FullEqualsStock, LogitsWithinF16Rounding) {
   for (const char* text : kOpenPrompts) {
     const auto tokens = prompt(text);

@@ -73,14 +73,19 @@ TEST(ResidentMemory, ShrinksByTheBytesReported) {
   EXPECT_LT(double(full.anonymous_bytes), double(stock.anonymous_bytes) + 0.5 * double(full.kv_bytes));
 }
 
-// The prompt is never there in f16: what the process takes beyond model and buffers stays near the compressed cache's size.
+// The prompt is never there in f16: what the process takes beyond model and buffers stays near the compressed cache's
+// size.
 TEST(ResidentMemory, StreamingPrefillPeak) {
   ASSERT_NE(std::getenv("MIKV_TEST_MODEL"), nullptr) << "MIKV_TEST_MODEL must name a GGUF file";
-  const Measured full = run_in_child("full"), streaming = run_in_child("mikv:prefill=streaming"), exact = run_in_child("mikv");
+  const Measured full = run_in_child("full"), streaming = run_in_child("mikv:prefill=streaming"),
+                 exact = run_in_child("mikv");
   const double model_and_buffers = double(full.peak_bytes) - double(full.kv_bytes);
-  const auto share = [&](const Measured& arm) { return (double(arm.peak_bytes) - model_and_buffers) / double(full.kv_bytes); };
+  const auto share = [&](const Measured& arm) {
+    return (double(arm.peak_bytes) - model_and_buffers) / double(full.kv_bytes);
+  };
   std::printf("peak above model and buffers, of the f16 cache: streaming %.0f %%, exact %.0f %%; at rest %.0f %%\n",
-              100.0 * share(streaming), 100.0 * share(exact), 100.0 * double(streaming.kv_bytes) / double(full.kv_bytes));
+              100.0 * share(streaming), 100.0 * share(exact),
+              100.0 * double(streaming.kv_bytes) / double(full.kv_bytes));
   // The cache at rest is a quarter; scratch memory that does not grow with the context is a fifth of so small a cache.
   EXPECT_LT(share(streaming), 0.6);
   EXPECT_GT(share(exact), 0.9) << "the measure does not see a prompt held in f16";

@@ -17,7 +17,8 @@ class RopeProbe : public testing::Test {
   ggml_tensor* keys(int mode, ggml_tensor* factors, float scale, float extrapolation) {
     ggml_tensor* k = ggml_new_tensor_3d(context_, GGML_TYPE_F32, 48, 2, 5);
     ggml_tensor* positions = ggml_new_tensor_1d(context_, GGML_TYPE_I32, 5);
-    return ggml_rope_ext(context_, k, positions, factors, 32, mode, 4096, 10000.0f, scale, extrapolation, 1.0f, 32.0f, 1.0f);
+    return ggml_rope_ext(context_, k, positions, factors, 32, mode, 4096, 10000.0f, scale, extrapolation, 1.0f, 32.0f,
+                         1.0f);
   }
 
   std::vector<char> memory_ = std::vector<char>(1 << 20);
@@ -39,7 +40,8 @@ TEST_F(RopeProbe, ScalingAndFactors) {
   for (int i = 0; i < 16; ++i) ggml_get_data_f32(factors)[i] = 1.0f + float(i);
   const Rope rope = rope_of(keys(GGML_ROPE_TYPE_NEOX, factors, 0.25f, 0.0f));
   ASSERT_EQ(rope.angles.size(), 16u);
-  for (int i = 0; i < 16; ++i) EXPECT_NEAR(rope.angles[i], 0.25 * std::pow(10000.0, -2.0 * i / 32) / (1 + i), 1e-6) << i;
+  for (int i = 0; i < 16; ++i)
+    EXPECT_NEAR(rope.angles[i], 0.25 * std::pow(10000.0, -2.0 * i / 32) / (1 + i), 1e-6) << i;
   // YaRN: fast pairs turn as without scaling, slow ones are scaled.
   const Rope yarn = rope_of(keys(GGML_ROPE_TYPE_NEOX, nullptr, 0.25f, 1.0f));
   EXPECT_NEAR(yarn.angles.front(), 1.0, 1e-5);

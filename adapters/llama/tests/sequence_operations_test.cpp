@@ -1,5 +1,5 @@
-// llama.cpp's sequence operations on a real model: `full` must do as stock llama.cpp does after any of them; tiers must be
-// forgotten, shared, copied, shifted, saved and loaded with their cells.
+// llama.cpp's sequence operations on a real model: `full` must do as stock llama.cpp does after any of them; tiers must
+// be forgotten, shared, copied, shifted, saved and loaded with their cells.
 #include <gtest/gtest.h>
 
 #include <unistd.h>
@@ -57,15 +57,19 @@ class SequenceOperations : public testing::Test {
     params.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_ENABLED;
     return params;
   }
-  static ContextHandle stock(bool unified) { return ContextHandle(llama_init_from_model(model_.get(), params(unified))); }
-  static ContextHandle ours(const char* spec, bool unified, AttentionBy attention_by = AttentionBy::mikv, uint32_t n_ctx = 2048) {
+  static ContextHandle stock(bool unified) {
+    return ContextHandle(llama_init_from_model(model_.get(), params(unified)));
+  }
+  static ContextHandle ours(const char* spec, bool unified, AttentionBy attention_by = AttentionBy::mikv,
+                            uint32_t n_ctx = 2048) {
     auto context = init_context(model_.get(), params(unified, n_ctx), Spec::parse(spec).value(), attention_by);
     EXPECT_TRUE(context.ok()) << context.error();
     return ContextHandle(context.value());
   }
 
   /// Appends tokens to a sequence; logits after the last one.
-  static std::vector<float> feed(llama_context* context, llama_seq_id sequence, const std::vector<llama_token>& tokens) {
+  static std::vector<float> feed(llama_context* context, llama_seq_id sequence,
+                                 const std::vector<llama_token>& tokens) {
     llama_batch batch = llama_batch_init(int32_t(tokens.size()), 0, 1);
     llama_pos position = llama_memory_seq_pos_max(llama_get_memory(context), sequence) + 1;
     for (size_t i = 0; i < tokens.size(); ++i) {
@@ -132,7 +136,8 @@ class Pair {
 
 std::string save(llama_context* context, llama_seq_id sequence) {
   std::string bytes(llama_state_seq_get_size(context, sequence), '\0');
-  EXPECT_EQ(llama_state_seq_get_data(context, reinterpret_cast<uint8_t*>(bytes.data()), bytes.size(), sequence), bytes.size());
+  EXPECT_EQ(llama_state_seq_get_data(context, reinterpret_cast<uint8_t*>(bytes.data()), bytes.size(), sequence),
+            bytes.size());
   return bytes;
 }
 
@@ -140,7 +145,8 @@ std::string save(llama_context* context, llama_seq_id sequence) {
 // by 3 (full_equals_stock_test.cpp). A token too many, too few or at the wrong place shows as more than this.
 constexpr double kSameLogits = 1.5;
 
-class AnyOperations : public SequenceOperations, public testing::WithParamInterface<std::tuple<bool, int, AttentionBy>> {};
+class AnyOperations : public SequenceOperations,
+                      public testing::WithParamInterface<std::tuple<bool, int, AttentionBy>> {};
 
 TEST_P(AnyOperations, FullDoesAsStockDoes) {
   const auto [unified, seed, attention_by] = GetParam();
@@ -150,7 +156,8 @@ TEST_P(AnyOperations, FullDoesAsStockDoes) {
   double worst = 0.0;
   std::string script;
   for (int step = 0; step < 60; ++step) {
-    const llama_seq_id s = llama_seq_id(below(kSequences)), other = llama_seq_id((uint32_t(s) + 1 + below(kSequences - 1)) % kSequences);
+    const llama_seq_id s = llama_seq_id(below(kSequences)),
+                       other = llama_seq_id((uint32_t(s) + 1 + below(kSequences - 1)) % kSequences);
     const llama_pos end = pair.end(s), p0 = end ? llama_pos(below(uint32_t(end))) : 0;
     switch (below(9)) {
       case 0:
@@ -179,7 +186,8 @@ TEST_P(AnyOperations, FullDoesAsStockDoes) {
         break;
       case 5: {
         script += " shift";
-        // As a context shift does it. A cell has one position, so that one that is shared cannot be moved for one alone.
+        // As a context shift does it. A cell has one position, so that one that is shared cannot be moved for one
+        // alone.
         pair.both([&](llama_memory_t m) {
           llama_memory_seq_keep(m, s);
           llama_memory_seq_rm(m, s, 2, 2 + end / 3);
@@ -191,8 +199,12 @@ TEST_P(AnyOperations, FullDoesAsStockDoes) {
         if (end == 0) break;
         script += " save-load";
         const std::string stock_bytes = save(pair.stock(), s), bytes = save(pair.ours(), s);
-        ASSERT_EQ(llama_state_seq_set_data(pair.stock(), reinterpret_cast<const uint8_t*>(stock_bytes.data()), stock_bytes.size(), other), stock_bytes.size());
-        ASSERT_EQ(llama_state_seq_set_data(pair.ours(), reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size(), other), bytes.size());
+        ASSERT_EQ(llama_state_seq_set_data(pair.stock(), reinterpret_cast<const uint8_t*>(stock_bytes.data()),
+                                           stock_bytes.size(), other),
+                  stock_bytes.size());
+        ASSERT_EQ(
+            llama_state_seq_set_data(pair.ours(), reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size(), other),
+            bytes.size());
         break;
       }
       default: break;
@@ -205,7 +217,8 @@ TEST_P(AnyOperations, FullDoesAsStockDoes) {
     const double difference = rms(expected, got);
     worst = std::max(worst, difference);
     if (attention_by == AttentionBy::engine) {
-      ASSERT_TRUE(expected == got) << "step " << step << " of " << tokens.size() << " tokens, rms difference " << difference << ":" << script;
+      ASSERT_TRUE(expected == got) << "step " << step << " of " << tokens.size() << " tokens, rms difference "
+                                   << difference << ":" << script;
     } else {
       ASSERT_LT(difference, kSameLogits) << "step " << step << ":" << script;
     }
@@ -214,9 +227,12 @@ TEST_P(AnyOperations, FullDoesAsStockDoes) {
   RecordProperty("worst_rms", std::to_string(worst));
 }
 
-INSTANTIATE_TEST_SUITE_P(Caches, AnyOperations, testing::Combine(testing::Bool(), testing::Values(1, 2, 3), testing::Values(AttentionBy::mikv, AttentionBy::engine)),
+INSTANTIATE_TEST_SUITE_P(Caches, AnyOperations,
+                         testing::Combine(testing::Bool(), testing::Values(1, 2, 3),
+                                          testing::Values(AttentionBy::mikv, AttentionBy::engine)),
                          [](const auto& parameter) {
-                           return std::string(std::get<0>(parameter.param) ? "Unified" : "Split") + std::to_string(std::get<1>(parameter.param)) +
+                           return std::string(std::get<0>(parameter.param) ? "Unified" : "Split") +
+                                  std::to_string(std::get<1>(parameter.param)) +
                                   (std::get<2>(parameter.param) == AttentionBy::engine ? "Engine" : "");
                          });
 
@@ -265,14 +281,15 @@ TEST_P(Tiers, ASequenceThatRestsHasNoReserves) {
   EXPECT_EQ(resting.n_lo_tokens, active.n_lo_tokens);
 }
 
-// Whichever way a prompt comes to be compressed, its layers have bits by the weight of their heads' errors, and as many as the spec
-// says all in all.
+// Whichever way a prompt comes to be compressed, its layers have bits by the weight of their heads' errors, and as many
+// as the spec says all in all.
 TEST_P(Tiers, LayersShareBits) {
   const auto lo_bits = [](llama_context* context) {
     std::vector<double> bits;
     for (const auto& [index, layer] : Registry::get().of_context(context)->layers()) {
       const MemoryUsage usage = layer.cache->memory_usage();
-      const double elements = double(usage.n_lo_tokens) * (layer.cache->shape().head_dim_k + layer.cache->shape().head_dim_v);
+      const double elements =
+          double(usage.n_lo_tokens) * (layer.cache->shape().head_dim_k + layer.cache->shape().head_dim_v);
       bits.push_back(8.0 * double(usage.lo) / elements + 0.25);  // ids of 2 bytes, two scales of 1
     }
     return bits;
@@ -326,7 +343,8 @@ TEST_P(Tiers, ASavedSequenceGoesOnToTheBit) {
   for (int i = 0; i < 5; ++i) feed(context.get(), 1, words(random, 1));
   const std::string bytes = save(context.get(), 1);
   EXPECT_LT(double(bytes.size()), 1.3 * double(memory_usage(context.get()).total()));
-  ASSERT_EQ(llama_state_seq_set_data(other.get(), reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size(), 1), bytes.size());
+  ASSERT_EQ(llama_state_seq_set_data(other.get(), reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size(), 1),
+            bytes.size());
   for (int i = 0; i < 8; ++i) {
     const auto token = words(random, 1);
     EXPECT_EQ(feed(context.get(), 1, token), feed(other.get(), 1, token)) << i;
@@ -343,7 +361,8 @@ TEST_P(Tiers, ABadStateIsRefusedAndChangesNothing) {
   }
   const std::string good = save(context.get(), 0);
   const auto refused = [&](const std::string& bytes) {
-    return llama_state_seq_set_data(context.get(), reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size(), 0) == 0;
+    return llama_state_seq_set_data(context.get(), reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size(), 0) ==
+           0;
   };
   for (size_t i = 0; i < good.size(); i += 1 + good.size() / 97) {
     std::string bad = good;
@@ -389,8 +408,9 @@ TEST_P(Tiers, SessionFiles) {
   std::filesystem::remove(path);
 }
 
-// A prefix that two sequences share is stored once. Either one's tokens demote only tokens of its own frame; the prefix's frame
-// is that of the sequence that read it, whose own progress may demote in it: its reader sees that (docs/reliability.md).
+// A prefix that two sequences share is stored once. Either one's tokens demote only tokens of its own frame; the
+// prefix's frame is that of the sequence that read it, whose own progress may demote in it: its reader sees that
+// (docs/reliability.md).
 TEST_F(SequenceOperations, ASharedPrefixIsStoredOnce) {
   std::mt19937 random(10);
   const auto context = ours("mikv", true);
@@ -410,7 +430,8 @@ TEST_F(SequenceOperations, ASharedPrefixIsStoredOnce) {
   EXPECT_EQ(memory_usage(context.get()).n_elements, elements / 301 * 362);
 }
 
-// A prompt that is compressed as it is read goes on in another frame after 2,048 tokens (docs/adr/0014); nobody else can tell.
+// A prompt that is compressed as it is read goes on in another frame after 2,048 tokens (docs/adr/0014); nobody else
+// can tell.
 TEST_F(SequenceOperations, ALongPromptHasSeveralFrames) {
   std::mt19937 random(15);
   const auto make = [](const char* spec) { return ours(spec, true, AttentionBy::mikv, 4096); };
@@ -418,7 +439,8 @@ TEST_F(SequenceOperations, ALongPromptHasSeveralFrames) {
   const auto cells_by_frame = [&](llama_seq_id sequence) {
     Binding& binding = *Registry::get().of_context(context.get());
     std::vector<uint64_t> cells;
-    for (const FrameId frame : binding.sequences().seen_by(sequence)) cells.push_back(binding.layers().begin()->second.cache->n_cells(frame));
+    for (const FrameId frame : binding.sequences().seen_by(sequence))
+      cells.push_back(binding.layers().begin()->second.cache->n_cells(frame));
     return cells;
   };
   const auto feed_both = [&](const std::vector<llama_token>& tokens) {
@@ -442,7 +464,8 @@ TEST_F(SequenceOperations, ALongPromptHasSeveralFrames) {
   EXPECT_EQ(cells_by_frame(0), (std::vector<uint64_t>{2048, 720}));
 
   const std::string bytes = save(context.get(), 0);
-  ASSERT_EQ(llama_state_seq_set_data(other.get(), reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size(), 0), bytes.size());
+  ASSERT_EQ(llama_state_seq_set_data(other.get(), reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size(), 0),
+            bytes.size());
   for (int i = 0; i < 4; ++i) {
     const auto token = words(random, 1);
     EXPECT_EQ(feed(context.get(), 0, token), feed(other.get(), 0, token)) << i;
@@ -491,7 +514,8 @@ TEST_P(Tiers, RejectedDraftsLeaveNoTrace) {
   EXPECT_EQ(memory_usage(context.get()).n_elements, memory_usage(plain.get()).n_elements);
 }
 
-INSTANTIATE_TEST_SUITE_P(Caches, Tiers, testing::Bool(), [](const auto& p) { return std::string(p.param ? "Unified" : "Split"); });
+INSTANTIATE_TEST_SUITE_P(Caches, Tiers, testing::Bool(),
+                         [](const auto& p) { return std::string(p.param ? "Unified" : "Split"); });
 
 // 100 shifts there and back: positions are where they were, so what differs is what shifting cost.
 TEST_F(SequenceOperations, DriftOverAHundredShifts) {
@@ -524,7 +548,8 @@ TEST_F(SequenceOperations, DriftOverAHundredShifts) {
   }
 }
 
-// A prompt that mikv read, in a context of llama.cpp: what of it does not depend on attention is what llama.cpp itself stores.
+// A prompt that mikv read, in a context of llama.cpp: what of it does not depend on attention is what llama.cpp itself
+// stores.
 TEST_F(SequenceOperations, PromptGoesToStockContextsOfAnyType) {
   std::mt19937 random(13);
   const auto prompt = words(random, 300);
@@ -535,7 +560,8 @@ TEST_F(SequenceOperations, PromptGoesToStockContextsOfAnyType) {
     SCOPED_TRACE(ggml_type_name(type));
     llama_context_params of_type = params(false);
     of_type.type_k = of_type.type_v = type;
-    const ContextHandle by_itself(llama_init_from_model(model_.get(), of_type)), given(llama_init_from_model(model_.get(), of_type));
+    const ContextHandle by_itself(llama_init_from_model(model_.get(), of_type)),
+        given(llama_init_from_model(model_.get(), of_type));
     feed(by_itself.get(), 0, prompt);
     feed(given.get(), 0, words(random, 20));  // forgotten
     const Status status = copy_prompt(read.get(), given.get(), type);
@@ -548,11 +574,14 @@ TEST_F(SequenceOperations, PromptGoesToStockContextsOfAnyType) {
     };
     const auto expected = state(by_itself.get()), got = state(given.get());
     ASSERT_EQ(got.size(), expected.size());
-    // Magic, sequence, streams, cells; position, number of sequences and sequence of each; layout of V, layers; type and size of rows.
+    // Magic, sequence, streams, cells; position, number of sequences and sequence of each; layout of V, layers; type
+    // and size of rows.
     const LayerShape& shape = Registry::get().of_context(read.get())->find_layer(0)->cache->shape();
-    const size_t k_row = ggml_row_size(type, shape.n_kv_heads * shape.head_dim_k), v_row = ggml_row_size(type, shape.n_kv_heads * shape.head_dim_v);
+    const size_t k_row = ggml_row_size(type, shape.n_kv_heads * shape.head_dim_k),
+                 v_row = ggml_row_size(type, shape.n_kv_heads * shape.head_dim_v);
     const size_t n_layers = Registry::get().of_context(read.get())->layers().size();
-    const size_t k_begin = 16 + 12 * prompt.size() + 8 + 12, v_begin = k_begin + n_layers * (prompt.size() * k_row + 12);
+    const size_t k_begin = 16 + 12 * prompt.size() + 8 + 12,
+                 v_begin = k_begin + n_layers * (prompt.size() * k_row + 12);
     EXPECT_TRUE(std::equal(got.begin(), got.begin() + long(k_begin), expected.begin()));
     for (const auto& [begin, row] : {std::pair{k_begin, k_row}, {v_begin, v_row}}) {
       size_t n_same = 0;

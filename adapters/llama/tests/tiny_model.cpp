@@ -19,7 +19,9 @@ constexpr int kWidth = 64, kHeads = 4, kKvHeads = 2, kHeadDim = 16, kInner = 96,
 class Builder {
  public:
   explicit Builder(const std::string& architecture)
-      : architecture_(architecture), file_(gguf_init_empty(), gguf_free), tensors_(ggml_init({size_t{64} << 20, nullptr, false}), ggml_free) {
+      : architecture_(architecture),
+        file_(gguf_init_empty(), gguf_free),
+        tensors_(ggml_init({size_t{64} << 20, nullptr, false}), ggml_free) {
     gguf_set_val_str(file_.get(), "general.architecture", architecture.c_str());
   }
 
@@ -43,7 +45,9 @@ class Builder {
 
   std::string key(const char* name) const { return architecture_ + "." + name; }
   void set(const char* name, uint32_t value) { gguf_set_val_u32(file_.get(), key(name).c_str(), value); }
-  void set_tokenizer(const char* name, uint32_t value) { gguf_set_val_u32(file_.get(), (std::string("tokenizer.ggml.") + name).c_str(), value); }
+  void set_tokenizer(const char* name, uint32_t value) {
+    gguf_set_val_u32(file_.get(), (std::string("tokenizer.ggml.") + name).c_str(), value);
+  }
   void set_bool(const char* name, bool value) { gguf_set_val_bool(file_.get(), key(name).c_str(), value); }
   void set_float(const char* name, float value) { gguf_set_val_f32(file_.get(), key(name).c_str(), value); }
   void set_array(const char* name, const std::vector<uint32_t>& values) {
@@ -54,7 +58,9 @@ class Builder {
   void matrix(const std::string& name, int64_t row, int64_t n_rows, float about = 0.0f) {
     fill(name, ggml_new_tensor_2d(tensors_.get(), GGML_TYPE_F32, row, n_rows), about, 1.5f / std::sqrt(float(row)));
   }
-  void vector(const std::string& name, int64_t n, float about = 1.0f) { fill(name, ggml_new_tensor_1d(tensors_.get(), GGML_TYPE_F32, n), about, 0.1f); }
+  void vector(const std::string& name, int64_t n, float about = 1.0f) {
+    fill(name, ggml_new_tensor_1d(tensors_.get(), GGML_TYPE_F32, n), about, 0.1f);
+  }
   void attention(const std::string& layer, bool norms) {
     matrix(layer + "attn_q.weight", kWidth, kHeads * kHeadDim);
     matrix(layer + "attn_k.weight", kWidth, kKvHeads * kHeadDim);
@@ -98,7 +104,8 @@ void gemma3(Builder& model) {
   model.vector("output_norm.weight", kWidth);
   for (int i = 0; i < kLayers; ++i) {
     const std::string layer = layer_name(i);
-    for (const char* norm : {"attn_norm.weight", "post_attention_norm.weight", "ffn_norm.weight", "post_ffw_norm.weight"}) {
+    for (const char* norm :
+         {"attn_norm.weight", "post_attention_norm.weight", "ffn_norm.weight", "post_ffw_norm.weight"}) {
       model.vector(layer + norm, kWidth);
     }
     model.attention(layer, true);
@@ -158,7 +165,8 @@ void bert(Builder& model) {
   model.vector("token_embd_norm.bias", kWidth, 0.0f);
   for (int i = 0; i < kLayers; ++i) {
     const std::string layer = layer_name(i);
-    for (const char* projection : {"attn_q.weight", "attn_k.weight", "attn_v.weight", "attn_output.weight"}) model.matrix(layer + projection, kWidth, kWidth);
+    for (const char* projection : {"attn_q.weight", "attn_k.weight", "attn_v.weight", "attn_output.weight"})
+      model.matrix(layer + projection, kWidth, kWidth);
     for (const char* norm : {"attn_output_norm", "layer_output_norm"}) {
       model.vector(layer + norm + ".weight", kWidth);
       model.vector(layer + norm + ".bias", kWidth, 0.0f);
@@ -187,7 +195,8 @@ void write_tiny_lora(const std::string& path) {
   Builder lora("gemma3");
   lora.lora();
   for (int i = 0; i < kLayers; ++i) {
-    for (const auto& [name, n_rows] : {std::pair("attn_q", kHeads * kHeadDim), std::pair("attn_k", kKvHeads * kHeadDim), std::pair("attn_v", kKvHeads * kHeadDim)}) {
+    for (const auto& [name, n_rows] : {std::pair("attn_q", kHeads * kHeadDim), std::pair("attn_k", kKvHeads * kHeadDim),
+                                       std::pair("attn_v", kKvHeads * kHeadDim)}) {
       lora.matrix(layer_name(i) + name + ".weight.lora_a", kWidth, kRank);
       lora.matrix(layer_name(i) + name + ".weight.lora_b", kRank, n_rows);
     }

@@ -1,5 +1,5 @@
-// Models of a few hundred kilobytes with random weights, one for each way in which llama.cpp keeps a state. They say nothing
-// sensible, but say it reproducibly, and every token depends on all before it.
+// Models of a few hundred kilobytes with random weights, one for each way in which llama.cpp keeps a state. They say
+// nothing sensible, but say it reproducibly, and every token depends on all before it.
 #pragma once
 
 #include <string>
