@@ -46,11 +46,11 @@ Bytes measure_layer(const LayerShape& shape, const Spec& spec, uint32_t n_tokens
   std::vector<float> k(kChunk * k_row), v(kChunk * v_row);
   for (float& x : k) x = random.gaussian();
   for (float& x : v) x = random.gaussian();
-  FrameId frame = 0;
-  uint64_t n_before = 0;  // in earlier frames
+  SegmentId segment = 0;
+  uint64_t n_before = 0;  // in earlier segments
   const auto compress = [&](uint32_t from) {
-    check(layer->share_bits(frame));
-    check(layer->commit(frame, from));
+    check(layer->share_bits(segment));
+    check(layer->commit(segment, from));
   };
   const bool streaming = spec.prefill == Prefill::streaming;
   Bytes bytes;
@@ -58,13 +58,13 @@ Bytes measure_layer(const LayerShape& shape, const Spec& spec, uint32_t n_tokens
   for (uint32_t begin = 0; begin < n_tokens; begin += kChunk) {
     cells.clear();
     for (Cell cell = begin; cell < std::min(n_tokens, begin + kChunk); ++cell) cells.push_back(cell);
-    if (streaming && is_full(*layer, frame)) {
-      n_before += layer->n_cells(frame);
-      check(layer->continue_frame(frame, frame + 1));
-      ++frame;
+    if (streaming && is_full(*layer, segment)) {
+      n_before += layer->n_cells(segment);
+      check(layer->continue_segment(segment, segment + 1));
+      ++segment;
     }
-    const uint64_t n_compressed = n_before + layer->n_cells(frame) - layer->n_staged(frame);
-    check(layer->put(frame, cells, k.data(), k_row, v.data(), v_row));
+    const uint64_t n_compressed = n_before + layer->n_cells(segment) - layer->n_staged(segment);
+    check(layer->put(segment, cells, k.data(), k_row, v.data(), v_row));
     bytes.prompt = std::max(bytes.prompt, double(layer->bytes_used()));
     if (streaming) compress(streamed_tokens(spec, max_cells, n_compressed));
   }

@@ -379,7 +379,7 @@ def main(arguments=None):
                         help="for a program that calls this: 'path FILE' or 'error TEXT' on standard output")
     options = parser.parse_args(arguments)
 
-    def stop(signum, _frame):
+    def stop(signum, _segment):
         raise Stopped(signum)
 
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

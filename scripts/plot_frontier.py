@@ -106,7 +106,7 @@ def main():
     used = {name for lines in panels.values() for name, _ in lines}
     handles = [Line2D([], [], color=colour, label=name) for name, colour in FAMILIES.items() if name in used]
     handles += [Line2D([], [], color="#444444", marker=marker, linewidth=0, markersize=4, label=kind) for kind, marker in MARKERS.items()]
-    figure.legend(handles=handles, loc="lower center", ncols=2 + len(contexts), frameon=False, fontsize=8)
+    figure.legend(handles=handles, loc="lower center", ncols=2 + len(contexts), segmenton=False, fontsize=8)
     figure.tight_layout(rect=(0, 0.06, 1, 1))
     figure.savefig(options.output, metadata={"Date": None})
 

@@ -1,5 +1,5 @@
 // attend() against the formula, on every SIMD target of the machine: lengths around every boundary, groups, head
-// dimensions, formats, mixed tiers, prompts, threads, frames. Masks and other modifiers are in
+// dimensions, formats, mixed tiers, prompts, threads, segments. Masks and other modifiers are in
 // attention_masks_test.cpp.
 #include <gtest/gtest.h>
 
@@ -33,7 +33,7 @@ constexpr const char* kSpecs[] = {"full",
                                   "mikv:keep=0.3,hi=f16,bits=1",
                                   "mikv:keep=0.3,hi=int4,bits=5"};
 
-/// n committed tokens in frame 0, then n_staged more that are not.
+/// n committed tokens in segment 0, then n_staged more that are not.
 std::unique_ptr<LayerCache> filled(const LayerShape& shape, const char* spec, size_t n, size_t n_staged,
                                    Random& random) {
   auto layer = make_layer(shape, spec);
@@ -49,9 +49,9 @@ std::unique_ptr<LayerCache> filled(const LayerShape& shape, const char* spec, si
 }
 
 /// On every target, on the given numbers of threads, with and without recording.
-void check(LayerCache& layer, Request& request, const std::vector<FrameId>& frames,
+void check(LayerCache& layer, Request& request, const std::vector<SegmentId>& segments,
            std::vector<uint32_t> n_threads = {1}) {
-  const Expected expected = expect(layer, frames, request);
+  const Expected expected = expect(layer, segments, request);
   for_each_target([&](const std::string& target) {
     for (const uint32_t threads : n_threads) {
       request.record = threads % 2 == 0;
@@ -275,64 +275,64 @@ TEST_P(AttentionSpecTest, StagedInBytes) {
   check(*layer, last, {0});
 }
 
-TEST_P(AttentionSpecTest, FramesOfDifferentCoordinates) {
+TEST_P(AttentionSpecTest, SegmentsOfDifferentCoordinates) {
   Random random(35);
   const LayerShape shape{4, 2, 64, 64};
   auto layer = make_layer(shape, GetParam());
-  std::vector<FrameId> all;
-  for (const FrameId frame : {0u, 2u, 5u, 6u}) {  // 6 is too short to be frozen where a frame is needed
-    all.push_back(frame);
-    const size_t n = frame == 6 ? 7 : 40 + 13 * frame;
+  std::vector<SegmentId> all;
+  for (const SegmentId segment : {0u, 2u, 5u, 6u}) {  // 6 is too short to be frozen where a segment is needed
+    all.push_back(segment);
+    const size_t n = segment == 6 ? 7 : 40 + 13 * segment;
     Tokens tokens(shape, n, random);
-    for (size_t t = 0; t < n; ++t)  // another centre in each frame, and another spread
+    for (size_t t = 0; t < n; ++t)  // another centre in each segment, and another spread
       for (uint32_t head = 0; head < 2; ++head)
         for (uint32_t c = 0; c < 64; ++c)
-          tokens.key(t, head)[c] = tokens.key(t, head)[c] * float(1 + c % 3) + float(frame) - float(c % 5);
-    put(*layer, frame, cell_range(200 * frame, n), tokens);
+          tokens.key(t, head)[c] = tokens.key(t, head)[c] * float(1 + c % 3) + float(segment) - float(c % 5);
+    put(*layer, segment, cell_range(200 * segment, n), tokens);
     Request prompt(shape, 1, random);
     prompt.record = true;
-    prompt.frames = {frame};
+    prompt.segments = {segment};
     run(*layer, prompt);
-    commit(*layer, frame);
+    commit(*layer, segment);
   }
-  for (const auto& frames : std::vector<std::vector<FrameId>>{{}, {0}, {5}, {5, 0}, {2, 6}, {3}, {3, 6, 4000}}) {
+  for (const auto& segments : std::vector<std::vector<SegmentId>>{{}, {0}, {5}, {5, 0}, {2, 6}, {3}, {3, 6, 4000}}) {
     for (const uint32_t n_tokens : {1u, 11u}) {
       Request request(shape, n_tokens, random);
-      request.frames = frames;
-      check(*layer, request, frames.empty() ? all : frames, {1, 3});
+      request.segments = segments;
+      check(*layer, request, segments.empty() ? all : segments, {1, 3});
     }
     if (HasFatalFailure()) return;
   }
 }
 
-// Streams of a batch, each with its own frame, mask and number of tokens, in one call: what each gives alone.
+// Streams of a batch, each with its own segment, mask and number of tokens, in one call: what each gives alone.
 TEST_P(AttentionSpecTest, StreamsInOneCall) {
   Random random(38);
   const LayerShape shape{6, 2, 32, 40};
   for (const std::vector<uint32_t>& n_tokens : {std::vector<uint32_t>{1, 1}, {1, 1, 1, 1}, {5, 1, 9}, {33, 2}}) {
     auto layer = make_layer(shape, GetParam());
     std::vector<Request> requests;
-    for (FrameId frame = 0; frame < n_tokens.size(); ++frame) {  // each stream has its own cells 0..n
-      const size_t n = 30 + 25 * frame;
-      put(*layer, frame, cell_range(0, n), Tokens(shape, n, random));
-      commit(*layer, frame);
-      put(*layer, frame, cell_range(Cell(n), n_tokens[frame]), Tokens(shape, n_tokens[frame], random));
-      requests.emplace_back(shape, n_tokens[frame], random, frame);
-      requests.back().frames = {frame};
-      requests.back().set_causal(Mask::Type::f16, uint32_t(n) + n_tokens[frame], uint32_t(n));
-      requests.back().record = frame != 1;
+    for (SegmentId segment = 0; segment < n_tokens.size(); ++segment) {  // each stream has its own cells 0..n
+      const size_t n = 30 + 25 * segment;
+      put(*layer, segment, cell_range(0, n), Tokens(shape, n, random));
+      commit(*layer, segment);
+      put(*layer, segment, cell_range(Cell(n), n_tokens[segment]), Tokens(shape, n_tokens[segment], random));
+      requests.emplace_back(shape, n_tokens[segment], random, segment);
+      requests.back().segments = {segment};
+      requests.back().set_causal(Mask::Type::f16, uint32_t(n) + n_tokens[segment], uint32_t(n));
+      requests.back().record = segment != 1;
     }
     std::vector<Expected> expected;
-    for (const Request& request : requests) expected.push_back(expect(*layer, request.frames, request));
+    for (const Request& request : requests) expected.push_back(expect(*layer, request.segments, request));
     for (const uint32_t threads : {1u, 2u, 3u}) {
       for (Request& request : requests) request.commit = threads == 3;  // the last time
       const auto outs = run_together(*layer, requests, threads);
       for (size_t i = 0; i < outs.size(); ++i) ASSERT_TRUE(matches(outs[i], expected[i])) << "stream " << i;
     }
     const bool keeps_staged = layer->spec().uncompressed();
-    for (FrameId frame = 0; frame < n_tokens.size(); ++frame)
+    for (SegmentId segment = 0; segment < n_tokens.size(); ++segment)
       for (uint32_t head = 0; head < 2; ++head)
-        ASSERT_EQ(count_tiers(layer->dump(frame, head)).staged, keeps_staged ? layer->n_cells(frame) : 0u);
+        ASSERT_EQ(count_tiers(layer->dump(segment, head)).staged, keeps_staged ? layer->n_cells(segment) : 0u);
   }
 }
 

@@ -8,8 +8,8 @@
 namespace mikv::test {
 namespace {
 
-constexpr uint32_t kCells = 150;       // of each frame; frame f has cells from f * 1000, except that some are shared
-constexpr uint32_t kFrameTokens = 16;  // a centre of fewer tokens means nothing: the frame stays staged until then
+constexpr uint32_t kCells = 150;  // of each segment; segment f has cells from f * 1000, except that some are shared
+constexpr uint32_t kSegmentTokens = 16;  // a centre of fewer tokens means nothing: the segment stays staged until then
 
 }  // namespace
 
@@ -17,7 +17,7 @@ std::ostream& operator<<(std::ostream& out, const Operation& operation) {
   const char* const names[] = {"put",   "attend",      "step",  "commit",         "commit_all",
                                "erase", "erase_range", "clear", "retain",         "reload",
                                "copy",  "rotate",      "lower", "stage_in_bytes", "trim"};
-  return out << names[size_t(operation.kind)] << "(frame " << operation.frame << ", cell " << operation.cell
+  return out << names[size_t(operation.kind)] << "(segment " << operation.segment << ", cell " << operation.cell
              << ", count " << operation.count << ")";
 }
 
@@ -38,7 +38,7 @@ rc::Gen<Operation> any_operation() {
                                                     {2, Kind::stage_in_bytes},
                                                     {1, Kind::trim}});
   return rc::gen::apply(
-      [](Kind k, uint32_t frame, uint32_t cell, uint32_t count) { return Operation{k, frame, cell, count}; }, kind,
+      [](Kind k, uint32_t segment, uint32_t cell, uint32_t count) { return Operation{k, segment, cell, count}; }, kind,
       rc::gen::inRange(0u, 2u), rc::gen::inRange(0u, kCells), rc::gen::inRange(0u, 40u));
 }
 
@@ -46,35 +46,35 @@ Model::Model(const std::string& spec, Faults* faults)
     : layer_(make_layer(kShape, spec)), faults_(faults), random_(20) {}
 
 void Model::apply(const Operation& operation) {
-  const FrameId frame = operation.frame;
-  // Cells 0..49 are numbers of both frames: frames do not share them, they only look alike.
-  const Cell first = operation.cell < 50 ? operation.cell : operation.cell + 1000 * frame;
+  const SegmentId segment = operation.segment;
+  // Cells 0..49 are numbers of both segments: segments do not share them, they only look alike.
+  const Cell first = operation.cell < 50 ? operation.cell : operation.cell + 1000 * segment;
   switch (operation.kind) {
-    case Kind::put: put_cells(frame, first, operation.count); break;
+    case Kind::put: put_cells(segment, first, operation.count); break;
     case Kind::attend: attend(operation.count % 5 + 1, false); break;
     case Kind::step:
-      put_cells(frame, first, 1);
+      put_cells(segment, first, 1);
       attend(1, true);
       break;
-    case Kind::commit: commit(frame); break;
+    case Kind::commit: commit(segment); break;
     case Kind::commit_all: commit_all(); break;
-    case Kind::erase: erase(frame, first, operation.count); break;
+    case Kind::erase: erase(segment, first, operation.count); break;
     case Kind::erase_range:
-      layer_->erase_if(frame, first, first + operation.count);
-      for (auto& [id, model] : frames_)
-        if (id == frame) forget(model, first, first + operation.count);
+      layer_->erase_if(segment, first, first + operation.count);
+      for (auto& [id, model] : segments_)
+        if (id == segment) forget(model, first, first + operation.count);
       break;
     case Kind::clear:
       layer_->clear();
-      frames_.clear();
+      segments_.clear();
       break;
-    case Kind::retain: retain(frame, first, operation.count); break;
-    case Kind::reload: reload(frame, operation.count); break;
+    case Kind::retain: retain(segment, first, operation.count); break;
+    case Kind::reload: reload(segment, operation.count); break;
     case Kind::copy: copy(); break;
-    case Kind::rotate: rotate(frame, first, operation.count); break;
+    case Kind::rotate: rotate(segment, first, operation.count); break;
     case Kind::lower: lower(); break;
     case Kind::stage_in_bytes: stage_in_bytes(operation.count > 9); break;
-    case Kind::trim: trim(frame); break;
+    case Kind::trim: trim(segment); break;
   }
   check();
 }
@@ -98,10 +98,10 @@ Status Model::attempt(const std::function<Status()>& call) {
   return status;
 }
 
-void Model::put_cells(FrameId frame, Cell first, uint32_t count) {
+void Model::put_cells(SegmentId segment, Cell first, uint32_t count) {
   Tokens tokens(kShape, count, random_);
   std::vector<Cell> cells;
-  Frame& model = frames_[frame];
+  Segment& model = segments_[segment];
   for (uint32_t i = 0; i < count; ++i) {
     cells.push_back(first + (count - 1 - i) * 2);  // neither rising nor dense
     for (uint32_t head = 0; head < kShape.n_kv_heads; ++head) {
@@ -113,7 +113,7 @@ void Model::put_cells(FrameId frame, Cell first, uint32_t count) {
     }
   }
   const Status put = attempt(
-      [&] { return layer_->put(frame, cells, tokens.k.data(), tokens.k_stride, tokens.v.data(), tokens.v_stride); });
+      [&] { return layer_->put(segment, cells, tokens.k.data(), tokens.k_stride, tokens.v.data(), tokens.v_stride); });
   if (put) return;
   for (const Cell cell : cells) forget(model, cell, cell + 1);  // they hold nothing then
 }
@@ -129,67 +129,67 @@ void Model::attend(uint32_t n_tokens, bool and_commit) {
     for (const float x : out) RC_ASSERT(std::isfinite(x));
   }
   if (!and_commit) return;
-  for (FrameId frame = 0; frame < kFrames; ++frame) committed(frame, !status);
+  for (SegmentId segment = 0; segment < kSegments; ++segment) committed(segment, !status);
 }
 
-void Model::commit(FrameId frame) {
-  const Status status = attempt([&] { return layer_->commit(frame); });
-  committed(frame, !status);
+void Model::commit(SegmentId segment) {
+  const Status status = attempt([&] { return layer_->commit(segment); });
+  committed(segment, !status);
 }
 
 void Model::commit_all() {
   const Status status = attempt([&] { return layer_->commit_all(); });
-  for (FrameId each = 0; each < kFrames; ++each) committed(each, !status);
+  for (SegmentId each = 0; each < kSegments; ++each) committed(each, !status);
 }
 
 void Model::copy() {
-  if (attempt([&] { return layer_->copy_frame(0, 1); })) frames_[1] = frames_[0];
+  if (attempt([&] { return layer_->copy_segment(0, 1); })) segments_[1] = segments_[0];
 }
 
-void Model::erase(FrameId frame, Cell first, uint32_t count) {
+void Model::erase(SegmentId segment, Cell first, uint32_t count) {
   std::vector<Cell> cells;
   for (uint32_t i = 0; i < count; ++i) cells.push_back(first + 3 * (i / 2));  // some twice, many unknown
   cells.push_back(kMaxCells - 1);
-  layer_->erase(frame, cells);
-  if (!frames_.count(frame)) return;
-  for (const Cell cell : cells) forget(frames_[frame], cell, cell + 1);
+  layer_->erase(segment, cells);
+  if (!segments_.count(segment)) return;
+  for (const Cell cell : cells) forget(segments_[segment], cell, cell + 1);
 }
 
-void Model::retain(FrameId frame, Cell first, uint32_t count) {
+void Model::retain(SegmentId segment, Cell first, uint32_t count) {
   // All but `count` cells from `first`, and without the last words of the bitmap if that is long.
   std::vector<uint64_t> live((first + count) / 64 + 3, ~uint64_t{0});
   for (Cell cell = first; cell < first + count; ++cell) live[cell / 64] &= ~(uint64_t{1} << (cell % 64));
-  layer_->retain(frame, live);
-  forget(frames_[frame], first, first + count);
-  forget(frames_[frame], Cell(live.size() * 64), kMaxCells);
+  layer_->retain(segment, live);
+  forget(segments_[segment], first, first + count);
+  forget(segments_[segment], Cell(live.size() * 64), kMaxCells);
 }
 
-/// Saves the frame and loads it again, under other numbers and back.
-void Model::reload(FrameId frame, uint32_t shift) {
-  const Frame& model = frames_[frame];
+/// Saves the segment and loads it again, under other numbers and back.
+void Model::reload(SegmentId segment, uint32_t shift) {
+  const Segment& model = segments_[segment];
   if (model.cells.empty()) return;
   std::vector<Cell> cells, others;
   for (const auto& [cell, values] : model.cells) cells.push_back(cell);
   for (const Cell cell : cells) others.push_back(cell + 7 * shift);
   const auto move = [&](const std::vector<Cell>& from, const std::vector<Cell>& to) -> Status {
     std::vector<uint8_t> bytes;
-    if (const Status saved = layer_->save_frame(frame, from, bytes); !saved) return saved;
-    auto loaded = layer_->load_frame(bytes, uint32_t(from.size()));
-    return loaded ? layer_->adopt_frame(frame, std::move(loaded).value(), to) : Status(Error{loaded.error()});
+    if (const Status saved = layer_->save_segment(segment, from, bytes); !saved) return saved;
+    auto loaded = layer_->load_segment(bytes, uint32_t(from.size()));
+    return loaded ? layer_->adopt_segment(segment, std::move(loaded).value(), to) : Status(Error{loaded.error()});
   };
   if (!attempt([&] { return move(cells, others); })) return;
   if (!attempt([&] { return move(others, cells); })) RC_ASSERT(move(others, cells).ok());
 }
 
 /// Other keys in some cells, in the tier that they are in.
-void Model::rotate(FrameId frame, Cell first, uint32_t count) {
-  Frame& model = frames_[frame];
-  layer_->visit_keys(frame, [&](std::span<const Cell> cells, uint32_t head, std::span<float> keys) {
+void Model::rotate(SegmentId segment, Cell first, uint32_t count) {
+  Segment& model = segments_[segment];
+  layer_->visit_keys(segment, [&](std::span<const Cell> cells, uint32_t head, std::span<float> keys) {
     uint32_t changed = 0;
     for (size_t i = 0; i < cells.size(); ++i) {
       RC_ASSERT(model.cells.count(cells[i]) == 1);
       if (cells[i] < first || cells[i] >= first + count) continue;
-      // Small enough for any frame; values stay, so that a cell's key and value differ from now on.
+      // Small enough for any segment; values stay, so that a cell's key and value differ from now on.
       std::ranges::fill(keys.subspan(i * kShape.head_dim_k, kShape.head_dim_k), model.cells[cells[i]][head]);
       changed |= 1u << i;
     }
@@ -201,11 +201,11 @@ void Model::lower() {
   const Spec before = layer_->spec();
   const auto lower = [&] { return layer_->lower(before.keep * 0.7, before.mixed() ? before.bits - 0.25 : 2.0); };
   if (!attempt(lower)) RC_ASSERT(lower().ok());  // stopped in the middle, it goes on where it was
-  for (FrameId frame = 0; frame < kFrames; ++frame) {
+  for (SegmentId segment = 0; segment < kSegments; ++segment) {
     for (uint32_t head = 0; head < kShape.n_kv_heads; ++head) {
-      const TierCounts counts = count_tiers(layer_->dump(frame, head));
+      const TierCounts counts = count_tiers(layer_->dump(segment, head));
       if (counts.staged || before.importance == Importance::full) continue;
-      RC_ASSERT(counts.hi <= policy::hi_budget(layer_->spec().keep, layer_->n_cells(frame)));
+      RC_ASSERT(counts.hi <= policy::hi_budget(layer_->spec().keep, layer_->n_cells(segment)));
     }
   }
 }
@@ -218,37 +218,37 @@ void Model::stage_in_bytes(bool on) {
   in_bytes_ |= on;
 }
 
-void Model::trim(FrameId frame) {
+void Model::trim(SegmentId segment) {
   const uint64_t before = layer_->bytes_used();
   RC_ASSERT(attempt([&] {
-              layer_->trim(frame);
+              layer_->trim(segment);
               return Status{};
             }).ok());
   RC_ASSERT(layer_->bytes_used() <= before);
 }
 
-void Model::forget(Frame& model, Cell first, Cell last) {
+void Model::forget(Segment& model, Cell first, Cell last) {
   model.cells.erase(model.cells.lower_bound(first), model.cells.lower_bound(last));
   for (auto& tiers : model.tiers) tiers.erase(tiers.lower_bound(first), tiers.lower_bound(last));
 }
 
 /// What commit() must have done, given the tiers before it.
-void Model::committed(FrameId frame, bool failed) {
-  const auto found = frames_.find(frame);
-  if (found == frames_.end()) return;
-  Frame& model = found->second;
+void Model::committed(SegmentId segment, bool failed) {
+  const auto found = segments_.find(segment);
+  if (found == segments_.end()) return;
+  Segment& model = found->second;
   const Spec& spec = layer_->spec();
   for (uint32_t head = 0; head < kShape.n_kv_heads; ++head) {
     const auto& before = model.tiers[head];
     uint64_t n_staged = 0, n_hi = 0;
     for (const auto& [cell, tier] : before) n_staged += tier == TierName::staged, n_hi += tier == TierName::hi;
-    const std::vector<StoredToken> tokens = layer_->dump(frame, head);
+    const std::vector<StoredToken> tokens = layer_->dump(segment, head);
     const TierCounts after = count_tiers(tokens);
 
     const bool may_wait =
-        spec.needs_frame() && n_staged < kFrameTokens && (!model.compressed[head] || n_staged == before.size());
+        spec.needs_calibration() && n_staged < kSegmentTokens && (!model.compressed[head] || n_staged == before.size());
     const bool must_wait =
-        spec.uncompressed() || (spec.needs_frame() && n_staged < kFrameTokens && !model.compressed[head]);
+        spec.uncompressed() || (spec.needs_calibration() && n_staged < kSegmentTokens && !model.compressed[head]);
     if (after.staged > 0 || n_staged == 0) {  // nothing was compressed
       RC_ASSERT(n_staged == 0 || must_wait || may_wait || failed);
       heads_differ_ |= failed;
@@ -272,15 +272,15 @@ void Model::committed(FrameId frame, bool failed) {
 void Model::check() {
   uint64_t n_elements = 0;
   TierCounts sum;
-  for (FrameId frame = 0; frame < kFrames; ++frame) {
-    Frame& model = frames_[frame];
-    RC_ASSERT(layer_->n_cells(frame) == model.cells.size());
+  for (SegmentId segment = 0; segment < kSegments; ++segment) {
+    Segment& model = segments_[segment];
+    RC_ASSERT(layer_->n_cells(segment) == model.cells.size());
     n_elements += model.cells.size() * kShape.n_kv_heads * (kShape.head_dim_k + kShape.head_dim_v);
     for (uint32_t head = 0; head < kShape.n_kv_heads; ++head) {
-      const std::vector<StoredToken> tokens = sorted_dump(*layer_, frame, head);
+      const std::vector<StoredToken> tokens = sorted_dump(*layer_, segment, head);
       check_head(model, head, tokens);
       const TierCounts counts = count_tiers(tokens);
-      if (!layer_->spec().uncompressed() && !heads_differ_) RC_ASSERT(layer_->n_staged(frame) == counts.staged);
+      if (!layer_->spec().uncompressed() && !heads_differ_) RC_ASSERT(layer_->n_staged(segment) == counts.staged);
       sum.staged += counts.staged, sum.hi += counts.hi, sum.lo += counts.lo, sum.evicted += counts.evicted;
     }
   }
@@ -295,7 +295,7 @@ void Model::check() {
 }
 
 /// The tokens of a head, by cell, are the model's cells, once each, with what was put.
-void Model::check_head(Frame& model, uint32_t head, const std::vector<StoredToken>& tokens) {
+void Model::check_head(Segment& model, uint32_t head, const std::vector<StoredToken>& tokens) {
   RC_ASSERT(tokens.size() == model.cells.size());
   auto expected = model.cells.begin();
   for (const StoredToken& token : tokens) {
@@ -313,7 +313,7 @@ void Model::check_payload(const StoredToken& token, float value) {
   RC_ASSERT(token.v.size() == (evicted ? 0 : kShape.head_dim_v));
   if (evicted) return;
   const Spec& spec = layer_->spec();
-  const bool staged = token.tier == TierName::staged, exact = staged || !(spec.needs_frame() || spec.hadamard);
+  const bool staged = token.tier == TierName::staged, exact = staged || !(spec.needs_calibration() || spec.hadamard);
   if (spec.balancer && !exact) return;  // its b may spread a constant row over any range
   // A centre is a half, and so is the zero of a group of k - mu: two roundings of at most 32. A rotated constant row of
   // 16 is one channel of 4 * 16 among zeros: half a step of 64 / 3 at INT2, spread over the row again by 1/4 or

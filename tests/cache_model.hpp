@@ -36,7 +36,7 @@ enum class Kind {
 /// One operation; the numbers mean what its kind needs.
 struct Operation {
   Kind kind;
-  uint32_t frame, cell, count;
+  uint32_t segment, cell, count;
 };
 
 std::ostream& operator<<(std::ostream& out, const Operation& operation);
@@ -59,11 +59,11 @@ class Model {
 
  private:
   static constexpr LayerShape kShape{4, 2, 16, 8};
-  static constexpr uint32_t kFrames = 2;
+  static constexpr uint32_t kSegments = 2;
   using Values = std::array<float, kShape.n_kv_heads>;  // every channel of a token's K and V has the head's value
 
-  /// What the cache must hold of a frame.
-  struct Frame {
+  /// What the cache must hold of a segment.
+  struct Segment {
     std::map<Cell, Values> cells;
     std::array<bool, kShape.n_kv_heads> compressed{};               // since clear()
     std::array<std::map<Cell, TierName>, kShape.n_kv_heads> tiers;  // as last seen, to tell what an operation did
@@ -71,23 +71,23 @@ class Model {
 
   /// Runs one call of the library; an error is one only if something was made to fail.
   Status attempt(const std::function<Status()>& call);
-  void put_cells(FrameId frame, Cell first, uint32_t count);
+  void put_cells(SegmentId segment, Cell first, uint32_t count);
   void attend(uint32_t n_tokens, bool and_commit);
-  void commit(FrameId frame);
+  void commit(SegmentId segment);
   void commit_all();
-  void erase(FrameId frame, Cell first, uint32_t count);
-  void retain(FrameId frame, Cell first, uint32_t count);
-  void reload(FrameId frame, uint32_t shift);
+  void erase(SegmentId segment, Cell first, uint32_t count);
+  void retain(SegmentId segment, Cell first, uint32_t count);
+  void reload(SegmentId segment, uint32_t shift);
   void copy();
-  void rotate(FrameId frame, Cell first, uint32_t count);
+  void rotate(SegmentId segment, Cell first, uint32_t count);
   void lower();
   void stage_in_bytes(bool on);
-  void trim(FrameId frame);
-  static void forget(Frame& model, Cell first, Cell last);
+  void trim(SegmentId segment);
+  static void forget(Segment& model, Cell first, Cell last);
   /// What commit() must have done, given the tiers before it; `failed`: in some heads only, perhaps.
-  void committed(FrameId frame, bool failed);
+  void committed(SegmentId segment, bool failed);
   void check();
-  void check_head(Frame& model, uint32_t head, const std::vector<StoredToken>& tokens);
+  void check_head(Segment& model, uint32_t head, const std::vector<StoredToken>& tokens);
   void check_payload(const StoredToken& token, float value);
   void check_bytes(const MemoryUsage& usage, const TierCounts& counts);
 
@@ -97,7 +97,7 @@ class Model {
   uint32_t n_put_ = 0;
   bool heads_differ_ = false;  ///< a commit failed: some heads may have compressed what others have staged
   bool in_bytes_ = false;      ///< staged tokens may be
-  std::map<FrameId, Frame> frames_;
+  std::map<SegmentId, Segment> segments_;
 };
 
 }  // namespace mikv::test

@@ -46,7 +46,7 @@ TEST(CacheModelCasesTest, OverwritingEveryStagedToken) {
   }
 }
 
-TEST(CacheModelCasesTest, EmptyingAndRefillingAFrame) {
+TEST(CacheModelCasesTest, EmptyingAndRefillingASegment) {
   for (const char* spec : {"full", "mikv", "rtn4", "h2o"}) {
     Model model(spec);
     for (int round = 0; round < 3; ++round) {
@@ -79,24 +79,24 @@ TEST(CacheModelCasesTest, PutRefusesAndStoresNothing) {
   Random random(21);
   Tokens tokens(kShape, 3, random);
   const auto layer = make_layer(kShape, "mikv");
-  const auto error_of = [&](FrameId frame, const std::vector<Cell>& cells) {
-    return layer->put(frame, cells, tokens.k.data(), tokens.k_stride, tokens.v.data(), tokens.v_stride).error();
+  const auto error_of = [&](SegmentId segment, const std::vector<Cell>& cells) {
+    return layer->put(segment, cells, tokens.k.data(), tokens.k_stride, tokens.v.data(), tokens.v_stride).error();
   };
   EXPECT_NE(error_of(0, {1, 2, 1}).find("cell 1"), std::string::npos);
   EXPECT_NE(error_of(0, {1, kMaxCells, 2}).find(std::to_string(kMaxCells)), std::string::npos);
-  EXPECT_NE(error_of(kMaxFrames, {1, 2, 3}).find(std::to_string(kMaxFrames)), std::string::npos);
+  EXPECT_NE(error_of(kMaxSegments, {1, 2, 3}).find(std::to_string(kMaxSegments)), std::string::npos);
   EXPECT_EQ(layer->n_cells(0), 0u);
   EXPECT_EQ(error_of(0, {7, 8, 9}), "");
   EXPECT_NE(error_of(0, {7, 7, 7}), "");
   EXPECT_EQ(layer->n_cells(0), 3u);
   EXPECT_EQ(count_tiers(layer->dump(0, 0)).staged, 3u);
   EXPECT_EQ(error_of(0, {}), "");
-  EXPECT_EQ(error_of(kMaxFrames - 1, {kMaxCells - 1, 0, 5}), "");
-  EXPECT_EQ(layer->n_cells(kMaxFrames - 1), 3u);
-  EXPECT_TRUE(layer->commit(kMaxFrames + 7).ok());  // nothing there to compress
-  layer->erase(kMaxFrames + 7, std::vector<Cell>{1});
-  EXPECT_EQ(layer->n_cells(kMaxFrames + 7), 0u);
-  EXPECT_TRUE(layer->dump(kMaxFrames + 7, 0).empty());
+  EXPECT_EQ(error_of(kMaxSegments - 1, {kMaxCells - 1, 0, 5}), "");
+  EXPECT_EQ(layer->n_cells(kMaxSegments - 1), 3u);
+  EXPECT_TRUE(layer->commit(kMaxSegments + 7).ok());  // nothing there to compress
+  layer->erase(kMaxSegments + 7, std::vector<Cell>{1});
+  EXPECT_EQ(layer->n_cells(kMaxSegments + 7), 0u);
+  EXPECT_TRUE(layer->dump(kMaxSegments + 7, 0).empty());
   EXPECT_TRUE(layer->dump(0, kShape.n_kv_heads).empty());
 }
 

@@ -157,19 +157,19 @@ TEST(ConcurrencyTest, FourSlotsOnEightThreads) {
       std::vector<float> all;
       for (uint32_t step = 0; step < n_steps; ++step) {
         std::vector<Request> requests;
-        for (FrameId slot = 0; slot < n_slots; ++slot) {
+        for (SegmentId slot = 0; slot < n_slots; ++slot) {
           if ((step + 7 * slot) % 13 == 12) layer->erase_if(slot, 0, kMaxCells);  // its request was cancelled
           const uint32_t n = layer->n_cells(slot) ? 1 : 20 + 10 * slot;
           put(*layer, slot, cell_range(slot * 1000 + step * 64, n), Tokens(kShape, n, random));
           Request& request = requests.emplace_back(kShape, n, random);
-          request.frames = {slot};
+          request.segments = {slot};
           request.commit = n == 1;
         }
         for (const auto& out : run_together(*layer, requests, n_threads)) all.insert(all.end(), out.begin(), out.end());
         if (step % 10 == 9) {
-          EXPECT_TRUE(layer->copy_frame(2, 5).ok());
+          EXPECT_TRUE(layer->copy_segment(2, 5).ok());
           std::vector<uint8_t> saved;
-          EXPECT_TRUE(layer->save_frame(1, cell_range(1000, 2000), saved).ok());
+          EXPECT_TRUE(layer->save_segment(1, cell_range(1000, 2000), saved).ok());
         }
       }
       return all;

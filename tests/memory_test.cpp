@@ -175,7 +175,7 @@ TEST(MemoryTest, OverwritingCellsTakesNoMoreRoom) {
 }
 
 // What rests needs no block to put the next token in.
-TEST(MemoryTest, ATrimmedFrameHasNoReserves) {
+TEST(MemoryTest, ATrimmedSegmentHasNoReserves) {
   Random random(83);
   const LayerShape shape{4, 2, 64, 64};
   const Tokens chunk(shape, kChunk, random);

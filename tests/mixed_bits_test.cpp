@@ -11,7 +11,7 @@
 #include "codec/scale8.hpp"
 #include "codec/trellis.hpp"
 #include "policy/bit_allocation.hpp"
-#include "policy/mixed_frame.hpp"
+#include "policy/mixed_calibration.hpp"
 #include "test_attention.hpp"
 #include "test_cache.hpp"
 
@@ -154,11 +154,11 @@ policy::Moments any_moments(uint32_t dim_k, uint32_t dim_v, Random& random) {
 }
 
 // Coordinates are a change of basis: there and back, and q'.k' + q.mu is q.k.
-TEST(MixedFrameTest, CoordinatesKeepDotProductsAndSums) {
+TEST(MixedCalibrationTest, CoordinatesKeepDotProductsAndSums) {
   Random random(82);
   for (const uint32_t dim : {8u, 24u, 40u, 64u, 72u, 80u, 96u, 128u, 256u, 512u}) {
-    const policy::MixedFrame frame = policy::plan_mixed_frame(any_moments(dim, dim, random), 3.0, 4);
-    for (const codec::Axes* axes : {&frame.transform.key, &frame.transform.value}) {
+    const policy::MixedCalibration segment = policy::plan_mixed_calibration(any_moments(dim, dim, random), 3.0, 4);
+    for (const codec::Axes* axes : {&segment.transform.key, &segment.transform.value}) {
       std::vector<uint16_t> order = axes->order;
       std::sort(order.begin(), order.end());
       for (uint32_t c = 0; c < dim; ++c) ASSERT_EQ(order[c], c);
@@ -174,11 +174,11 @@ TEST(MixedFrameTest, CoordinatesKeepDotProductsAndSums) {
 }
 
 // Coordinates of the prompt have variance 1 in every turn, so that tiles of all bits share a scale.
-TEST(MixedFrameTest, EveryTurnHasUnitVariance) {
+TEST(MixedCalibrationTest, EveryTurnHasUnitVariance) {
   Random random(83);
   const policy::Moments m = any_moments(128, 128, random);
-  const policy::MixedFrame frame = policy::plan_mixed_frame(m, 3.0, 4);
-  const codec::Axes& key = frame.transform.key;
+  const policy::MixedCalibration segment = policy::plan_mixed_calibration(m, 3.0, 4);
+  const codec::Axes& key = segment.transform.key;
   size_t place = 0;
   for (const uint16_t turn : key.turns) {
     double variance = 0.0;
@@ -192,13 +192,14 @@ TEST(MixedFrameTest, EveryTurnHasUnitVariance) {
 }
 
 // bits= is a promise about memory: a full block never takes more, unless 1 bit a tile is more already.
-TEST(MixedFrameTest, BlocksTakeTheBitsAskedFor) {
+TEST(MixedCalibrationTest, BlocksTakeTheBitsAskedFor) {
   Random random(84);
   for (const uint32_t dim : {64u, 80u, 128u, 256u}) {
     for (const double bits : {1.0, 2.15, 3.0, 4.125, 5.0}) {
       const uint32_t id_bytes = random.below(2) ? 2 : 4;
-      const policy::MixedFrame frame = policy::plan_mixed_frame(any_moments(dim, dim, random), bits, id_bytes);
-      const double taken = 8.0 * double(frame.lo.bytes) / double(codec::kBlockTokens * 2 * dim);
+      const policy::MixedCalibration segment =
+          policy::plan_mixed_calibration(any_moments(dim, dim, random), bits, id_bytes);
+      const double taken = 8.0 * double(segment.lo.bytes) / double(codec::kBlockTokens * 2 * dim);
       const double least =
           8.0 * (16.0 * id_bytes + 32.0 + 64.0 * codec::tiles_of(dim)) / double(codec::kBlockTokens * 2 * dim);
       EXPECT_LE(taken, std::max(bits, least) + 1e-9) << dim << " " << bits;
@@ -208,7 +209,7 @@ TEST(MixedFrameTest, BlocksTakeTheBitsAskedFor) {
 }
 
 // A channel of 30 times the others takes the bits with it: less error than when all channels have the same bits.
-TEST(MixedFrameTest, BeatsEqualBitsWhereChannelsDiffer) {
+TEST(MixedCalibrationTest, BeatsEqualBitsWhereChannelsDiffer) {
   Random random(85);
   const LayerShape shape{4, 2, 128, 128};
   Tokens tokens(shape, 300, random);
@@ -241,7 +242,7 @@ TEST(MixedFrameTest, BeatsEqualBitsWhereChannelsDiffer) {
 }
 
 // What attention makes up for is there: keys of normally distributed channels are off by what k_error says, all in all.
-TEST(MixedFrameTest, ExpectedErrorOfKeysIsTheirError) {
+TEST(MixedCalibrationTest, ExpectedErrorOfKeysIsTheirError) {
   Random random(86);
   const LayerShape shape{4, 2, 64, 64};
   Tokens tokens(shape, 500, random);
@@ -263,7 +264,7 @@ TEST(MixedFrameTest, ExpectedErrorOfKeysIsTheirError) {
 }
 
 // Cell numbers of two bytes and of four give the same attention; each refuses cells beyond its own.
-TEST(MixedFrameTest, NarrowIdsAreWideIds) {
+TEST(MixedCalibrationTest, NarrowIdsAreWideIds) {
   Random random(87);
   const LayerShape shape{4, 2, 64, 64};
   const Tokens tokens(shape, 200, random);

@@ -26,25 +26,25 @@ std::vector<double> rotated(const std::vector<double>& x) {
 }
 
 /// Mean and Eq. 2 of one KV head, from what was put and asked.
-struct Frame {
+struct Segment {
   std::vector<double> centre, balancer;
 };
 
-Frame frame_of(Tokens& tokens, const Request& prompt, uint32_t kv_head, const Spec& spec) {
+Segment segment_of(Tokens& tokens, const Request& prompt, uint32_t kv_head, const Spec& spec) {
   const uint32_t dim = tokens.shape.head_dim_k;
-  Frame frame{std::vector<double>(dim, 0.0), std::vector<double>(dim, 1.0)};
+  Segment segment{std::vector<double>(dim, 0.0), std::vector<double>(dim, 1.0)};
   for (uint32_t c = 0; c < dim; ++c) {
     double sum = 0.0, k_max = 0.0, q_max = 0.0;
     for (size_t t = 0; t < tokens.n; ++t) sum += rounded_to_half(tokens.key(t, kv_head)[c]);
-    if (spec.center) frame.centre[c] = from_half(to_half(sum / double(tokens.n)));
+    if (spec.center) segment.centre[c] = from_half(to_half(sum / double(tokens.n)));
     for (size_t t = 0; t < tokens.n; ++t)
-      k_max = std::max(k_max, std::abs(rounded_to_half(tokens.key(t, kv_head)[c]) - frame.centre[c]));
+      k_max = std::max(k_max, std::abs(rounded_to_half(tokens.key(t, kv_head)[c]) - segment.centre[c]));
     for (uint32_t t = 0; t < prompt.n_tokens; ++t)
       for (uint32_t head = kv_head * prompt.group(); head < (kv_head + 1) * prompt.group(); ++head)
         q_max = std::max(q_max, std::abs(double(prompt.query(t, head)[c])));
-    if (spec.balancer) frame.balancer[c] = from_half(to_half(std::sqrt(q_max / k_max)));
+    if (spec.balancer) segment.balancer[c] = from_half(to_half(std::sqrt(q_max / k_max)));
   }
-  return frame;
+  return segment;
 }
 
 /// Every element of `stored`, in the tier's coordinates, is within a quantisation step's half of `given`.
@@ -87,13 +87,13 @@ TEST(OutlierTest, TiersHoldWhatTheEquationsSay) {
 
         const Spec& spec = layer->spec();
         for (uint32_t head = 0; head < 2; ++head) {
-          const Frame frame = frame_of(tokens, prompt, head, spec);
+          const Segment segment = segment_of(tokens, prompt, head, spec);
           const std::vector<StoredToken> stored = sorted_dump(*layer, 0, head);
           for (size_t t = 0; t < tokens.n; ++t) {
             std::vector<double> given_k, stored_k, given_v, stored_v;
             for (uint32_t c = 0; c < dim; ++c) {
-              given_k.push_back((rounded_to_half(tokens.key(t, head)[c]) - frame.centre[c]) * frame.balancer[c]);
-              stored_k.push_back((stored[t].k[c] - frame.centre[c]) * frame.balancer[c]);
+              given_k.push_back((rounded_to_half(tokens.key(t, head)[c]) - segment.centre[c]) * segment.balancer[c]);
+              stored_k.push_back((stored[t].k[c] - segment.centre[c]) * segment.balancer[c]);
               given_v.push_back(rounded_to_half(tokens.value(t, head)[c]));
               stored_v.push_back(stored[t].v[c]);
             }

@@ -88,7 +88,7 @@ TEST(RopeForecastTest, QueriesOfAPairThatTurnsAroundAreAlike) {
   EXPECT_NEAR(moments.q_square[3], 3.0, 0.01);
 }
 
-// Keys that come long after the frame was frozen.
+// Keys that come long after the segment was frozen.
 TEST(RopeForecastTest, LaterKeysAreStoredBetter) {
   const LayerShape shape{2, 1, 64, 64};
   const Rope rope = rope_of_base(100000.0, 64, false);

@@ -23,7 +23,7 @@ namespace fs = std::filesystem;
 
 constexpr LayerShape kShape{6, 2, 32, 16};
 
-class SavedFrameTest : public testing::TestWithParam<const char*> {
+class SavedSegmentTest : public testing::TestWithParam<const char*> {
  protected:
   enum class Prompt { staged, in_bytes, compressed };
   void fill(LayerCache& layer, Random& random, Prompt as = Prompt::compressed) {
@@ -44,21 +44,21 @@ class SavedFrameTest : public testing::TestWithParam<const char*> {
   }
   std::vector<uint8_t> save(const LayerCache& layer) {
     std::vector<uint8_t> bytes;
-    EXPECT_TRUE(layer.save_frame(0, cells(), bytes).ok());
+    EXPECT_TRUE(layer.save_segment(0, cells(), bytes).ok());
     return bytes;
   }
 };
 
-TEST_P(SavedFrameTest, GoesOnAsIfNothingHadHappened) {
+TEST_P(SavedSegmentTest, GoesOnAsIfNothingHadHappened) {
   Random random(31);
   for (const Prompt as : {Prompt::compressed, Prompt::staged, Prompt::in_bytes}) {
     SCOPED_TRACE(int(as));
     const auto original = make_layer(kShape, GetParam()), other = make_layer(kShape, GetParam());
     fill(*original, random, as);
     const std::vector<uint8_t> bytes = save(*original);
-    auto loaded = other->load_frame(bytes, uint32_t(cells().size()));
+    auto loaded = other->load_segment(bytes, uint32_t(cells().size()));
     ASSERT_TRUE(loaded.ok()) << loaded.error();
-    ASSERT_TRUE(other->adopt_frame(0, std::move(loaded).value(), cells()).ok());
+    ASSERT_TRUE(other->adopt_segment(0, std::move(loaded).value(), cells()).ok());
     EXPECT_EQ(original->memory_usage().staged, other->memory_usage().staged);
     for (int step = 0; step < 40; ++step) {
       Tokens token(kShape, 1, random);
@@ -75,29 +75,29 @@ TEST_P(SavedFrameTest, GoesOnAsIfNothingHadHappened) {
   }
 }
 
-TEST_P(SavedFrameTest, IsAboutAsLargeAsWhatItHolds) {
+TEST_P(SavedSegmentTest, IsAboutAsLargeAsWhatItHolds) {
   Random random(32);
   const auto layer = make_layer(kShape, GetParam());
   Tokens prompt(kShape, 2000, random);
   put(*layer, 0, cell_range(0, 2000), prompt);
   commit(*layer, 0);
   std::vector<uint8_t> bytes;
-  ASSERT_TRUE(layer->save_frame(0, cell_range(0, 2000), bytes).ok());
+  ASSERT_TRUE(layer->save_segment(0, cell_range(0, 2000), bytes).ok());
   const MemoryUsage usage = layer->memory_usage();
   EXPECT_LE(double(bytes.size()), 1.05 * double(usage.total()));
 }
 
-TEST_P(SavedFrameTest, ApartOfTheCells) {
+TEST_P(SavedSegmentTest, ApartOfTheCells) {
   Random random(33);
   const auto layer = make_layer(kShape, GetParam());
   fill(*layer, random);
   std::vector<Cell> half;
   for (Cell cell = 6; cell < 210; cell += 2) half.push_back(cell);  // many of them hold nothing
   std::vector<uint8_t> bytes;
-  ASSERT_TRUE(layer->save_frame(0, half, bytes).ok());
-  auto loaded = layer->load_frame(bytes, uint32_t(half.size()));
+  ASSERT_TRUE(layer->save_segment(0, half, bytes).ok());
+  auto loaded = layer->load_segment(bytes, uint32_t(half.size()));
   ASSERT_TRUE(loaded.ok()) << loaded.error();
-  ASSERT_TRUE(layer->adopt_frame(1, std::move(loaded).value(), half).ok());
+  ASSERT_TRUE(layer->adopt_segment(1, std::move(loaded).value(), half).ok());
   for (uint32_t head = 0; head < kShape.n_kv_heads; ++head) {
     const auto all = sorted_dump(*layer, 0, head);
     size_t n = 0;
@@ -115,23 +115,23 @@ TEST_P(SavedFrameTest, ApartOfTheCells) {
   }
 }
 
-TEST_P(SavedFrameTest, CutBytesAreRefused) {
+TEST_P(SavedSegmentTest, CutBytesAreRefused) {
   Random random(34);
   const auto layer = make_layer(kShape, GetParam());
   fill(*layer, random);
   const std::vector<uint8_t> bytes = save(*layer);
   for (size_t n = 0; n < bytes.size(); n += 1 + n / 50) {
-    EXPECT_FALSE(layer->load_frame(std::span(bytes).first(n), uint32_t(cells().size())).ok()) << n;
+    EXPECT_FALSE(layer->load_segment(std::span(bytes).first(n), uint32_t(cells().size())).ok()) << n;
   }
   std::vector<uint8_t> longer = bytes;
   longer.push_back(0);
-  EXPECT_FALSE(layer->load_frame(longer, uint32_t(cells().size())).ok());
-  EXPECT_FALSE(layer->load_frame(bytes, uint32_t(cells().size()) + 64).ok());
-  EXPECT_FALSE(layer->load_frame(bytes, kMaxCells).ok());
+  EXPECT_FALSE(layer->load_segment(longer, uint32_t(cells().size())).ok());
+  EXPECT_FALSE(layer->load_segment(bytes, uint32_t(cells().size()) + 64).ok());
+  EXPECT_FALSE(layer->load_segment(bytes, kMaxCells).ok());
 }
 
 // Without a checksum in the way: whatever is accepted must be safe to attend, commit and save.
-TEST_P(SavedFrameTest, AnyBytesAreHarmless) {
+TEST_P(SavedSegmentTest, AnyBytesAreHarmless) {
   Random random(35);
   std::vector<std::vector<uint8_t>> good;
   for (const Prompt as : {Prompt::staged, Prompt::in_bytes, Prompt::compressed}) {
@@ -146,10 +146,10 @@ TEST_P(SavedFrameTest, AnyBytesAreHarmless) {
       bad[random.below(uint32_t(bad.size()))] = uint8_t(random.below(256));
     }
     const auto other = make_layer(kShape, GetParam());
-    auto loaded = other->load_frame(bad, uint32_t(cells().size()));
+    auto loaded = other->load_segment(bad, uint32_t(cells().size()));
     if (!loaded) continue;
     ++accepted;
-    ASSERT_TRUE(other->adopt_frame(0, std::move(loaded).value(), cells()).ok());
+    ASSERT_TRUE(other->adopt_segment(0, std::move(loaded).value(), cells()).ok());
     ASSERT_TRUE(other->share_bits(0).ok());
     Request request(kShape, 1, random);
     request.record = request.commit = true;
@@ -160,25 +160,25 @@ TEST_P(SavedFrameTest, AnyBytesAreHarmless) {
   EXPECT_GT(accepted, 0);  // else the test tests nothing: most bytes are codes, which may be anything
 }
 
-INSTANTIATE_TEST_SUITE_P(Specs, SavedFrameTest,
+INSTANTIATE_TEST_SUITE_P(Specs, SavedSegmentTest,
                          testing::Values("full", "h2o", "rtn4", "mikv-paper", "mikv", "mikv-max",
                                          "mikv:lo=int3,keep=0.3"),
                          name_of_spec);
 
-TEST(SavedFrameCasesTest, OfAnotherSpecOrShapeIsRefusedOrHarmless) {
+TEST(SavedSegmentCasesTest, OfAnotherSpecOrShapeIsRefusedOrHarmless) {
   Random random(36);
   const auto from = make_layer(kShape, "mikv");
   Tokens prompt(kShape, 64, random);
   put(*from, 0, cell_range(0, 64), prompt);
   commit(*from, 0);
   std::vector<uint8_t> bytes;
-  ASSERT_TRUE(from->save_frame(0, cell_range(0, 64), bytes).ok());
+  ASSERT_TRUE(from->save_segment(0, cell_range(0, 64), bytes).ok());
   for (const char* spec : {"full", "rtn4", "mikv-paper", "h2o"})
-    EXPECT_FALSE(make_layer(kShape, spec)->load_frame(bytes, 64).ok()) << spec;
+    EXPECT_FALSE(make_layer(kShape, spec)->load_segment(bytes, 64).ok()) << spec;
   for (const LayerShape shape : {LayerShape{6, 2, 16, 16}, LayerShape{6, 3, 32, 16}, LayerShape{6, 1, 32, 16}}) {
-    EXPECT_FALSE(make_layer(shape, "mikv")->load_frame(bytes, 64).ok());
+    EXPECT_FALSE(make_layer(shape, "mikv")->load_segment(bytes, 64).ok());
   }
-  EXPECT_FALSE(from->save_frame(7, cell_range(0, 64), bytes).ok());
+  EXPECT_FALSE(from->save_segment(7, cell_range(0, 64), bytes).ok());
 }
 
 // ---------------------------------------------------------------- the container
@@ -235,8 +235,8 @@ TEST(SavedSampleTest, SmallerOnesOfBeforeLoad) {
   request.record = true;
   run(*layer, request);
   std::vector<uint8_t> now;
-  ASSERT_TRUE(layer->save_frame(0, cell_range(0, 90), now).ok());
-  const size_t at = 4 + 2 * 8 + 1 + 8 + (4 + 32 * 4) + (4 + 32 * 8);  // of the sample (frame_format.hpp)
+  ASSERT_TRUE(layer->save_segment(0, cell_range(0, 90), now).ok());
+  const size_t at = 4 + 2 * 8 + 1 + 8 + (4 + 32 * 4) + (4 + 32 * 8);  // of the sample (segment_format.hpp)
   const auto number = [&](size_t where) {
     uint32_t n = 0;
     std::memcpy(&n, &now[where], sizeof n);
@@ -257,14 +257,14 @@ TEST(SavedSampleTest, SmallerOnesOfBeforeLoad) {
     return bytes;
   };
   EXPECT_EQ(with_places(16), now);
-  EXPECT_FALSE(layer->load_frame(with_places(7), 90).ok());
+  EXPECT_FALSE(layer->load_segment(with_places(7), 90).ok());
   const auto other = make_layer(kOneHead, "mikv");
-  auto frame = other->load_frame(with_places(8), 90);
-  ASSERT_TRUE(frame.ok()) << frame.error();
-  ASSERT_TRUE(other->adopt_frame(0, std::move(frame).value(), cell_range(0, 90)).ok());
+  auto segment = other->load_segment(with_places(8), 90);
+  ASSERT_TRUE(segment.ok()) << segment.error();
+  ASSERT_TRUE(other->adopt_segment(0, std::move(segment).value(), cell_range(0, 90)).ok());
   EXPECT_EQ(other->n_cells(0), 90u);
   std::vector<uint8_t> again;
-  ASSERT_TRUE(other->save_frame(0, cell_range(0, 90), again).ok());
+  ASSERT_TRUE(other->save_segment(0, cell_range(0, 90), again).ok());
   EXPECT_EQ(again.size(), now.size());
   EXPECT_TRUE(std::equal(again.begin(), again.begin() + ptrdiff_t(at + 4 + 8 * 4), now.begin()));
 }
@@ -277,9 +277,9 @@ TEST(ContainerTest, OldFilesLoadOrAreRefusedByName) {
   if (session::kContainerVersion == 1) {
     ASSERT_TRUE(sections.ok()) << sections.error();
     const auto layer = make_layer({2, 1, 16, 16}, "mikv:keep=0.25,bits=3.5");
-    auto frame = layer->load_frame(sections.value()[0].data, 20);
-    ASSERT_TRUE(frame.ok()) << frame.error();
-    ASSERT_TRUE(layer->adopt_frame(0, std::move(frame).value(), cell_range(0, 20)).ok());
+    auto segment = layer->load_segment(sections.value()[0].data, 20);
+    ASSERT_TRUE(segment.ok()) << segment.error();
+    ASSERT_TRUE(layer->adopt_segment(0, std::move(segment).value(), cell_range(0, 20)).ok());
     EXPECT_EQ(layer->n_cells(0), 20u);
   } else {
     EXPECT_NE(sections.error().find("version 1"), std::string::npos);

@@ -108,9 +108,9 @@ struct Prompt {
     return layer;
   }
   /// Squares of what values of the lo tier are off by.
-  double error(const LayerCache& layer, uint32_t head, FrameId frame = 0) {
+  double error(const LayerCache& layer, uint32_t head, SegmentId segment = 0) {
     double sum = 0.0;
-    for (const StoredToken& token : layer.dump(frame, head)) {
+    for (const StoredToken& token : layer.dump(segment, head)) {
       if (token.tier != TierName::lo) continue;
       for (uint32_t c = 0; c < kShape.head_dim_v; ++c)
         sum += std::pow(double(token.v[c]) - tokens.value(token.cell, head)[c], 2);
@@ -150,16 +150,16 @@ TEST(ShareBitsTest, WhatFollowsKeepsThem) {
   const auto layer = prompt.feed();
   ASSERT_TRUE(layer->share_bits(0).ok());
   commit(*layer, 0);
-  ASSERT_TRUE(layer->continue_frame(0, 1).ok());
-  for (const FrameId frame : {1u, 2u}) {
-    put(*layer, frame, cell_range(0, kPrompt), prompt.tokens);
-    ASSERT_TRUE(layer->share_bits(frame).ok());
-    commit(*layer, frame);
+  ASSERT_TRUE(layer->continue_segment(0, 1).ok());
+  for (const SegmentId segment : {1u, 2u}) {
+    put(*layer, segment, cell_range(0, kPrompt), prompt.tokens);
+    ASSERT_TRUE(layer->share_bits(segment).ok());
+    commit(*layer, segment);
   }
   EXPECT_LT(prompt.error(*layer, 0, 1), 0.5 * prompt.error(*layer, 0, 2));
 }
 
-TEST(ShareBitsTest, BelongsToUnfrozenMixedFrames) {
+TEST(ShareBitsTest, BelongsToUnfrozenMixedSegments) {
   Random random(123);
   Prompt prompt(random);
   for (const char* spec : {"full", "mikv-paper", "h2o", "mikv:importance=window,keep=0.1"}) {
@@ -176,15 +176,15 @@ TEST(ShareBitsTest, BelongsToUnfrozenMixedFrames) {
 }
 
 // Samples are part of what is saved, and do not depend on which thread took them.
-TEST(ShareBitsTest, ThreadsAndSavedFramesGiveTheSameBits) {
+TEST(ShareBitsTest, ThreadsAndSavedSegmentsGiveTheSameBits) {
   Random random(124);
   Prompt prompt(random);
   const auto one = prompt.feed(), many = prompt.feed(kSpec, 3), loaded = make_layer(kShape, kSpec, 1024);
   std::vector<uint8_t> bytes;
-  ASSERT_TRUE(one->save_frame(0, cell_range(0, kPrompt), bytes).ok());
-  auto frame = loaded->load_frame(bytes, kPrompt);
-  ASSERT_TRUE(frame.ok()) << frame.error();
-  ASSERT_TRUE(loaded->adopt_frame(0, std::move(frame).value(), cell_range(0, kPrompt)).ok());
+  ASSERT_TRUE(one->save_segment(0, cell_range(0, kPrompt), bytes).ok());
+  auto segment = loaded->load_segment(bytes, kPrompt);
+  ASSERT_TRUE(segment.ok()) << segment.error();
+  ASSERT_TRUE(loaded->adopt_segment(0, std::move(segment).value(), cell_range(0, kPrompt)).ok());
   for (LayerCache* layer : {one.get(), many.get(), loaded.get()}) {
     ASSERT_TRUE(layer->share_bits(0).ok());
     commit(*layer, 0);
@@ -227,10 +227,10 @@ TEST(ShareBitsTest, LoweringKeepsTheDifference) {
   ASSERT_TRUE(layer->share_bits(0).ok());
   commit(*layer, 0);
   std::vector<uint8_t> bytes;
-  ASSERT_TRUE(layer->save_frame(0, cell_range(0, kPrompt), bytes).ok());
-  auto frame = loaded->load_frame(bytes, kPrompt);
-  ASSERT_TRUE(frame.ok()) << frame.error();
-  ASSERT_TRUE(loaded->adopt_frame(0, std::move(frame).value(), cell_range(0, kPrompt)).ok());
+  ASSERT_TRUE(layer->save_segment(0, cell_range(0, kPrompt), bytes).ok());
+  auto segment = loaded->load_segment(bytes, kPrompt);
+  ASSERT_TRUE(segment.ok()) << segment.error();
+  ASSERT_TRUE(loaded->adopt_segment(0, std::move(segment).value(), cell_range(0, kPrompt)).ok());
   const uint64_t before = layer->bytes_used();
   for (LayerCache* cache : {layer.get(), loaded.get()}) {
     const double difference = prompt.error(*cache, 1) / prompt.error(*cache, 0);

@@ -27,7 +27,7 @@ TEST(SpecTest, DefaultIsThePresetOfItsName) { EXPECT_EQ(parsed("mikv"), Spec{});
 TEST(SpecTest, PresetsAreWhatTheirNamesPromise) {
   const Spec full = parsed("full");
   EXPECT_TRUE(full.uncompressed());
-  EXPECT_FALSE(full.needs_frame());
+  EXPECT_FALSE(full.needs_calibration());
   EXPECT_EQ(full.keep, 1.0);
 
   for (const auto& [name, importance] : {std::pair{"h2o", Importance::h2o},
@@ -47,7 +47,7 @@ TEST(SpecTest, PresetsAreWhatTheirNamesPromise) {
     EXPECT_EQ(spec.keep, 0.0) << name;
     EXPECT_EQ(spec.lo, lo) << name;
     EXPECT_EQ(spec.group.kind, GroupSize::Kind::half) << name;
-    EXPECT_FALSE(spec.needs_frame() || spec.hadamard) << name;
+    EXPECT_FALSE(spec.needs_calibration() || spec.hadamard) << name;
   }
   const Spec paper = parsed("mikv-paper");
   EXPECT_EQ(paper.keep, 0.2);
@@ -101,7 +101,7 @@ TEST(SpecTest, KeysOverrideThePreset) {
 TEST(SpecTest, FullDropsWhatOnlyItsPresetAskedFor) {
   const Spec spec = parsed("mikv:importance=full,hi=f16");
   EXPECT_TRUE(spec.uncompressed());
-  EXPECT_FALSE(spec.needs_frame());
+  EXPECT_FALSE(spec.needs_calibration());
   EXPECT_EQ(spec.lo, Format::evict);
   EXPECT_EQ(parsed("mikv:lo=int3").bits, Spec().bits);  // only mixed has them
   EXPECT_EQ(parsed("mikv:bits=2.5,lo=mixed").bits, 2.5);

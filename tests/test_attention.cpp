@@ -32,7 +32,7 @@ AttendArgs arguments(const Request& request, Memory& memory) {
   args.softcap = request.softcap;
   args.mask_slopes = request.slopes.empty() ? nullptr : request.slopes.data();
   args.sinks = request.sinks.empty() ? nullptr : request.sinks.data();
-  args.frames = request.frames;
+  args.segments = request.segments;
   args.record = request.record;
   args.commit = request.commit;
   args.commit_from = request.commit_from;
@@ -149,10 +149,11 @@ void for_each_target(const std::function<void(const std::string& target)>& test)
   ASSERT_TRUE(status.ok()) << status.error();
 }
 
-std::vector<StoredToken> stored_tokens(const LayerCache& layer, const std::vector<FrameId>& frames, uint32_t kv_head) {
+std::vector<StoredToken> stored_tokens(const LayerCache& layer, const std::vector<SegmentId>& segments,
+                                       uint32_t kv_head) {
   std::vector<StoredToken> tokens;
-  for (const FrameId frame : frames)
-    for (StoredToken& token : layer.dump(frame, kv_head))
+  for (const SegmentId segment : segments)
+    for (StoredToken& token : layer.dump(segment, kv_head))
       if (token.tier != TierName::evicted) tokens.push_back(std::move(token));
   return tokens;
 }
@@ -273,9 +274,10 @@ Expected expect(const std::vector<std::vector<StoredToken>>& tokens, const Reque
   return expected;
 }
 
-Expected expect(const LayerCache& layer, const std::vector<FrameId>& frames, const Request& request) {
+Expected expect(const LayerCache& layer, const std::vector<SegmentId>& segments, const Request& request) {
   std::vector<std::vector<StoredToken>> tokens;
-  for (uint32_t head = 0; head < request.shape.n_kv_heads; ++head) tokens.push_back(stored_tokens(layer, frames, head));
+  for (uint32_t head = 0; head < request.shape.n_kv_heads; ++head)
+    tokens.push_back(stored_tokens(layer, segments, head));
   const Spec& spec = layer.spec();
   const auto in_bytes = [](Format format) { return format != Format::f16 && format != Format::evict; };
   Expected expected = expect(tokens, request, spec.hadamard);

@@ -24,7 +24,7 @@ struct Request {
   float scale;
   float softcap = 0.0f;
   std::vector<float> slopes, sinks;  ///< [n_heads], or empty
-  std::vector<FrameId> frames;
+  std::vector<SegmentId> segments;
   bool record = false, commit = false;
   uint32_t commit_from = 0;
 
@@ -73,8 +73,9 @@ std::vector<float> run_reference(const LayerCache& layer, const Request& request
 /// one did not make it the one in use.
 void for_each_target(const std::function<void(const std::string& target)>& test);
 
-/// Tokens of one KV head that are still stored, of the given frames.
-std::vector<StoredToken> stored_tokens(const LayerCache& layer, const std::vector<FrameId>& frames, uint32_t kv_head);
+/// Tokens of one KV head that are still stored, of the given segments.
+std::vector<StoredToken> stored_tokens(const LayerCache& layer, const std::vector<SegmentId>& segments,
+                                       uint32_t kv_head);
 
 /// The attention weights of one query row over `tokens`; their sum is below 1 where there is an attention sink.
 std::vector<double> weights(const std::vector<StoredToken>& tokens, const Request& request, uint32_t token,
@@ -85,7 +86,7 @@ struct Expected {
   std::vector<double> bound;  ///< of |out - computed|, for a kernel in single precision; derived in test_attention.cpp
   std::vector<double> bound_of_bytes;  ///< the same for one that rounds queries and weights to 16 bits
 };
-Expected expect(const LayerCache& layer, const std::vector<FrameId>& frames, const Request& request);
+Expected expect(const LayerCache& layer, const std::vector<SegmentId>& segments, const Request& request);
 /// The same over given tokens [kv_head].
 Expected expect(const std::vector<std::vector<StoredToken>>& tokens, const Request& request, bool rotated);
 

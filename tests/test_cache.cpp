@@ -29,18 +29,18 @@ std::vector<Cell> cell_range(Cell first, size_t n) {
   return cells;
 }
 
-void put(LayerCache& layer, FrameId frame, std::span<const Cell> cells, const Tokens& tokens) {
-  const Status status = layer.put(frame, cells, tokens.k.data(), tokens.k_stride, tokens.v.data(), tokens.v_stride);
+void put(LayerCache& layer, SegmentId segment, std::span<const Cell> cells, const Tokens& tokens) {
+  const Status status = layer.put(segment, cells, tokens.k.data(), tokens.k_stride, tokens.v.data(), tokens.v_stride);
   if (!status) throw std::runtime_error(status.error());
 }
 
-void commit(LayerCache& layer, FrameId frame) {
-  const Status status = layer.commit(frame);
+void commit(LayerCache& layer, SegmentId segment) {
+  const Status status = layer.commit(segment);
   if (!status) throw std::runtime_error(status.error());
 }
 
-std::vector<StoredToken> sorted_dump(const LayerCache& layer, FrameId frame, uint32_t kv_head) {
-  std::vector<StoredToken> tokens = layer.dump(frame, kv_head);
+std::vector<StoredToken> sorted_dump(const LayerCache& layer, SegmentId segment, uint32_t kv_head) {
+  std::vector<StoredToken> tokens = layer.dump(segment, kv_head);
   std::sort(tokens.begin(), tokens.end(), [](const auto& a, const auto& b) { return a.cell < b.cell; });
   return tokens;
 }

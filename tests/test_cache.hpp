@@ -32,12 +32,12 @@ std::unique_ptr<LayerCache> make_layer(const LayerShape& shape, std::string_view
 std::vector<Cell> cell_range(Cell first, size_t n);
 
 /// Puts all tokens; throws if refused.
-void put(LayerCache& layer, FrameId frame, std::span<const Cell> cells, const Tokens& tokens);
+void put(LayerCache& layer, SegmentId segment, std::span<const Cell> cells, const Tokens& tokens);
 /// Commits; throws if refused.
-void commit(LayerCache& layer, FrameId frame);
+void commit(LayerCache& layer, SegmentId segment);
 
 /// dump() in the order of cells, so that entry i is cell i of cell_range().
-std::vector<StoredToken> sorted_dump(const LayerCache& layer, FrameId frame, uint32_t kv_head);
+std::vector<StoredToken> sorted_dump(const LayerCache& layer, SegmentId segment, uint32_t kv_head);
 
 struct TierCounts {
   uint64_t staged = 0, hi = 0, lo = 0, evicted = 0;

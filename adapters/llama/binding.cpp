@@ -125,13 +125,13 @@ int32_t Binding::begin_step(const BatchRecord& batch) {
     if (plan) plan_ = std::move(plan).value();
   }
   if (status) {
-    move_on(kFrameTokens);
+    move_on(kSegmentTokens);
     if (spec_.prefill == Prefill::streaming)
       plan_.let_wait([this](llama_seq_id sequence) { return n_streamed(sequence); });
     commit_idle();
     for (const StepPlan::Run& run : plan_.runs()) {
       const bool at_once = commits(run);  // drafts are not, but what was staged before them is
-      if (run.generates || at_once) share_bits(run.frame, commit_from(run), at_once ? std::min(run.n, n_ubatch_) : 0);
+      if (run.generates || at_once) share_bits(run.segment, commit_from(run), at_once ? std::min(run.n, n_ubatch_) : 0);
     }
   }
   for (auto& [index, layer] : layers_) layer.first_row = layer.next_row = 0;
@@ -139,7 +139,7 @@ int32_t Binding::begin_step(const BatchRecord& batch) {
   if (status) {
     refused = make_room();
     for (const StepPlan::Run& run : plan_.runs()) {
-      if (run.may_end) may_have_ended_.push_back(run.frame);
+      if (run.may_end) may_have_ended_.push_back(run.segment);
     }
     if (refused == 0) return 0;
   } else {
@@ -151,24 +151,25 @@ int32_t Binding::begin_step(const BatchRecord& batch) {
 
 void Binding::commit_idle() {
   const auto runs = plan_.runs();
-  for (const FrameId frame : may_have_ended_) {
-    if (std::any_of(runs.begin(), runs.end(), [&](const StepPlan::Run& run) { return run.frame == frame; })) continue;
-    share_bits(frame, kFirstTokens);
+  for (const SegmentId segment : may_have_ended_) {
+    if (std::any_of(runs.begin(), runs.end(), [&](const StepPlan::Run& run) { return run.segment == segment; }))
+      continue;
+    share_bits(segment, kFirstTokens);
     for (auto& [index, layer] : layers_) {
-      if (const Status status = layer.cache->commit(frame, kFirstTokens); !status) fail(status.error());
-      layer.cache->trim(frame);
+      if (const Status status = layer.cache->commit(segment, kFirstTokens); !status) fail(status.error());
+      layer.cache->trim(segment);
     }
   }
   may_have_ended_.clear();
 }
 
-void Binding::share_bits(FrameId frame, uint32_t from, uint32_t n_to_come) {
+void Binding::share_bits(SegmentId segment, uint32_t from, uint32_t n_to_come) {
   std::vector<LayerCache*> caches;
   for (auto& [index, layer] : layers_) {
-    if (layer.cache->n_staged(frame) && commits_from(from, *layer.cache, frame, n_to_come))
+    if (layer.cache->n_staged(segment) && commits_from(from, *layer.cache, segment, n_to_come))
       caches.push_back(layer.cache.get());
   }
-  if (const Status status = LayerCache::share_bits(caches, frame, workspace_.max_threads()); !status)
+  if (const Status status = LayerCache::share_bits(caches, segment, workspace_.max_threads()); !status)
     fail(status.error());
 }
 
@@ -192,15 +193,15 @@ void Binding::copy_sequence(llama_seq_id from, llama_seq_id to) {
   if (const Status status = forget_freed_cells(); !status) return fail(status.error());
   if (sequences_.unified()) return sequences_.share(from, to);
   // Streams are copied whole.
-  for (const FrameId frame : std::vector<FrameId>(sequences_.seen_by(to).begin(), sequences_.seen_by(to).end())) {
-    for (auto& [index, layer] : layers_) layer.cache->retain(frame, {});
+  for (const SegmentId segment : std::vector<SegmentId>(sequences_.seen_by(to).begin(), sequences_.seen_by(to).end())) {
+    for (auto& [index, layer] : layers_) layer.cache->retain(segment, {});
   }
-  sequences_.drop_frames([&](FrameId frame) { return is_empty(frame); });
+  sequences_.drop_segments([&](SegmentId segment) { return is_empty(segment); });
   sequences_.forget(to);
-  for (const FrameId frame : sequences_.seen_by(from)) {
-    const FrameId copy = sequences_.new_frame(to, frame == sequences_.own(from));
+  for (const SegmentId segment : sequences_.seen_by(from)) {
+    const SegmentId copy = sequences_.new_segment(to, segment == sequences_.own(from));
     for (auto& [index, layer] : layers_) {
-      if (const Status status = layer.cache->copy_frame(frame, copy); !status) fail(status.error());
+      if (const Status status = layer.cache->copy_segment(segment, copy); !status) fail(status.error());
     }
   }
 }
@@ -228,14 +229,14 @@ MemoryUsage Binding::memory_usage() const {
 }
 
 void Binding::move_on(uint32_t n_tokens) {
-  const auto full = [&](FrameId frame) {
+  const auto full = [&](SegmentId segment) {
     return std::any_of(layers_.begin(), layers_.end(),
-                       [&](const auto& entry) { return is_full(*entry.second.cache, frame, n_tokens); });
+                       [&](const auto& entry) { return is_full(*entry.second.cache, segment, n_tokens); });
   };
   for (const StepPlan::Move& move : plan_.move_on(sequences_, full)) {
-    // Where there is no memory for it, the new frame begins as that of any other text does.
+    // Where there is no memory for it, the new segment begins as that of any other text does.
     for (auto& [index, layer] : layers_) {
-      (void)layer.cache->continue_frame(move.from, move.to);
+      (void)layer.cache->continue_segment(move.from, move.to);
       layer.cache->trim(move.from);
     }
   }
@@ -245,17 +246,17 @@ uint32_t Binding::n_streamed(llama_seq_id sequence) const {
   uint64_t n_compressed = 0, n_cells = 0;  // layers with a sliding window have fewer
   for (const auto& [index, layer] : layers_) {
     uint64_t of_layer = 0;
-    for (const FrameId frame : sequences_.seen_by(sequence))
-      of_layer += layer.cache->n_cells(frame) - layer.cache->n_staged(frame);
+    for (const SegmentId segment : sequences_.seen_by(sequence))
+      of_layer += layer.cache->n_cells(segment) - layer.cache->n_staged(segment);
     n_compressed = std::max(n_compressed, of_layer);
     n_cells = std::max<uint64_t>(n_cells, layer.cells_per_stream);
   }
   return streamed_tokens(spec_, n_cells, n_compressed);
 }
 
-bool Binding::is_empty(FrameId frame) const {
+bool Binding::is_empty(SegmentId segment) const {
   return std::all_of(layers_.begin(), layers_.end(),
-                     [&](const auto& entry) { return entry.second.cache->n_cells(frame) == 0; });
+                     [&](const auto& entry) { return entry.second.cache->n_cells(segment) == 0; });
 }
 
 void Binding::forget_cells(const std::map<int, std::vector<StreamCell>>& cells) {
@@ -264,8 +265,8 @@ void Binding::forget_cells(const std::map<int, std::vector<StreamCell>>& cells) 
     if (!layer) continue;
     std::map<uint32_t, std::vector<Cell>> by_stream;
     for (const StreamCell& cell : of_layer) by_stream[cell.stream].push_back(cell.cell);
-    sequences_.for_each_frame(
-        [&](FrameId frame) { layer->cache->erase(frame, by_stream[sequences_.stream_of_frame(frame)]); });
+    sequences_.for_each_segment(
+        [&](SegmentId segment) { layer->cache->erase(segment, by_stream[sequences_.stream_of_segment(segment)]); });
   }
 }
 
@@ -281,10 +282,10 @@ Status Binding::forget_freed_cells() {
     if (found != state.value().cells.end()) {
       for (const auto& [stream, cell] : found->second) live[stream][cell / 64] |= uint64_t{1} << (cell % 64);
     }
-    sequences_.for_each_frame(
-        [&](FrameId frame) { layer.cache->retain(frame, live[sequences_.stream_of_frame(frame)]); });
+    sequences_.for_each_segment(
+        [&](SegmentId segment) { layer.cache->retain(segment, live[sequences_.stream_of_segment(segment)]); });
   }
-  sequences_.drop_frames([&](FrameId frame) { return is_empty(frame); });
+  sequences_.drop_segments([&](SegmentId segment) { return is_empty(segment); });
   cells_freed_ = false;
   return {};
 }

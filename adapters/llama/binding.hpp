@@ -26,8 +26,8 @@ namespace mikv::llama {
 
 class Binding;
 
-/// Something of the frame is compressed already, or `from` tokens are staged with the n_to_come that are not yet.
-bool commits_from(uint32_t from, const LayerCache& cache, FrameId frame, uint32_t n_to_come = 0);
+/// Something of the segment is compressed already, or `from` tokens are staged with the n_to_come that are not yet.
+bool commits_from(uint32_t from, const LayerCache& cache, SegmentId segment, uint32_t n_to_come = 0);
 
 enum class OpKind { store_k, store_v, attend, shift };
 
@@ -111,12 +111,12 @@ class Binding {
   }
   /// Forgets what llama.cpp's cells do not hold any more, if cells were freed.
   Status forget_freed_cells();
-  /// What these cells, by layer, held before is forgotten in every frame.
+  /// What these cells, by layer, held before is forgotten in every segment.
   void forget_cells(const std::map<int, std::vector<StreamCell>>& cells);
   /// What in the context's parameters changes the meaning of stored keys.
   const std::string& parameters() const { return parameters_; }
-  /// The frame has no tokens in any layer.
-  bool is_empty(FrameId frame) const;
+  /// The segment has no tokens in any layer.
+  bool is_empty(SegmentId segment) const;
 
   /// What save_state() made for a program that asked for the size; dropped by the next step.
   struct SavedState {
@@ -133,12 +133,12 @@ class Binding {
   uint64_t n_lowered() const { return n_lowered_; }  ///< how often the cache was made smaller
   uint64_t n_refused() const { return n_refused_; }  ///< steps that did not fit
 
-  /// LayerCache::share_bits() over the layers that commit(frame, from) would compress, n_to_come tokens later: before
+  /// LayerCache::share_bits() over the layers that commit(segment, from) would compress, n_to_come tokens later: before
   /// it does.
-  void share_bits(FrameId frame, uint32_t from, uint32_t n_to_come = 0);
+  void share_bits(SegmentId segment, uint32_t from, uint32_t n_to_come = 0);
 
  private:
-  /// Attention compresses what the run puts, at once, once commit_from(run) tokens of its frame are staged.
+  /// Attention compresses what the run puts, at once, once commit_from(run) tokens of its segment are staged.
   bool commits(const StepPlan::Run& run) const;
   uint32_t commit_from(const StepPlan::Run& run) const;
   /// What waits until there are n_tokens waits for fewer where there is no room for them.
@@ -153,9 +153,9 @@ class Binding {
   int32_t make_room();
   /// A call's rows first..first+n-1 of the node's stream `stream`.
   AttendArgs rows_args(const Layer& layer, ggml_tensor* node, int64_t stream, uint32_t first, uint32_t n) const;
-  /// What a node stores in one frame.
+  /// What a node stores in one segment.
   struct Part {
-    FrameId frame = 0;
+    SegmentId segment = 0;
     uint32_t stream = 0;
     bool generates = false;      ///< see StepPlan::Run
     std::vector<Cell> cells;     ///< of the stream
@@ -180,7 +180,7 @@ class Binding {
   StepPlan plan_;
   std::vector<Part> parts_;  // kept, as is what comes next: a generation step allocates nothing
   std::vector<float> gathered_;
-  std::vector<FrameId> may_have_ended_;  ///< frames of the step before, see StepPlan::Run::may_end
+  std::vector<SegmentId> may_have_ended_;  ///< segments of the step before, see StepPlan::Run::may_end
   SavedState saved_state_;
   bool cells_freed_ = false;
   bool prints_failures_ = false;

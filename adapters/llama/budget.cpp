@@ -63,26 +63,27 @@ bool lower(Spec& spec) {
 uint64_t Binding::bytes_of_step() const {
   int64_t lasting = 0;
   uint64_t transient = 0;
-  std::map<FrameId, uint32_t> tokens;
-  for (const StepPlan::Run& run : plan_.runs()) tokens[run.frame] += run.n;
+  std::map<SegmentId, uint32_t> tokens;
+  for (const StepPlan::Run& run : plan_.runs()) tokens[run.segment] += run.n;
   // Layers store, attend and compress one after the other.
   for (const auto& [index, layer] : layers_) {
     uint64_t of_layer = 0;
-    for (const auto& [frame, n] : tokens) {
+    for (const auto& [segment, n] : tokens) {
       uint32_t from = 0;
-      const bool compressed = std::ranges::all_of(plan_.runs(), [&, frame = frame, n = n](const StepPlan::Run& run) {
-        if (run.frame != frame) return true;
-        from = std::max(from, commit_from(run));
-        return commits(run) && commits_from(commit_from(run), *layer.cache, frame, n);
-      });
-      const LayerCache::Growth growth = layer.cache->growth(frame, n, n_ubatch_, compressed);
+      const bool compressed =
+          std::ranges::all_of(plan_.runs(), [&, segment = segment, n = n](const StepPlan::Run& run) {
+            if (run.segment != segment) return true;
+            from = std::max(from, commit_from(run));
+            return commits(run) && commits_from(commit_from(run), *layer.cache, segment, n);
+          });
+      const LayerCache::Growth growth = layer.cache->growth(segment, n, n_ubatch_, compressed);
       int64_t waiting = 0;
       // What micro-batches put before there are `from` tokens waits, in all layers, until one after the other
       // compresses them.
-      if (compressed && !commits_from(from, *layer.cache, frame, 1)) {
+      if (compressed && !commits_from(from, *layer.cache, segment, 1)) {
         const uint32_t n_waiting =
-            most_waiting(uint32_t(from - layer.cache->n_staged(frame) - 1), plan_.n_tokens() - n, n_ubatch_);
-        waiting = layer.cache->growth(frame, n_waiting, n_ubatch_, false).lasting;
+            most_waiting(uint32_t(from - layer.cache->n_staged(segment) - 1), plan_.n_tokens() - n, n_ubatch_);
+        waiting = layer.cache->growth(segment, n_waiting, n_ubatch_, false).lasting;
       }
       lasting += waiting > 0 ? std::max(waiting, growth.lasting) : growth.lasting;
       of_layer += growth.transient + uint64_t(waiting) / (staged_in_bytes_ ? 1 : kCompressedShare);
@@ -108,9 +109,9 @@ int32_t Binding::make_room() {
   const auto fits = [&] { return missing() == 0; };
   const auto commit = [&](uint32_t from) {
     bool done = true;
-    sequences_.for_each_frame([&](FrameId frame) {
-      share_bits(frame, from);
-      for (const auto& [index, layer] : layers_) done &= layer.cache->commit(frame, from).ok();
+    sequences_.for_each_segment([&](SegmentId segment) {
+      share_bits(segment, from);
+      for (const auto& [index, layer] : layers_) done &= layer.cache->commit(segment, from).ok();
     });
     return done;
   };
@@ -140,7 +141,7 @@ int32_t Binding::make_room() {
     staged_in_bytes_ |= on;
     for (const auto& [index, layer] : layers_) layer.cache->stage_in_bytes(on);
   };
-  // Where it is enough: a prompt is then compressed at its end, and a frame that is frozen on a prompt's first few
+  // Where it is enough: a prompt is then compressed at its end, and a segment that is frozen on a prompt's first few
   // tokens would be bad for as long as it lives.
   const auto smaller_share_does = [&] {
     const auto may_do = [&] {
@@ -180,7 +181,8 @@ int32_t Binding::make_room() {
       if (committed && fits()) return true;
       pressed_from_ = from;
       if (!fits()) return false;
-      for (const StepPlan::Run& run : plan_.runs()) share_bits(run.frame, commit_from(run), std::min(run.n, n_ubatch_));
+      for (const StepPlan::Run& run : plan_.runs())
+        share_bits(run.segment, commit_from(run), std::min(run.n, n_ubatch_));
       return fits();
     };
     // The more of a prompt is compressed at once, the better.

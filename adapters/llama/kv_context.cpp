@@ -76,7 +76,7 @@ Status status(const llama_context* ctx) {
 Status end_prompt(llama_context* ctx) {
   Binding* binding = Registry::get().of_context(ctx);
   if (!binding) return not_ours();
-  binding->sequences().for_each_frame([&](FrameId frame) { binding->share_bits(frame, kFirstTokens); });
+  binding->sequences().for_each_segment([&](SegmentId segment) { binding->share_bits(segment, kFirstTokens); });
   return for_all_layers(*binding, [](Layer& layer) { return layer.cache->commit_all(kFirstTokens); });
 }
 

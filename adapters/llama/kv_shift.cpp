@@ -15,8 +15,8 @@ void Binding::shift(const Layer& layer, const ggml_tensor* node, uint32_t thread
   RopeOperator rope(layer.shift_rope, int64_t(n_rotated), node->src[2], codec::kBlockTokens);
   std::ranges::fill(rope.keys(), 0.0f);
   std::ranges::fill(rope.positions(), 0);
-  sequences_.for_each_frame([&](FrameId frame) {
-    const int32_t* of_stream = shifts + size_t{sequences_.stream_of_frame(frame)} * layer.cells_per_stream;
+  sequences_.for_each_segment([&](SegmentId segment) {
+    const int32_t* of_stream = shifts + size_t{sequences_.stream_of_segment(segment)} * layer.cells_per_stream;
     const auto rotate = [&](std::span<const Cell> cells, uint32_t, std::span<float> keys) -> uint32_t {
       for (size_t i = 0; i < cells.size(); ++i) {
         rope.positions()[i] = of_stream[cells[i]];
@@ -38,7 +38,7 @@ void Binding::shift(const Layer& layer, const ggml_tensor* node, uint32_t thread
       }
       return changed;
     };
-    layer.cache->visit_keys(frame, rotate, thread, n_threads);
+    layer.cache->visit_keys(segment, rotate, thread, n_threads);
   });
 }
 

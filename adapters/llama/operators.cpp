@@ -36,10 +36,10 @@ std::span<const Binding::Part> Binding::parts_of(const Layer& layer, const ggml_
       return {};
     }
     size_t p = 0;
-    while (p < n_parts && parts_[p].frame != run->frame) ++p;
+    while (p < n_parts && parts_[p].segment != run->segment) ++p;
     if (p == n_parts) {
       if (++n_parts > parts_.size()) parts_.emplace_back();
-      parts_[p].frame = run->frame;
+      parts_[p].segment = run->segment;
       parts_[p].stream = stream;
       parts_[p].generates = false;
       parts_[p].cells.clear();
@@ -56,15 +56,15 @@ Status Binding::stage(Layer& layer, std::span<const Part> parts) {
   // A sliding window may reuse cells of another sequence. All of them are forgotten before anything is staged: what is
   // erased afterwards would move tokens that wait for their values.
   for (const Part& part : parts) {
-    sequences_.for_each_frame([&](FrameId frame) {
-      if (frame != part.frame && sequences_.stream_of_frame(frame) == part.stream)
-        layer.cache->erase(frame, part.cells);
+    sequences_.for_each_segment([&](SegmentId segment) {
+      if (segment != part.segment && sequences_.stream_of_segment(segment) == part.stream)
+        layer.cache->erase(segment, part.cells);
     });
   }
   for (const Part& part : parts) {
     // A generated token ends the prompt before it: what is still staged is compressed first.
-    Status status = part.generates ? layer.cache->commit(part.frame, pressed(kFirstTokens)) : Status();
-    if (status) status = layer.cache->stage(part.frame, part.cells);
+    Status status = part.generates ? layer.cache->commit(part.segment, pressed(kFirstTokens)) : Status();
+    if (status) status = layer.cache->stage(part.segment, part.cells);
     if (!status) return status;
   }
   return {};
@@ -86,20 +86,20 @@ void Binding::store(Layer& layer, const OpData& op, const ggml_tensor* node) {
   for (const Part& part : parts) {
     const float* data = static_cast<const float*>(rows->data);
     if (part.rows.back() - part.rows.front() + 1 == part.rows.size()) {
-      (layer.cache.get()->*write)(part.frame, data + part.rows.front() * stride, stride, 0, 1);
+      (layer.cache.get()->*write)(part.segment, data + part.rows.front() * stride, stride, 0, 1);
       continue;
     }
     gathered_.clear();
     for (const uint32_t row : part.rows)
       gathered_.insert(gathered_.end(), data + row * stride, data + row * stride + row_floats);
-    (layer.cache.get()->*write)(part.frame, gathered_.data(), row_floats, 0, 1);
+    (layer.cache.get()->*write)(part.segment, gathered_.data(), row_floats, 0, 1);
   }
   if (op.last_half && engine_attends_) copy_rows(layer);
 }
 
 void Binding::copy_rows(const Layer& layer) {
-  sequences_.for_each_frame([&](FrameId frame) {
-    row_copy_.fill(*layer.cache, frame, size_t{sequences_.stream_of_frame(frame)} * layer.cells_per_stream);
+  sequences_.for_each_segment([&](SegmentId segment) {
+    row_copy_.fill(*layer.cache, segment, size_t{sequences_.stream_of_segment(segment)} * layer.cells_per_stream);
   });
 }
 
@@ -140,9 +140,9 @@ AttendArgs Binding::rows_args(const Layer& layer, ggml_tensor* node, int64_t str
   return args;
 }
 
-bool commits_from(uint32_t from, const LayerCache& cache, FrameId frame, uint32_t n_to_come) {
-  const uint64_t n_staged = cache.n_staged(frame);
-  return cache.n_cells(frame) > n_staged || n_staged + n_to_come >= from;
+bool commits_from(uint32_t from, const LayerCache& cache, SegmentId segment, uint32_t n_to_come) {
+  const uint64_t n_staged = cache.n_staged(segment);
+  return cache.n_cells(segment) > n_staged || n_staged + n_to_come >= from;
 }
 
 bool Binding::commits(const StepPlan::Run& run) const {
@@ -162,10 +162,10 @@ void Binding::attend(Layer& layer, ggml_tensor* node, uint32_t thread, uint32_t 
   if (thread >= usable) return;  // more threads than at creation (llama_set_n_threads): the rest have nothing to do
   thread_local std::vector<AttendArgs> calls;
   calls.clear();
-  const auto add_call = [&](const StepPlan::Run& run, std::span<const FrameId> frames, int64_t stream, uint32_t first,
-                            uint32_t n) {
+  const auto add_call = [&](const StepPlan::Run& run, std::span<const SegmentId> segments, int64_t stream,
+                            uint32_t first, uint32_t n) {
     AttendArgs& call = calls.emplace_back(rows_args(layer, node, stream, first, n));
-    call.frames = frames;
+    call.segments = segments;
     call.commit = commits(run);
     call.commit_from = commit_from(run);
   };
@@ -179,9 +179,9 @@ void Binding::attend(Layer& layer, ggml_tensor* node, uint32_t thread, uint32_t 
       if (begin >= end) continue;
       if (run.group == group) {
         calls.back().n_tokens += end - begin;
-        calls.back().commit = false;  // not all of its frames may be ready for it
+        calls.back().commit = false;  // not all of its segments may be ready for it
       } else {
-        add_call(run, plan_.frames_of_group(run.group), 0, begin - first_row, end - begin);
+        add_call(run, plan_.segments_of_group(run.group), 0, begin - first_row, end - begin);
       }
       group = run.group;
     }

@@ -32,10 +32,10 @@ void RowCopy::redirect(ggml_tensor* attention) const {
   read_from(attention->src[2], v_.get());
 }
 
-void RowCopy::fill(const LayerCache& cache, FrameId frame, size_t first_row) {
+void RowCopy::fill(const LayerCache& cache, SegmentId segment, size_t first_row) {
   const LayerShape& shape = cache.shape();
   const size_t k_row = size_t{shape.n_kv_heads} * shape.head_dim_k, v_row = size_t{shape.n_kv_heads} * shape.head_dim_v;
-  cache.read_f16(frame, reinterpret_cast<uint16_t*>(k_.get()) + first_row * k_row, k_row,
+  cache.read_f16(segment, reinterpret_cast<uint16_t*>(k_.get()) + first_row * k_row, k_row,
                  reinterpret_cast<uint16_t*>(v_.get()) + first_row * v_row, v_row);
 }
 

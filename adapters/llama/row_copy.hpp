@@ -23,8 +23,8 @@ class RowCopy {
   bool reserve(size_t k_bytes, size_t v_bytes);
   /// Lets a FLASH_ATTN_EXT node over a layer's cache tensors read the copy.
   void redirect(ggml_tensor* attention) const;
-  /// Copies a frame's rows, of which cell 0 is row `first_row`.
-  void fill(const LayerCache& cache, FrameId frame, size_t first_row);
+  /// Copies a segment's rows, of which cell 0 is row `first_row`.
+  void fill(const LayerCache& cache, SegmentId segment, size_t first_row);
 
  private:
   using Memory = std::unique_ptr<uint8_t[], UnmapRows>;

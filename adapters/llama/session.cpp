@@ -17,13 +17,13 @@ using session::ByteReader;
 using session::ByteWriter;
 using session::EngineStream;
 using session::Identity;
-using session::kNoFrame;
+using session::kNoSegment;
 using session::SavedSequence;
 using session::Section;
 using session::SectionView;
 
 /// SectionView::kind.
-enum Kind : uint32_t { kIdentity = 1, kTokens, kStream, kSequences, kFrame };
+enum Kind : uint32_t { kIdentity = 1, kTokens, kStream, kSequences, kSegment };
 
 Identity identity_of(const Binding& binding) {
   const llama_model* model = llama_get_model(binding.context());
@@ -54,19 +54,19 @@ Error no_memory() { return Error{"out of memory for a saved state; use fewer or 
 
 // ---------------------------------------------------------------- loading
 
-struct LoadedLayerFrame {
+struct LoadedLayerSegment {
   int layer;
-  uint32_t frame;    // number in the state
+  uint32_t segment;  // number in the state
   uint32_t stream;   // of its cells in the saved context
   uint32_t n_cells;  // of the layer's stream in the state
-  LoadedFrame content;
+  LoadedSegment content;
 };
 
 // A state, verified.
 struct Loaded {
   StateStream stream;
   std::vector<SavedSequence> sequences;
-  std::vector<LoadedLayerFrame> frames;
+  std::vector<LoadedLayerSegment> segments;
 };
 
 Result<Loaded> verify(const Binding& binding, llama_seq_id sequence, std::span<const uint8_t> bytes) {
@@ -95,14 +95,14 @@ Result<Loaded> verify(const Binding& binding, llama_seq_id sequence, std::span<c
       auto sequences = session::read_sequences(section.data);
       if (!sequences) return Error{sequences.error()};
       loaded.sequences = std::move(sequences).value();
-    } else if (section.kind == kFrame) {
+    } else if (section.kind == kSegment) {
       const auto layer = binding.layers().find(int(section.a));
       ByteReader in(section.data);
       const uint32_t stream = in.get<uint32_t>(), n_cells = in.get<uint32_t>();
-      if (!in.ok() || layer == binding.layers().end() || section.b >= kMaxFrames) return Error{"damaged (a frame)"};
-      auto frame = layer->second.cache->load_frame(section.data.subspan(section.data.size() - in.left()), n_cells);
-      if (!frame) return Error{frame.error()};
-      loaded.frames.push_back({int(section.a), section.b, stream, n_cells, std::move(frame).value()});
+      if (!in.ok() || layer == binding.layers().end() || section.b >= kMaxSegments) return Error{"damaged (a segment)"};
+      auto segment = layer->second.cache->load_segment(section.data.subspan(section.data.size() - in.left()), n_cells);
+      if (!segment) return Error{segment.error()};
+      loaded.segments.push_back({int(section.a), section.b, stream, n_cells, std::move(segment).value()});
     }
   }
   if (!has_identity || !has_stream)
@@ -116,27 +116,27 @@ Result<Loaded> verify(const Binding& binding, llama_seq_id sequence, std::span<c
   return loaded;
 }
 
-// The numbers in this context of the frames that a state calls 0, 1, ...
-using FrameNumbers = std::map<uint32_t, FrameId>;
+// The numbers in this context of the segments that a state calls 0, 1, ...
+using SegmentNumbers = std::map<uint32_t, SegmentId>;
 
-Result<FrameNumbers> number_frames(Binding& binding, llama_seq_id sequence, bool partial, const Loaded& loaded) {
+Result<SegmentNumbers> number_segments(Binding& binding, llama_seq_id sequence, bool partial, const Loaded& loaded) {
   Sequences& sequences = binding.sequences();
-  FrameNumbers numbers;
+  SegmentNumbers numbers;
   for (const SavedSequence& s : loaded.sequences) {
     const llama_seq_id to = sequence == kAllSequences ? llama_seq_id(s.sequence) : sequence;
-    for (const uint32_t frame : s.seen) {
-      if (const auto known = numbers.find(frame); known != numbers.end()) {
-        sequences.see(to, known->second, frame == s.own);
+    for (const uint32_t segment : s.seen) {
+      if (const auto known = numbers.find(segment); known != numbers.end()) {
+        sequences.see(to, known->second, segment == s.own);
         continue;
       }
-      // A part of a sequence (its sliding window) goes on in the sequence's own frame.
-      const bool in_place = partial && frame == s.own && sequences.own(to) != kMaxFrames &&
+      // A part of a sequence (its sliding window) goes on in the sequence's own segment.
+      const bool in_place = partial && segment == s.own && sequences.own(to) != kMaxSegments &&
                             sequences.seen_by_others(sequences.own(to), to) == false;
-      const FrameId number =
+      const SegmentId number =
           in_place ? sequences.own(to)
-                   : sequences.new_frame(to, frame == s.own && !(partial && sequences.own(to) != kMaxFrames));
-      if (number == kMaxFrames) return Error{"too many sequences share parts of the cache; use fewer"};
-      numbers[frame] = number;
+                   : sequences.new_segment(to, segment == s.own && !(partial && sequences.own(to) != kMaxSegments));
+      if (number == kMaxSegments) return Error{"too many sequences share parts of the cache; use fewer"};
+      numbers[segment] = number;
     }
   }
   return numbers;
@@ -152,18 +152,19 @@ Status install(Binding& binding, llama_seq_id sequence, bool partial, Loaded loa
     binding.cells_freed();
     if (const Status status = binding.forget_freed_cells(); !status) return status;
   }
-  const auto numbers = number_frames(binding, sequence, partial, loaded);
+  const auto numbers = number_segments(binding, sequence, partial, loaded);
   if (!numbers) return Error{numbers.error()};
-  for (LoadedLayerFrame& frame : loaded.frames) {
-    const auto number = numbers.value().find(frame.frame);
-    const auto here = cells.find(frame.layer);
-    if (number == numbers.value().end() || here == cells.end()) return Error{"damaged (a frame that no sequence has)"};
+  for (LoadedLayerSegment& segment : loaded.segments) {
+    const auto number = numbers.value().find(segment.segment);
+    const auto here = cells.find(segment.layer);
+    if (number == numbers.value().end() || here == cells.end())
+      return Error{"damaged (a segment that no sequence has)"};
     std::vector<Cell> mine;
     for (const StreamCell& cell : here->second) {
-      if (sequence != kAllSequences || cell.stream == frame.stream) mine.push_back(cell.cell);
+      if (sequence != kAllSequences || cell.stream == segment.stream) mine.push_back(cell.cell);
     }
     const Status status =
-        binding.layers().at(frame.layer).cache->adopt_frame(number->second, std::move(frame.content), mine);
+        binding.layers().at(segment.layer).cache->adopt_segment(number->second, std::move(segment.content), mine);
     if (!status) return status;
   }
   return {};
@@ -187,33 +188,33 @@ Result<std::vector<uint8_t>> save_state(Binding& binding, llama_seq_id sequence,
 
     const Sequences& sequences = binding.sequences();
     std::vector<SavedSequence> saved;
-    std::vector<FrameId> frames;
+    std::vector<SegmentId> segments;
     for (llama_seq_id s = 0; sequences.valid(s); ++s) {
       if ((sequence != kAllSequences && s != sequence) || sequences.seen_by(s).empty()) continue;
       SavedSequence& entry = saved.emplace_back();
       entry.sequence = uint32_t(s);
-      entry.own = sequences.own(s) == kMaxFrames ? kNoFrame : sequences.own(s);
+      entry.own = sequences.own(s) == kMaxSegments ? kNoSegment : sequences.own(s);
       entry.seen.assign(sequences.seen_by(s).begin(), sequences.seen_by(s).end());
-      for (const FrameId frame : entry.seen) {
-        if (std::find(frames.begin(), frames.end(), frame) == frames.end()) frames.push_back(frame);
+      for (const SegmentId segment : entry.seen) {
+        if (std::find(segments.begin(), segments.end(), segment) == segments.end()) segments.push_back(segment);
       }
     }
     sections.push_back({kSequences, 0, 0, session::sequence_bytes(saved)});
     for (const auto& [index, cells] : stream.value().cells) {
       const auto layer = binding.layers().find(index);
       if (layer == binding.layers().end()) continue;
-      for (const FrameId frame : frames) {
-        if (layer->second.cache->n_cells(frame) == 0) continue;
-        const uint32_t of_stream = sequences.stream_of_frame(frame);
+      for (const SegmentId segment : segments) {
+        if (layer->second.cache->n_cells(segment) == 0) continue;
+        const uint32_t of_stream = sequences.stream_of_segment(segment);
         std::vector<StreamCell> mine;
         for (const StreamCell& cell : cells) {
           if (cell.stream == of_stream) mine.push_back(cell);
         }
-        Section& section = sections.emplace_back(Section{kFrame, uint32_t(index), frame, {}});
+        Section& section = sections.emplace_back(Section{kSegment, uint32_t(index), segment, {}});
         ByteWriter out(section.data);
         out.put(of_stream);
         out.put(uint32_t(mine.size()));
-        if (const Status status = layer->second.cache->save_frame(frame, cells_only(mine), section.data); !status)
+        if (const Status status = layer->second.cache->save_segment(segment, cells_only(mine), section.data); !status)
           return Error{status.error()};
       }
     }

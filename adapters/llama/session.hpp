@@ -1,7 +1,7 @@
 // Sessions: the state of a llama.cpp context, or of one of its sequences, with the tiers as they are stored.
 //
 // A saved state is a container (src/session/container.hpp): the identity of model and spec, the prompt's tokens if
-// there are any, llama.cpp's own words for its cells, and the frames of every layer.
+// there are any, llama.cpp's own words for its cells, and the segments of every layer.
 #pragma once
 
 #include <cstdint>

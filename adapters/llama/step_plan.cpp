@@ -10,13 +10,13 @@ namespace {
 // More tokens with logits than a draft has are a text to be measured (perplexity), not generated.
 constexpr uint32_t kMaxDraft = 64;
 
-bool share_a_frame(const std::vector<FrameId>& a, const std::vector<FrameId>& b) {
-  return std::any_of(a.begin(), a.end(), [&](FrameId f) { return std::find(b.begin(), b.end(), f) != b.end(); });
+bool share_a_segment(const std::vector<SegmentId>& a, const std::vector<SegmentId>& b) {
+  return std::any_of(a.begin(), a.end(), [&](SegmentId f) { return std::find(b.begin(), b.end(), f) != b.end(); });
 }
 
-void add_frames(std::vector<FrameId>& to, std::span<const FrameId> more) {
-  for (const FrameId frame : more) {
-    if (std::find(to.begin(), to.end(), frame) == to.end()) to.push_back(frame);
+void add_segments(std::vector<SegmentId>& to, std::span<const SegmentId> more) {
+  for (const SegmentId segment : more) {
+    if (std::find(to.begin(), to.end(), segment) == to.end()) to.push_back(segment);
   }
 }
 
@@ -50,8 +50,8 @@ Result<StepPlan> StepPlan::make(const BatchRecord& batch, Sequences& sequences, 
     run.first = i;
     run.n = 1;
     run.sequence = sequence;
-    run.frame = sequences.frame_for_tokens(sequence);
-    if (run.frame == kMaxFrames) return Error{"too many sequences share parts of the cache; use fewer"};
+    run.segment = sequences.segment_for_tokens(sequence);
+    if (run.segment == kMaxSegments) return Error{"too many sequences share parts of the cache; use fewer"};
     const Tally& tally = tallies[batch.tokens[i].sequence];
     run.single = tally.n == 1;
     run.may_end = tally.last_output;
@@ -74,19 +74,19 @@ Result<StepPlan> StepPlan::make(const BatchRecord& batch, Sequences& sequences, 
   return plan;
 }
 
-std::vector<StepPlan::Move> StepPlan::move_on(Sequences& sequences, const std::function<bool(FrameId)>& is_full) {
-  std::map<FrameId, uint32_t> n_tokens;
-  for (const Run& run : runs_) n_tokens[run.frame] += run.n;
+std::vector<StepPlan::Move> StepPlan::move_on(Sequences& sequences, const std::function<bool(SegmentId)>& is_full) {
+  std::map<SegmentId, uint32_t> n_tokens;
+  for (const Run& run : runs_) n_tokens[run.segment] += run.n;
   std::vector<Move> moves;
-  for (const auto& [frame, n] : n_tokens) {
-    if (n < kFirstTokens || !is_full(frame)) continue;
-    const auto in_frame = [frame = frame](const Run& run) { return run.frame == frame; };
-    const FrameId next = sequences.new_frame(std::ranges::find_if(runs_, in_frame)->sequence, true);
-    if (next == kMaxFrames) break;
+  for (const auto& [segment, n] : n_tokens) {
+    if (n < kFirstTokens || !is_full(segment)) continue;
+    const auto in_segment = [segment = segment](const Run& run) { return run.segment == segment; };
+    const SegmentId next = sequences.new_segment(std::ranges::find_if(runs_, in_segment)->sequence, true);
+    if (next == kMaxSegments) break;
     for (Run& run : runs_) {
-      if (in_frame(run)) run.frame = next;
+      if (in_segment(run)) run.segment = next;
     }
-    moves.push_back({frame, next});
+    moves.push_back({segment, next});
   }
   if (!moves.empty()) share(sequences);
   return moves;
@@ -103,23 +103,23 @@ void StepPlan::share(Sequences& sequences) {
   if (sequences.unified()) group(sequences);
 }
 
-// Frames that several sequences see are attended in one call: two calls must not touch the same frame. A call takes
+// Segments that several sequences see are attended in one call: two calls must not touch the same segment. A call takes
 // rows that stand together; where they do not, one call takes all.
 void StepPlan::group(const Sequences& sequences) {
   groups_.clear();
   for (Run& run : runs_) {
-    std::vector<FrameId> frames{run.frame};
-    add_frames(frames, sequences.seen_by(run.sequence));
+    std::vector<SegmentId> segments{run.segment};
+    add_segments(segments, sequences.seen_by(run.sequence));
     run.group = uint32_t(groups_.size());
     for (uint32_t g = 0; g < groups_.size(); ++g) {
-      if (!share_a_frame(groups_[g], frames)) continue;
-      add_frames(frames, groups_[g]);
+      if (!share_a_segment(groups_[g], segments)) continue;
+      add_segments(segments, groups_[g]);
       groups_[g].clear();
       for (Run& other : runs_) {
         if (&other < &run && other.group == g) other.group = run.group;
       }
     }
-    groups_.push_back(std::move(frames));
+    groups_.push_back(std::move(segments));
   }
   bool together = true;
   for (size_t i = 1; i < runs_.size(); ++i) {
@@ -127,8 +127,8 @@ void StepPlan::group(const Sequences& sequences) {
     for (size_t j = 0; j < i; ++j) together &= runs_[j].group != runs_[i].group;
   }
   if (together) return;
-  std::vector<FrameId> all;
-  for (const auto& frames : groups_) add_frames(all, frames);
+  std::vector<SegmentId> all;
+  for (const auto& segments : groups_) add_segments(all, segments);
   groups_.assign(1, std::move(all));
   for (Run& run : runs_) run.group = 0;
 }

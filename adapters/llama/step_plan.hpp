@@ -1,4 +1,5 @@
-// StepPlan: what a batch means for the cache: which frame each token goes to, and which frames are attended together.
+// StepPlan: what a batch means for the cache: which segment each token goes to, and which segments are attended
+// together.
 #pragma once
 
 #include <cstdint>
@@ -18,8 +19,8 @@ class StepPlan {
   struct Run {
     uint32_t first = 0, n = 0;
     llama_seq_id sequence = 0;
-    FrameId frame = 0;
-    uint32_t group = 0;  ///< index of frames_of_group()
+    SegmentId segment = 0;
+    uint32_t group = 0;  ///< index of segments_of_group()
     /// The prompt is over: every token of the sequence in the batch wants logits. More than one is a draft to be
     /// verified, part of which may be taken back.
     bool generates = false;
@@ -30,17 +31,17 @@ class StepPlan {
   };
 
   StepPlan() = default;
-  /// Makes frames in `sequences` where needed. `in_order`: llama.cpp takes the tokens of a unified cache in the order
-  /// of the batch; where it does not (hybrid models), they cannot be told apart and share the frame of sequence 0.
-  /// Error: there are no more frames, or a sequence is out of range.
+  /// Makes segments in `sequences` where needed. `in_order`: llama.cpp takes the tokens of a unified cache in the order
+  /// of the batch; where it does not (hybrid models), they cannot be told apart and share the segment of sequence 0.
+  /// Error: there are no more segments, or a sequence is out of range.
   static Result<StepPlan> make(const BatchRecord& batch, Sequences& sequences, bool in_order);
 
   struct Move {
-    FrameId from, to;
+    SegmentId from, to;
   };
-  /// Prompts, or pieces of one, of kFirstTokens or more go to another frame where is_full(theirs), if there is one
+  /// Prompts, or pieces of one, of kFirstTokens or more go to another segment where is_full(theirs), if there is one
   /// left.
-  std::vector<Move> move_on(Sequences& sequences, const std::function<bool(FrameId)>& is_full);
+  std::vector<Move> move_on(Sequences& sequences, const std::function<bool(SegmentId)>& is_full);
 
   /// Sets Run::n_streamed of the runs that are parts of a prompt.
   void let_wait(const std::function<uint32_t(llama_seq_id)>& n_streamed);
@@ -50,7 +51,7 @@ class StepPlan {
   uint32_t n_tokens() const;
   /// Of a cache with a stream a sequence; null if the batch has no token of it.
   const Run* run_of(llama_seq_id sequence) const;
-  const std::vector<FrameId>& frames_of_group(uint32_t group) const { return groups_[group]; }
+  const std::vector<SegmentId>& segments_of_group(uint32_t group) const { return groups_[group]; }
 
  private:
   void share(Sequences& sequences);
@@ -58,7 +59,7 @@ class StepPlan {
 
   std::vector<Run> runs_;
   std::vector<std::pair<llama_seq_id, llama_seq_id>> shared_;  ///< the second sees what the first has
-  std::vector<std::vector<FrameId>> groups_;
+  std::vector<std::vector<SegmentId>> groups_;
 };
 
 }  // namespace mikv::llama

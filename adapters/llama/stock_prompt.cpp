@@ -77,9 +77,9 @@ uint64_t read_layer(const Layer& layer, const Sequences& sequences, std::vector<
   k.resize(layer.cells_per_stream * k_row);
   v.resize(layer.cells_per_stream * v_row);
   uint64_t n = 0;
-  sequences.for_each_frame([&](FrameId frame) {
-    layer.cache->read_f16(frame, k.data(), k_row, v.data(), v_row);
-    n += layer.cache->spec().uncompressed() ? layer.cache->n_cells(frame) : layer.cache->n_staged(frame);
+  sequences.for_each_segment([&](SegmentId segment) {
+    layer.cache->read_f16(segment, k.data(), k_row, v.data(), v_row);
+    n += layer.cache->spec().uncompressed() ? layer.cache->n_cells(segment) : layer.cache->n_staged(segment);
   });
   return n;
 }

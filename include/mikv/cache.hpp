@@ -18,11 +18,11 @@
 namespace mikv {
 
 using Cell = uint32_t;
-using FrameId = uint32_t;
+using SegmentId = uint32_t;
 
 /// Largest cell number + 1 that a cache accepts: cells index a bitmap, so a hostile number must not size one.
 inline constexpr uint32_t kMaxCells = 1u << 27;
-inline constexpr uint32_t kMaxFrames = 1u << 12;
+inline constexpr uint32_t kMaxSegments = 1u << 12;
 
 struct LayerShape {
   uint32_t n_heads = 0;     ///< query heads; a multiple of n_kv_heads, 1 to 16 of them on one KV head
@@ -68,10 +68,10 @@ inline constexpr uint32_t kFirstStreamedTokens = 1024;
 inline constexpr uint32_t kStreamedTokens = 3584;
 uint32_t streamed_tokens(const Spec& spec, uint64_t max_cells, uint64_t n_compressed);
 
-/// And how many tokens of a prompt that is compressed as it is read engines should put into one frame. RoPE turns keys
-/// away from the coordinates that were frozen on a frame's first tokens; a frame costs each KV head about as much as 16
-/// tokens (docs/adr/0014).
-inline constexpr uint32_t kFrameTokens = 2048;
+/// And how many tokens of a prompt that is compressed as it is read engines should put into one segment. RoPE turns
+/// keys away from the coordinates that were frozen on a segment's first tokens; a segment costs each KV head about as
+/// much as 16 tokens (docs/adr/0014).
+inline constexpr uint32_t kSegmentTokens = 2048;
 
 struct AttendArgs {
   const float* q = nullptr;   ///< [n_tokens][n_heads][head_dim_k], channels contiguous; RoPE applied
@@ -84,29 +84,29 @@ struct AttendArgs {
   float scale = 1.0f;
   float softcap = 0.0f;  ///< logits become softcap * tanh(logit / softcap); 0: off
   Mask mask;
-  const float* mask_slopes = nullptr;  ///< [n_heads] factor on the mask (ALiBi), or null for 1
-  const float* sinks = nullptr;        ///< [n_heads] attention-sink logits, or null
-  std::span<const FrameId> frames;     ///< frames to attend; empty: all
-  bool record = true;                  ///< count this attention in importance scores and query statistics
-  bool commit = false;                 ///< commit each KV head as soon as its attention is done (a generation step)
-  uint32_t commit_from = 0;            ///< staged tokens that LayerCache::commit() waits for
+  const float* mask_slopes = nullptr;   ///< [n_heads] factor on the mask (ALiBi), or null for 1
+  const float* sinks = nullptr;         ///< [n_heads] attention-sink logits, or null
+  std::span<const SegmentId> segments;  ///< segments to attend; empty: all
+  bool record = true;                   ///< count this attention in importance scores and query statistics
+  bool commit = false;                  ///< commit each KV head as soon as its attention is done (a generation step)
+  uint32_t commit_from = 0;             ///< staged tokens that LayerCache::commit() waits for
 };
 
 /// Bytes by what they hold. Everything allocated for live data is in one of them.
 struct MemoryUsage {
   uint64_t staged =
       0;  ///< payload not compressed yet, f16 or 8 bits (stage_in_bytes), and the whole of an uncompressed cache
-  uint64_t hi = 0;          ///< codes of the hi tier
-  uint64_t lo = 0;          ///< codes of the lo tier
-  uint64_t scales = 0;      ///< scales and zeros of both tiers
-  uint64_t ids = 0;         ///< cell ids and the bitmap of live cells
-  uint64_t scores = 0;      ///< importance scores and arrival numbers
-  uint64_t frames = 0;      ///< balancers, centres, query statistics
-  uint64_t slack = 0;       ///< allocated, not in use: unused slots of open blocks, growth reserve
-  uint64_t n_elements = 0;  ///< elements of K and V that live cells stand for (evicted ones included)
+  uint64_t hi = 0;           ///< codes of the hi tier
+  uint64_t lo = 0;           ///< codes of the lo tier
+  uint64_t scales = 0;       ///< scales and zeros of both tiers
+  uint64_t ids = 0;          ///< cell ids and the bitmap of live cells
+  uint64_t scores = 0;       ///< importance scores and arrival numbers
+  uint64_t calibration = 0;  ///< balancers, centres, query statistics
+  uint64_t slack = 0;        ///< allocated, not in use: unused slots of open blocks, growth reserve
+  uint64_t n_elements = 0;   ///< elements of K and V that live cells stand for (evicted ones included)
   uint64_t n_staged_tokens = 0, n_hi_tokens = 0, n_lo_tokens = 0, n_evicted_tokens = 0;  ///< summed over KV heads
 
-  uint64_t total() const { return staged + hi + lo + scales + ids + scores + frames + slack; }
+  uint64_t total() const { return staged + hi + lo + scales + ids + scores + calibration + slack; }
   double bits_per_element() const { return n_elements ? 8.0 * double(total()) / double(n_elements) : 0.0; }
   MemoryUsage& operator+=(const MemoryUsage& other);
 };
@@ -141,18 +141,18 @@ class Workspace {
   std::unique_ptr<Impl> impl_;
 };
 
-/// A saved frame, verified and decoded, that no cache has taken yet.
-class LoadedFrame {
+/// A saved segment, verified and decoded, that no cache has taken yet.
+class LoadedSegment {
  public:
-  LoadedFrame(LoadedFrame&&) noexcept;
-  LoadedFrame& operator=(LoadedFrame&&) noexcept;
-  ~LoadedFrame();
+  LoadedSegment(LoadedSegment&&) noexcept;
+  LoadedSegment& operator=(LoadedSegment&&) noexcept;
+  ~LoadedSegment();
 
   struct Impl;
 
  private:
   friend class LayerCache;
-  explicit LoadedFrame(std::unique_ptr<Impl> impl);
+  explicit LoadedSegment(std::unique_ptr<Impl> impl);
   std::unique_ptr<Impl> impl_;
 };
 
@@ -173,65 +173,66 @@ class LayerCache {
   const Spec& spec() const;
 
   /// Tells how keys turn with their position, so that coordinates of lo=mixed that are frozen on a prompt hold for what
-  /// follows it too (src/policy/rope_forecast.hpp). For frames that are not frozen yet. Errors: more channels than a
+  /// follows it too (src/policy/rope_forecast.hpp). For segments that are not frozen yet. Errors: more channels than a
   /// key has, an angle that is not finite.
   Status set_rope(Rope rope);
 
-  /// Stores K and V of n tokens in `frame`, replacing what those cells held before.
+  /// Stores K and V of n tokens in `segment`, replacing what those cells held before.
   /// k: row t at k + t*k_stride floats, [n_kv_heads][head_dim_k] contiguous; v the same with head_dim_v.
-  /// Errors: a cell >= max_cells or named twice, a frame >= kMaxFrames, out of memory. Nothing is stored then; out of
-  /// memory, the cells hold nothing. A non-finite element is stored as the nearest finite f16 (NaN as 0), so that one
-  /// bad token cannot poison a group.
-  Status put(FrameId frame, std::span<const Cell> cells, const float* k, size_t k_stride, const float* v,
+  /// Errors: a cell >= max_cells or named twice, a segment >= kMaxSegments, out of memory. Nothing is stored then; out
+  /// of memory, the cells hold nothing. A non-finite element is stored as the nearest finite f16 (NaN as 0), so that
+  /// one bad token cannot poison a group.
+  Status put(SegmentId segment, std::span<const Cell> cells, const float* k, size_t k_stride, const float* v,
              size_t v_stride);
 
   /// put() in two steps, for engines that hand over K and V apart and from several threads: stage() reserves the cells
-  /// once, then write_k / write_v fill the tokens of the last stage() of the frame, each thread its share.
-  Status stage(FrameId frame, std::span<const Cell> cells);
-  void write_k(FrameId frame, const float* k, size_t k_stride, uint32_t thread = 0, uint32_t n_threads = 1);
-  void write_v(FrameId frame, const float* v, size_t v_stride, uint32_t thread = 0, uint32_t n_threads = 1);
+  /// once, then write_k / write_v fill the tokens of the last stage() of the segment, each thread its share.
+  Status stage(SegmentId segment, std::span<const Cell> cells);
+  void write_k(SegmentId segment, const float* k, size_t k_stride, uint32_t thread = 0, uint32_t n_threads = 1);
+  void write_v(SegmentId segment, const float* v, size_t v_stride, uint32_t thread = 0, uint32_t n_threads = 1);
 
-  /// out = softmax(scale * q.k + mask) v over the cells of the frames that the mask admits (design section 4).
+  /// out = softmax(scale * q.k + mask) v over the cells of the segments that the mask admits (design section 4).
   /// A query that sees no cell gets zeros. Collective: each of n_threads threads calls it with its own number and the
   /// same args and workspace; out is complete when all have returned, and the next call on this layer may start only
   /// then.
   Status attend(const AttendArgs& args, Workspace& workspace, uint32_t thread = 0, uint32_t n_threads = 1);
 
-  /// Several calls at once, one for each stream of a batch. Their frames must be disjoint.
+  /// Several calls at once, one for each stream of a batch. Their segments must be disjoint.
   Status attend(std::span<const AttendArgs> calls, Workspace& workspace, uint32_t thread = 0, uint32_t n_threads = 1);
 
-  /// Compresses what is staged: freezes the frame if it has none, moves tokens to hi, demotes to lo down to the budget.
-  /// A KV head that has nothing compressed yet waits until `from` tokens are staged, and for 16 where its frame is to
-  /// be frozen.
-  Status commit(FrameId frame, uint32_t from = 0);
+  /// Compresses what is staged: freezes the segment if it has none, moves tokens to hi, demotes to lo down to the
+  /// budget. A KV head that has nothing compressed yet waits until `from` tokens are staged, and for 16 where its
+  /// segment is to be frozen.
+  Status commit(SegmentId segment, uint32_t from = 0);
   Status commit_all(uint32_t from = 0);
 
   /// Gives bits to the KV heads, of one model's layers under one spec of mixed bits, whose errors count more by the
   /// latest queries, and takes them from the others: as many on average as the spec says, which one head by itself may
-  /// have to round down. Without queries they keep what they have: the spec's, or what continue_frame() gave them. For
-  /// a prompt that the next commit() will compress; a frame that is frozen keeps its bits, and one without such a call
-  /// has the spec's in each head. Takes about 2 % of a prefill's time. Errors: out of memory; nothing changes then.
-  static Status share_bits(std::span<LayerCache* const> layers, FrameId frame, uint32_t n_threads = 1);
+  /// have to round down. Without queries they keep what they have: the spec's, or what continue_segment() gave them.
+  /// For a prompt that the next commit() will compress; a segment that is frozen keeps its bits, and one without such a
+  /// call has the spec's in each head. Takes about 2 % of a prefill's time. Errors: out of memory; nothing changes
+  /// then.
+  static Status share_bits(std::span<LayerCache* const> layers, SegmentId segment, uint32_t n_threads = 1);
   /// Among the heads of this layer alone.
-  Status share_bits(FrameId frame) {
+  Status share_bits(SegmentId segment) {
     LayerCache* const self = this;
-    return share_bits(std::span(&self, 1), frame);
+    return share_bits(std::span(&self, 1), segment);
   }
 
-  /// `next`, which holds no tokens, is to hold what follows those of `frame`. The places in hi for recent tokens
-  /// (importance=h2o) pass on to it, with all that `frame` itself had got so: of one text, as many are recent however
-  /// many frames it has. Until queries of its own say otherwise, its KV heads have the bits that theirs have
+  /// `next`, which holds no tokens, is to hold what follows those of `segment`. The places in hi for recent tokens
+  /// (importance=h2o) pass on to it, with all that `segment` itself had got so: of one text, as many are recent however
+  /// many segments it has. Until queries of its own say otherwise, its KV heads have the bits that theirs have
   /// (docs/adr/0014). Errors: `next` holds tokens; out of memory, some heads of `next` may then have no such places.
-  Status continue_frame(FrameId frame, FrameId next);
+  Status continue_segment(SegmentId segment, SegmentId next);
 
-  /// What memory_usage() grows by, at most, when n_tokens more are put into `frame`, and what is needed besides for a
+  /// What memory_usage() grows by, at most, when n_tokens more are put into `segment`, and what is needed besides for a
   /// moment. compressed: they and what is staged are committed, n_at_once tokens after their put; else they stay
   /// staged.
   struct Growth {
     int64_t lasting = 0;
     uint64_t transient = 0;
   };
-  Growth growth(FrameId frame, uint32_t n_tokens, uint32_t n_at_once, bool compressed) const;
+  Growth growth(SegmentId segment, uint32_t n_tokens, uint32_t n_at_once, bool compressed) const;
 
   /// Makes what is stored, and what will be, smaller: hi holds floor(keep*S) of S tokens from now on, lo has `bits` (of
   /// `mixed` on average, else 2, 3 or 4) where that is less than it has. Needs next to no memory: tokens are encoded
@@ -239,11 +240,11 @@ class LayerCache {
   /// call that repeats it goes on.
   Status lower(double keep, double bits);
 
-  /// Gives back the memory that the frame has reserved for tokens to come, 3 to 5 % of what it takes: for sequences
+  /// Gives back the memory that the segment has reserved for tokens to come, 3 to 5 % of what it takes: for sequences
   /// that rest.
-  void trim(FrameId frame);
+  void trim(SegmentId segment);
 
-  /// From now on, or no longer: as soon as 16 tokens of a frame are staged they have 8 bits an element instead of 16,
+  /// From now on, or no longer: as soon as 16 tokens of a segment are staged they have 8 bits an element instead of 16,
   /// encoded anew in place, and so have those to come until the next commit; what attention reads differs little. For
   /// engines that would have to commit a prompt before its end for want of room. What has bytes keeps them. Not where
   /// something is compressed already, or neither tier of the spec has codes. Where memory for it runs out, tokens stay
@@ -251,48 +252,48 @@ class LayerCache {
   void stage_in_bytes(bool on);
 
   /// Forgets cells, wherever they are. Unknown cells are no error.
-  void erase(FrameId frame, std::span<const Cell> cells);
-  void erase_if(FrameId frame, Cell first, Cell last);  ///< cells first..last-1
-  void clear();                                         ///< all frames
-  /// Forgets every cell of the frame that is not in `live`: bit c % 64 of word c / 64 is cell c.
-  void retain(FrameId frame, std::span<const uint64_t> live);
+  void erase(SegmentId segment, std::span<const Cell> cells);
+  void erase_if(SegmentId segment, Cell first, Cell last);  ///< cells first..last-1
+  void clear();                                             ///< all segments
+  /// Forgets every cell of the segment that is not in `live`: bit c % 64 of word c / 64 is cell c.
+  void retain(SegmentId segment, std::span<const uint64_t> live);
 
   /// Of one KV head, up to 16 at a time: keys[cells.size()][head_dim_k] in the engine's coordinates. Bit i of the
   /// result: what was left in row i is stored instead of what was there.
   using VisitKeys = std::function<uint32_t(std::span<const Cell> cells, uint32_t kv_head, std::span<float> keys)>;
-  /// Visits every stored key of the frame; what is changed stays in its tier, and values stay as they are. For engines
-  /// that rotate keys to other positions. Threads of one call share the heads. Slow; allocates nothing.
-  void visit_keys(FrameId frame, const VisitKeys& visit, uint32_t thread = 0, uint32_t n_threads = 1);
+  /// Visits every stored key of the segment; what is changed stays in its tier, and values stay as they are. For
+  /// engines that rotate keys to other positions. Threads of one call share the heads. Slow; allocates nothing.
+  void visit_keys(SegmentId segment, const VisitKeys& visit, uint32_t thread = 0, uint32_t n_threads = 1);
 
-  /// Copies what the frame has staged as halves in the engine's coordinates, which is everything under an uncompressed
-  /// spec (Spec::uncompressed): KV head h of cell c goes to k + c * k_stride + h * head_dim_k, and to v alike. Strides
-  /// in halves.
-  void read_f16(FrameId frame, uint16_t* k, size_t k_stride, uint16_t* v, size_t v_stride) const;
+  /// Copies what the segment has staged as halves in the engine's coordinates, which is everything under an
+  /// uncompressed spec (Spec::uncompressed): KV head h of cell c goes to k + c * k_stride + h * head_dim_k, and to v
+  /// alike. Strides in halves.
+  void read_f16(SegmentId segment, uint16_t* k, size_t k_stride, uint16_t* v, size_t v_stride) const;
 
-  uint64_t n_cells(FrameId frame) const;   ///< live cells, evicted ones included
-  uint64_t n_staged(FrameId frame) const;  ///< tokens that commit would compress
+  uint64_t n_cells(SegmentId segment) const;   ///< live cells, evicted ones included
+  uint64_t n_staged(SegmentId segment) const;  ///< tokens that commit would compress
   MemoryUsage memory_usage() const;
   uint64_t bytes_used() const { return memory_usage().total(); }
 
-  /// Appends to `to`, as bytes, what the frame holds of cells[0], cells[1], ...: the tiers as they are stored, nothing
-  /// decoded (format: src/session/frame_format.hpp). Errors: an unused frame, out of memory.
-  Status save_frame(FrameId frame, std::span<const Cell> cells, std::vector<uint8_t>& to) const;
-  /// Reads bytes that save_frame() of a cache of the same shape and spec wrote for n_cells cells. Bytes may be hostile;
-  /// nothing of the cache changes. Errors: damaged bytes, out of memory.
-  Result<LoadedFrame> load_frame(std::span<const uint8_t> bytes, uint32_t n_cells) const;
-  /// Makes `loaded` the content of `frame`; cells[i] is the new number of the i-th cell that was saved. The cells must
-  /// be in no other frame that is attended together with this one.
-  Status adopt_frame(FrameId frame, LoadedFrame loaded, std::span<const Cell> cells);
+  /// Appends to `to`, as bytes, what the segment holds of cells[0], cells[1], ...: the tiers as they are stored,
+  /// nothing decoded (format: src/layer/segment_format.hpp). Errors: an unused segment, out of memory.
+  Status save_segment(SegmentId segment, std::span<const Cell> cells, std::vector<uint8_t>& to) const;
+  /// Reads bytes that save_segment() of a cache of the same shape and spec wrote for n_cells cells. Bytes may be
+  /// hostile; nothing of the cache changes. Errors: damaged bytes, out of memory.
+  Result<LoadedSegment> load_segment(std::span<const uint8_t> bytes, uint32_t n_cells) const;
+  /// Makes `loaded` the content of `segment`; cells[i] is the new number of the i-th cell that was saved. The cells
+  /// must be in no other segment that is attended together with this one.
+  Status adopt_segment(SegmentId segment, LoadedSegment loaded, std::span<const Cell> cells);
   /// The content of `from` in `to` as well, under the same cell numbers.
-  Status copy_frame(FrameId from, FrameId to);
+  Status copy_segment(SegmentId from, SegmentId to);
 
   /// A copy of a cache in which nothing was compressed yet, to be compressed under another spec: how several policies
   /// start from one exact prefill. Errors: something was compressed already; the new spec needs importance scores or
   /// query statistics that this one's spec did not record.
   Result<std::unique_ptr<LayerCache>> clone(const Spec& spec) const;
 
-  /// What KV head `kv_head` holds of `frame`, decoded; slow. For tests, the reference and inspection.
-  std::vector<StoredToken> dump(FrameId frame, uint32_t kv_head) const;
+  /// What KV head `kv_head` holds of `segment`, decoded; slow. For tests, the reference and inspection.
+  std::vector<StoredToken> dump(SegmentId segment, uint32_t kv_head) const;
 
   struct Impl;
 
@@ -301,9 +302,9 @@ class LayerCache {
   std::unique_ptr<Impl> impl_;
 };
 
-/// Whether a prompt that goes on after this frame should do so in another one (LayerCache::continue_frame): it has
-/// n_tokens, of which some are compressed, under a spec whose frames have coordinates of their own (docs/adr/0014).
-bool is_full(const LayerCache& cache, FrameId frame, uint32_t n_tokens = kFrameTokens);
+/// Whether a prompt that goes on after this segment should do so in another one (LayerCache::continue_segment): it has
+/// n_tokens, of which some are compressed, under a spec whose segments have coordinates of their own (docs/adr/0014).
+bool is_full(const LayerCache& cache, SegmentId segment, uint32_t n_tokens = kSegmentTokens);
 
 /// Attention as the formula says, in double precision over dump(): the oracle of every kernel. Same arguments as
 /// LayerCache::attend; records and commits nothing.

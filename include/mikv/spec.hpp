@@ -60,8 +60,8 @@ struct Spec {
 
   /// True if tokens stay as they were put (f16, nothing demoted): the uncompressed cache.
   bool uncompressed() const { return importance == Importance::full && hi == Format::f16; }
-  /// True if a frame (balancer, centre) must be frozen from the prompt before a token can be compressed.
-  bool needs_frame() const { return balancer || center; }
+  /// True if a segment (balancer, centre) must be frozen from the prompt before a token can be compressed.
+  bool needs_calibration() const { return balancer || center; }
 
   /// Tiles of the lo tier differ in bits.
   bool mixed() const { return lo == Format::mixed; }

@@ -177,12 +177,12 @@ HWY_ATTR inline void SplitQuery(const Geometry& geometry, uint32_t row, const Ro
 
 // As BlockLogits of floats.
 template <HandsOutQuads Quads, uint32_t kRows>
-HWY_ATTR void BlockLogits(const Segment& segment, const uint8_t* block, const Tiles& tiles, uint32_t b,
-                          const Rows& rows, uint32_t first_row, float* logits, Ahead& ahead) {
-  const auto& pairs = segment.geometry->pairs_k;
+HWY_ATTR void BlockLogits(const BlockSpan& span, const uint8_t* block, const Tiles& tiles, uint32_t b, const Rows& rows,
+                          uint32_t first_row, float* logits, Ahead& ahead) {
+  const auto& pairs = span.geometry->pairs_k;
   const size_t stride = pairs.size() * kQueryPartBytes;
-  const LevelTable levels = LoadLevels(*segment.layout);
-  const uint32_t groups = segment.geometry->groups_k;
+  const LevelTable levels = LoadLevels(*span.layout);
+  const uint32_t groups = span.geometry->groups_k;
   const uint8_t* parts = rows.q_parts + first_row * stride;
   const float* steps = rows.q_steps + first_row * groups;
   const float* q_sums = rows.q_sums + first_row * groups;
@@ -201,7 +201,7 @@ HWY_ATTR void BlockLogits(const Segment& segment, const uint8_t* block, const Ti
       TileDotBytes<Quads, kQueryHighAt>(tiles.Of(b, tile), tiles.Bits(tile), levels, parts + p * kQueryPartBytes,
                                         stride, sums);
     }
-    const auto [alpha, beta] = LoadScales(*segment.layout, block + segment.layout->scales_k, group, 0);
+    const auto [alpha, beta] = LoadScales(*span.layout, block + span.layout->scales_k, group, 0);
     const bool narrow = (p - first) * kLanes <= kMaxNarrowFactors;
 #pragma GCC unroll 8
     for (uint32_t r = 0; r < kRows; ++r) {
@@ -242,15 +242,15 @@ constexpr uint32_t kPartBlocks = 4;  // StoreParts takes 4 blocks at once
 static_assert(kStepBlocks % kPartBlocks == 0 && kRowWeightBytes <= sizeof(float) * kStepTokens);
 
 template <uint32_t kRows, uint32_t kWide>
-HWY_ATTR void GroupWeightBytes(const Segment& segment, const uint8_t* blocks, uint32_t n_blocks, uint32_t group,
+HWY_ATTR void GroupWeightBytes(const BlockSpan& span, const uint8_t* blocks, uint32_t n_blocks, uint32_t group,
                                const RowOrder<kRows>& order, const float* w, const float* factors, float* zeros,
                                size_t zeros_stride, uint8_t* parts, float* steps) {
-  const bool mixed = segment.layout->mixed();  // symmetric about the centre: nothing is left in the middle
-  const float centre = mixed ? codec::kTrellisCentre : 0.5f * float((1u << segment.layout->bits) - 1);
+  const bool mixed = span.layout->mixed();  // symmetric about the centre: nothing is left in the middle
+  const float centre = mixed ? codec::kTrellisCentre : 0.5f * float((1u << span.layout->bits) - 1);
   VF alphas[kStepBlocks], middles[kStepBlocks], top = hn::Zero(DF());
   for (uint32_t b = 0; b < n_blocks; ++b) {
-    const uint8_t* block = blocks + b * segment.layout->bytes;
-    const Scales scales = LoadScales(*segment.layout, block + segment.layout->scales_v, group, 0);
+    const uint8_t* block = blocks + b * span.layout->bytes;
+    const Scales scales = LoadScales(*span.layout, block + span.layout->scales_v, group, 0);
     alphas[b] = scales.alpha;
     middles[b] = hn::MulAdd(scales.alpha, hn::Set(DF(), centre), scales.beta);
     top = hn::Max(top, alphas[b]);
@@ -285,21 +285,20 @@ HWY_ATTR void GroupWeightBytes(const Segment& segment, const uint8_t* blocks, ui
 }
 
 template <HandsOutQuads Quads, uint32_t kRows, uint32_t kWide>
-HWY_ATTR void StepValuesInOrder(const Segment& segment, const uint8_t* blocks, uint32_t n_blocks, const Tiles& tiles,
+HWY_ATTR void StepValuesInOrder(const BlockSpan& span, const uint8_t* blocks, uint32_t n_blocks, const Tiles& tiles,
                                 const State& state, uint32_t first_row, const Scratch& scratch, Ahead& ahead,
                                 const RowOrder<kRows>& order) {
   const size_t acc_stride = state.acc_stride, zeros_stride = state.zeros_stride;
-  const LevelTable levels = LoadLevels(*segment.layout);
+  const LevelTable levels = LoadLevels(*span.layout);
   uint8_t* parts = reinterpret_cast<uint8_t*>(scratch.weights);
   float steps[kRows];
   uint32_t group = ~0u;
-  for (const TilePair& pair : segment.geometry->pairs_v) {
+  for (const TilePair& pair : span.geometry->pairs_v) {
     if (pair.group != group) {
       group = pair.group;
-      GroupWeightBytes<kRows, kWide>(segment, blocks, n_blocks, group, order, scratch.logits + first_row * kStepTokens,
-                                     scratch.factors + first_row,
-                                     state.zeros + first_row * zeros_stride + group * kLanes, zeros_stride, parts,
-                                     steps);
+      GroupWeightBytes<kRows, kWide>(
+          span, blocks, n_blocks, group, order, scratch.logits + first_row * kStepTokens, scratch.factors + first_row,
+          state.zeros + first_row * zeros_stride + group * kLanes, zeros_stride, parts, steps);
     }
     PartSums<kRows, kWide> sums;
     sums.Clear();
@@ -320,13 +319,13 @@ HWY_ATTR void StepValuesInOrder(const Segment& segment, const uint8_t* blocks, u
 
 // As StepValues of floats.
 template <HandsOutQuads Quads, uint32_t kRows>
-HWY_ATTR void StepValues(const Segment& segment, const uint8_t* blocks, uint32_t n_blocks, const Tiles& tiles,
+HWY_ATTR void StepValues(const BlockSpan& span, const uint8_t* blocks, uint32_t n_blocks, const Tiles& tiles,
                          const State& state, uint32_t first_row, const Scratch& scratch, Ahead& ahead) {
   const RowOrder<kRows> order(scratch.factors + first_row);
   // Two bytes for a few rows more than want them: each number of rows would be a kernel of its own.
   constexpr uint32_t kHalf = (kRows + 1) / 2;
   const auto run = [&](auto wide) HWY_ATTR {
-    StepValuesInOrder<Quads, kRows, decltype(wide)::value>(segment, blocks, n_blocks, tiles, state, first_row, scratch,
+    StepValuesInOrder<Quads, kRows, decltype(wide)::value>(span, blocks, n_blocks, tiles, state, first_row, scratch,
                                                            ahead, order);
   };
   if (order.n_wide == 0) return run(std::integral_constant<uint32_t, 0>());

@@ -73,14 +73,14 @@ HWY_INLINE HWY_ATTR VF SumChains(const VF* sums, uint32_t r) {
 
 // Raw logits (no mask) of one block for kRows rows, to logits[r * kStepTokens + lane].
 template <class Rowwise, uint32_t kRows>
-HWY_ATTR void BlockLogits(const Segment& segment, const uint8_t* block, const Tiles& tiles, uint32_t b,
-                          const Rows& rows, uint32_t first_row, float* logits, Ahead& ahead) {
-  const auto& pairs = segment.geometry->pairs_k;
+HWY_ATTR void BlockLogits(const BlockSpan& span, const uint8_t* block, const Tiles& tiles, uint32_t b, const Rows& rows,
+                          uint32_t first_row, float* logits, Ahead& ahead) {
+  const auto& pairs = span.geometry->pairs_k;
   const size_t q_stride = pairs.size() * kLanes;
   const float* q = rows.q + first_row * q_stride;
-  const uint32_t groups = segment.geometry->groups_k;
-  const bool scaled = segment.layout->groups_k > 0;
-  const LevelTable levels = LoadLevels(*segment.layout);
+  const uint32_t groups = span.geometry->groups_k;
+  const bool scaled = span.layout->groups_k > 0;
+  const LevelTable levels = LoadLevels(*span.layout);
   constexpr uint32_t kSums = kRows * Chains<kRows>();
   for (size_t lane = 0; lane < kLanes; lane += Width()) {
     VF total[kRows];
@@ -96,7 +96,7 @@ HWY_ATTR void BlockLogits(const Segment& segment, const uint8_t* block, const Ti
         TileDot<Rowwise, kRows>(tiles.Of(b, tile), tiles.Bits(tile), lane, levels, q + p * kLanes, q_stride, sums);
       }
       if (scaled) {
-        const auto [alpha, beta] = LoadScales(*segment.layout, block + segment.layout->scales_k, group, lane);
+        const auto [alpha, beta] = LoadScales(*span.layout, block + span.layout->scales_k, group, lane);
         for (uint32_t r = 0; r < kRows; ++r) {
           const VF zero = hn::Mul(beta, hn::Set(DF(), rows.q_sums[(first_row + r) * groups + group]));
           total[r] = hn::Add(total[r], hn::MulAdd(alpha, SumChains<kRows>(sums, r), zero));
@@ -112,13 +112,13 @@ HWY_ATTR void BlockLogits(const Segment& segment, const uint8_t* block, const Ti
 // ---------------------------------------------------------------- weighted values
 
 // weights[r][token] = w * alpha of one group, and zeros[r] += the step's factor * w * beta. Without scales: w as it is.
-HWY_ATTR inline void GroupWeights(const Segment& segment, const uint8_t* blocks, uint32_t n_blocks, uint32_t n_rows,
+HWY_ATTR inline void GroupWeights(const BlockSpan& span, const uint8_t* blocks, uint32_t n_blocks, uint32_t n_rows,
                                   uint32_t group, const float* w, const float* factors, float* zeros,
                                   size_t zeros_stride, float* weights) {
   for (size_t i = 0; i < n_blocks * kLanes; i += Width()) {
     const size_t lane = i % kLanes;
-    const uint8_t* block = blocks + i / kLanes * segment.layout->bytes;
-    const auto [alpha, beta] = LoadScales(*segment.layout, block + segment.layout->scales_v, group, lane);
+    const uint8_t* block = blocks + i / kLanes * span.layout->bytes;
+    const auto [alpha, beta] = LoadScales(*span.layout, block + span.layout->scales_v, group, lane);
     for (uint32_t r = 0; r < n_rows; ++r) {
       const VF weight = hn::LoadU(DF(), w + r * kStepTokens + i);
       hn::StoreU(hn::Mul(weight, alpha), DF(), weights + r * kStepTokens + i);
@@ -130,19 +130,19 @@ HWY_ATTR inline void GroupWeights(const Segment& segment, const uint8_t* blocks,
 
 // Adds the weighted values of a step to the rows' accumulators.
 template <class Rowwise, uint32_t kRows>
-HWY_ATTR void StepValues(const Segment& segment, const uint8_t* blocks, uint32_t n_blocks, const Tiles& tiles,
+HWY_ATTR void StepValues(const BlockSpan& span, const uint8_t* blocks, uint32_t n_blocks, const Tiles& tiles,
                          const State& state, uint32_t first_row, const Scratch& scratch, Ahead& ahead) {
   const float* factors = scratch.factors + first_row;
   const float* weights = scratch.logits + first_row * kStepTokens;
   const size_t acc_stride = state.acc_stride, zeros_stride = state.zeros_stride;
-  const bool scaled = segment.layout->groups_v > 0;
-  const LevelTable levels = LoadLevels(*segment.layout);
+  const bool scaled = span.layout->groups_v > 0;
+  const LevelTable levels = LoadLevels(*span.layout);
   constexpr uint32_t kSums = kRows * Chains<kRows>();
   uint32_t group = ~0u;
-  for (const TilePair& pair : segment.geometry->pairs_v) {
+  for (const TilePair& pair : span.geometry->pairs_v) {
     if (scaled && pair.group != group) {
       group = pair.group;
-      GroupWeights(segment, blocks, n_blocks, kRows, group, scratch.logits + first_row * kStepTokens, factors,
+      GroupWeights(span, blocks, n_blocks, kRows, group, scratch.logits + first_row * kStepTokens, factors,
                    state.zeros + first_row * zeros_stride + group * kLanes, zeros_stride, scratch.weights);
       weights = scratch.weights;
     }

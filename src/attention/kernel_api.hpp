@@ -35,7 +35,7 @@ struct Geometry {
 };
 
 /// A run of blocks of one tier.
-struct Segment {
+struct BlockSpan {
   const uint8_t* blocks = nullptr;
   const codec::BlockLayout* layout = nullptr;
   const Geometry* geometry = nullptr;
@@ -107,12 +107,12 @@ struct Kernels {
   void (*mask_range)(const Mask& mask, uint32_t first, uint32_t n, uint32_t n_cells, float* low, float* high);
 
   /// Adds blocks [begin, end) to the state. keep_logits: null, or [n][keep_stride] floats that receive the final
-  /// logits, token i of the segment at [i].
-  void (*attend)(const Segment&, uint32_t begin, uint32_t end, const Rows&, const MaskTile&, float softcap,
+  /// logits, token i of the span at [i].
+  void (*attend)(const BlockSpan&, uint32_t begin, uint32_t end, const Rows&, const MaskTile&, float softcap,
                  const State&, float* keep_logits, size_t keep_stride, const Scratch&);
 
   /// scores[i] += sum over rows of exp(logit - max) / sum, for the tokens of blocks [begin, end).
-  void (*score)(const Segment&, uint32_t begin, uint32_t end, const Rows&, const MaskTile&, float softcap,
+  void (*score)(const BlockSpan&, uint32_t begin, uint32_t end, const Rows&, const MaskTile&, float softcap,
                 const float* row_max, const float* row_inverse_sum, float* scores, const Scratch&);
 
   /// scores[i] += sum over rows of exp(logits[row][i] - max) / sum, i < n: when the logits were kept.

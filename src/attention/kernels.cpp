@@ -24,7 +24,7 @@ namespace mikv::attention::HWY_NAMESPACE {
 // ---------------------------------------------------------------- dispatch on format and row count
 
 struct StepArgs {
-  const Segment& segment;
+  const BlockSpan& span;
   const uint8_t* blocks;  // of the step
   uint32_t n_blocks;
   const Rows* rows;
@@ -36,14 +36,14 @@ struct StepArgs {
 template <class TileReader, uint32_t kRows>
 HWY_ATTR void LogitsOf(const StepArgs& args, const Tiles& tiles, uint32_t row) {
   for (uint32_t b = 0; b < args.n_blocks; ++b) {
-    BlockLogits<TileReader, kRows>(args.segment, args.blocks + b * args.segment.layout->bytes, tiles, b, *args.rows,
-                                   row, args.scratch.logits + row * kStepTokens + b * kLanes, args.ahead);
+    BlockLogits<TileReader, kRows>(args.span, args.blocks + b * args.span.layout->bytes, tiles, b, *args.rows, row,
+                                   args.scratch.logits + row * kStepTokens + b * kLanes, args.ahead);
   }
 }
 
 template <class TileReader, uint32_t kRows>
 HWY_ATTR void ValuesOf(const StepArgs& args, const Tiles& tiles, uint32_t row) {
-  StepValues<TileReader, kRows>(args.segment, args.blocks, args.n_blocks, tiles, *args.state, row, args.scratch,
+  StepValues<TileReader, kRows>(args.span, args.blocks, args.n_blocks, tiles, *args.state, row, args.scratch,
                                 args.ahead);
 }
 
@@ -88,7 +88,7 @@ HWY_ATTR void UnpackTile(const uint8_t* tile, uint32_t bits, LevelTable levels, 
 // Tiles that many rows will meet are decoded once, to tiles that Unpacked reads.
 template <Work kWork, class TileReader, class Unpacked>
 HWY_ATTR void RunFormat(const StepArgs& args, uint32_t n_rows) {
-  const codec::BlockLayout& layout = *args.segment.layout;
+  const codec::BlockLayout& layout = *args.span.layout;
   const bool keys = kWork == Work::logits;
   const Tiles tiles{args.blocks + (keys ? layout.data_k : layout.data_v), layout.bytes,
                     keys ? &layout.row_k : &layout.row_v};
@@ -113,7 +113,7 @@ static_assert(codec::kMaxTiles * UnpackedRows::kTileBytes <= UINT16_MAX + 1);
 template <Work kWork>
 HWY_ATTR void Run(const StepArgs& args, uint32_t n_rows) {
   using Mixed = std::conditional_t<kWork == Work::logits, MixedKeys, MixedValues>;
-  switch (args.segment.layout->bits) {
+  switch (args.span.layout->bits) {
 #if HWY_TARGET == HWY_AVX3_DL
     case codec::kMixedBits: return RunFormat<kWork, Mixed, Quads8>(args, n_rows);
     case 2: return RunFormat<kWork, Quads2, Quads8>(args, n_rows);
@@ -143,8 +143,8 @@ HWY_ATTR inline void CapLogits(float* logits, uint32_t n, float softcap) {
 // Final logits of a step, hidden and unused tokens at -inf. False if no row sees any of its tokens: nothing to do then.
 HWY_ATTR inline bool StepLogits(const StepArgs& args, uint32_t first_token, const MaskTile& mask, float softcap) {
   const uint32_t n_rows = args.rows->n;
-  const codec::BlockLayout& layout = *args.segment.layout;
-  const uint32_t left = args.segment.n_tokens - first_token;
+  const codec::BlockLayout& layout = *args.span.layout;
+  const uint32_t left = args.span.n_tokens - first_token;
   const uint32_t n_tokens = HWY_MIN(left, args.n_blocks * kLanes);
   const auto tokens_in = [n_tokens](uint32_t b) { return HWY_MIN(n_tokens - b * kLanes, kLanes); };
   const auto block_at = [&](uint32_t b) { return args.blocks + b * layout.bytes; };
@@ -172,28 +172,27 @@ HWY_ATTR inline bool StepLogits(const StepArgs& args, uint32_t first_token, cons
 
 // What the step at blocks [first, first + n) fetches: the blocks that follow, up to `end`, or what comes then, in as
 // many calls as it has tiles.
-HWY_ATTR inline Ahead FetchAfter(const Segment& segment, uint32_t first, uint32_t n, uint32_t end, uint32_t n_rows,
+HWY_ATTR inline Ahead FetchAfter(const BlockSpan& span, uint32_t first, uint32_t n, uint32_t end, uint32_t n_rows,
                                  bool values) {
-  const Geometry& geometry = *segment.geometry;
-  const size_t stride = segment.layout->bytes;
+  const Geometry& geometry = *span.geometry;
+  const size_t stride = span.layout->bytes;
   const size_t n_tiles = geometry.pairs_k.size() + (values ? geometry.pairs_v.size() : 0);
   const uint32_t n_left = end - first - n;
   const std::span<const uint8_t> next =
-      n_left ? std::span(segment.blocks + (first + n) * stride, HWY_MIN(kStepBlocks, n_left) * stride) : segment.next;
+      n_left ? std::span(span.blocks + (first + n) * stride, HWY_MIN(kStepBlocks, n_left) * stride) : span.next;
   return {next.data(), next.data(), next.size() / (n * n_tiles * RowChunks(n_rows))};
 }
 
-void Attend(const Segment& segment, uint32_t begin, uint32_t end, const Rows& rows, const MaskTile& mask, float softcap,
+void Attend(const BlockSpan& span, uint32_t begin, uint32_t end, const Rows& rows, const MaskTile& mask, float softcap,
             const State& state, float* keep_logits, size_t keep_stride, const Scratch& scratch) {
   for (uint32_t first = begin; first < end; first += kStepBlocks) {
     const uint32_t n_blocks = HWY_MIN(kStepBlocks, end - first);
-    Ahead ahead = FetchAfter(segment, first, n_blocks, end, rows.n, true);
-    const StepArgs args{segment, segment.blocks + first * segment.layout->bytes, n_blocks, &rows, &state, scratch,
-                        ahead};
+    Ahead ahead = FetchAfter(span, first, n_blocks, end, rows.n, true);
+    const StepArgs args{span, span.blocks + first * span.layout->bytes, n_blocks, &rows, &state, scratch, ahead};
     const uint32_t first_token = first * kLanes;
     const bool visible = StepLogits(args, first_token, mask, softcap);
     if (keep_logits) {
-      const uint32_t n = HWY_MIN(segment.n_tokens - first_token, args.n_blocks * kLanes);
+      const uint32_t n = HWY_MIN(span.n_tokens - first_token, args.n_blocks * kLanes);
       for (uint32_t r = 0; r < rows.n; ++r) {
         float* kept = keep_logits + r * keep_stride + first_token;
         for (uint32_t i = 0; i < n; ++i) kept[i] = visible ? scratch.logits[r * kStepTokens + i] : kHidden;
@@ -214,16 +213,15 @@ void ScoreKept(const float* logits, size_t stride, uint32_t n, uint32_t n_rows, 
   }
 }
 
-void Score(const Segment& segment, uint32_t begin, uint32_t end, const Rows& rows, const MaskTile& mask, float softcap,
+void Score(const BlockSpan& span, uint32_t begin, uint32_t end, const Rows& rows, const MaskTile& mask, float softcap,
            const float* row_max, const float* row_inverse_sum, float* scores, const Scratch& scratch) {
   for (uint32_t first = begin; first < end; first += kStepBlocks) {
     const uint32_t n_blocks = HWY_MIN(kStepBlocks, end - first);
-    Ahead ahead = FetchAfter(segment, first, n_blocks, end, rows.n, false);
-    const StepArgs args{segment, segment.blocks + first * segment.layout->bytes, n_blocks, &rows, nullptr, scratch,
-                        ahead};
+    Ahead ahead = FetchAfter(span, first, n_blocks, end, rows.n, false);
+    const StepArgs args{span, span.blocks + first * span.layout->bytes, n_blocks, &rows, nullptr, scratch, ahead};
     const uint32_t first_token = first * kLanes;
     if (!StepLogits(args, first_token, mask, softcap)) continue;
-    const uint32_t n = HWY_MIN(segment.n_tokens - first_token, args.n_blocks * kLanes);
+    const uint32_t n = HWY_MIN(span.n_tokens - first_token, args.n_blocks * kLanes);
     ScoreKept(scratch.logits, kStepTokens, n, rows.n, row_max, row_inverse_sum, scores + first_token);
   }
 }

@@ -16,7 +16,7 @@
 namespace mikv::codec {
 
 /// Mean squared error of each channel of a key in the engine's coordinates, out[layout.dim_k]: rotated coordinates have
-/// variance 1 (policy/mixed_frame.hpp) and, within a turn, the same bits, so that turning back changes nothing.
+/// variance 1 (policy/mixed_calibration.hpp) and, within a turn, the same bits, so that turning back changes nothing.
 /// layout.mixed() only.
 inline void expected_key_errors(const Axes& key, const BlockLayout& layout, float* out) {
   for (uint32_t i = 0; i < layout.dim_k; ++i) {

@@ -1,4 +1,4 @@
-// IEEE half precision, scalar: what scales, zeros, frames and the f16 tier are stored in. Kernels convert with SIMD.
+// IEEE half precision, scalar: what scales, zeros, segments and the f16 tier are stored in. Kernels convert with SIMD.
 #pragma once
 
 #include <bit>

@@ -1,4 +1,4 @@
-// Transform: the coordinates in which a frame's tiers hold keys and values, chosen so that few bits go far.
+// Transform: the coordinates in which a segment's tiers hold keys and values, chosen so that few bits go far.
 //
 //   key     k' = H P ((k - mu) * b)   mu: centre, b: channel balancer (Eq. 2 of MiKV), P: channels in another order,
 //                                     H: Hadamard rotation of the head, or of each of its turns

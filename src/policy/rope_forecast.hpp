@@ -14,7 +14,7 @@
 #include <vector>
 
 #include "mikv/cache.hpp"
-#include "policy/mixed_frame.hpp"
+#include "policy/mixed_calibration.hpp"
 
 namespace mikv::policy {
 

@@ -12,9 +12,9 @@ uint32_t streamed_tokens(const Spec& spec, uint64_t max_cells, uint64_t n_compre
       std::max<double>(kFirstStreamedTokens, room - double(n_compressed) * bits / format_bits(Format::f16)));
 }
 
-bool is_full(const LayerCache& cache, FrameId frame, uint32_t n_tokens) {
-  const uint64_t n_cells = cache.n_cells(frame);
-  return cache.spec().mixed() && n_cells >= n_tokens && cache.n_staged(frame) < n_cells;
+bool is_full(const LayerCache& cache, SegmentId segment, uint32_t n_tokens) {
+  const uint64_t n_cells = cache.n_cells(segment);
+  return cache.spec().mixed() && n_cells >= n_tokens && cache.n_staged(segment) < n_cells;
 }
 
 }  // namespace mikv

@@ -87,8 +87,8 @@ Result<std::vector<SavedSequence>> read_sequences(std::span<const uint8_t> bytes
     s.sequence = in.get<uint32_t>();
     s.own = in.get<uint32_t>();
     s.seen = in.get_array<uint32_t>(in.get<uint32_t>());
-    const bool good = std::all_of(s.seen.begin(), s.seen.end(), [](uint32_t f) { return f < kMaxFrames; });
-    if (!good || (s.own != kNoFrame && std::find(s.seen.begin(), s.seen.end(), s.own) == s.seen.end()))
+    const bool good = std::all_of(s.seen.begin(), s.seen.end(), [](uint32_t f) { return f < kMaxSegments; });
+    if (!good || (s.own != kNoSegment && std::find(s.seen.begin(), s.seen.end(), s.own) == s.seen.end()))
       return Error{"damaged (its sequences)"};
   }
   if (!in.ok()) return Error{"damaged (its sequences)"};

@@ -1,5 +1,5 @@
-// What a saved context says beside its frames: whose state it is, what the engine itself keeps of it, and which
-// sequences see which frames. Readers check everything; their errors say which part is damaged.
+// What a saved context says beside its segments: whose state it is, what the engine itself keeps of it, and which
+// sequences see which segments. Readers check everything; their errors say which part is damaged.
 #pragma once
 
 #include <cstdint>
@@ -22,7 +22,7 @@ struct Identity {
   static Result<Identity> read(std::span<const uint8_t> bytes);
 };
 
-/// The engine's own stream of a state, without the rows of K and V: those are the frames.
+/// The engine's own stream of a state, without the rows of K and V: those are the segments.
 struct EngineStream {
   uint64_t size = 0;           ///< bytes of the engine's stream, holes included
   std::vector<uint8_t> words;  ///< what stands outside of the holes, one part after the other
@@ -35,12 +35,12 @@ struct EngineStream {
   static Result<EngineStream> read(std::span<const uint8_t> bytes);
 };
 
-inline constexpr uint32_t kNoFrame = UINT32_MAX;
+inline constexpr uint32_t kNoSegment = UINT32_MAX;
 
-/// Which frames a saved sequence sees, by the frames' numbers in the state.
+/// Which segments a saved sequence sees, by the segments' numbers in the state.
 struct SavedSequence {
   uint32_t sequence = 0;
-  uint32_t own = kNoFrame;  ///< where its next tokens go; one of `seen`
+  uint32_t own = kNoSegment;  ///< where its next tokens go; one of `seen`
   std::vector<uint32_t> seen;
 };
 

@@ -26,7 +26,7 @@ void write(const std::string& name, uint8_t kind, uint16_t n_cells, const Bytes&
   out.write(reinterpret_cast<const char*>(rest.data()), std::streamsize(rest.size()));
 }
 
-/// A frame that is staged in bytes, with sampled queries.
+/// A segment that is staged in bytes, with sampled queries.
 void write_staged(uint8_t spec) {
   Random random(3);
   const auto layer = fuzzed_layer(spec);
@@ -35,9 +35,9 @@ void write_staged(uint8_t spec) {
   request.record = true;
   run(*layer, request);
   layer->stage_in_bytes(true);
-  Bytes frame;
-  ASSERT_TRUE(layer->save_frame(0, cell_range(0, 40), frame).ok());
-  write("staged-" + std::to_string(spec), uint8_t(0xf0 | spec), 40, frame);
+  Bytes segment;
+  ASSERT_TRUE(layer->save_segment(0, cell_range(0, 40), segment).ok());
+  write("staged-" + std::to_string(spec), uint8_t(0xf0 | spec), 40, segment);
 }
 
 void write_seeds() {
@@ -47,10 +47,10 @@ void write_seeds() {
     for (const uint16_t n : {uint16_t{5}, uint16_t{40}}) {
       put(*layer, 0, cell_range(0, n), Tokens(kFuzzedShape, n, random));
       if (n > 20) commit(*layer, 0);
-      Bytes frame;
-      ASSERT_TRUE(layer->save_frame(0, cell_range(0, n), frame).ok());
-      write("frame-" + std::to_string(spec) + "-" + std::to_string(n), uint8_t(0xf0 | spec), n, frame);
-      const std::vector<session::Section> sections = {{5, 0, 0, frame}, {3, 0, 0, {}}};
+      Bytes segment;
+      ASSERT_TRUE(layer->save_segment(0, cell_range(0, n), segment).ok());
+      write("segment-" + std::to_string(spec) + "-" + std::to_string(n), uint8_t(0xf0 | spec), n, segment);
+      const std::vector<session::Section> sections = {{5, 0, 0, segment}, {3, 0, 0, {}}};
       if (n == 5) write("file-" + std::to_string(spec), spec, n, session::pack(sections));
     }
     write_staged(spec);
@@ -61,7 +61,7 @@ void write_seeds() {
   stream.words.assign(12, 7);
   stream.holes = {{4, 3}, {10, 5}};
   write("stream", 0x20, 0, stream.bytes());
-  const std::vector<session::SavedSequence> sequences = {{0, 1, {1, 2}}, {3, session::kNoFrame, {2}}};
+  const std::vector<session::SavedSequence> sequences = {{0, 1, {1, 2}}, {3, session::kNoSegment, {2}}};
   write("sequences", 0x30, 0, session::sequence_bytes(sequences));
 }
 

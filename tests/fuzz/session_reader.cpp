@@ -29,18 +29,18 @@ void require(bool holds) {
 }
 
 void use(LayerCache& layer, std::span<const uint8_t> bytes, uint32_t n_cells) {
-  auto loaded = layer.load_frame(bytes, n_cells);
+  auto loaded = layer.load_segment(bytes, n_cells);
   if (!loaded) return require(!loaded.error().empty());
   std::vector<Cell> cells(n_cells);
   for (uint32_t i = 0; i < n_cells; ++i) cells[i] = i * 3 % 4096;
   if (n_cells > 1365) return;  // three times as many would not be distinct
-  require(layer.adopt_frame(0, std::move(loaded).value(), cells).ok());
+  require(layer.adopt_segment(0, std::move(loaded).value(), cells).ok());
   const uint64_t n_live = layer.n_cells(0);
   require(n_live <= n_cells);
 
   std::vector<float> q(kFuzzedShape.n_heads * kFuzzedShape.head_dim_k, 0.5f),
       out(kFuzzedShape.n_heads * kFuzzedShape.head_dim_v);
-  const std::array<FrameId, 1> frames = {0};
+  const std::array<SegmentId, 1> segments = {0};
   AttendArgs args;
   args.q = q.data();
   args.q_head_stride = kFuzzedShape.head_dim_k;
@@ -50,14 +50,14 @@ void use(LayerCache& layer, std::span<const uint8_t> bytes, uint32_t n_cells) {
   args.out_token_stride = out.size();
   args.n_tokens = 1;
   args.scale = 0.25f;
-  args.frames = frames;
+  args.segments = segments;
   args.record = args.commit = true;
   Workspace workspace(1);
   require(layer.share_bits(0).ok());
   require(layer.attend(args, workspace).ok());
   require(layer.n_cells(0) == n_live);
   std::vector<uint8_t> again;
-  require(n_live == 0 || layer.save_frame(0, cells, again).ok());
+  require(n_live == 0 || layer.save_segment(0, cells, again).ok());
 }
 
 }  // namespace

@@ -157,7 +157,7 @@ TEST_P(Budget, APromptThatFitsIn8BitsWaitsForItsEnd) {
 }
 
 // Room for 1,800 tokens in 8 bits: a prompt waits until there is none for more of it, and not only for the fewest that
-// a frame needs.
+// a segment needs.
 TEST_P(Budget, AsMuchOfAPromptAsThereIsRoomForIsCompressedAtOnce) {
   constexpr uint64_t kRoom = uint64_t{23} << 20;
   binding_->set_budget(kRoom);

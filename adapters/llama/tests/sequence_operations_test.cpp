@@ -317,7 +317,7 @@ TEST_P(Tiers, LayersShareBits) {
   }
 }
 
-// Each sequence has its own budget and its own frame: what it computes does not depend on its neighbours.
+// Each sequence has its own budget and its own segment: what it computes does not depend on its neighbours.
 TEST_P(Tiers, ALongNeighbourDoesNotChangeAShortSequence) {
   std::vector<std::vector<float>> logits;
   for (const size_t n_neighbour : {size_t{0}, size_t{400}}) {
@@ -408,8 +408,8 @@ TEST_P(Tiers, SessionFiles) {
   std::filesystem::remove(path);
 }
 
-// A prefix that two sequences share is stored once. Either one's tokens demote only tokens of its own frame; the
-// prefix's frame is that of the sequence that read it, whose own progress may demote in it: its reader sees that
+// A prefix that two sequences share is stored once. Either one's tokens demote only tokens of its own segment; the
+// prefix's segment is that of the sequence that read it, whose own progress may demote in it: its reader sees that
 // (docs/reliability.md).
 TEST_F(SequenceOperations, ASharedPrefixIsStoredOnce) {
   std::mt19937 random(10);
@@ -430,17 +430,17 @@ TEST_F(SequenceOperations, ASharedPrefixIsStoredOnce) {
   EXPECT_EQ(memory_usage(context.get()).n_elements, elements / 301 * 362);
 }
 
-// A prompt that is compressed as it is read goes on in another frame after 2,048 tokens (docs/adr/0014); nobody else
+// A prompt that is compressed as it is read goes on in another segment after 2,048 tokens (docs/adr/0014); nobody else
 // can tell.
-TEST_F(SequenceOperations, ALongPromptHasSeveralFrames) {
+TEST_F(SequenceOperations, ALongPromptHasSeveralSegments) {
   std::mt19937 random(15);
   const auto make = [](const char* spec) { return ours(spec, true, AttentionBy::mikv, 4096); };
   const auto context = make("mikv:prefill=streaming"), other = make("mikv:prefill=streaming"), full = make("full");
-  const auto cells_by_frame = [&](llama_seq_id sequence) {
+  const auto cells_by_segment = [&](llama_seq_id sequence) {
     Binding& binding = *Registry::get().of_context(context.get());
     std::vector<uint64_t> cells;
-    for (const FrameId frame : binding.sequences().seen_by(sequence))
-      cells.push_back(binding.layers().begin()->second.cache->n_cells(frame));
+    for (const SegmentId segment : binding.sequences().seen_by(sequence))
+      cells.push_back(binding.layers().begin()->second.cache->n_cells(segment));
     return cells;
   };
   const auto feed_both = [&](const std::vector<llama_token>& tokens) {
@@ -456,12 +456,12 @@ TEST_F(SequenceOperations, ALongPromptHasSeveralFrames) {
   EXPECT_EQ(n_staged(), 0);
   feed_both(words(random, 512));
   EXPECT_EQ(n_staged(), 512);
-  EXPECT_EQ(cells_by_frame(0), (std::vector<uint64_t>{2048, 512}));
+  EXPECT_EQ(cells_by_segment(0), (std::vector<uint64_t>{2048, 512}));
   double sum = 0.0;
   for (int i = 0; i < 8; ++i) sum += feed_both(words(random, 1));
   EXPECT_LT(sum / 8, 0.1);
-  feed_both(words(random, 200));  // too few for a frame
-  EXPECT_EQ(cells_by_frame(0), (std::vector<uint64_t>{2048, 720}));
+  feed_both(words(random, 200));  // too few for a segment
+  EXPECT_EQ(cells_by_segment(0), (std::vector<uint64_t>{2048, 720}));
 
   const std::string bytes = save(context.get(), 0);
   ASSERT_EQ(llama_state_seq_set_data(other.get(), reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size(), 0),
@@ -473,14 +473,14 @@ TEST_F(SequenceOperations, ALongPromptHasSeveralFrames) {
   }
   llama_memory_seq_cp(llama_get_memory(context.get()), 0, 1, -1, -1);
   feed(context.get(), 1, words(random, 20));
-  EXPECT_EQ(cells_by_frame(0), (std::vector<uint64_t>{2048, 724}));
-  EXPECT_EQ(cells_by_frame(1), (std::vector<uint64_t>{2048, 724, 20}));
+  EXPECT_EQ(cells_by_segment(0), (std::vector<uint64_t>{2048, 724}));
+  EXPECT_EQ(cells_by_segment(1), (std::vector<uint64_t>{2048, 724, 20}));
   llama_memory_seq_rm(llama_get_memory(context.get()), 1, -1, -1);
 
-  // Cut back, it goes on in the frame in which it then ends.
+  // Cut back, it goes on in the segment in which it then ends.
   for (llama_context* each : {context.get(), full.get()}) llama_memory_seq_rm(llama_get_memory(each), 0, 1500, -1);
   EXPECT_LT(feed_both(words(random, 300)), 0.3);
-  EXPECT_EQ(cells_by_frame(0), (std::vector<uint64_t>{1800}));
+  EXPECT_EQ(cells_by_segment(0), (std::vector<uint64_t>{1800}));
 }
 
 // Rejected drafts are verified in one batch with logits for all, and taken back.

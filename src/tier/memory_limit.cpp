@@ -1,4 +1,4 @@
-#include "cache/memory_limit.hpp"
+#include "tier/memory_limit.hpp"
 
 #include <atomic>
 #include <new>
@@ -12,7 +12,7 @@ std::atomic<uint64_t> used{0}, most{0}, limit{UINT64_MAX};
 
 }  // namespace
 
-namespace cache {
+namespace tier {
 
 void charge_memory(size_t bytes) {
   const uint64_t now = used.fetch_add(bytes, std::memory_order_relaxed) + bytes;
@@ -27,7 +27,7 @@ void charge_memory(size_t bytes) {
 
 void uncharge_memory(size_t bytes) { used.fetch_sub(bytes, std::memory_order_relaxed); }
 
-}  // namespace cache
+}  // namespace tier
 
 void set_memory_limit(uint64_t bytes) { limit.store(bytes ? bytes : UINT64_MAX, std::memory_order_relaxed); }
 uint64_t tier_bytes() { return used.load(std::memory_order_relaxed); }

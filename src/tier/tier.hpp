@@ -8,9 +8,9 @@
 
 #include "codec/block.hpp"
 
-namespace mikv::cache {
+namespace mikv::tier {
 
-/// Frees what Tier allocated, from the heap or mapped, and takes it off the account of cache/memory_limit.hpp.
+/// Frees what Tier allocated, from the heap or mapped, and takes it off the account of tier/memory_limit.hpp.
 struct FreeTierMemory {
   size_t bytes = 0;
   bool mapped = false;
@@ -109,4 +109,4 @@ class Tier {
   uint32_t capacity_blocks_ = 0;
 };
 
-}  // namespace mikv::cache
+}  // namespace mikv::tier

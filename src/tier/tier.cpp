@@ -1,4 +1,4 @@
-#include "cache/tier.hpp"
+#include "tier/tier.hpp"
 
 #include <sys/mman.h>
 
@@ -10,9 +10,9 @@
 #include <new>
 #include <vector>
 
-#include "cache/memory_limit.hpp"
+#include "tier/memory_limit.hpp"
 
-namespace mikv::cache {
+namespace mikv::tier {
 
 namespace {
 
@@ -214,4 +214,4 @@ void Tier::reencode(const codec::BlockLayout& layout, const std::function<void(f
   shrink();
 }
 
-}  // namespace mikv::cache
+}  // namespace mikv::tier

@@ -2,8 +2,8 @@
 #include <cmath>
 #include <limits>
 
-#include "cache/layer_impl.hpp"
 #include "codec/fp16.hpp"
+#include "layer/layer_impl.hpp"
 
 namespace mikv {
 namespace {
@@ -60,14 +60,14 @@ void attend_row(const std::vector<StoredToken>& tokens, const AttendArgs& args, 
 Status reference_attend(const LayerCache& cache, const AttendArgs& args) {
   const LayerShape& shape = cache.shape();
   const uint32_t group = shape.n_heads / shape.n_kv_heads;
-  std::vector<FrameId> frames(args.frames.begin(), args.frames.end());
-  if (frames.empty()) {
-    for (FrameId id = 0; id < kMaxFrames; ++id) frames.push_back(id);
+  std::vector<SegmentId> segments(args.segments.begin(), args.segments.end());
+  if (segments.empty()) {
+    for (SegmentId id = 0; id < kMaxSegments; ++id) segments.push_back(id);
   }
   for (uint32_t kv_head = 0; kv_head < shape.n_kv_heads; ++kv_head) {
     std::vector<StoredToken> tokens;
-    for (const FrameId frame : frames) {
-      for (StoredToken& token : cache.dump(frame, kv_head)) tokens.push_back(std::move(token));
+    for (const SegmentId segment : segments) {
+      for (StoredToken& token : cache.dump(segment, kv_head)) tokens.push_back(std::move(token));
     }
     for (uint32_t t = 0; t < args.n_tokens; ++t) {
       for (uint32_t g = 0; g < group; ++g) attend_row(tokens, args, shape, t, kv_head * group + g);

@@ -5,8 +5,8 @@
 #include <vector>
 
 #include "attention/kernel_api.hpp"
-#include "cache/frame_store.hpp"
 #include "mikv/cache.hpp"
+#include "tier/segment_store.hpp"
 
 namespace mikv {
 namespace attention {
@@ -28,26 +28,26 @@ struct RowState {
 /// What one split of a generation step leaves for the thread that finishes the head last.
 struct Partial {
   RowState state;
-  std::vector<std::vector<float>> kept;  ///< [scored segment][rows * n_tokens]: logits, in this split's blocks only
+  std::vector<std::vector<float>> kept;  ///< [scored span][rows * n_tokens]: logits, in this split's blocks only
 };
 
 struct TierOfHead {
-  cache::HeadStore* head;
-  cache::Tier* tier;
+  tier::HeadStore* head;
+  tier::Tier* tier;
 
   bool in_engine_coordinates() const { return tier == &head->staged && !head->staged_in_bytes(); }
   bool scored() const { return tier != &head->lo; }
 };
 
 struct ThreadSlot {
-  std::vector<cache::FrameStore*> frames;  ///< of the present call
-  std::vector<TierOfHead> tiers;           ///< of the present head
+  std::vector<tier::SegmentStore*> segments;  ///< of the present call
+  std::vector<TierOfHead> tiers;              ///< of the present head
   PreparedRows raw, tier;
   RowState state;
   std::vector<float> mask_low, mask_high, logits, factors, decoded, weights, inverse_sum, sums;
   std::vector<std::vector<float>>
       scores;  ///< [head of a call][scored slot]: of this thread's row tiles; 0 between calls
-  cache::CommitScratch commit;
+  tier::CommitScratch commit;
 };
 
 }  // namespace attention

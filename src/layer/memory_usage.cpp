@@ -1,10 +1,10 @@
 // Byte accounting: every byte that is allocated for live data is counted, in one category.
-#include "cache/layer_impl.hpp"
+#include "layer/layer_impl.hpp"
 
 namespace mikv {
 namespace {
 
-void add_tier(const cache::Tier& tier, uint64_t MemoryUsage::*codes, MemoryUsage& usage) {
+void add_tier(const tier::Tier& tier, uint64_t MemoryUsage::*codes, MemoryUsage& usage) {
   const codec::BlockLayout& layout = tier.layout();
   const uint64_t n = tier.size();
   const uint64_t code_bytes = n * layout.code_bytes_per_token(), scale_bytes = n * layout.scale_bytes_per_token();
@@ -20,7 +20,7 @@ void add_tier(const cache::Tier& tier, uint64_t MemoryUsage::*codes, MemoryUsage
 
 MemoryUsage& MemoryUsage::operator+=(const MemoryUsage& other) {
   for (const auto field : {&MemoryUsage::staged, &MemoryUsage::hi, &MemoryUsage::lo, &MemoryUsage::scales,
-                           &MemoryUsage::ids, &MemoryUsage::scores, &MemoryUsage::frames, &MemoryUsage::slack,
+                           &MemoryUsage::ids, &MemoryUsage::scores, &MemoryUsage::calibration, &MemoryUsage::slack,
                            &MemoryUsage::n_elements, &MemoryUsage::n_staged_tokens, &MemoryUsage::n_hi_tokens,
                            &MemoryUsage::n_lo_tokens, &MemoryUsage::n_evicted_tokens}) {
     this->*field += other.*field;
@@ -30,22 +30,22 @@ MemoryUsage& MemoryUsage::operator+=(const MemoryUsage& other) {
 
 MemoryUsage LayerCache::memory_usage() const {
   MemoryUsage usage;
-  for (const auto& frame : impl_->frames) {
-    if (!frame) continue;
-    usage.ids += frame->live().bytes();
-    usage.frames += sizeof(cache::FrameStore) + frame->heads().capacity() * sizeof(cache::HeadStore);
-    for (const cache::HeadStore& head : frame->heads()) {
+  for (const auto& segment : impl_->segments) {
+    if (!segment) continue;
+    usage.ids += segment->live().bytes();
+    usage.calibration += sizeof(tier::SegmentStore) + segment->heads().capacity() * sizeof(tier::HeadStore);
+    for (const tier::HeadStore& head : segment->heads()) {
       add_tier(head.staged, &MemoryUsage::staged, usage);
       add_tier(head.hi, &MemoryUsage::hi, usage);
       add_tier(head.lo, &MemoryUsage::lo, usage);
-      usage.frames += head.frame_bytes();
+      usage.calibration += head.calibration_bytes();
       usage.n_staged_tokens += head.staged.size();
       usage.n_hi_tokens += head.hi.size();
       usage.n_lo_tokens += head.lo.size();
-      usage.n_evicted_tokens += frame->n_live() - head.stored();
+      usage.n_evicted_tokens += segment->n_live() - head.stored();
     }
     const uint64_t per_token = uint64_t{impl_->shape.n_kv_heads} * (impl_->shape.head_dim_k + impl_->shape.head_dim_v);
-    usage.n_elements += frame->n_live() * per_token;
+    usage.n_elements += segment->n_live() * per_token;
   }
   return usage;
 }

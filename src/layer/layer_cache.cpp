@@ -1,4 +1,4 @@
-// LayerCache: input checks, staging, commit and erase. Attention is in attention/attend.cpp.
+// LayerCache: input checks, staging, commit and erase. Attention is in layer/attend.cpp.
 #include <algorithm>
 #include <array>
 #include <cmath>
@@ -7,9 +7,9 @@
 #include <string>
 
 #include "attention/kernel_api.hpp"
-#include "cache/layer_impl.hpp"
 #include "codec/expected_error.hpp"
 #include "codec/fp16.hpp"
+#include "layer/layer_impl.hpp"
 
 namespace mikv {
 namespace {
@@ -45,11 +45,11 @@ Status check_groups(const LayerShape& shape, const Spec& spec) {
 // Ids of so many cells fit two bytes.
 constexpr uint32_t kNarrowCells = 1u << 16;
 
-cache::Layouts make_layouts(const LayerShape& shape, const Spec& spec, const cache::Positions& positions) {
+tier::Layouts make_layouts(const LayerShape& shape, const Spec& spec, const tier::Positions& positions) {
   const uint32_t id_bytes = positions.max_cells <= kNarrowCells ? 2 : 4;
   const uint32_t group_k = spec.group.resolve(shape.head_dim_k), group_v = spec.group.resolve(shape.head_dim_v);
   const auto layout = [&](Format format, bool scored) {
-    // Bits that differ by head are known when its frame is frozen; what stands here until then is never filled.
+    // Bits that differ by head are known when its segment is frozen; what stands here until then is never filled.
     const uint32_t bits = format == Format::evict || format == Format::mixed ? 2 : format_bits(format);
     const uint32_t k = group_k ? group_k : shape.head_dim_k, v = group_v ? group_v : shape.head_dim_v;
     return codec::BlockLayout::make(bits, shape.head_dim_k, shape.head_dim_v, k, v, scored, id_bytes);
@@ -70,8 +70,8 @@ attention::Geometry make_geometry(const LayerShape& shape, uint32_t group_k, uin
           shape.head_dim_k / group_k};
 }
 
-Status check_cells(FrameId frame, std::span<const Cell> cells, uint32_t max_cells) {
-  if (frame >= kMaxFrames) return Error{"frame " + std::to_string(frame) + " is out of range; use 0 to 4095"};
+Status check_cells(SegmentId segment, std::span<const Cell> cells, uint32_t max_cells) {
+  if (segment >= kMaxSegments) return Error{"segment " + std::to_string(segment) + " is out of range; use 0 to 4095"};
   for (const Cell cell : cells) {
     if (cell >= max_cells)
       return Error{"cell " + std::to_string(cell) + " is out of range; use 0 to " + std::to_string(max_cells - 1)};
@@ -97,50 +97,50 @@ std::pair<uint32_t, uint32_t> share(uint32_t n, uint32_t thread, uint32_t n_thre
 }
 
 template <typename Encode>
-void write_part(cache::FrameStore& frame, uint32_t n, const float* rows, size_t stride, uint32_t dim, uint32_t thread,
-                uint32_t n_threads, codec::Axes codec::Transform::*axes, Encode encode) {
+void write_part(tier::SegmentStore& segment, uint32_t n, const float* rows, size_t stride, uint32_t dim,
+                uint32_t thread, uint32_t n_threads, codec::Axes codec::Transform::*axes, Encode encode) {
   std::array<float, codec::kMaxHeadDim> finite;
-  const uint32_t n_heads = uint32_t(frame.heads().size());
+  const uint32_t n_heads = uint32_t(segment.heads().size());
   const auto [begin, end] = share(n_heads * n, thread, n_threads);
   for (uint32_t item = begin; item < end; ++item) {
     const uint32_t head = item / n, token = item % n;
-    cache::HeadStore& store = frame.heads()[head];
-    cache::Tier& staged = store.staged;
+    tier::HeadStore& store = segment.heads()[head];
+    tier::Tier& staged = store.staged;
     const uint32_t slot = staged.size() - n + token;
     const float* row = rows + token * stride + size_t{head} * dim;
     for (uint32_t c = 0; c < dim; ++c) finite[c] = codec::finite_f16_range(row[c]);
     if (store.staged_in_bytes()) (store.staged_transform.*axes).to_tier({finite.data(), dim});
-    encode(staged.block_of(slot), staged.layout(), cache::Tier::lane_of(slot), finite.data());
+    encode(staged.block_of(slot), staged.layout(), tier::Tier::lane_of(slot), finite.data());
   }
 }
 
 }  // namespace
 
-cache::FrameStore& LayerCache::Impl::frame_for_put(FrameId id) {
-  if (id >= frames.size()) frames.resize(size_t{id} + 1);
-  if (!frames[id]) {
-    std::vector<cache::HeadStore> heads;
+tier::SegmentStore& LayerCache::Impl::segment_for_put(SegmentId id) {
+  if (id >= segments.size()) segments.resize(size_t{id} + 1);
+  if (!segments[id]) {
+    std::vector<tier::HeadStore> heads;
     heads.reserve(shape.n_kv_heads);
     for (uint32_t h = 0; h < shape.n_kv_heads; ++h) {
       heads.emplace_back(layouts, spec);
     }
-    frames[id] = std::make_unique<cache::FrameStore>(std::move(heads));
+    segments[id] = std::make_unique<tier::SegmentStore>(std::move(heads));
   }
-  return *frames[id];
+  return *segments[id];
 }
 
-Status LayerCache::Impl::commit(cache::FrameStore& frame, uint32_t from) {
-  cache::CommitScratch scratch;  // not kept: after a long prompt it is as large as several per cent of the cache
+Status LayerCache::Impl::commit(tier::SegmentStore& segment, uint32_t from) {
+  tier::CommitScratch scratch;  // not kept: after a long prompt it is as large as several per cent of the cache
   try {
-    for (cache::HeadStore& head : frame.heads()) head.commit(spec, frame.n_live(), from, scratch);
+    for (tier::HeadStore& head : segment.heads()) head.commit(spec, segment.n_live(), from, scratch);
   } catch (const std::bad_alloc&) {
     return Error{"out of memory compressing the KV cache; its tokens stay in f16. Use fewer or shorter contexts"};
   }
   return {};
 }
 
-void LayerCache::Impl::drop_if_empty(FrameId id) {
-  if (cache::FrameStore* store = frame(id); store && store->n_live() == 0) frames[id].reset();
+void LayerCache::Impl::drop_if_empty(SegmentId id) {
+  if (tier::SegmentStore* store = segment(id); store && store->n_live() == 0) segments[id].reset();
 }
 
 LayerCache::LayerCache(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
@@ -156,7 +156,7 @@ Result<std::unique_ptr<LayerCache>> LayerCache::create(const LayerShape& shape, 
   impl->positions.max_cells = std::clamp(max_cells, 1u, kMaxCells);
   impl->layouts = make_layouts(shape, spec, impl->positions);
   impl->raw_geometry = make_geometry(shape, shape.head_dim_k, shape.head_dim_v);
-  // Tiers of a frame share their groups: where hi is f16 and has none, it is read in lo's.
+  // Tiers of a segment share their groups: where hi is f16 and has none, it is read in lo's.
   const codec::BlockLayout& grouped =
       impl->layouts.evict || impl->layouts.hi.groups_k ? impl->layouts.hi : impl->layouts.lo;
   impl->tier_group_k = grouped.groups_k ? grouped.group_k : shape.head_dim_k;
@@ -180,103 +180,104 @@ Status LayerCache::set_rope(Rope rope) {
   return {};
 }
 
-Status LayerCache::stage(FrameId frame, std::span<const Cell> cells) {
+Status LayerCache::stage(SegmentId segment, std::span<const Cell> cells) {
   try {
-    if (const Status status = check_cells(frame, cells, impl_->positions.max_cells); !status) return status;
-    cache::FrameStore& store = impl_->frame_for_put(frame);
+    if (const Status status = check_cells(segment, cells, impl_->positions.max_cells); !status) return status;
+    tier::SegmentStore& store = impl_->segment_for_put(segment);
     if (impl_->stages_in_bytes) store.stage_in_bytes(impl_->layouts);
     store.stage(cells);
   } catch (const std::bad_alloc&) {
-    erase(frame, cells);  // wherever it stopped
+    erase(segment, cells);  // wherever it stopped
     return out_of_memory(cells.size());
   }
   return {};
 }
 
-Status LayerCache::continue_frame(FrameId frame, FrameId next) {
+Status LayerCache::continue_segment(SegmentId segment, SegmentId next) {
   if (const Status status = check_cells(next, {}, impl_->positions.max_cells); !status) return status;
   if (n_cells(next))
-    return Error{"frame " + std::to_string(next) + " holds tokens; a frame goes on in one that holds none"};
-  if (!impl_->frame(frame)) return {};
-  cache::CommitScratch scratch;
+    return Error{"segment " + std::to_string(next) + " holds tokens; a segment goes on in one that holds none"};
+  if (!impl_->segment(segment)) return {};
+  tier::CommitScratch scratch;
   try {
-    std::vector<cache::HeadStore>& heads = impl_->frame_for_put(next).heads();
-    cache::FrameStore& from = *impl_->frame(frame);
+    std::vector<tier::HeadStore>& heads = impl_->segment_for_put(next).heads();
+    tier::SegmentStore& from = *impl_->segment(segment);
     for (size_t h = 0; h < heads.size(); ++h) from.heads()[h].pass_on(heads[h], impl_->spec, from.n_live(), scratch);
   } catch (const std::bad_alloc&) {
-    return Error{"out of memory beginning another frame of the KV cache; use fewer or shorter contexts"};
+    return Error{"out of memory beginning another segment of the KV cache; use fewer or shorter contexts"};
   }
   return {};
 }
 
-void LayerCache::write_k(FrameId frame, const float* k, size_t k_stride, uint32_t thread, uint32_t n_threads) {
-  cache::FrameStore* store = impl_->frame(frame);
+void LayerCache::write_k(SegmentId segment, const float* k, size_t k_stride, uint32_t thread, uint32_t n_threads) {
+  tier::SegmentStore* store = impl_->segment(segment);
   if (!store) return;  // stage() reported why
   write_part(*store, store->n_last_staged(), k, k_stride, impl_->shape.head_dim_k, thread, n_threads,
              &codec::Transform::key, codec::encode_k);
 }
 
-void LayerCache::write_v(FrameId frame, const float* v, size_t v_stride, uint32_t thread, uint32_t n_threads) {
-  cache::FrameStore* store = impl_->frame(frame);
+void LayerCache::write_v(SegmentId segment, const float* v, size_t v_stride, uint32_t thread, uint32_t n_threads) {
+  tier::SegmentStore* store = impl_->segment(segment);
   if (!store) return;
   write_part(*store, store->n_last_staged(), v, v_stride, impl_->shape.head_dim_v, thread, n_threads,
              &codec::Transform::value, codec::encode_v);
 }
 
-Status LayerCache::put(FrameId frame, std::span<const Cell> cells, const float* k, size_t k_stride, const float* v,
+Status LayerCache::put(SegmentId segment, std::span<const Cell> cells, const float* k, size_t k_stride, const float* v,
                        size_t v_stride) {
-  const Status status = stage(frame, cells);
+  const Status status = stage(segment, cells);
   if (!status) return status;
-  write_k(frame, k, k_stride);
-  write_v(frame, v, v_stride);
+  write_k(segment, k, k_stride);
+  write_v(segment, v, v_stride);
   return status;
 }
 
-Status LayerCache::commit(FrameId frame, uint32_t from) {
-  cache::FrameStore* store = impl_->frame(frame);
+Status LayerCache::commit(SegmentId segment, uint32_t from) {
+  tier::SegmentStore* store = impl_->segment(segment);
   return store ? impl_->commit(*store, from) : Status();
 }
 
 Status LayerCache::commit_all(uint32_t from) {
-  for (const auto& frame : impl_->frames) {
-    if (!frame) continue;
-    if (const Status status = impl_->commit(*frame, from); !status) return status;
+  for (const auto& segment : impl_->segments) {
+    if (!segment) continue;
+    if (const Status status = impl_->commit(*segment, from); !status) return status;
   }
   return {};
 }
 
 // Of n_tokens more, of which n_at_once are put before anything else happens to them.
-cache::Tier::Growth LayerCache::Impl::staged_growth(const cache::HeadStore& head, uint32_t n_tokens,
-                                                    uint32_t n_at_once) const {
+tier::Tier::Growth LayerCache::Impl::staged_growth(const tier::HeadStore& head, uint32_t n_tokens,
+                                                   uint32_t n_at_once) const {
   // Bytes begin with the put that follows that of the 16th token.
-  const uint32_t n_first =
-      head.staged.size() >= cache::kMinFrameTokens ? 0 : std::min(n_tokens, n_at_once + cache::kMinFrameTokens);
+  const uint32_t n_first = head.staged.size() >= tier::kMinCalibrationTokens
+                               ? 0
+                               : std::min(n_tokens, n_at_once + tier::kMinCalibrationTokens);
   const uint32_t n_all = head.staged.size() + n_tokens;
   if (!stages_in_bytes || !head.goes_to_bytes(layouts, n_all) || n_first == n_tokens)
     return head.staged.growth(n_tokens);
-  cache::Tier::Growth growth = head.staged.growth(n_first);
-  const uint64_t bytes = cache::Tier::most_bytes(layouts.staged_bytes, n_all), now = head.staged.allocated_bytes();
+  tier::Tier::Growth growth = head.staged.growth(n_first);
+  const uint64_t bytes = tier::Tier::most_bytes(layouts.staged_bytes, n_all), now = head.staged.allocated_bytes();
   growth.lasting = std::max(growth.lasting, bytes - std::min(bytes, now));
   return growth;
 }
 
-LayerCache::Growth LayerCache::growth(FrameId frame, uint32_t n_tokens, uint32_t n_at_once, bool compressed) const {
+LayerCache::Growth LayerCache::growth(SegmentId segment, uint32_t n_tokens, uint32_t n_at_once, bool compressed) const {
   const Spec& spec = impl_->spec;
-  const cache::Layouts& layouts = impl_->layouts;
-  const cache::FrameStore* store = impl_->frame(frame);
+  const tier::Layouts& layouts = impl_->layouts;
+  const tier::SegmentStore* store = impl_->segment(segment);
   compressed = compressed && !spec.uncompressed();
   // A head that there is not yet; it is no larger than one that is.
-  const cache::HeadStore fresh(layouts, spec);
+  const tier::HeadStore fresh(layouts, spec);
   const uint64_t n_live = (store ? store->n_live() : 0) + n_tokens;
   Growth growth;
   if (!store) {
-    growth.lasting += int64_t(sizeof(cache::FrameStore) + impl_->shape.n_kv_heads * sizeof(cache::HeadStore));
-    const uint64_t statistics = impl_->shape.n_kv_heads * fresh.frame_bytes();  // until the frame is frozen
+    growth.lasting += int64_t(sizeof(tier::SegmentStore) + impl_->shape.n_kv_heads * sizeof(tier::HeadStore));
+    const uint64_t statistics = impl_->shape.n_kv_heads * fresh.calibration_bytes();  // until the segment is frozen
     compressed ? growth.transient += statistics : growth.lasting += int64_t(statistics);
   }
   for (uint32_t h = 0; h < impl_->shape.n_kv_heads; ++h) {
-    const cache::HeadStore& head = store ? store->heads()[h] : fresh;
-    const cache::Tier::Growth staged =
+    const tier::HeadStore& head = store ? store->heads()[h] : fresh;
+    const tier::Tier::Growth staged =
         impl_->staged_growth(head, compressed ? std::min(n_tokens, n_at_once) : n_tokens, n_at_once);
     growth.transient = std::max(growth.transient, staged.transient);
     if (!compressed) {
@@ -288,7 +289,7 @@ LayerCache::Growth LayerCache::growth(FrameId frame, uint32_t n_tokens, uint32_t
     growth.lasting += int64_t(layouts.staged.bytes) - int64_t(head.staged.allocated_bytes());
     const uint64_t n_hi = std::min<uint64_t>(head.budget(spec, n_live).total + 1,
                                              uint64_t{head.hi.size()} + head.staged.size() + n_tokens);
-    const cache::Tier::Growth hi = head.hi.growth(uint32_t(n_hi - std::min<uint64_t>(n_hi, head.hi.size())));
+    const tier::Tier::Growth hi = head.hi.growth(uint32_t(n_hi - std::min<uint64_t>(n_hi, head.hi.size())));
     growth.lasting += int64_t(hi.lasting);
     growth.transient = std::max(growth.transient, hi.transient);
     if (layouts.evict) continue;
@@ -302,7 +303,7 @@ LayerCache::Growth LayerCache::growth(FrameId frame, uint32_t n_tokens, uint32_t
           codec::Transform::most_bytes(impl_->shape.head_dim_k, impl_->shape.head_dim_v) + sizeof(codec::BlockLayout);
       growth.lasting += int64_t(codes + rounding + coordinates);
     } else {
-      const cache::Tier::Growth lo = head.lo.growth(n_lo);
+      const tier::Tier::Growth lo = head.lo.growth(n_lo);
       growth.lasting += int64_t(lo.lasting);
       growth.transient = std::max(growth.transient, lo.transient);
     }
@@ -318,13 +319,13 @@ Status LayerCache::lower(double keep, double bits) {
   } else if (spec.lo != Format::evict && bits < format_bits(spec.lo)) {
     spec.lo = bits < 3.0 ? Format::int2 : Format::int3;
   }
-  const cache::Layouts next = make_layouts(impl_->shape, spec, impl_->positions);
-  cache::CommitScratch scratch;
+  const tier::Layouts next = make_layouts(impl_->shape, spec, impl_->positions);
+  tier::CommitScratch scratch;
   try {
-    for (const auto& frame : impl_->frames) {
-      if (!frame) continue;
-      for (cache::HeadStore& head : frame->heads()) {
-        head.hold_budget(spec, frame->n_live(), scratch);
+    for (const auto& segment : impl_->segments) {
+      if (!segment) continue;
+      for (tier::HeadStore& head : segment->heads()) {
+        head.hold_budget(spec, segment->n_live(), scratch);
         const bool fewer = spec.mixed() ? spec.bits + head.more_bits < head.lo.layout().bits_per_element()
                                         : head.lo.layout().bits > next.lo.bits;
         if (fewer) head.lower_bits(spec, next.lo);
@@ -337,43 +338,43 @@ Status LayerCache::lower(double keep, double bits) {
   return {};
 }
 
-void LayerCache::trim(FrameId frame) {
-  if (cache::FrameStore* store = impl_->frame(frame)) store->trim();
+void LayerCache::trim(SegmentId segment) {
+  if (tier::SegmentStore* store = impl_->segment(segment)) store->trim();
 }
 
 void LayerCache::stage_in_bytes(bool on) {
   impl_->stages_in_bytes = on;
   if (!on) return;
-  for (const auto& frame : impl_->frames) {
-    if (frame) frame->stage_in_bytes(impl_->layouts);
+  for (const auto& segment : impl_->segments) {
+    if (segment) segment->stage_in_bytes(impl_->layouts);
   }
 }
 
-void LayerCache::erase(FrameId frame, std::span<const Cell> cells) {
-  if (cache::FrameStore* store = impl_->frame(frame)) store->erase(cells);
-  impl_->drop_if_empty(frame);
+void LayerCache::erase(SegmentId segment, std::span<const Cell> cells) {
+  if (tier::SegmentStore* store = impl_->segment(segment)) store->erase(cells);
+  impl_->drop_if_empty(segment);
 }
 
-void LayerCache::erase_if(FrameId frame, Cell first, Cell last) {
-  if (cache::FrameStore* store = impl_->frame(frame)) store->erase_range(first, last);
-  impl_->drop_if_empty(frame);
+void LayerCache::erase_if(SegmentId segment, Cell first, Cell last) {
+  if (tier::SegmentStore* store = impl_->segment(segment)) store->erase_range(first, last);
+  impl_->drop_if_empty(segment);
 }
 
-void LayerCache::retain(FrameId frame, std::span<const uint64_t> live) {
-  if (cache::FrameStore* store = impl_->frame(frame)) store->retain(live);
-  impl_->drop_if_empty(frame);
+void LayerCache::retain(SegmentId segment, std::span<const uint64_t> live) {
+  if (tier::SegmentStore* store = impl_->segment(segment)) store->retain(live);
+  impl_->drop_if_empty(segment);
 }
 
-void LayerCache::visit_keys(FrameId frame, const VisitKeys& visit, uint32_t thread, uint32_t n_threads) {
-  cache::FrameStore* store = impl_->frame(frame);
+void LayerCache::visit_keys(SegmentId segment, const VisitKeys& visit, uint32_t thread, uint32_t n_threads) {
+  tier::SegmentStore* store = impl_->segment(segment);
   if (!store) return;
   const uint32_t dim = impl_->shape.head_dim_k;
   std::array<float, codec::kBlockTokens * codec::kMaxHeadDim> rows;
   std::array<Cell, codec::kBlockTokens> cells;
   const auto key = [&](uint32_t lane) { return std::span(rows).subspan(size_t{lane} * dim, dim); };
   for (uint32_t h = thread; h < impl_->shape.n_kv_heads; h += n_threads) {
-    cache::HeadStore& head = store->heads()[h];
-    for (cache::Tier* tier : {&head.staged, &head.hi, &head.lo}) {
+    tier::HeadStore& head = store->heads()[h];
+    for (tier::Tier* tier : {&head.staged, &head.hi, &head.lo}) {
       const codec::Axes& axes = head.transform_of(*tier).key;
       for (uint32_t slot = 0; slot < tier->size(); slot += codec::kBlockTokens) {
         uint8_t* block = tier->block_of(slot);
@@ -394,14 +395,14 @@ void LayerCache::visit_keys(FrameId frame, const VisitKeys& visit, uint32_t thre
   }
 }
 
-void LayerCache::read_f16(FrameId frame, uint16_t* k, size_t k_stride, uint16_t* v, size_t v_stride) const {
-  const cache::FrameStore* store = impl_->frame(frame);
+void LayerCache::read_f16(SegmentId segment, uint16_t* k, size_t k_stride, uint16_t* v, size_t v_stride) const {
+  const tier::SegmentStore* store = impl_->segment(segment);
   if (!store) return;
   std::array<uint16_t*, codec::kBlockTokens> k_rows, v_rows;
   std::array<float, codec::kMaxHeadDim> k_row, v_row;
   for (uint32_t h = 0; h < impl_->shape.n_kv_heads; ++h) {
-    const cache::HeadStore& head = store->heads()[h];
-    const cache::Tier& staged = head.staged;
+    const tier::HeadStore& head = store->heads()[h];
+    const tier::Tier& staged = head.staged;
     for (uint32_t slot = 0; slot < staged.size(); slot += codec::kBlockTokens) {
       const uint32_t n = std::min(codec::kBlockTokens, staged.size() - slot);
       for (uint32_t i = 0; i < n; ++i) {
@@ -423,21 +424,21 @@ void LayerCache::read_f16(FrameId frame, uint16_t* k, size_t k_stride, uint16_t*
   }
 }
 
-void LayerCache::clear() { impl_->frames.clear(); }
+void LayerCache::clear() { impl_->segments.clear(); }
 
-uint64_t LayerCache::n_cells(FrameId frame) const {
-  const cache::FrameStore* store = impl_->frame(frame);
+uint64_t LayerCache::n_cells(SegmentId segment) const {
+  const tier::SegmentStore* store = impl_->segment(segment);
   return store ? store->n_live() : 0;
 }
 
-uint64_t LayerCache::n_staged(FrameId frame) const {
-  const cache::FrameStore* store = impl_->frame(frame);
+uint64_t LayerCache::n_staged(SegmentId segment) const {
+  const tier::SegmentStore* store = impl_->segment(segment);
   return store && !impl_->spec.uncompressed() ? store->heads().front().staged.size() : 0;
 }
 
 Result<std::unique_ptr<LayerCache>> LayerCache::clone(const Spec& spec) const {
-  for (const auto& frame : impl_->frames) {
-    if (frame && (frame->compressed() || frame->staged_in_bytes())) {
+  for (const auto& segment : impl_->segments) {
+    if (segment && (segment->compressed() || segment->staged_in_bytes())) {
       return Error{"a cache that was compressed already cannot start another spec; clone it before the first commit"};
     }
   }
@@ -451,8 +452,8 @@ Result<std::unique_ptr<LayerCache>> LayerCache::clone(const Spec& spec) const {
   Impl& to = *copy.value()->impl_;
   try {
     to.positions = impl_->positions;
-    for (const auto& frame : impl_->frames) {
-      to.frames.push_back(frame ? std::make_unique<cache::FrameStore>(*frame, to.layouts, spec) : nullptr);
+    for (const auto& segment : impl_->segments) {
+      to.segments.push_back(segment ? std::make_unique<tier::SegmentStore>(*segment, to.layouts, spec) : nullptr);
     }
   } catch (const std::bad_alloc&) {
     return Error{"out of memory cloning a KV cache; use fewer specs or a shorter context"};
@@ -460,14 +461,14 @@ Result<std::unique_ptr<LayerCache>> LayerCache::clone(const Spec& spec) const {
   return copy;
 }
 
-std::vector<StoredToken> LayerCache::dump(FrameId frame, uint32_t kv_head) const {
+std::vector<StoredToken> LayerCache::dump(SegmentId segment, uint32_t kv_head) const {
   std::vector<StoredToken> tokens;
-  const cache::FrameStore* store = impl_->frame(frame);
+  const tier::SegmentStore* store = impl_->segment(segment);
   if (!store || kv_head >= impl_->shape.n_kv_heads) return tokens;
-  const cache::HeadStore& head = store->heads()[kv_head];
-  cache::CellSet stored;
+  const tier::HeadStore& head = store->heads()[kv_head];
+  tier::CellSet stored;
   stored.reserve(store->live().end());
-  const auto read = [&](const cache::Tier& tier, TierName name) {
+  const auto read = [&](const tier::Tier& tier, TierName name) {
     for (uint32_t slot = 0; slot < tier.size(); ++slot) {
       StoredToken token{tier.cell(slot),
                         name,
@@ -475,7 +476,7 @@ std::vector<StoredToken> LayerCache::dump(FrameId frame, uint32_t kv_head) const
                         std::vector<float>(impl_->shape.head_dim_k),
                         std::vector<float>(impl_->shape.head_dim_v),
                         {}};
-      codec::decode_token(tier.block_of(slot), tier.layout(), cache::Tier::lane_of(slot), token.k.data(),
+      codec::decode_token(tier.block_of(slot), tier.layout(), tier::Tier::lane_of(slot), token.k.data(),
                           token.v.data());
       head.transform_of(tier).key.from_tier(token.k);
       head.transform_of(tier).value.from_tier(token.v);

@@ -1,4 +1,4 @@
-// Mixed frame: the coordinates and the bits of a head whose lo tier has tiles of different bits (lo=mixed), from the
+// Mixed segment: the coordinates and the bits of a head whose lo tier has tiles of different bits (lo=mixed), from the
 // second moments of its prompt.
 //
 // With an error of equal variance in all channels of b k, the logit's error is least where b^2 = rms(q) / rms(k) for
@@ -23,14 +23,14 @@ struct Moments {
   std::vector<double> q_square;  ///< of queries times the softmax scale; empty or all 0 if none was seen
 };
 
-struct MixedFrame {
+struct MixedCalibration {
   codec::Transform transform;
   codec::BlockLayout lo;
 };
 
 /// bits: an element of a full block, on average over K and V, scales and ids of id_bytes included; rounded down to what
 /// tiles of 1 to 4 and 6 bits can meet, or up to 1 bit a tile.
-MixedFrame plan_mixed_frame(const Moments& moments, double bits, uint32_t id_bytes);
+MixedCalibration plan_mixed_calibration(const Moments& moments, double bits, uint32_t id_bytes);
 
 /// Bits of all tiles of a head together that `bits` an element leave when scales and ids have theirs, for dim_k + dim_v
 /// channels; and the bits an element that such a total makes.

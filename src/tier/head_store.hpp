@@ -1,8 +1,8 @@
-// HeadStore: what one KV head holds of one frame: staged tokens, the hi tier and the lo tier.
+// HeadStore: what one KV head holds of one segment: staged tokens, the hi tier and the lo tier.
 //
 // A token is put staged, in f16 and the engine's coordinates, or in bytes where there is no room for that. commit()
-// moves it to hi or lo, in the frame's coordinates; the first commit freezes the frame (centre, balancer) from what is
-// staged. A demoted token is never promoted.
+// moves it to hi or lo, in the segment's coordinates; the first commit freezes the segment (centre, balancer) from what
+// is staged. A demoted token is never promoted.
 #pragma once
 
 #include <array>
@@ -11,18 +11,18 @@
 #include <memory>
 #include <vector>
 
-#include "cache/query_sample.hpp"
-#include "cache/tier.hpp"
 #include "codec/transform.hpp"
 #include "mikv/cache.hpp"
 #include "mikv/spec.hpp"
 #include "policy/error_weight.hpp"
-#include "policy/mixed_frame.hpp"
+#include "policy/mixed_calibration.hpp"
+#include "tier/query_sample.hpp"
+#include "tier/tier.hpp"
 
-namespace mikv::cache {
+namespace mikv::tier {
 
 /// A centre and a balancer from fewer tokens would describe those tokens, not the head: they stay staged until then.
-inline constexpr uint32_t kMinFrameTokens = 16;
+inline constexpr uint32_t kMinCalibrationTokens = 16;
 
 /// Where tokens of a layer may be.
 struct Positions {
@@ -70,7 +70,7 @@ class HeadStore {
   Tier staged, hi, lo;
   codec::Transform transform;         ///< of hi and lo
   codec::Transform staged_transform;  ///< of staged tokens: keys less a centre while they have bytes, else as they are
-  /// QueryTally of the queries so far, [dim_k] each; empty if the spec has no balancer or the frame is frozen.
+  /// QueryTally of the queries so far, [dim_k] each; empty if the spec has no balancer or the segment is frozen.
   std::vector<float> q_max;
   std::vector<uint64_t> q_square;
   uint64_t n_queries = 0;
@@ -79,7 +79,7 @@ class HeadStore {
   /// Bits an element that this head's lo tier has, or is to have when it is frozen, beyond those of the spec
   /// (share_bits).
   double more_bits = 0.0;
-  /// Tokens of the frames that this one goes on from, whose places for recent tokens are its own (pass_on).
+  /// Tokens of the segments that this one goes on from, whose places for recent tokens are its own (pass_on).
   uint32_t n_before = 0;
   bool evict;
 
@@ -88,12 +88,12 @@ class HeadStore {
     return &tier == &staged ? staged_transform : transform;
   }
 
-  /// commit() would freeze the frame.
-  bool freezes_next() const { return !frozen && staged.size() >= kMinFrameTokens; }
+  /// commit() would freeze the segment.
+  bool freezes_next() const { return !frozen && staged.size() >= kMinCalibrationTokens; }
   bool compressed() const { return frozen || hi.size() > 0 || lo.size() > 0; }
   uint32_t stored() const { return staged.size() + hi.size() + lo.size(); }
 
-  /// Compresses what is staged. n_live: live cells of the frame, evicted ones included (the S of floor(keep * S)).
+  /// Compresses what is staged. n_live: live cells of the segment, evicted ones included (the S of floor(keep * S)).
   /// from: as of LayerCache::commit(). May throw std::bad_alloc; nothing changes then.
   void commit(const Spec& spec, uint64_t n_live, uint32_t from, CommitScratch& scratch);
 
@@ -103,7 +103,7 @@ class HeadStore {
   void stage_in_bytes(const Layouts& layouts);
   /// Whether stage_in_bytes() would do anything, were n_tokens staged.
   bool goes_to_bytes(const Layouts& layouts, uint32_t n_tokens) const {
-    return layouts.quantised() && !staged_in_bytes() && !compressed() && n_tokens >= kMinFrameTokens;
+    return layouts.quantised() && !staged_in_bytes() && !compressed() && n_tokens >= kMinCalibrationTokens;
   }
 
   /// `next`, empty, is to hold what follows: it gets the places in hi that this head has for recent tokens, which are
@@ -127,7 +127,7 @@ class HeadStore {
   void lower_bits(const Spec& spec, const codec::BlockLayout& uniform);
 
   /// What errors of the lo tier would do if the staged tokens were committed now, by the sampled queries; zeros where
-  /// there are none, or the frame is frozen. May throw std::bad_alloc.
+  /// there are none, or the segment is frozen. May throw std::bad_alloc.
   policy::ErrorWeight::Sums error_weight(const Spec& spec, uint64_t n_live, CommitScratch& scratch) const;
 
   /// Before the first token is in `lo`: its layout, where bits differ by head.
@@ -139,14 +139,14 @@ class HeadStore {
   /// Adds to q_max and q_square; safe from several threads.
   void note_queries(const QueryTally& tally);
 
-  uint64_t frame_bytes() const {
+  uint64_t calibration_bytes() const {
     return transform.bytes() + staged_transform.bytes() + q_max.size() * sizeof(float) +
            q_square.size() * sizeof(uint64_t) + sample.bytes() + (own_lo_ ? sizeof *own_lo_ : 0);
   }
 
  private:
   /// What the first commit makes of the prompt.
-  struct Frame {
+  struct Calibration {
     codec::Transform transform;
     std::unique_ptr<codec::BlockLayout> lo;  ///< null: the layer's
   };
@@ -155,9 +155,9 @@ class HeadStore {
   void release_staged();
   void choose_victims(const Spec& spec, Budget budget, CommitScratch& scratch) const;
   void demote_to(const Spec& spec, Budget budget, CommitScratch& scratch);
-  Frame plan_frame(const Spec& spec, CommitScratch& scratch) const;
-  Frame plan_mixed(const Spec& spec, CommitScratch& scratch) const;
-  Frame plan_uniform(const Spec& spec, CommitScratch& scratch) const;
+  Calibration plan_calibration(const Spec& spec, CommitScratch& scratch) const;
+  Calibration plan_mixed(const Spec& spec, CommitScratch& scratch) const;
+  Calibration plan_uniform(const Spec& spec, CommitScratch& scratch) const;
   void load_staged(uint32_t slot, CommitScratch& scratch) const;
   void demote_hi(uint32_t slot, CommitScratch& scratch);
   void keep_staged(uint32_t slot, CommitScratch& scratch);
@@ -169,4 +169,4 @@ class HeadStore {
   std::unique_ptr<codec::BlockLayout> own_lo_;  ///< of `lo` once frozen, where bits differ by head
 };
 
-}  // namespace mikv::cache
+}  // namespace mikv::tier

@@ -10,7 +10,7 @@
 #include <new>
 #include <string>
 
-#include "attention/rows.hpp"
+#include "layer/rows.hpp"
 
 namespace mikv {
 namespace attention {
@@ -26,7 +26,7 @@ struct Call {
   LayerCache::Impl& layer;
   Workspace::Impl& workspace;
   uint32_t first_head;  // of this call, in the workspace's numbering
-  const std::vector<cache::FrameStore*>& frames;
+  const std::vector<tier::SegmentStore*>& segments;
   uint64_t n_live = 0;  // cells
   uint32_t n_splits = 1, n_tiles = 1, tile_tokens = 1;
 
@@ -38,22 +38,22 @@ struct Call {
   size_t head_index(uint32_t kv_head) const { return first_head + kv_head; }
 };
 
-// frames: memory for the call's. How a call is cut does not depend on the number of threads, so that neither do the
+// segments: memory for the call's. How a call is cut does not depend on the number of threads, so that neither do the
 // results: sums are rounded in the order in which they are cut.
 Call plan(const AttendArgs& args, LayerCache::Impl& layer, Workspace::Impl& workspace, uint32_t first_head,
-          std::vector<cache::FrameStore*>& frames) {
-  frames.clear();
-  if (args.frames.empty()) {
-    for (const auto& frame : layer.frames) {
-      if (frame) frames.push_back(frame.get());
+          std::vector<tier::SegmentStore*>& segments) {
+  segments.clear();
+  if (args.segments.empty()) {
+    for (const auto& segment : layer.segments) {
+      if (segment) segments.push_back(segment.get());
     }
   }
-  for (const FrameId id : args.frames) {
-    if (cache::FrameStore* frame = layer.frame(id)) frames.push_back(frame);
+  for (const SegmentId id : args.segments) {
+    if (tier::SegmentStore* segment = layer.segment(id)) segments.push_back(segment);
   }
-  Call call{args, layer, workspace, first_head, frames};
+  Call call{args, layer, workspace, first_head, segments};
   // Live cells, not stored tokens: a faster thread may be committing a head already, and all must cut alike.
-  for (const cache::FrameStore* frame : frames) call.n_live += frame->n_live();
+  for (const tier::SegmentStore* segment : segments) call.n_live += segment->n_live();
   if (call.step()) {
     // Where one KV head is all there is, shorter parts are the only way to use a second thread.
     const uint32_t split_tokens = call.n_heads() == 1 ? kSplitTokens / 4 : kSplitTokens;
@@ -84,7 +84,7 @@ struct Shares {
   }
 };
 
-Segment segment_of(const cache::Tier& tier, const Geometry& geometry) {
+BlockSpan span_of(const tier::Tier& tier, const Geometry& geometry) {
   return {tier.blocks(), &tier.layout(), &geometry, tier.size()};
 }
 
@@ -102,9 +102,9 @@ MaskTile mask_for(const Call& call, const RowTile& tile, ThreadSlot& slot) {
   if (mask.type == Mask::Type::none) return {};
   uint32_t n_cells = 0;
   bool all_seen = true;
-  for (const cache::FrameStore* frame : call.frames) {
-    const auto live = frame->live().words();
-    n_cells = std::max(n_cells, frame->live().end());
+  for (const tier::SegmentStore* segment : call.segments) {
+    const auto live = segment->live().words();
+    n_cells = std::max(n_cells, segment->live().end());
     all_seen = all_seen && kernels().sees_all(mask, tile.first_token, tile.n_tokens, live.data(), live.size());
   }
   if (all_seen) return {};
@@ -117,27 +117,27 @@ MaskTile mask_for(const Call& call, const RowTile& tile, ThreadSlot& slot) {
 }
 
 // Blocks of a tier that a part of `n` takes.
-std::pair<uint32_t, uint32_t> part_of(const cache::Tier& tier, uint32_t part, uint32_t n) {
+std::pair<uint32_t, uint32_t> part_of(const tier::Tier& tier, uint32_t part, uint32_t n) {
   const auto at = [&](uint32_t i) { return uint32_t(uint64_t{tier.n_blocks()} * i / n); };
   return {at(part), at(part + 1)};
 }
 
 // The blocks of a part's first step.
-std::span<const uint8_t> first_step(const cache::Tier& tier, uint32_t part, uint32_t n) {
+std::span<const uint8_t> first_step(const tier::Tier& tier, uint32_t part, uint32_t n) {
   const auto [begin, end] = part_of(tier, part, n);
   const size_t stride = tier.layout().bytes;
   return {tier.blocks() + begin * stride, std::min(end - begin, kStepBlocks) * stride};
 }
 
-// Calls work(tier, segment, rows, view, next) for every non-empty tier of the head: view(state) is what the kernels see
+// Calls work(tier, span, rows, view, next) for every non-empty tier of the head: view(state) is what the kernels see
 // of a state there, next the tier that follows or null.
 template <typename Work>
 void for_each_tier(const Call& call, const RowTile& tile, ThreadSlot& slot, Work work) {
   const LayerCache::Impl& layer = call.layer;
   slot.tiers.clear();
-  for (cache::FrameStore* frame : call.frames) {
-    cache::HeadStore& head = frame->heads()[tile.kv_head];
-    for (cache::Tier* tier : {&head.staged, &head.hi, &head.lo}) {
+  for (tier::SegmentStore* segment : call.segments) {
+    tier::HeadStore& head = segment->heads()[tile.kv_head];
+    for (tier::Tier* tier : {&head.staged, &head.hi, &head.lo}) {
       if (tier->size()) slot.tiers.push_back({&head, tier});
     }
   }
@@ -145,11 +145,11 @@ void for_each_tier(const Call& call, const RowTile& tile, ThreadSlot& slot, Work
   const codec::Transform* prepared = nullptr;
   for (size_t i = 0; i < slot.tiers.size(); ++i) {
     const TierOfHead at = slot.tiers[i];
-    const cache::Tier* next = i + 1 < slot.tiers.size() ? slot.tiers[i + 1].tier : nullptr;
+    const tier::Tier* next = i + 1 < slot.tiers.size() ? slot.tiers[i + 1].tier : nullptr;
     if (at.in_engine_coordinates()) {
       if (!raw.n) raw = prepare_raw(tile, slot.raw);
       work(
-          at, segment_of(*at.tier, layer.raw_geometry), raw, [&](RowState& state) { return raw_view(state, layer); },
+          at, span_of(*at.tier, layer.raw_geometry), raw, [&](RowState& state) { return raw_view(state, layer); },
           next);
       continue;
     }
@@ -159,19 +159,19 @@ void for_each_tier(const Call& call, const RowTile& tile, ThreadSlot& slot, Work
     prepared = &transform;
     const Rows of_tier = at.scored() ? rows : with_expected_error(tile, key, at.tier->layout(), rows, slot.tier);
     work(
-        at, segment_of(*at.tier, layer.tier_geometry), of_tier,
+        at, span_of(*at.tier, layer.tier_geometry), of_tier,
         [&](RowState& state) { return tier_view(state, layer, tile.n_rows(), value); }, next);
   }
 }
 
-// The rows are taken for the last tokens that were put in the frame, which they are unless several sequences share the
-// call.
-void sample_queries(const Call& call, const RowTile& tile, const cache::FrameStore& frame, cache::HeadStore& head) {
-  if (call.args.n_tokens > frame.n_last_staged()) return;
-  const uint32_t last = frame.next_arrival() - 1, first = last + 1 - call.args.n_tokens + tile.first_token;
+// The rows are taken for the last tokens that were put in the segment, which they are unless several sequences share
+// the call.
+void sample_queries(const Call& call, const RowTile& tile, const tier::SegmentStore& segment, tier::HeadStore& head) {
+  if (call.args.n_tokens > segment.n_last_staged()) return;
+  const uint32_t last = segment.next_arrival() - 1, first = last + 1 - call.args.n_tokens + tile.first_token;
   for (uint32_t r = 0; r < tile.n_rows(); ++r) {
     const uint32_t arrival = first + r / tile.group();
-    if (!cache::QuerySample::takes(arrival, last)) continue;
+    if (!tier::QuerySample::takes(arrival, last)) continue;
     head.sample.note(arrival, r % tile.group(), tile.group(), tile.query(r), call.layer.shape.head_dim_k,
                      call.args.scale);
   }
@@ -179,19 +179,19 @@ void sample_queries(const Call& call, const RowTile& tile, const cache::FrameSto
 
 void note_queries(const Call& call, const RowTile& tile) {
   if (!call.args.record) return;
-  for (cache::FrameStore* frame : call.frames) {
-    cache::HeadStore& head = frame->heads()[tile.kv_head];
+  for (tier::SegmentStore* segment : call.segments) {
+    tier::HeadStore& head = segment->heads()[tile.kv_head];
     if (head.q_max.empty()) continue;
-    cache::QueryTally tally;
+    tier::QueryTally tally;
     for (uint32_t r = 0; r < tile.n_rows(); ++r) tally.add(tile.query(r), call.layer.shape.head_dim_k, call.args.scale);
     head.note_queries(tally);
-    sample_queries(call, tile, *frame, head);
+    sample_queries(call, tile, *segment, head);
   }
 }
 
 // ---------------------------------------------------------------- a generation step
 
-// Splits [first, last) one after the other in each segment: the queries are prepared once.
+// Splits [first, last) one after the other in each span: the queries are prepared once.
 void run_splits(const Call& call, const RowTile& tile, uint32_t first, uint32_t last, ThreadSlot& slot) {
   const auto partial = [&](uint32_t split) -> Partial& {
     return call.workspace.partial(call.head_index(tile.kv_head), split);
@@ -201,29 +201,29 @@ void run_splits(const Call& call, const RowTile& tile, uint32_t first, uint32_t 
   const Scratch scratch = scratch_for(slot, call.layer, tile.n_rows());
   size_t n_kept = 0;
   for_each_tier(call, tile, slot,
-                [&](TierOfHead at, Segment segment, const Rows& rows, auto view, const cache::Tier* next) {
+                [&](TierOfHead at, BlockSpan span, const Rows& rows, auto view, const tier::Tier* next) {
                   const bool keeps = at.scored() && call.scoring();
                   for (uint32_t split = first; split < last; ++split) {
                     float* keep = nullptr;
                     if (keeps) {
                       auto& kept = partial(split).kept;
                       if (kept.size() == n_kept) kept.emplace_back();
-                      kept[n_kept].resize(size_t{rows.n} * segment.n_tokens);
+                      kept[n_kept].resize(size_t{rows.n} * span.n_tokens);
                       keep = kept[n_kept].data();
                     }
                     const auto [begin, end] = part_of(*at.tier, split, call.n_splits);
                     if (split + 1 < last)
-                      segment.next = first_step(*at.tier, split + 1, call.n_splits);
+                      span.next = first_step(*at.tier, split + 1, call.n_splits);
                     else
-                      segment.next = next ? first_step(*next, first, call.n_splits) : std::span<const uint8_t>();
-                    kernels().attend(segment, begin, end, rows, mask, call.args.softcap, view(partial(split).state),
-                                     keep, segment.n_tokens, scratch);
+                      span.next = next ? first_step(*next, first, call.n_splits) : std::span<const uint8_t>();
+                    kernels().attend(span, begin, end, rows, mask, call.args.softcap, view(partial(split).state), keep,
+                                     span.n_tokens, scratch);
                   }
                   n_kept += keeps;
                 });
 }
 
-void add_kept_scores(const Call& call, const RowTile& tile, cache::Tier& tier, size_t kept_index, const RowState& state,
+void add_kept_scores(const Call& call, const RowTile& tile, tier::Tier& tier, size_t kept_index, const RowState& state,
                      ThreadSlot& slot) {
   const uint32_t n = tier.size();
   slot.sums.assign(n, 0.0f);
@@ -247,8 +247,8 @@ void finish_step(const Call& call, const RowTile& tile, ThreadSlot& slot) {
   finish(tile, state, slot.inverse_sum);
   if (!call.scoring()) return;
   size_t kept_index = 0;
-  for (cache::FrameStore* frame : call.frames) {
-    cache::HeadStore& head = frame->heads()[tile.kv_head];
+  for (tier::SegmentStore* segment : call.segments) {
+    tier::HeadStore& head = segment->heads()[tile.kv_head];
     if (head.staged.size()) add_kept_scores(call, tile, head.staged, kept_index++, state, slot);
     if (head.hi.size()) add_kept_scores(call, tile, head.hi, kept_index++, state, slot);
   }
@@ -261,8 +261,8 @@ void run_tile(const Call& call, const RowTile& tile, ThreadSlot& slot) {
   const MaskTile mask = mask_for(call, tile, slot);
   const Scratch scratch = scratch_for(slot, call.layer, tile.n_rows());
   for_each_tier(call, tile, slot,
-                [&](TierOfHead at, const Segment& segment, const Rows& rows, auto view, const cache::Tier*) {
-                  kernels().attend(segment, 0, at.tier->n_blocks(), rows, mask, call.args.softcap, view(slot.state),
+                [&](TierOfHead at, const BlockSpan& span, const Rows& rows, auto view, const tier::Tier*) {
+                  kernels().attend(span, 0, at.tier->n_blocks(), rows, mask, call.args.softcap, view(slot.state),
                                    nullptr, 0, scratch);
                 });
   finish(tile, slot.state, slot.inverse_sum);
@@ -270,15 +270,14 @@ void run_tile(const Call& call, const RowTile& tile, ThreadSlot& slot) {
 
   std::vector<float>& scores = slot.scores[call.head_index(tile.kv_head)];
   size_t first = 0;
-  for_each_tier(call, tile, slot,
-                [&](TierOfHead at, const Segment& segment, const Rows& rows, auto, const cache::Tier*) {
-                  if (!at.scored()) return;
-                  const size_t last = first + segment.n_tokens;
-                  if (scores.size() < last) scores.resize(last, 0.0f);
-                  kernels().score(segment, 0, at.tier->n_blocks(), rows, mask, call.args.softcap, slot.state.max.data(),
-                                  slot.inverse_sum.data(), scores.data() + first, scratch);
-                  first = last;
-                });
+  for_each_tier(call, tile, slot, [&](TierOfHead at, const BlockSpan& span, const Rows& rows, auto, const tier::Tier*) {
+    if (!at.scored()) return;
+    const size_t last = first + span.n_tokens;
+    if (scores.size() < last) scores.resize(last, 0.0f);
+    kernels().score(span, 0, at.tier->n_blocks(), rows, mask, call.args.softcap, slot.state.max.data(),
+                    slot.inverse_sum.data(), scores.data() + first, scratch);
+    first = last;
+  });
 }
 
 void finish_chunk(const Call& call, uint32_t kv_head) {
@@ -287,13 +286,13 @@ void finish_chunk(const Call& call, uint32_t kv_head) {
   for (ThreadSlot& slot : call.workspace.threads) {
     std::vector<float>& scores = slot.scores[head_index];
     size_t first = 0;
-    const auto add = [&](cache::Tier& tier) {
+    const auto add = [&](tier::Tier& tier) {
       for (uint32_t i = 0; i < tier.size() && first + i < scores.size(); ++i) tier.add_score(i, scores[first + i]);
       first += tier.size();
     };
-    for (cache::FrameStore* frame : call.frames) {
-      add(frame->heads()[kv_head].staged);
-      add(frame->heads()[kv_head].hi);
+    for (tier::SegmentStore* segment : call.segments) {
+      add(segment->heads()[kv_head].staged);
+      add(segment->heads()[kv_head].hi);
     }
     std::fill(scores.begin(), scores.end(), 0.0f);
   }
@@ -302,8 +301,8 @@ void finish_chunk(const Call& call, uint32_t kv_head) {
 // ---------------------------------------------------------------- items
 
 void commit_head(const Call& call, uint32_t kv_head, ThreadSlot& slot) {
-  for (cache::FrameStore* frame : call.frames) {
-    frame->heads()[kv_head].commit(call.layer.spec, frame->n_live(), call.args.commit_from, slot.commit);
+  for (tier::SegmentStore* segment : call.segments) {
+    segment->heads()[kv_head].commit(call.layer.spec, segment->n_live(), call.args.commit_from, slot.commit);
   }
 }
 
@@ -371,7 +370,7 @@ Status LayerCache::attend(std::span<const AttendArgs> calls, Workspace& workspac
     const auto for_each_call = [&](auto work) {
       uint32_t first_head = 0;
       for (const AttendArgs& args : calls) {
-        if (args.n_tokens) work(attention::plan(args, *impl_, scratch, first_head, scratch.threads[thread].frames));
+        if (args.n_tokens) work(attention::plan(args, *impl_, scratch, first_head, scratch.threads[thread].segments));
         first_head += impl_->shape.n_kv_heads;
       }
     };

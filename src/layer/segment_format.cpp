@@ -1,4 +1,4 @@
-#include "session/frame_format.hpp"
+#include "layer/segment_format.hpp"
 
 #include <algorithm>
 #include <bit>
@@ -51,8 +51,8 @@ void put_tiles(ByteWriter& out, const codec::TileRow& row, uint32_t n_tiles) {
   put_array(out, std::vector<float>(row.weight.begin(), row.weight.begin() + n_tiles));
 }
 
-void put_tier(ByteWriter& out, const cache::Tier& tier, std::span<const uint32_t> index_of) {
-  cache::Tier chosen(tier.layout());
+void put_tier(ByteWriter& out, const tier::Tier& tier, std::span<const uint32_t> index_of) {
+  tier::Tier chosen(tier.layout());
   uint32_t n = 0;
   const auto index = [&](uint32_t slot) {
     return tier.cell(slot) < index_of.size() ? index_of[tier.cell(slot)] : kNotSaved;
@@ -62,7 +62,7 @@ void put_tier(ByteWriter& out, const cache::Tier& tier, std::span<const uint32_t
   for (uint32_t slot = 0; slot < tier.size(); ++slot) {
     if (index(slot) == kNotSaved) continue;
     const uint32_t to = chosen.append(1);
-    codec::copy_token(tier.block_of(slot), cache::Tier::lane_of(slot), chosen.block_of(to), cache::Tier::lane_of(to),
+    codec::copy_token(tier.block_of(slot), tier::Tier::lane_of(slot), chosen.block_of(to), tier::Tier::lane_of(to),
                       tier.layout());
     chosen.set_cell(to, index(slot));
   }
@@ -117,7 +117,7 @@ struct Tiles {
 };
 
 // False if the tier is not one; its cells are taken out of `missing`.
-bool get_tier(ByteReader& in, cache::Tier& tier, cache::CellSet& missing) {
+bool get_tier(ByteReader& in, tier::Tier& tier, tier::CellSet& missing) {
   const uint32_t n = in.get<uint32_t>();
   const uint64_t bytes = (uint64_t{n} + codec::kBlockTokens - 1) / codec::kBlockTokens * tier.layout().bytes;
   const uint8_t* blocks = in.take(bytes);
@@ -136,7 +136,7 @@ bool get_tier(ByteReader& in, cache::Tier& tier, cache::CellSet& missing) {
   return true;
 }
 
-bool get_head(ByteReader& in, const FrameContract& contract, cache::CellSet missing, cache::HeadStore& head) {
+bool get_head(ByteReader& in, const SegmentContract& contract, tier::CellSet missing, tier::HeadStore& head) {
   const LayerShape& shape = contract.shape;
   const uint8_t flags = in.get<uint8_t>();
   if (flags & ~(kFrozen | kSampled | kGoesOn | kStagedInBytes)) return false;
@@ -146,16 +146,16 @@ bool get_head(ByteReader& in, const FrameContract& contract, cache::CellSet miss
     if (!contract.layouts.quantised()) return false;
     head.staged_transform.key = get_axes(in);
     if (!good_axes(head.staged_transform.key, shape.head_dim_k)) return false;
-    head.staged = cache::Tier(contract.layouts.staged_bytes);
+    head.staged = tier::Tier(contract.layouts.staged_bytes);
   }
   head.n_queries = in.get<uint64_t>();
   head.q_max = get_array<float>(in);
   head.q_square = get_array<uint64_t>(in);
   if (flags & kSampled) {
-    cache::QuerySample sample;
+    tier::QuerySample sample;
     sample.arrivals = get_array<uint32_t>(in);
     sample.queries = get_array<uint16_t>(in);
-    if (sample.arrivals.size() == cache::QuerySample::kEach) sample.add_late_places();
+    if (sample.arrivals.size() == tier::QuerySample::kEach) sample.add_late_places();
     // As many as the head has places for: none if it is frozen, or has no use for them.
     if (sample.arrivals.size() != head.sample.arrivals.size() || sample.queries.size() != head.sample.queries.size())
       return false;
@@ -173,7 +173,7 @@ bool get_head(ByteReader& in, const FrameContract& contract, cache::CellSet miss
       !good_axes(head.transform.value, shape.head_dim_v))
     return false;
   const bool mixed = contract.spec.mixed() && head.frozen;
-  if (head.frozen && !contract.spec.needs_frame()) return false;
+  if (head.frozen && !contract.spec.needs_calibration()) return false;
   if (mixed) {
     if (!k.good(codec::tiles_of(shape.head_dim_k)) || !v.good(codec::tiles_of(shape.head_dim_v))) return false;
     head.set_lo_layout(codec::BlockLayout::make_mixed(shape.head_dim_k, shape.head_dim_v, {k.bits, k.weights},
@@ -185,26 +185,26 @@ bool get_head(ByteReader& in, const FrameContract& contract, cache::CellSet miss
   }
   if (!get_tier(in, head.staged, missing) || !get_tier(in, head.hi, missing) || !get_tier(in, head.lo, missing))
     return false;
-  // Compressed tokens need the frame that they were compressed in.
-  if (contract.spec.needs_frame() && !head.frozen && (head.hi.size() || head.lo.size())) return false;
+  // Compressed tokens need the segment that they were compressed in.
+  if (contract.spec.needs_calibration() && !head.frozen && (head.hi.size() || head.lo.size())) return false;
   const auto left = missing.words();
   return contract.layouts.evict || std::all_of(left.begin(), left.end(), [](uint64_t word) { return word == 0; });
 }
 
 }  // namespace
 
-void save_frame(const cache::FrameStore& frame, std::span<const uint32_t> cells, std::vector<uint8_t>& to) {
-  std::vector<uint32_t> index_of(frame.live().end(), kNotSaved);
+void save_segment(const tier::SegmentStore& segment, std::span<const uint32_t> cells, std::vector<uint8_t>& to) {
+  std::vector<uint32_t> index_of(segment.live().end(), kNotSaved);
   std::vector<uint64_t> live((cells.size() + 63) / 64);
   for (uint32_t i = 0; i < cells.size(); ++i) {
-    if (!frame.live().contains(cells[i])) continue;
+    if (!segment.live().contains(cells[i])) continue;
     index_of[cells[i]] = i;
     live[i / 64] |= uint64_t{1} << (i % 64);
   }
   ByteWriter out(to);
-  out.put(frame.next_arrival());
+  out.put(segment.next_arrival());
   out.put_array(std::span<const uint64_t>(live));
-  for (const cache::HeadStore& head : frame.heads()) {
+  for (const tier::HeadStore& head : segment.heads()) {
     const bool sampled = !head.sample.arrivals.empty();
     out.put(uint8_t((head.frozen ? kFrozen : 0) | (sampled ? kSampled : 0) | (head.n_before ? kGoesOn : 0) |
                     (head.staged_in_bytes() ? kStagedInBytes : 0)));
@@ -223,27 +223,27 @@ void save_frame(const cache::FrameStore& frame, std::span<const uint32_t> cells,
     const bool mixed = head.frozen && lo.mixed();
     put_tiles(out, lo.row_k, mixed ? lo.tiles_k : 0);
     put_tiles(out, lo.row_v, mixed ? lo.tiles_v : 0);
-    for (const cache::Tier* tier : {&head.staged, &head.hi, &head.lo}) put_tier(out, *tier, index_of);
+    for (const tier::Tier* tier : {&head.staged, &head.hi, &head.lo}) put_tier(out, *tier, index_of);
   }
 }
 
-Result<std::unique_ptr<cache::FrameStore>> load_frame(std::span<const uint8_t> bytes, uint32_t n_cells,
-                                                      const FrameContract& contract) {
-  const Error bad{"a frame of the saved cache is damaged"};
+Result<std::unique_ptr<tier::SegmentStore>> load_segment(std::span<const uint8_t> bytes, uint32_t n_cells,
+                                                         const SegmentContract& contract) {
+  const Error bad{"a segment of the saved cache is damaged"};
   ByteReader in(bytes);
   const uint32_t next_arrival = in.get<uint32_t>();
   const auto words = in.get_array<uint64_t>((uint64_t{n_cells} + 63) / 64);
   if (!in.ok()) return bad;
   if (n_cells % 64 && words.back() >> (n_cells % 64)) return bad;
-  std::vector<cache::HeadStore> heads;
+  std::vector<tier::HeadStore> heads;
   heads.reserve(contract.shape.n_kv_heads);
-  const cache::CellSet live(words);
+  const tier::CellSet live(words);
   for (uint32_t h = 0; h < contract.shape.n_kv_heads; ++h) {
     heads.emplace_back(contract.layouts, contract.spec);
     if (!get_head(in, contract, live, heads.back())) return bad;
   }
   if (in.left() != 0) return bad;
-  return std::make_unique<cache::FrameStore>(std::move(heads), live, next_arrival);
+  return std::make_unique<tier::SegmentStore>(std::move(heads), live, next_arrival);
 }
 
 }  // namespace mikv::session

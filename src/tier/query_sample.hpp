@@ -1,4 +1,4 @@
-// QuerySample: some of a head's latest queries, kept until its frame is frozen: what the tokens that come next are
+// QuerySample: some of a head's latest queries, kept until its segment is frozen: what the tokens that come next are
 // likely to ask.
 #pragma once
 
@@ -8,7 +8,7 @@
 
 #include "codec/fp16.hpp"
 
-namespace mikv::cache {
+namespace mikv::tier {
 
 struct QuerySample {
   /// Every 32nd of the last 256 tokens, what the text is about; every 8th of the last 64, where the question stands, if
@@ -49,4 +49,4 @@ struct QuerySample {
   uint64_t bytes() const { return queries.size() * sizeof(uint16_t) + arrivals.size() * sizeof(uint32_t); }
 };
 
-}  // namespace mikv::cache
+}  // namespace mikv::tier

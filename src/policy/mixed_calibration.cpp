@@ -1,4 +1,4 @@
-#include "policy/mixed_frame.hpp"
+#include "policy/mixed_calibration.hpp"
 
 #include <algorithm>
 #include <bit>
@@ -132,9 +132,9 @@ codec::BlockLayout lower_bits(const codec::BlockLayout& lo, double bits) {
                                         {lower.v, std::span(lo.row_v.weight).first(lo.tiles_v)}, lo.id_bytes);
 }
 
-MixedFrame plan_mixed_frame(const Moments& moments, double bits, uint32_t id_bytes) {
-  MixedFrame frame;
-  codec::Axes &key = frame.transform.key, &value = frame.transform.value;
+MixedCalibration plan_mixed_calibration(const Moments& moments, double bits, uint32_t id_bytes) {
+  MixedCalibration segment;
+  codec::Axes &key = segment.transform.key, &value = segment.transform.value;
   key.centre = halves(moments.k_mean);
   value.centre = halves(moments.v_mean);
   const std::vector<double> v_variances = variances(moments.v_mean, moments.v_square, value.centre);
@@ -153,9 +153,9 @@ MixedFrame plan_mixed_frame(const Moments& moments, double bits, uint32_t id_byt
       allocate_bits(harm_k, harm_v, uint32_t(total_tile_bits(key.order.size() + value.order.size(), bits, id_bytes)));
   const std::vector<float> weights_k = fill_axes(keys, tile_bits.k, key);
   const std::vector<float> weights_v = fill_axes(values, tile_bits.v, value);
-  frame.lo = codec::BlockLayout::make_mixed(uint32_t(key.order.size()), uint32_t(value.order.size()),
-                                            {tile_bits.k, weights_k}, {tile_bits.v, weights_v}, id_bytes);
-  return frame;
+  segment.lo = codec::BlockLayout::make_mixed(uint32_t(key.order.size()), uint32_t(value.order.size()),
+                                              {tile_bits.k, weights_k}, {tile_bits.v, weights_v}, id_bytes);
+  return segment;
 }
 
 }  // namespace mikv::policy

@@ -3,10 +3,10 @@
 
 #include <cstddef>
 
-namespace mikv::cache {
+namespace mikv::tier {
 
 /// Throws std::bad_alloc, with nothing charged, if that is more than the limit allows. Safe from several threads.
 void charge_memory(size_t bytes);
 void uncharge_memory(size_t bytes);
 
-}  // namespace mikv::cache
+}  // namespace mikv::tier

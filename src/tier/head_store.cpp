@@ -1,4 +1,4 @@
-#include "cache/head_store.hpp"
+#include "tier/head_store.hpp"
 
 #include <algorithm>
 #include <cmath>
@@ -9,14 +9,14 @@
 #include "policy/importance.hpp"
 #include "policy/rope_forecast.hpp"
 
-namespace mikv::cache {
+namespace mikv::tier {
 namespace {
 
 // How many tokens a context is taken to get, when its coordinates are frozen on n_tokens. Each doubling takes from the
 // centre of slow pairs what it is worth, and so bits that a head of few bits does not have (docs/adr/0013); a prompt
-// that is compressed as it is read goes on, to the end of the frame (docs/adr/0014).
+// that is compressed as it is read goes on, to the end of the segment (docs/adr/0014).
 double tokens_to_expect(uint32_t n_tokens, double bits, Prefill prefill) {
-  if (prefill == Prefill::streaming) return std::max(n_tokens, kFrameTokens);
+  if (prefill == Prefill::streaming) return std::max(n_tokens, kSegmentTokens);
   return n_tokens * std::clamp(std::pow(4.0, bits - 1.7), 1.0, 8.0);
 }
 
@@ -91,7 +91,7 @@ void HeadStore::release_staged() {
   staged_transform = {};
 }
 
-HeadStore::Frame HeadStore::plan_frame(const Spec& spec, CommitScratch& scratch) const {
+HeadStore::Calibration HeadStore::plan_calibration(const Spec& spec, CommitScratch& scratch) const {
   return spec.mixed() ? plan_mixed(spec, scratch) : plan_uniform(spec, scratch);
 }
 
@@ -115,7 +115,7 @@ policy::Moments HeadStore::staged_moments(CommitScratch& scratch) const {
   return moments;
 }
 
-HeadStore::Frame HeadStore::plan_mixed(const Spec& spec, CommitScratch& scratch) const {
+HeadStore::Calibration HeadStore::plan_mixed(const Spec& spec, CommitScratch& scratch) const {
   const double bits = spec.bits + more_bits;
   policy::Moments moments = staged_moments(scratch);
   if (!positions_->rope.angles.empty()) {
@@ -127,11 +127,11 @@ HeadStore::Frame HeadStore::plan_mixed(const Spec& spec, CommitScratch& scratch)
     forecast.apply(std::min<double>(positions_->max_cells, tokens_to_expect(staged.size(), bits, spec.prefill)),
                    moments);
   }
-  policy::MixedFrame mixed = policy::plan_mixed_frame(moments, bits, lo.layout().id_bytes);
+  policy::MixedCalibration mixed = policy::plan_mixed_calibration(moments, bits, lo.layout().id_bytes);
   return {std::move(mixed.transform), std::make_unique<codec::BlockLayout>(mixed.lo)};
 }
 
-HeadStore::Frame HeadStore::plan_uniform(const Spec& spec, CommitScratch& scratch) const {
+HeadStore::Calibration HeadStore::plan_uniform(const Spec& spec, CommitScratch& scratch) const {
   const uint32_t dim = staged.layout().dim_k;
   std::vector<double> sum(dim);
   std::vector<float> low(dim, INFINITY), high(dim, -INFINITY);
@@ -142,14 +142,14 @@ HeadStore::Frame HeadStore::plan_uniform(const Spec& spec, CommitScratch& scratc
       low[c] = std::min(low[c], scratch.k[c]), high[c] = std::max(high[c], scratch.k[c]);
     }
   }
-  Frame frame{transform, nullptr};
-  codec::Axes& key = frame.transform.key;
+  Calibration calibration{transform, nullptr};
+  codec::Axes& key = calibration.transform.key;
   for (uint32_t c = 0; c < dim; ++c) {
     if (spec.center) key.centre.push_back(codec::f32_to_f16(float(sum[c] / staged.size())));
     const float mu = spec.center ? codec::f16_to_f32(key.centre[c]) : 0.0f;
     if (spec.balancer) key.balancer.push_back(codec::balance(q_max[c], std::max(high[c] - mu, mu - low[c])));
   }
-  return frame;
+  return calibration;
 }
 
 void HeadStore::append_lo(uint32_t cell, const CommitScratch& scratch) {
@@ -270,7 +270,7 @@ void HeadStore::commit(const Spec& spec, uint64_t n_live, uint32_t from, CommitS
   const uint32_t n_hi = hi.size(), n_staged = staged.size();
   if (n_staged == 0 || spec.uncompressed()) return;
   if (!compressed() && n_staged < from) return;
-  if (spec.needs_frame() && !frozen && n_staged < kMinFrameTokens) return;
+  if (spec.needs_calibration() && !frozen && n_staged < kMinCalibrationTokens) return;
   scratch.k.resize(codec::kMaxHeadDim);
   scratch.v.resize(codec::kMaxHeadDim);
 
@@ -278,18 +278,18 @@ void HeadStore::commit(const Spec& spec, uint64_t n_live, uint32_t from, CommitS
   const uint32_t n_victims = uint32_t(scratch.victims.size());
   scratch.staged_victim.assign(n_staged,
                                0);  // the last thing that may fail must stand before the first that changes the head
-  const bool freezing = spec.needs_frame() && !frozen;
-  Frame frame = freezing ? plan_frame(spec, scratch) : Frame();
-  Tier own_lo(frame.lo ? *frame.lo : lo.layout());
-  if (!evict) (frame.lo ? own_lo : lo).reserve(n_victims);
+  const bool freezing = spec.needs_calibration() && !frozen;
+  Calibration calibration = freezing ? plan_calibration(spec, scratch) : Calibration();
+  Tier own_lo(calibration.lo ? *calibration.lo : lo.layout());
+  if (!evict) (calibration.lo ? own_lo : lo).reserve(n_victims);
   // Victims leave hi before survivors enter it, so hi only grows by what it ends up with.
   if (n_staged > n_victims) hi.reserve(n_staged - n_victims);
-  if (frame.lo) {
+  if (calibration.lo) {
     lo = std::move(own_lo);
-    own_lo_ = std::move(frame.lo);
+    own_lo_ = std::move(calibration.lo);
   }
   if (freezing) {
-    transform = std::move(frame.transform);
+    transform = std::move(calibration.transform);
     q_max = {};
     q_square = {};
     sample = {};
@@ -308,4 +308,4 @@ void HeadStore::commit(const Spec& spec, uint64_t n_live, uint32_t from, CommitS
   release_staged();
 }
 
-}  // namespace mikv::cache
+}  // namespace mikv::tier

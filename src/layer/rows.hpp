@@ -1,8 +1,8 @@
 // Rows: preparing queries for the coordinates of a tier, and turning a softmax state into outputs.
 #pragma once
 
-#include "attention/workspace.hpp"
-#include "cache/layer_impl.hpp"
+#include "layer/layer_impl.hpp"
+#include "layer/workspace.hpp"
 
 namespace mikv::attention {
 
@@ -25,7 +25,7 @@ struct RowTile {
 
 /// Queries in the engine's own coordinates, for staged tokens.
 Rows prepare_raw(const RowTile& tile, PreparedRows& memory);
-/// Queries in a frame's coordinates, for its hi and lo tiers.
+/// Queries in a segment's coordinates, for its hi and lo tiers.
 Rows prepare_for_tier(const RowTile& tile, const codec::Axes& key, PreparedRows& memory);
 /// The same rows for a tier whose keys have an error of known size (codec/expected_error.hpp): with a bias of their own
 /// in `memory`.
@@ -34,14 +34,14 @@ Rows with_expected_error(const RowTile& tile, const codec::Axes& key, const code
 
 /// An empty state for n rows: identity of merge().
 void reset(RowState& state, const LayerCache::Impl& layer, uint32_t n_rows);
-/// Views for the kernels: in the coordinates of staged tokens, and of the tiers of a frame. They share the maximum.
+/// Views for the kernels: in the coordinates of staged tokens, and of the tiers of a segment. They share the maximum.
 /// Tiers in other coordinates than the last ones make fold_tiers() necessary first, which tier_view does. `value` must
 /// outlive the state.
 State raw_view(RowState& state, const LayerCache::Impl& layer);
 State tier_view(RowState& state, const LayerCache::Impl& layer, uint32_t n_rows, const codec::Axes& value);
 /// Adds what tiers gave to what staged tokens gave, in their coordinates.
 void fold_tiers(RowState& state, const LayerCache::Impl& layer, uint32_t n_rows);
-/// into = softmax over what either has seen, the same frames in both.
+/// into = softmax over what either has seen, the same segments in both.
 void merge(RowState& into, const RowState& from, uint32_t n_rows);
 
 /// Writes the outputs of the tile and, in inverse_sum[row], 1 / the softmax denominator (0 for a row that saw nothing).

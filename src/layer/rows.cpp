@@ -1,4 +1,4 @@
-#include "attention/rows.hpp"
+#include "layer/rows.hpp"
 
 #include <algorithm>
 #include <cmath>

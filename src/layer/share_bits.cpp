@@ -7,26 +7,26 @@
 #include <thread>
 #include <vector>
 
-#include "cache/layer_impl.hpp"
+#include "layer/layer_impl.hpp"
 #include "policy/bit_allocation.hpp"
-#include "policy/mixed_frame.hpp"
+#include "policy/mixed_calibration.hpp"
 
 namespace mikv {
 namespace {
 
-// A layer whose frame the next commit freezes, and how much errors of each head count in what it puts out; zeros if no
-// query was sampled.
+// A layer whose segment the next commit freezes, and how much errors of each head count in what it puts out; zeros if
+// no query was sampled.
 struct Candidate {
   const LayerCache::Impl& layer;
-  cache::FrameStore& frame;
+  tier::SegmentStore& segment;
   std::vector<double> weights;
 };
 
 void weigh(Candidate& candidate) {
-  cache::CommitScratch scratch;
+  tier::CommitScratch scratch;
   double output = 0.0;
-  for (const cache::HeadStore& head : candidate.frame.heads()) {
-    const policy::ErrorWeight::Sums sums = head.error_weight(candidate.layer.spec, candidate.frame.n_live(), scratch);
+  for (const tier::HeadStore& head : candidate.segment.heads()) {
+    const policy::ErrorWeight::Sums sums = head.error_weight(candidate.layer.spec, candidate.segment.n_live(), scratch);
     candidate.weights.push_back(sums.error);
     output += sums.output;
   }
@@ -39,17 +39,17 @@ struct Kind {
   auto operator<=>(const Kind&) const = default;
 };
 struct Sharing {
-  std::vector<cache::HeadStore*> heads;
+  std::vector<tier::HeadStore*> heads;
   std::vector<double> weights;
 };
 
 }  // namespace
 
-Status LayerCache::share_bits(std::span<LayerCache* const> layers, FrameId frame, uint32_t n_threads) {
+Status LayerCache::share_bits(std::span<LayerCache* const> layers, SegmentId segment, uint32_t n_threads) {
   try {
     std::vector<Candidate> candidates;
     for (const LayerCache* layer : layers) {
-      cache::FrameStore* store = layer->impl_->frame(frame);
+      tier::SegmentStore* store = layer->impl_->segment(segment);
       if (store && layer->spec().mixed() && store->heads().front().freezes_next())
         candidates.push_back({*layer->impl_, *store, {}});
     }
@@ -78,10 +78,10 @@ Status LayerCache::share_bits(std::span<LayerCache* const> layers, FrameId frame
     std::map<Kind, Sharing> sharings;
     for (const Candidate& candidate : candidates) {
       const LayerShape& shape = candidate.layer.shape;
-      std::vector<cache::HeadStore>& heads = candidate.frame.heads();
+      std::vector<tier::HeadStore>& heads = candidate.segment.heads();
       Sharing& sharing = sharings[{shape.head_dim_k, shape.head_dim_v, candidate.layer.layouts.lo.id_bytes,
                                    heads.front().staged.size()}];
-      for (cache::HeadStore& head : heads) sharing.heads.push_back(&head);
+      for (tier::HeadStore& head : heads) sharing.heads.push_back(&head);
       sharing.weights.insert(sharing.weights.end(), candidate.weights.begin(), candidate.weights.end());
     }
     for (const auto& [kind, sharing] : sharings) {

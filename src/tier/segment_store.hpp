@@ -1,14 +1,14 @@
-// FrameStore: one frame of a layer: which cells live in it, and what each KV head holds of them.
+// SegmentStore: one segment of a layer: which cells live in it, and what each KV head holds of them.
 #pragma once
 
 #include <cstdint>
 #include <span>
 #include <vector>
 
-#include "cache/head_store.hpp"
 #include "mikv/result.hpp"
+#include "tier/head_store.hpp"
 
-namespace mikv::cache {
+namespace mikv::tier {
 
 /// A set of cells as a bitmap that grows with the highest cell.
 class CellSet {
@@ -31,13 +31,13 @@ class CellSet {
   std::vector<uint64_t> words_;
 };
 
-class FrameStore {
+class SegmentStore {
  public:
-  FrameStore(std::vector<HeadStore> heads) : heads_(std::move(heads)) {}
+  SegmentStore(std::vector<HeadStore> heads) : heads_(std::move(heads)) {}
   /// As it was saved; every head's tiers hold cells of `live` only.
-  FrameStore(std::vector<HeadStore> heads, CellSet live, uint32_t next_arrival);
+  SegmentStore(std::vector<HeadStore> heads, CellSet live, uint32_t next_arrival);
   /// The staged tokens of `other` under other layouts (LayerCache::clone).
-  FrameStore(const FrameStore& other, const Layouts& layouts, const Spec& spec);
+  SegmentStore(const SegmentStore& other, const Layouts& layouts, const Spec& spec);
 
   std::vector<HeadStore>& heads() { return heads_; }
   const std::vector<HeadStore>& heads() const { return heads_; }
@@ -59,7 +59,7 @@ class FrameStore {
   /// Replaces what `cells` held by n undefined staged tokens at the end of every head's staged tier.
   /// May throw std::bad_alloc; the cells hold nothing then. Cells are valid and distinct.
   void stage(std::span<const uint32_t> cells);
-  /// Nothing here allocates. Memory is not given back: the owner drops a frame whose last cell went.
+  /// Nothing here allocates. Memory is not given back: the owner drops a segment whose last cell went.
   void erase(std::span<const uint32_t> cells);
   void erase_range(uint32_t first, uint32_t last);
   /// Erases cells that are not in `live`, a bitmap as CellSet::words().
@@ -76,4 +76,4 @@ class FrameStore {
   uint32_t next_arrival_ = 0;
 };
 
-}  // namespace mikv::cache
+}  // namespace mikv::tier

@@ -1,9 +1,9 @@
-#include "cache/frame_store.hpp"
+#include "tier/segment_store.hpp"
 
 #include <algorithm>
 #include <bit>
 
-namespace mikv::cache {
+namespace mikv::tier {
 
 void CellSet::reserve(uint32_t end) {
   const size_t words = (size_t{end} + 63) / 64;
@@ -28,17 +28,17 @@ uint64_t CellSet::keep(std::span<const uint64_t> words) {
   return n_gone;
 }
 
-FrameStore::FrameStore(const FrameStore& other, const Layouts& layouts, const Spec& spec)
+SegmentStore::SegmentStore(const SegmentStore& other, const Layouts& layouts, const Spec& spec)
     : live_(other.live_), n_live_(other.n_live_), next_arrival_(other.next_arrival_) {
   for (const HeadStore& head : other.heads_) heads_.emplace_back(head, layouts, spec);
 }
 
-FrameStore::FrameStore(std::vector<HeadStore> heads, CellSet live, uint32_t next_arrival)
+SegmentStore::SegmentStore(std::vector<HeadStore> heads, CellSet live, uint32_t next_arrival)
     : heads_(std::move(heads)), live_(std::move(live)), next_arrival_(next_arrival) {
   for (const uint64_t word : live_.words()) n_live_ += uint64_t(std::popcount(word));
 }
 
-void FrameStore::renumber(std::span<const uint32_t> cells) {
+void SegmentStore::renumber(std::span<const uint32_t> cells) {
   CellSet live;
   for (uint32_t i = 0; i < cells.size(); ++i) {
     if (!live_.contains(i)) continue;
@@ -53,20 +53,20 @@ void FrameStore::renumber(std::span<const uint32_t> cells) {
   live_ = std::move(live);
 }
 
-bool FrameStore::compressed() const {
+bool SegmentStore::compressed() const {
   return std::any_of(heads_.begin(), heads_.end(), [](const HeadStore& head) { return head.compressed(); });
 }
 
-bool FrameStore::staged_in_bytes() const { return std::ranges::any_of(heads_, &HeadStore::staged_in_bytes); }
+bool SegmentStore::staged_in_bytes() const { return std::ranges::any_of(heads_, &HeadStore::staged_in_bytes); }
 
-void FrameStore::stage_in_bytes(const Layouts& layouts) {
+void SegmentStore::stage_in_bytes(const Layouts& layouts) {
   try {
     for (HeadStore& head : heads_) head.stage_in_bytes(layouts);
   } catch (const std::bad_alloc&) {  // the others stay in f16
   }
 }
 
-void FrameStore::stage(std::span<const uint32_t> cells) {
+void SegmentStore::stage(std::span<const uint32_t> cells) {
   n_last_staged_ = 0;
   if (cells.empty()) return;
   erase(cells);  // first: a sliding window overwrites as many tokens as it adds, and needs no more room
@@ -85,21 +85,21 @@ void FrameStore::stage(std::span<const uint32_t> cells) {
   n_last_staged_ = uint32_t(cells.size());
 }
 
-void FrameStore::erase(std::span<const uint32_t> cells) {
+void SegmentStore::erase(std::span<const uint32_t> cells) {
   uint64_t n_gone = 0;
   for (const uint32_t cell : cells) n_gone += live_.remove(cell);
   forget_dead(n_gone);
 }
 
-void FrameStore::erase_range(uint32_t first, uint32_t last) {
+void SegmentStore::erase_range(uint32_t first, uint32_t last) {
   uint64_t n_gone = 0;
   for (uint32_t cell = first; cell < std::min(last, live_.end()); ++cell) n_gone += live_.remove(cell);
   forget_dead(n_gone);
 }
 
-void FrameStore::retain(std::span<const uint64_t> live) { forget_dead(live_.keep(live)); }
+void SegmentStore::retain(std::span<const uint64_t> live) { forget_dead(live_.keep(live)); }
 
-void FrameStore::forget_dead(uint64_t n_gone) {
+void SegmentStore::forget_dead(uint64_t n_gone) {
   if (n_gone == 0) return;
   for (HeadStore& head : heads_) {
     for (Tier* tier : {&head.staged, &head.hi, &head.lo}) {
@@ -112,4 +112,4 @@ void FrameStore::forget_dead(uint64_t n_gone) {
   n_live_ -= n_gone;
 }
 
-}  // namespace mikv::cache
+}  // namespace mikv::tier
