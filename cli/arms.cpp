@@ -12,7 +12,7 @@ llama::KvChoice recording_choice() { return unwrap(llama::KvChoice::parse("mikv"
 
 }  // namespace
 
-Arms::Arms(const llama::Model& model, std::vector<llama::KvChoice> choices, llama::ContextOptions options)
+Arms::Arms(const llama::Model& model, std::vector<llama::KvChoice> choices, llama::EngineOptions options)
     : model_(model), choices_(std::move(choices)), options_(std::move(options)), own_(choices_.size()) {
   options_.rewindable = true;
   if (!options_.should_stop) options_.should_stop = interrupted;
@@ -37,7 +37,7 @@ void Arms::set_prompt(std::vector<llama::Token> prompt) {
 Arms::Seat& Arms::seat_of(size_t arm) {
   if (uses_shared_seat(arm)) return shared_seat();
   Seat& seat = own_[arm];
-  if (!seat.context) seat.context = unwrap(llama::Context::create(model_, choices_[arm], options_));
+  if (!seat.context) seat.context = unwrap(llama::EngineContext::create(model_, choices_[arm], options_));
   if (!seat.has_prompt && choices_[arm].takes_prompt) take_prompt(seat);
   if (!seat.has_prompt) prefill(seat);
   return seat;
@@ -45,7 +45,7 @@ Arms::Seat& Arms::seat_of(size_t arm) {
 
 Arms::Seat& Arms::shared_seat() {
   if (!shared_.context) {
-    shared_.context = unwrap(llama::Context::create(model_, recording_choice(), options_));
+    shared_.context = unwrap(llama::EngineContext::create(model_, recording_choice(), options_));
     shared_.blank = unwrap(shared_.context->checkpoint());
   }
   if (!shared_.has_prompt) prefill(shared_);

@@ -10,7 +10,7 @@
 #include <span>
 #include <vector>
 
-#include "engine.hpp"
+#include "engine/engine.hpp"
 
 namespace mikv::cli {
 
@@ -19,7 +19,7 @@ inline constexpr double kStepInPromptTokens = 6.0;
 
 /// An arm at the end of the prompt, compressed and ready to generate.
 struct ArmStart {
-  llama::Context* context = nullptr;
+  llama::EngineContext* context = nullptr;
   std::vector<float> logits;  ///< of the prompt's last token
   double prefill_s = 0.0;     ///< the whole prompt, compression included
   MemoryUsage usage;          ///< after compression
@@ -27,7 +27,7 @@ struct ArmStart {
 
 class Arms {
  public:
-  Arms(const llama::Model& model, std::vector<llama::KvChoice> choices, llama::ContextOptions options);
+  Arms(const llama::Model& model, std::vector<llama::KvChoice> choices, llama::EngineOptions options);
 
   size_t size() const { return choices_.size(); }
   const llama::KvChoice& choice(size_t arm) const { return choices_[arm]; }
@@ -48,7 +48,7 @@ class Arms {
  private:
   /// A context and where it stands with the present prompt.
   struct Seat {
-    std::unique_ptr<llama::Context> context;
+    std::unique_ptr<llama::EngineContext> context;
     bool has_prompt = false;
     std::vector<float> logits;
     double prefill_s = 0.0;
@@ -64,7 +64,7 @@ class Arms {
 
   const llama::Model& model_;
   std::vector<llama::KvChoice> choices_;
-  llama::ContextOptions options_;
+  llama::EngineOptions options_;
   std::vector<llama::Token> prompt_;
   Seat shared_;
   std::vector<Seat> own_;

@@ -15,12 +15,12 @@ namespace mikv::cli {
 
 template <typename T>
 T unwrap(Result<T> result) {
-  if (!result) fail(result.error());
+  if (!result) fail(result.message());
   return std::move(result).value();
 }
 
 inline void check(const Status& status) {
-  if (!status.ok()) fail(status.error());
+  if (!status.ok()) fail(status.message());
 }
 
 }  // namespace mikv::cli

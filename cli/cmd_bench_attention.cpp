@@ -12,7 +12,9 @@
 
 #include "check.hpp"
 #include "commands.hpp"
-#include "flash_attn_bench.hpp"
+#include "engine/flash_attn_bench.hpp"
+#include "mikv/reference.hpp"
+#include "mikv/simd.hpp"
 #include "model_options.hpp"
 #include "noise.hpp"
 #include "progress.hpp"
@@ -117,29 +119,84 @@ size_t output_size(const llama::FlashAttnProblem& problem) {
   return size_t(problem.n_queries) * problem.shape.n_heads * problem.shape.head_dim_v;
 }
 
-/// A layer that holds the content: all but the tokens of a prompt's present chunk compressed, as they are in use.
-std::unique_ptr<LayerCache> make_layer(const llama::FlashAttnProblem& problem, const Content& content, const Spec& spec,
-                                       Workspace& workspace) {
-  auto layer = unwrap(LayerCache::create(problem.shape, spec, problem.n_tokens));
-  std::vector<Cell> cells(problem.n_tokens);
-  for (uint32_t i = 0; i < problem.n_tokens; ++i) cells[i] = i;
-  const size_t row = size_t(problem.shape.n_kv_heads) * problem.shape.head_dim_k;
-  const uint32_t n_before = problem.n_queries == 1 ? problem.n_tokens : problem.n_tokens - problem.n_queries;
-  const auto put = [&](uint32_t first, uint32_t n) {
-    check(
-        layer->put(0, std::span(cells).subspan(first, n), &content.k[first * row], row, &content.v[first * row], row));
-  };
-  if (n_before > 0) {
-    put(0, n_before);
-    std::vector<float> out(output_size(problem));
-    AttendArgs one = make_args(problem, content, out.data());
-    one.n_tokens = 1;
-    check(layer->attend(one, workspace));  // importance, query statistics
-    check(layer->commit(0));
+/// Cells as they come: token i of the one sequence is in cell i, and none is ever freed.
+class RisingCells : public CellOwner {
+ public:
+  Result<CellsByLayer> live_cells() override { return unused(); }
+  Result<EngineState> save(SequenceId, bool) override { return unused(); }
+  Result<CellsByLayer> load(SequenceId, bool, const EngineState&) override { return unused(); }
+  void drop(SequenceId) override {}
+
+ private:
+  static Error unused() { return Error{ErrorCode::unsupported, "no cell is ever freed here"}; }
+};
+
+/// A context that holds the content in each of its layers: all but the tokens of a prompt's present chunk compressed, as
+/// they are in use. A step of those tokens is open, or of one more.
+class FilledContext {
+ public:
+  FilledContext(const llama::FlashAttnProblem& problem, const Content& content, const Spec& spec, uint32_t n_threads)
+      : problem_(problem), content_(content) {
+    ContextOptions options;
+    options.spec = spec;
+    options.unified = true;
+    options.n_threads = n_threads;
+    options.n_ubatch = problem.n_tokens;
+    options.cells = &cells_;
+    context_ = unwrap(Context::create(std::move(options)));
+    for (uint32_t layer = 0; layer < problem.n_layers; ++layer) {
+      check(context_->add_layer(int(layer), problem.shape, kMaxTokens));
+    }
+    const uint32_t n_before = problem.n_queries == 1 ? problem.n_tokens : problem.n_tokens - problem.n_queries;
+    if (n_before > 0) {
+      begin(n_before, false);
+      std::vector<float> out(output_size(problem));
+      AttendArgs one = make_args(problem, content, out.data());
+      one.n_tokens = 1;
+      for (uint32_t layer = 0; layer < problem.n_layers; ++layer) {
+        store(layer);
+        check(context_->attend(int(layer), {&one, 1}));  // importance, query statistics
+      }
+      check(context_->end_step());
+      check(context_->compress());
+    }
+    begin(problem.n_queries, problem.n_queries == 1);
+    for (uint32_t layer = 0; problem.n_queries > 1 && layer < problem.n_layers; ++layer) store(layer);
   }
-  if (n_before < problem.n_tokens) put(n_before, problem.n_tokens - n_before);
-  return layer;
-}
+
+  Context& get() { return *context_; }
+
+  /// Begins a step of the n tokens that follow.
+  void begin(uint32_t n, bool generated) {
+    Batch batch;
+    batch.tokens.assign(n, Batch::Token{.sequence = 0, .output = generated});
+    check(context_->begin_step(batch));
+    n_tokens_ = n;
+    first_ = next_;
+    next_ += n;
+  }
+  void end() { check(context_->end_step()); }
+
+  /// Stores the step's tokens. Beyond the content they are as tokens before them: what they hold makes no difference.
+  void store(uint32_t layer) {
+    std::vector<CellPlace>& cells = places_;
+    cells.clear();
+    for (uint32_t i = 0; i < n_tokens_; ++i) cells.push_back({0, first_ + i});
+    const size_t row = size_t(problem_.shape.n_kv_heads) * problem_.shape.head_dim_k;
+    const size_t at = size_t(first_) * row % content_.k.size();
+    check(context_->store(int(layer), cells, &content_.k[at], row, &content_.v[at], row));
+  }
+
+ private:
+  static constexpr uint32_t kMaxTokens = 1u << 24;
+
+  const llama::FlashAttnProblem& problem_;
+  const Content& content_;
+  RisingCells cells_;
+  std::unique_ptr<Context> context_;
+  std::vector<CellPlace> places_;
+  uint32_t n_tokens_ = 0, first_ = 0, next_ = 0;
+};
 
 /// Largest error of `got`, as a share of the root mean square of `wanted`; NaN is infinite.
 double relative_error(std::span<const float> got, std::span<const float> wanted) {
@@ -168,48 +225,44 @@ class OurArm : public Arm {
  public:
   OurArm(llama::KvChoice choice, const llama::FlashAttnProblem& problem, const Content& content, ThreadTeam& team)
       : Arm(std::move(choice)),
-        content_(content),
+        n_layers_(problem.n_layers),
+        whole_steps_(content.whole_steps),
         team_(team),
-        workspace_(team.size()),
         out_(output_size(problem)),
         args_(make_args(problem, content, out_.data())),
-        next_cell_(problem.n_tokens) {
-    if (content.whole_steps) {  // the mask ends before the tokens of the steps
-      args_.mask = {};
-      args_.commit = true;
-    }
-    for (uint32_t layer = 0; layer < problem.n_layers; ++layer) {
-      layers_.push_back(make_layer(problem, content, *kv.spec, workspace_));
-    }
+        context_(problem, content, *kv.spec, team.size()) {
+    if (whole_steps_) args_.mask = {};  // the mask ends before the tokens of the steps
   }
 
   double run() override {
     double elapsed = 0.0;
+    if (whole_steps_) context_.begin(1, true);
     team_.run([&](uint32_t thread) {
       team_.barrier();
       const Stopwatch watch;
-      for (auto& layer : layers_) {
-        if (args_.commit) {
-          if (thread == 0) store_token(*layer);
+      for (uint32_t layer = 0; layer < n_layers_; ++layer) {
+        if (whole_steps_) {
+          if (thread == 0) context_.store(layer);
           team_.barrier();
         }
-        (void)layer->attend(args_, workspace_, thread, team_.size());
+        (void)context_.get().attend(int(layer), {&args_, 1}, thread, team_.size());
         team_.barrier();
       }
       if (thread == 0) elapsed = watch.seconds();
     });
-    ++next_cell_;
+    if (whole_steps_) context_.end();
     return elapsed;
   }
 
   void check_answer() override {
+    // The last layer's answer and the reference's, of what is stored now: a second attention adds scores only.
     std::vector<float> wanted(out_.size());
     AttendArgs args = args_;
     args.out = wanted.data();
-    args_.commit = false;  // the answer is that of what is stored now
-    run();                 // leaves the last layer's answer
-    args_.commit = content_.whole_steps;
-    check(reference_attend(*layers_.back(), args));
+    const int last = int(n_layers_) - 1;
+    check(reference_attend(context_.get(), last, {&args, 1}));
+    check(context_.get().attend(last, {&args_, 1}));
+    if (whole_steps_) context_.end();
     // fp32 sums against doubles over decoded f16 values: errors of some 1e-4 are rounding, of 1e-2 a wrong kernel.
     const double error = relative_error(out_, wanted);
     if (!(error < 1e-2))
@@ -218,32 +271,27 @@ class OurArm : public Arm {
   }
 
   double bytes() const override {
-    const MemoryUsage usage = layers_.back()->memory_usage();
-    return double(usage.staged + usage.hi + usage.lo + usage.scales);
+    const MemoryUsage usage = context_.get().memory_usage();
+    return double(usage.staged + usage.hi + usage.lo + usage.scales) / n_layers_;
   }
 
  private:
-  void store_token(LayerCache& layer) {
-    const size_t row = size_t(layer.shape().n_kv_heads) * layer.shape().head_dim_k;
-    const size_t at = next_cell_ * row % content_.k.size();  // as a token before it: what it holds makes no difference
-    (void)layer.put(0, std::span(&next_cell_, 1), &content_.k[at], row, &content_.v[at], row);
-  }
-
-  const Content& content_;
+  uint32_t n_layers_;
+  bool whole_steps_;
   ThreadTeam& team_;
-  Workspace workspace_;
   std::vector<float> out_;
   AttendArgs args_;
-  Cell next_cell_;
-  std::vector<std::unique_ptr<LayerCache>> layers_;
+  mutable FilledContext context_;
 };
 
 /// softmax(q.k) v over the content itself, in doubles: the reference for caches that are not ours.
 std::vector<float> exact_attention(const llama::FlashAttnProblem& problem, const Content& content) {
-  Workspace workspace(1);
-  const auto layer = make_layer(problem, content, *unwrap(llama::KvChoice::parse("full")).spec, workspace);
+  llama::FlashAttnProblem one_layer = problem;
+  one_layer.n_layers = 1;
+  FilledContext context(one_layer, content, *unwrap(llama::KvChoice::parse("full")).spec, 1);
   std::vector<float> out(output_size(problem));
-  check(reference_attend(*layer, make_args(problem, content, out.data())));
+  const AttendArgs args = make_args(problem, content, out.data());
+  check(reference_attend(context.get(), 0, {&args, 1}));
   return out;
 }
 

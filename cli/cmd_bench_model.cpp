@@ -116,7 +116,7 @@ class DepthRun {
   }
 
   /// Processes n tokens of the text that follows the prompt, from the given one on.
-  void work(llama::Context& context, uint32_t first, uint32_t n) {
+  void work(llama::EngineContext& context, uint32_t first, uint32_t n) {
     const std::span<const llama::Token> tokens(tokens_.data() + n_prompt_ + first, n);
     if (options_.workload.prefill) {
       check(context.prefill(tokens));

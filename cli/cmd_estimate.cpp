@@ -1,7 +1,7 @@
 // mikv estimate: what a KV cache of some length will take, before it is tried.
 //
-// The cache of one layer of each shape is made and filled with random keys and values, and its bytes are counted: the
-// same code that will store the real ones.
+// A context with one layer of each shape is filled with random keys and values, and its bytes are counted
+// (cache_size.hpp).
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
@@ -10,12 +10,11 @@
 #include <memory>
 #include <vector>
 
-#include "check.hpp"
+#include "cache_size.hpp"
 #include "commands.hpp"
 #include "errors.hpp"
 #include "json_report.hpp"
 #include "model_options.hpp"
-#include "random.hpp"
 #include "table.hpp"
 #include "terminal.hpp"
 
@@ -32,59 +31,27 @@ struct Options {
 
 // Beyond this bytes grow with tokens in a straight line.
 constexpr uint32_t kMeasuredTokens = 8192;
-constexpr uint32_t kChunk = 512;
 
 struct Bytes {
-  double prompt = 0.0;  ///< staged: a prompt that is not compressed yet
+  double prompt = 0.0;  ///< most, while the prompt is read
   double held = 0.0;    ///< afterwards
 };
 
-Bytes measure_layer(const LayerShape& shape, const Spec& spec, uint32_t n_tokens, uint64_t max_cells) {
-  const auto layer = unwrap(LayerCache::create(shape, spec, uint32_t(std::min<uint64_t>(max_cells, kMaxCells))));
-  Random random(1);
-  const size_t k_row = size_t{shape.n_kv_heads} * shape.head_dim_k, v_row = size_t{shape.n_kv_heads} * shape.head_dim_v;
-  std::vector<float> k(kChunk * k_row), v(kChunk * v_row);
-  for (float& x : k) x = random.gaussian();
-  for (float& x : v) x = random.gaussian();
-  SegmentId segment = 0;
-  uint64_t n_before = 0;  // in earlier segments
-  const auto compress = [&](uint32_t from) {
-    check(layer->share_bits(segment));
-    check(layer->commit(segment, from));
-  };
-  const bool streaming = spec.prefill == Prefill::streaming;
-  Bytes bytes;
-  std::vector<Cell> cells;
-  for (uint32_t begin = 0; begin < n_tokens; begin += kChunk) {
-    cells.clear();
-    for (Cell cell = begin; cell < std::min(n_tokens, begin + kChunk); ++cell) cells.push_back(cell);
-    if (streaming && is_full(*layer, segment)) {
-      n_before += layer->n_cells(segment);
-      check(layer->continue_segment(segment, segment + 1));
-      ++segment;
-    }
-    const uint64_t n_compressed = n_before + layer->n_cells(segment) - layer->n_staged(segment);
-    check(layer->put(segment, cells, k.data(), k_row, v.data(), v_row));
-    bytes.prompt = std::max(bytes.prompt, double(layer->bytes_used()));
-    if (streaming) compress(streamed_tokens(spec, max_cells, n_compressed));
-  }
-  compress(kFirstTokens);
-  bytes.held = double(layer->bytes_used());
-  return bytes;
+Bytes measure_layer(const LayerShape& shape, const Spec& spec, uint32_t n_tokens, uint64_t n_cells) {
+  const CacheSize size = measure_cache(shape, spec, n_tokens, n_cells);
+  return {double(size.peak_bytes), double(size.held.total())};
 }
 
-Bytes estimate_layer(const LayerShape& shape, const Spec& spec, uint64_t n_tokens, uint64_t max_cells) {
+Bytes estimate_layer(const LayerShape& shape, const Spec& spec, uint64_t n_tokens) {
   const uint32_t most = uint32_t(std::min<uint64_t>(n_tokens, kMeasuredTokens));
-  const Bytes whole = measure_layer(shape, spec, most, max_cells);
+  const Bytes whole = measure_layer(shape, spec, most, n_tokens);
   if (n_tokens == most) return whole;
-  const Bytes half = measure_layer(shape, spec, kMeasuredTokens / 2, max_cells);
+  const Bytes half = measure_layer(shape, spec, kMeasuredTokens / 2, n_tokens);
   const double more = double(n_tokens - most) / (kMeasuredTokens / 2);
   const double held = whole.held + more * (whole.held - half.held);
   if (spec.prefill == Prefill::exact) return {whole.prompt + more * (whole.prompt - half.prompt), held};
-  // Then the fewest tokens wait that ever do, and the others are held.
-  const double n_waiting = kFirstStreamedTokens + kChunk;
-  const double token_bytes = double(shape.n_kv_heads) * (shape.head_dim_k + shape.head_dim_v) * sizeof(uint16_t);
-  return {std::max(whole.prompt, held * (1.0 - n_waiting / double(n_tokens)) + n_waiting * token_bytes), held};
+  // A streamed prompt's wait is bounded: what is held grows, what waits does not.
+  return {std::max(whole.prompt, held + (whole.prompt - whole.held)), held};
 }
 
 void run(const Options& options) {
@@ -115,7 +82,7 @@ void run(const Options& options) {
           fmt::format("estimate knows caches of mikv; llama.cpp's {} prints its size when it starts", choice.name));
     double held = 0.0, prompt = 0.0;
     for (const auto& [key, entry] : shapes) {
-      const Bytes bytes = estimate_layer(entry.first, *choice.spec, n_each, n_each);
+      const Bytes bytes = estimate_layer(entry.first, *choice.spec, n_each);
       held += bytes.held * entry.second;
       prompt += bytes.prompt * entry.second;
     }

@@ -195,7 +195,7 @@ void run(const Options& options) {
   const auto model = options.model.load();
   options.knob.add_choice(*model, choices);
   const auto prompts = make_prompts(options, cases, *model);
-  llama::ContextOptions context_options{.n_ctx = context_size(options, prompts),
+  llama::EngineOptions context_options{.n_ctx = context_size(options, prompts),
                                         .n_ubatch = options.n_ubatch,
                                         .n_threads = options.model.threads(),
                                         .should_stop = interrupted};

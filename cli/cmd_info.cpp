@@ -2,14 +2,16 @@
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
-#include <cmath>
+#include <algorithm>
 #include <memory>
-#include <set>
+#include <utility>
+#include <vector>
 
+#include "cache_size.hpp"
 #include "check.hpp"
 #include "commands.hpp"
+#include "mikv/simd.hpp"
 #include "model_options.hpp"
-#include "random.hpp"
 #include "table.hpp"
 #include "terminal.hpp"
 #include "version.hpp"
@@ -30,53 +32,22 @@ std::string joined(const std::vector<std::string>& names) {
   return text;
 }
 
-/// Random keys and values for a cache of any shape of the model.
-class Filler {
- public:
-  explicit Filler(const LayerShape& shape) : shape_(shape), cells_(kTokens) {
-    for (uint32_t i = 0; i < kTokens; ++i) cells_[i] = i;
-    Random random(1);
-    k_.resize(size_t(kTokens) * shape.n_kv_heads * shape.head_dim_k);
-    v_.resize(size_t(kTokens) * shape.n_kv_heads * shape.head_dim_v);
-    for (float& value : k_) value = random.gaussian();
-    for (float& value : v_) value = random.gaussian();
-  }
-
-  /// The size of a layer that holds them, compressed.
-  MemoryUsage usage(const Spec& spec) const {
-    const auto cache = unwrap(LayerCache::create(shape_, spec, kTokens));
-    check(cache->put(0, cells_, k_.data(), size_t(shape_.n_kv_heads) * shape_.head_dim_k, v_.data(),
-                     size_t(shape_.n_kv_heads) * shape_.head_dim_v));
-    check(cache->share_bits(0));
-    check(cache->commit(0));
-    return cache->memory_usage();
-  }
-
- private:
-  LayerShape shape_;
-  std::vector<Cell> cells_;
-  std::vector<float> k_, v_;
-};
-
 /// Presets with what a cache of kTokens tokens takes in all layers. Layers of one shape take the same.
 void print_presets_for(const llama::Model& model, JsonReport& report) {
   using enum Table::Align;
   Table table(
       {{"preset", left}, {"bits/element"}, {fmt::format("KV of {} tokens", kTokens)}, {"of f16"}, {"keys", left}});
-  std::vector<std::pair<LayerShape, Filler>> fillers;
-  for (const LayerShape& layer : model.info().layers) {
-    const bool known = std::ranges::any_of(fillers, [&](const auto& f) { return f.first == layer; });
-    if (!known) fillers.emplace_back(layer, Filler(layer));
-  }
   for (const Preset& preset : presets()) {
     throw_if_interrupted();
     const Spec spec = unwrap(Spec::parse(preset.name));
     MemoryUsage total;
-    for (const auto& [shape, filler] : fillers) {
-      const MemoryUsage one = filler.usage(spec);
-      for (const LayerShape& layer : model.info().layers) {
-        if (layer == shape) total += one;
+    std::vector<std::pair<LayerShape, MemoryUsage>> sizes;
+    for (const LayerShape& layer : model.info().layers) {
+      const auto same = [&](const auto& size) { return size.first == layer; };
+      if (std::ranges::none_of(sizes, same)) {
+        sizes.emplace_back(layer, measure_cache(layer, spec, kTokens, kTokens).held);
       }
+      total += std::ranges::find_if(sizes, same)->second;
     }
     const double bits = total.bits_per_element();
     table.add_row({std::string(preset.name), fmt::format("{:.2f}", bits), format_bytes(double(total.total())),

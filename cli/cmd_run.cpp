@@ -101,7 +101,7 @@ class Stream {
 
 enum class End { finished, context_full, interrupted };
 
-End generate(const Options& options, const llama::Model& model, llama::Context& context, Generation& done) {
+End generate(const Options& options, const llama::Model& model, llama::EngineContext& context, Generation& done) {
   const uint32_t seed = options.seed >= 0 ? uint32_t(options.seed) : std::random_device{}();
   llama::Sampler sampler(float(options.temperature), seed);
   const size_t n_max = options.n_predict < 0 ? SIZE_MAX : size_t(options.n_predict);
@@ -130,13 +130,13 @@ void run(const Options& options) {
   const auto model = options.model.load();
   if (options.knob.given()) kv = unwrap(llama::KvChoice::parse(options.knob.pick(*model)));
   const auto tokens = prompt_tokens(options, *model);
-  llama::ContextOptions context_options;
+  llama::EngineOptions context_options;
   context_options.n_ctx = options.n_ctx ? options.n_ctx : model->info().n_ctx_train;
   context_options.n_ubatch = options.n_ubatch;
   context_options.n_threads = options.model.threads();
   context_options.should_stop = interrupted;
   require_fits(tokens.size(), context_options.n_ctx, "the prompt");
-  const auto context = unwrap(llama::Context::create(*model, kv, context_options));
+  const auto context = unwrap(llama::EngineContext::create(*model, kv, context_options));
 
   Generation done{.n_prompt = tokens.size()};
   const Stopwatch watch;

@@ -14,7 +14,7 @@
 #include <sstream>
 
 #include "errors.hpp"
-#include "mikv/cache.hpp"
+#include "mikv/simd.hpp"
 #include "version.hpp"
 
 namespace mikv::cli {

@@ -20,7 +20,7 @@ using Reference = std::vector<std::vector<double>>;
 size_t top(std::span<const double> log_p) { return size_t(std::ranges::max_element(log_p) - log_p.begin()); }
 
 /// Feeds the tokens and gives each distribution that follows one to `use`.
-void feed(llama::Context& context, std::span<const llama::Token> tokens, Progress& progress,
+void feed(llama::EngineContext& context, std::span<const llama::Token> tokens, Progress& progress,
           const std::function<void(size_t, std::vector<double>)>& use) {
   for (size_t i = 0; i < tokens.size(); ++i) {
     throw_if_interrupted();

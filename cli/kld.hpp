@@ -9,7 +9,7 @@
 #include <string>
 #include <vector>
 
-#include "engine.hpp"
+#include "engine/engine.hpp"
 #include "json_report.hpp"
 #include "model_options.hpp"
 

@@ -10,7 +10,7 @@
 #include <optional>
 #include <string_view>
 
-#include "drop_in.hpp"
+#include "interpose/drop_in.hpp"
 #include "errors.hpp"
 #include "model_store.hpp"
 
@@ -134,7 +134,7 @@ int run_llama_tool(const LlamaTool& tool, int argc, char** argv) {
       if (budget && *budget) throw UserError("--kv-budget needs a cache of ours; leave out --kv llama:f16");
     } else {
       const auto drop_in = llama::DropIn::parse(kv, budget, value_or_environment(options.report, "MIKV_KV_REPORT"));
-      if (!drop_in) throw UserError(drop_in.error());
+      if (!drop_in) throw UserError(drop_in.message());
       llama::use_drop_in(drop_in.value());
       // The server in router mode starts itself again for each model.
       setenv("MIKV_KV", kv, 1);

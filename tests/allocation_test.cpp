@@ -53,7 +53,7 @@ TEST_P(AllocationTest, SteadyStepsAllocateNothing) {
   Workspace workspace(1);
   const Tokens tokens(kShape, 1, random);
   std::vector<float> q(size_t{kShape.n_heads} * kShape.head_dim_k, 0.5f), out(q.size());
-  AttendArgs args;
+  LayerAttendArgs args;
   args.q = q.data();
   args.out = out.data();
   args.q_token_stride = args.out_token_stride = q.size();

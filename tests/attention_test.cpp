@@ -70,8 +70,8 @@ TEST(AttentionTest, ForcedTargetIsTheOneThatRuns) {
   }
   const Status refused = set_simd_target("mmx");
   EXPECT_FALSE(refused.ok());
-  EXPECT_NE(refused.error().find("mmx"), std::string::npos);
-  EXPECT_NE(refused.error().find(targets[0]), std::string::npos) << "it must name those that would do";
+  EXPECT_NE(refused.message().find("mmx"), std::string::npos);
+  EXPECT_NE(refused.message().find(targets[0]), std::string::npos) << "it must name those that would do";
   EXPECT_EQ(simd_target(), targets.back()) << "a refusal changes nothing";
   ASSERT_TRUE(set_simd_target(before).ok());
 }

@@ -80,7 +80,7 @@ TEST(CacheModelCasesTest, PutRefusesAndStoresNothing) {
   Tokens tokens(kShape, 3, random);
   const auto layer = make_layer(kShape, "mikv");
   const auto error_of = [&](SegmentId segment, const std::vector<Cell>& cells) {
-    return layer->put(segment, cells, tokens.k.data(), tokens.k_stride, tokens.v.data(), tokens.v_stride).error();
+    return layer->put(segment, cells, tokens.k.data(), tokens.k_stride, tokens.v.data(), tokens.v_stride).message();
   };
   EXPECT_NE(error_of(0, {1, 2, 1}).find("cell 1"), std::string::npos);
   EXPECT_NE(error_of(0, {1, kMaxCells, 2}).find(std::to_string(kMaxCells)), std::string::npos);
@@ -134,7 +134,7 @@ TEST(CacheModelCasesTest, CloneStartsAnotherSpecFromTheSamePrompt) {
   const std::vector<StoredToken> before = sorted_dump(*layer, 3, 1);
   for (const char* spec : {"full", "mikv:keep=0.1", "rtn4", "h2o", "mikv-max"}) {
     auto copy = layer->clone(Spec::parse(spec).value());
-    ASSERT_TRUE(copy.ok()) << copy.error();
+    ASSERT_TRUE(copy.ok()) << copy.message();
     EXPECT_EQ(copy.value()->n_cells(3), 40u);
     const std::vector<StoredToken> cloned = sorted_dump(*copy.value(), 3, 1);
     ASSERT_EQ(cloned.size(), before.size());

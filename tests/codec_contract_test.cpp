@@ -190,7 +190,7 @@ TEST(CodecContractHiTest, OneStepOffIsCaught) {
 TEST(CreateTest, RefusesWhatItCannotServe) {
   const auto error_of = [](const LayerShape& shape, std::string_view spec) {
     const auto layer = LayerCache::create(shape, Spec::parse(spec).value());
-    return layer ? std::string("accepted") : layer.error();
+    return layer ? std::string("accepted") : layer.message();
   };
   EXPECT_EQ(error_of({4, 2, 64, 64}, "mikv"), "accepted");
   EXPECT_EQ(error_of({4, 2, 512, 8}, "mikv:lo=int3,group=8"), "accepted");

@@ -47,7 +47,7 @@ std::vector<float> generate(LayerCache& layer, uint32_t n_threads) {
       layer.write_k(0, step.tokens.k.data(), step.tokens.k_stride, thread, n_threads);
       layer.write_v(0, step.tokens.v.data(), step.tokens.v_stride, thread, n_threads);
       barrier.arrive_and_wait();
-      AttendArgs args;
+      LayerAttendArgs args;
       args.q = step.request.q.data();
       args.q_token_stride = step.request.q_token_stride();
       args.q_head_stride = step.request.q_head_stride();

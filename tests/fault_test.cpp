@@ -18,7 +18,7 @@
 #include <new>
 
 #include "cache_model.hpp"
-#include "session/atomic_file.hpp"
+#include "mikv/atomic_file.hpp"
 
 namespace {
 
@@ -179,7 +179,7 @@ class FileFaultTest : public testing::Test {
     char name[] = "/tmp/mikv-fault-XXXXXX";
     folder_ = mkdtemp(name);
     path_ = folder_ + "/saved";
-    ASSERT_TRUE(session::write_file(path_, old_).ok());
+    ASSERT_TRUE(write_file(path_, old_).ok());
   }
   void TearDown() override {
     file = {};
@@ -194,19 +194,19 @@ class FileFaultTest : public testing::Test {
 TEST_F(FileFaultTest, KilledAtAnyStepOfASave) {
   uint32_t n = 0, n_old = 0;
   for (bool killed = true; killed; ++n) {
-    ASSERT_TRUE(session::write_file(path_, old_).ok());
+    ASSERT_TRUE(write_file(path_, old_).ok());
     const pid_t child = fork();
     ASSERT_GE(child, 0);
     if (child == 0) {
       file = {FileFault::What::kill, n, 0, false};
-      _exit(session::write_file(path_, new_).ok() ? 0 : 1);
+      _exit(write_file(path_, new_).ok() ? 0 : 1);
     }
     int status = 0;
     ASSERT_EQ(waitpid(child, &status, 0), child);
     killed = WIFSIGNALED(status);
     ASSERT_TRUE(killed || WEXITSTATUS(status) == 0);
-    const auto found = session::read_file(path_);
-    ASSERT_TRUE(found.ok()) << found.error();
+    const auto found = read_file(path_);
+    ASSERT_TRUE(found.ok()) << found.message();
     ASSERT_TRUE(found.value() == old_ || (found.value() == new_)) << "step " << n;
     n_old += found.value() == old_;
     EXPECT_TRUE(killed || found.value() == new_);
@@ -219,14 +219,14 @@ TEST_F(FileFaultTest, AnErrorAtAnyStepOfASave) {
   for (const int error : {EIO, ENOSPC, EDQUOT, EROFS}) {
     uint32_t n = 0;
     for (bool happened = true; happened; ++n) {
-      ASSERT_TRUE(session::write_file(path_, old_).ok());
+      ASSERT_TRUE(write_file(path_, old_).ok());
       file = {FileFault::What::error, n, error, false};
-      const Status status = session::write_file(path_, new_);
+      const Status status = write_file(path_, new_);
       happened = file.happened;
       file = {};
-      EXPECT_EQ(session::read_file(path_).value(), status ? new_ : old_) << "step " << n;
+      EXPECT_EQ(read_file(path_).value(), status ? new_ : old_) << "step " << n;
       EXPECT_EQ(n_files(), 1u) << "step " << n;
-      EXPECT_TRUE(status.ok() || status.error().find(strerror(error)) != std::string::npos) << status.error();
+      EXPECT_TRUE(status.ok() || status.message().find(strerror(error)) != std::string::npos) << status.message();
     }
     EXPECT_GE(n, 10u);
   }

@@ -37,7 +37,7 @@ void fill(LayerCache& layer, size_t n, const Tokens& chunk) {
   for (size_t done = 0; done < n; done += kChunk) {
     const std::vector<Cell> cells = cell_range(Cell(done), std::min(kChunk, n - done));
     const Status status = layer.put(0, cells, chunk.k.data(), chunk.k_stride, chunk.v.data(), chunk.v_stride);
-    ASSERT_TRUE(status.ok()) << status.error();
+    ASSERT_TRUE(status.ok()) << status.message();
   }
 }
 
@@ -69,7 +69,7 @@ TEST_P(MemoryTest, BytesUsedAreBytesAllocated) {
   for (Cell cell = 4096; cell < 5096; ++cell) {
     const Status status =
         layer->put(0, std::span(&cell, 1), chunk.k.data(), chunk.k_stride, chunk.v.data(), chunk.v_stride);
-    ASSERT_TRUE(status.ok()) << status.error();
+    ASSERT_TRUE(status.ok()) << status.message();
     if (cell % 10 == 0)
       run(*layer, query);
     else

@@ -118,8 +118,8 @@ TEST(RopeForecastTest, BadAnglesAreRefused) {
   const auto layer = make_layer({2, 1, 16, 16}, "mikv");
   EXPECT_TRUE(layer->set_rope({std::vector<float>(8, 0.5f), true}).ok());
   EXPECT_TRUE(layer->set_rope({}).ok());
-  EXPECT_NE(layer->set_rope({std::vector<float>(9, 0.5f), true}).error().find("18 channels"), std::string::npos);
-  EXPECT_NE(layer->set_rope({{std::numeric_limits<float>::quiet_NaN()}, true}).error().find("finite"),
+  EXPECT_NE(layer->set_rope({std::vector<float>(9, 0.5f), true}).message().find("18 channels"), std::string::npos);
+  EXPECT_NE(layer->set_rope({{std::numeric_limits<float>::quiet_NaN()}, true}).message().find("finite"),
             std::string::npos);
 }
 

@@ -1,6 +1,6 @@
 // Saved caches: what is loaded is what was saved, to the bit; damaged, cut and hostile bytes are refused or harmless;
 // files are there whole or not at all.
-#include "session/atomic_file.hpp"
+#include "mikv/atomic_file.hpp"
 #include "session/container.hpp"
 
 #include <fcntl.h>
@@ -57,7 +57,7 @@ TEST_P(SavedSegmentTest, GoesOnAsIfNothingHadHappened) {
     fill(*original, random, as);
     const std::vector<uint8_t> bytes = save(*original);
     auto loaded = other->load_segment(bytes, uint32_t(cells().size()));
-    ASSERT_TRUE(loaded.ok()) << loaded.error();
+    ASSERT_TRUE(loaded.ok()) << loaded.message();
     ASSERT_TRUE(other->adopt_segment(0, std::move(loaded).value(), cells()).ok());
     EXPECT_EQ(original->memory_usage().staged, other->memory_usage().staged);
     for (int step = 0; step < 40; ++step) {
@@ -96,7 +96,7 @@ TEST_P(SavedSegmentTest, ApartOfTheCells) {
   std::vector<uint8_t> bytes;
   ASSERT_TRUE(layer->save_segment(0, half, bytes).ok());
   auto loaded = layer->load_segment(bytes, uint32_t(half.size()));
-  ASSERT_TRUE(loaded.ok()) << loaded.error();
+  ASSERT_TRUE(loaded.ok()) << loaded.message();
   ASSERT_TRUE(layer->adopt_segment(1, std::move(loaded).value(), half).ok());
   for (uint32_t head = 0; head < kShape.n_kv_heads; ++head) {
     const auto all = sorted_dump(*layer, 0, head);
@@ -192,7 +192,7 @@ std::vector<uint8_t> small_container() {
 TEST(ContainerTest, HoldsWhatWasPacked) {
   const auto bytes = small_container();
   const auto sections = session::unpack(bytes);
-  ASSERT_TRUE(sections.ok()) << sections.error();
+  ASSERT_TRUE(sections.ok()) << sections.message();
   ASSERT_EQ(sections.value().size(), 3u);
   EXPECT_EQ(sections.value()[0].b, 3u);
   EXPECT_EQ(sections.value()[0].data.size(), 5u);
@@ -217,10 +217,10 @@ TEST(ContainerTest, EveryFlippedByteAndEveryTruncationIsRefused) {
 TEST(ContainerTest, RefusesByName) {
   auto bytes = small_container();
   bytes[8] = 9;
-  EXPECT_NE(session::unpack(bytes).error().find("version 9"), std::string::npos);
+  EXPECT_NE(session::unpack(bytes).message().find("version 9"), std::string::npos);
   const std::string text = "ggsq this is a file of llama.cpp";
   EXPECT_NE(
-      session::unpack({reinterpret_cast<const uint8_t*>(text.data()), text.size()}).error().find("no saved cache"),
+      session::unpack({reinterpret_cast<const uint8_t*>(text.data()), text.size()}).message().find("no saved cache"),
       std::string::npos);
 }
 
@@ -260,7 +260,7 @@ TEST(SavedSampleTest, SmallerOnesOfBeforeLoad) {
   EXPECT_FALSE(layer->load_segment(with_places(7), 90).ok());
   const auto other = make_layer(kOneHead, "mikv");
   auto segment = other->load_segment(with_places(8), 90);
-  ASSERT_TRUE(segment.ok()) << segment.error();
+  ASSERT_TRUE(segment.ok()) << segment.message();
   ASSERT_TRUE(other->adopt_segment(0, std::move(segment).value(), cell_range(0, 90)).ok());
   EXPECT_EQ(other->n_cells(0), 90u);
   std::vector<uint8_t> again;
@@ -271,18 +271,18 @@ TEST(SavedSampleTest, SmallerOnesOfBeforeLoad) {
 
 // A file of format version 1, as it was written when there was one: it loads as long as this mikv says version 1.
 TEST(ContainerTest, OldFilesLoadOrAreRefusedByName) {
-  const auto bytes = session::read_file(std::string(MIKV_TEST_DATA) + "/session-v1.bin");
-  ASSERT_TRUE(bytes.ok()) << bytes.error();
+  const auto bytes = read_file(std::string(MIKV_TEST_DATA) + "/session-v1.bin");
+  ASSERT_TRUE(bytes.ok()) << bytes.message();
   const auto sections = session::unpack(bytes.value());
   if (session::kContainerVersion == 1) {
-    ASSERT_TRUE(sections.ok()) << sections.error();
+    ASSERT_TRUE(sections.ok()) << sections.message();
     const auto layer = make_layer({2, 1, 16, 16}, "mikv:keep=0.25,bits=3.5");
     auto segment = layer->load_segment(sections.value()[0].data, 20);
-    ASSERT_TRUE(segment.ok()) << segment.error();
+    ASSERT_TRUE(segment.ok()) << segment.message();
     ASSERT_TRUE(layer->adopt_segment(0, std::move(segment).value(), cell_range(0, 20)).ok());
     EXPECT_EQ(layer->n_cells(0), 20u);
   } else {
-    EXPECT_NE(sections.error().find("version 1"), std::string::npos);
+    EXPECT_NE(sections.message().find("version 1"), std::string::npos);
   }
 }
 
@@ -303,9 +303,9 @@ class SessionFileTest : public testing::Test {
 };
 
 TEST_F(SessionFileTest, IsWrittenWholeForItsOwnerAlone) {
-  ASSERT_TRUE(session::write_file(path("a"), old_).ok());
-  ASSERT_TRUE(session::write_file(path("a"), bytes_).ok());
-  EXPECT_EQ(session::read_file(path("a")).value(), bytes_);
+  ASSERT_TRUE(write_file(path("a"), old_).ok());
+  ASSERT_TRUE(write_file(path("a"), bytes_).ok());
+  EXPECT_EQ(read_file(path("a")).value(), bytes_);
   EXPECT_EQ(n_files(), 1u);
   struct stat about {};
   ASSERT_EQ(stat(path("a").c_str(), &about), 0);
@@ -313,39 +313,39 @@ TEST_F(SessionFileTest, IsWrittenWholeForItsOwnerAlone) {
 }
 
 TEST_F(SessionFileTest, FollowsNoLink) {
-  ASSERT_TRUE(session::write_file(path("target"), old_).ok());
+  ASSERT_TRUE(write_file(path("target"), old_).ok());
   fs::create_symlink(path("target"), path("link"));
-  EXPECT_FALSE(session::read_file(path("link")).ok());
-  ASSERT_TRUE(session::write_file(path("link"), bytes_).ok());
-  EXPECT_EQ(session::read_file(path("target")).value(), old_);
+  EXPECT_FALSE(read_file(path("link")).ok());
+  ASSERT_TRUE(write_file(path("link"), bytes_).ok());
+  EXPECT_EQ(read_file(path("target")).value(), old_);
   EXPECT_FALSE(fs::is_symlink(path("link")));
 }
 
 TEST_F(SessionFileTest, BadPathsAreErrors) {
-  EXPECT_FALSE(session::write_file(path("none/a"), bytes_).ok());
-  EXPECT_FALSE(session::read_file(path("none")).ok());
-  EXPECT_FALSE(session::read_file(folder_).ok());
-  EXPECT_FALSE(session::read_file("/dev/zero").ok());
-  ASSERT_TRUE(session::write_file(path("a"), bytes_).ok());
-  EXPECT_FALSE(session::read_file(path("a"), 99999).ok());
+  EXPECT_FALSE(write_file(path("none/a"), bytes_).ok());
+  EXPECT_FALSE(read_file(path("none")).ok());
+  EXPECT_FALSE(read_file(folder_).ok());
+  EXPECT_FALSE(read_file("/dev/zero").ok());
+  ASSERT_TRUE(write_file(path("a"), bytes_).ok());
+  EXPECT_FALSE(read_file(path("a"), 99999).ok());
   ASSERT_TRUE(fs::create_directory(path("folder")));
-  EXPECT_FALSE(session::write_file(path("folder"), bytes_).ok());
+  EXPECT_FALSE(write_file(path("folder"), bytes_).ok());
   EXPECT_EQ(n_files(), 2u);
 }
 
 // As on a full disk: writing stops in the middle.
 TEST_F(SessionFileTest, AFailedWriteLeavesWhatWasThere) {
-  ASSERT_TRUE(session::write_file(path("a"), old_).ok());
+  ASSERT_TRUE(write_file(path("a"), old_).ok());
   rlimit before{};
   ASSERT_EQ(getrlimit(RLIMIT_FSIZE, &before), 0);
   const auto handler = std::signal(SIGXFSZ, SIG_IGN);
   for (const rlim_t limit : {rlim_t{0}, rlim_t{1}, rlim_t{4096}, rlim_t{99999}}) {
     const rlimit small{limit, before.rlim_max};
     ASSERT_EQ(setrlimit(RLIMIT_FSIZE, &small), 0);
-    const Status status = session::write_file(path("a"), bytes_);
+    const Status status = write_file(path("a"), bytes_);
     ASSERT_EQ(setrlimit(RLIMIT_FSIZE, &before), 0);
     EXPECT_FALSE(status.ok()) << limit;
-    EXPECT_EQ(session::read_file(path("a")).value(), old_);
+    EXPECT_EQ(read_file(path("a")).value(), old_);
     EXPECT_EQ(n_files(), 1u);
   }
   std::signal(SIGXFSZ, handler);

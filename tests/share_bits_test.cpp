@@ -183,7 +183,7 @@ TEST(ShareBitsTest, ThreadsAndSavedSegmentsGiveTheSameBits) {
   std::vector<uint8_t> bytes;
   ASSERT_TRUE(one->save_segment(0, cell_range(0, kPrompt), bytes).ok());
   auto segment = loaded->load_segment(bytes, kPrompt);
-  ASSERT_TRUE(segment.ok()) << segment.error();
+  ASSERT_TRUE(segment.ok()) << segment.message();
   ASSERT_TRUE(loaded->adopt_segment(0, std::move(segment).value(), cell_range(0, kPrompt)).ok());
   for (LayerCache* layer : {one.get(), many.get(), loaded.get()}) {
     ASSERT_TRUE(layer->share_bits(0).ok());
@@ -229,7 +229,7 @@ TEST(ShareBitsTest, LoweringKeepsTheDifference) {
   std::vector<uint8_t> bytes;
   ASSERT_TRUE(layer->save_segment(0, cell_range(0, kPrompt), bytes).ok());
   auto segment = loaded->load_segment(bytes, kPrompt);
-  ASSERT_TRUE(segment.ok()) << segment.error();
+  ASSERT_TRUE(segment.ok()) << segment.message();
   ASSERT_TRUE(loaded->adopt_segment(0, std::move(segment).value(), cell_range(0, kPrompt)).ok());
   const uint64_t before = layer->bytes_used();
   for (LayerCache* cache : {layer.get(), loaded.get()}) {

@@ -13,13 +13,13 @@ namespace {
 
 Spec parsed(std::string_view text) {
   const Result<Spec> spec = Spec::parse(text);
-  if (!spec) throw std::runtime_error(spec.error());
+  if (!spec) throw std::runtime_error(spec.message());
   return spec.value();
 }
 
 std::string error_of(std::string_view text) {
   const Result<Spec> spec = Spec::parse(text);
-  return spec ? "accepted: " + spec.value().to_string() : spec.error();
+  return spec ? "accepted: " + spec.value().to_string() : spec.message();
 }
 
 TEST(SpecTest, DefaultIsThePresetOfItsName) { EXPECT_EQ(parsed("mikv"), Spec{}); }
@@ -140,8 +140,8 @@ RC_GTEST_PROP(SpecProperty, AnyTextGivesASpecOrOneLine, (const std::string& nois
   for (const std::string& text : {noise, "mikv:" + noise, "mikv:keep=" + noise, "mikv:outlier=" + noise}) {
     const Result<Spec> spec = Spec::parse(text);
     if (spec) continue;
-    RC_ASSERT(!spec.error().empty());
-    for (const char c : spec.error()) RC_ASSERT(c >= 0x20 && c < 0x7f);
+    RC_ASSERT(!spec.message().empty());
+    for (const char c : spec.message()) RC_ASSERT(c >= 0x20 && c < 0x7f);
   }
 }
 

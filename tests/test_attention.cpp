@@ -18,8 +18,8 @@ struct Memory {
 /// Rows of the mask are handed over with a gap of 3 columns of zeros (visible), which must not be read as cells.
 constexpr uint32_t kMaskGap = 3;
 
-AttendArgs arguments(const Request& request, Memory& memory) {
-  AttendArgs args;
+LayerAttendArgs arguments(const Request& request, Memory& memory) {
+  LayerAttendArgs args;
   args.q = request.q.data();
   args.q_token_stride = request.q_token_stride();
   args.q_head_stride = request.q_head_stride();
@@ -99,14 +99,14 @@ std::vector<float> run(LayerCache& layer, const Request& request, uint32_t n_thr
 
 std::vector<std::vector<float>> run_together(LayerCache& layer, std::span<const Request> requests, uint32_t n_threads) {
   std::vector<Memory> memories(requests.size());
-  std::vector<AttendArgs> calls;
+  std::vector<LayerAttendArgs> calls;
   for (size_t i = 0; i < requests.size(); ++i) calls.push_back(arguments(requests[i], memories[i]));
   Workspace workspace(n_threads, uint32_t(calls.size()));
   std::vector<std::string> errors(n_threads);
   const auto work = [&](uint32_t thread) {
     const Status status = calls.size() == 1 ? layer.attend(calls[0], workspace, thread, n_threads)
                                             : layer.attend(calls, workspace, thread, n_threads);
-    if (!status) errors[thread] = status.error();
+    if (!status) errors[thread] = status.message();
   };
   std::vector<std::thread> others;
   for (uint32_t thread = 1; thread < n_threads; ++thread) others.emplace_back(work, thread);
@@ -121,7 +121,7 @@ std::vector<std::vector<float>> run_together(LayerCache& layer, std::span<const 
 Status run_around(LayerCache& layer, const Request& request,
                   const std::function<Status(const std::function<Status()>&)>& around, std::vector<float>& out) {
   Memory memory;
-  const AttendArgs args = arguments(request, memory);
+  const LayerAttendArgs args = arguments(request, memory);
   Workspace workspace(1);
   const Status status = around([&] { return layer.attend(args, workspace); });
   if (status) out = compact(request, memory.out);
@@ -130,9 +130,9 @@ Status run_around(LayerCache& layer, const Request& request,
 
 std::vector<float> run_reference(const LayerCache& layer, const Request& request) {
   Memory memory;
-  const AttendArgs args = arguments(request, memory);
+  const LayerAttendArgs args = arguments(request, memory);
   const Status status = reference_attend(layer, args);
-  EXPECT_TRUE(status.ok()) << status.error();
+  EXPECT_TRUE(status.ok()) << status.message();
   return compact(request, memory.out);
 }
 
@@ -140,13 +140,13 @@ void for_each_target(const std::function<void(const std::string& target)>& test)
   const std::string before = simd_target();
   for (const std::string& target : simd_targets()) {
     const Status status = set_simd_target(target);
-    ASSERT_TRUE(status.ok()) << status.error();
+    ASSERT_TRUE(status.ok()) << status.message();
     ASSERT_EQ(simd_target(), target);
     test(target);
     if (testing::Test::HasFatalFailure()) break;
   }
   const Status status = set_simd_target(before);
-  ASSERT_TRUE(status.ok()) << status.error();
+  ASSERT_TRUE(status.ok()) << status.message();
 }
 
 std::vector<StoredToken> stored_tokens(const LayerCache& layer, const std::vector<SegmentId>& segments,

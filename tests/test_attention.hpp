@@ -1,4 +1,4 @@
-// Attention in tests: a request with everything that AttendArgs points to, how to run it, and what must come out,
+// Attention in tests: a request with everything that LayerAttendArgs points to, how to run it, and what must come out,
 // computed here in double precision from dump(), independently of the library's own reference.
 #pragma once
 
@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "attention/kernel_api.hpp"
 #include "test_cache.hpp"
 
 namespace mikv::test {

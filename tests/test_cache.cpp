@@ -17,9 +17,9 @@ Tokens::Tokens(const LayerShape& shape_, size_t n_, Random& random, size_t gap)
 
 std::unique_ptr<LayerCache> make_layer(const LayerShape& shape, std::string_view spec_text, uint32_t max_cells) {
   Result<Spec> spec = Spec::parse(spec_text);
-  if (!spec) throw std::runtime_error(spec.error());
+  if (!spec) throw std::runtime_error(spec.message());
   Result<std::unique_ptr<LayerCache>> layer = LayerCache::create(shape, spec.value(), max_cells);
-  if (!layer) throw std::runtime_error(layer.error());
+  if (!layer) throw std::runtime_error(layer.message());
   return std::move(layer).value();
 }
 
@@ -31,12 +31,12 @@ std::vector<Cell> cell_range(Cell first, size_t n) {
 
 void put(LayerCache& layer, SegmentId segment, std::span<const Cell> cells, const Tokens& tokens) {
   const Status status = layer.put(segment, cells, tokens.k.data(), tokens.k_stride, tokens.v.data(), tokens.v_stride);
-  if (!status) throw std::runtime_error(status.error());
+  if (!status) throw std::runtime_error(status.message());
 }
 
 void commit(LayerCache& layer, SegmentId segment) {
   const Status status = layer.commit(segment);
-  if (!status) throw std::runtime_error(status.error());
+  if (!status) throw std::runtime_error(status.message());
 }
 
 std::vector<StoredToken> sorted_dump(const LayerCache& layer, SegmentId segment, uint32_t kv_head) {

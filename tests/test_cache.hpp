@@ -8,7 +8,7 @@
 #include <string_view>
 #include <vector>
 
-#include "mikv/mikv.hpp"
+#include "layer/layer_cache.hpp"
 #include "test_data.hpp"
 
 namespace mikv::test {

@@ -1,10 +1,10 @@
-// The tiered cache inside an unmodified llama.cpp context: creation, compression, accounting, snapshots.
+// The tiered cache inside an unmodified llama.cpp context.
 #pragma once
 
 #include <memory>
 
 #include "llama.h"
-#include "mikv/mikv.hpp"
+#include "mikv/context.hpp"
 
 namespace mikv::llama {
 
@@ -17,34 +17,17 @@ enum class AttentionBy {
 
 /// llama_init_from_model with the KV payload of every layer held by mikv under `spec`, and its attention computed by
 /// mikv, or by llama.cpp where that is asked for and the spec compresses nothing. Forces flash attention, f16 KV types
-/// and offload_kqv = false. Free it with llama_free. Errors: the model's attention is not supported (named); llama.cpp
-/// could not create the context.
+/// and offload_kqv = false. account: null for one of its own. Free it with llama_free.
+/// Errors: the model's attention is not supported (named); llama.cpp could not create the context.
 Result<llama_context*> init_context(llama_model* model, llama_context_params params, const Spec& spec,
-                                    AttentionBy attention_by = AttentionBy::mikv);
+                                    AttentionBy attention_by = AttentionBy::mikv,
+                                    std::shared_ptr<MemoryAccount> account = nullptr);
+
+/// The cache of a context that init_context made; null for any other. Valid until llama_free. Sequences of llama.cpp's
+/// own are changed by llama_memory_*, which tell the cache.
+Context* cache_of(const llama_context* context);
 
 /// False if the model has no attention layers with a KV cache (recurrent and many embedding models).
-bool keeps_kv(const llama_context* ctx);
-
-/// First error that a step of `ctx` met (out of memory, say), or ok. llama_decode cannot report it itself.
-Status status(const llama_context* ctx);
-
-/// Compresses what is staged, in all layers and all sequences of kFirstTokens at least: the end of a prompt under exact
-/// prefill. A llama_decode of a single token does it by itself first.
-Status end_prompt(llama_context* ctx);
-
-/// Bytes over all layers.
-MemoryUsage memory_usage(const llama_context* ctx);
-
-/// The uncompressed state after an exact prefill, to start several specs from. Immutable; shares nothing with the
-/// context.
-class Snapshot;
-Result<std::shared_ptr<const Snapshot>> snapshot(const llama_context* ctx);
-
-/// Replaces the cache's content by the snapshot's, under another spec. llama.cpp's own cells are the caller's to bring
-/// back to the prompt with llama_memory_seq_rm.
-Status restore(llama_context* ctx, const std::shared_ptr<const Snapshot>& snapshot, const Spec& spec);
-
-/// Forgets everything; call it with llama_memory_clear.
-void clear(llama_context* ctx);
+bool keeps_kv(const llama_context* context);
 
 }  // namespace mikv::llama

@@ -7,8 +7,28 @@
 
 namespace mikv {
 
-/// Why a call failed: one line that names the cause and what to do about it.
+/// What kind of failure it is, for programs that react to it. The numbers are those of mikv_error in mikv.h.
+enum class ErrorCode : int {
+  ok = 0,
+  invalid_argument = 1,  ///< an argument is out of range or contradicts another; correct the call
+  out_of_memory = 2,     ///< the system gives no more memory; use fewer or shorter contexts
+  over_budget = 3,       ///< the step does not fit the context's budget; free sequences, use a smaller batch or raise it
+  damaged_data = 4,      ///< saved bytes are cut short, changed or of an unknown version
+  mismatch = 5,          ///< saved bytes are whole, but of another model, cache or context
+  unsupported = 6,       ///< the model or the call needs something that this library does not have
+  io = 7,                ///< a file cannot be read or written
+  engine = 8,            ///< the engine's own table of cells failed (CellOwner)
+};
+
+/// The code's name as it is spelled above, "out_of_memory" say.
+const char* error_name(ErrorCode code);
+
+/// Why a call failed: a code for programs, and one line for people that names the cause and what to do about it.
 struct Error {
+  explicit Error(std::string text) : message(std::move(text)) {}
+  Error(ErrorCode kind, std::string text) : code(kind), message(std::move(text)) {}
+
+  ErrorCode code = ErrorCode::invalid_argument;
   std::string message;
 };
 
@@ -25,7 +45,8 @@ class [[nodiscard]] Result {
   T& value() & { return std::get<T>(held_); }
   const T& value() const& { return std::get<T>(held_); }
   T&& value() && { return std::get<T>(std::move(held_)); }
-  const std::string& error() const { return std::get<Error>(held_).message; }
+  const Error& error() const { return std::get<Error>(held_); }
+  const std::string& message() const { return error().message; }
 
  private:
   std::variant<T, Error> held_;
@@ -35,15 +56,16 @@ class [[nodiscard]] Result {
 class [[nodiscard]] Status {
  public:
   Status() = default;
-  Status(Error error) : message_(std::move(error.message)), failed_(true) {}
+  Status(Error error) : error_(std::move(error)) {}
 
-  bool ok() const { return !failed_; }
+  bool ok() const { return error_.code == ErrorCode::ok; }
   explicit operator bool() const { return ok(); }
-  const std::string& error() const { return message_; }
+  ErrorCode code() const { return error_.code; }
+  const Error& error() const { return error_; }
+  const std::string& message() const { return error_.message; }
 
  private:
-  std::string message_;
-  bool failed_ = false;
+  Error error_{ErrorCode::ok, {}};
 };
 
 }  // namespace mikv

@@ -6,11 +6,14 @@
 
 #include <cstdint>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "codec/block.hpp"
 #include "codec/transform.hpp"
-#include "mikv/cache.hpp"
+#include "mikv/result.hpp"
+#include "mikv/simd.hpp"
+#include "mikv/types.hpp"
 
 namespace mikv::attention {
 
@@ -128,3 +131,10 @@ Status target_error();
 std::vector<const Kernels*> all_kernels();
 
 }  // namespace mikv::attention
+
+namespace mikv {
+
+/// Forces a SIMD target, for tests and benchmarks. Error: the name is unknown or the machine cannot run it.
+Status set_simd_target(const std::string& name);
+
+}  // namespace mikv

@@ -22,7 +22,7 @@ constexpr uint32_t kTileRows = 96;
 constexpr uint32_t kSplitTokens = 2048;
 
 struct Call {
-  const AttendArgs& args;
+  const LayerAttendArgs& args;
   LayerCache::Impl& layer;
   Workspace::Impl& workspace;
   uint32_t first_head;  // of this call, in the workspace's numbering
@@ -40,7 +40,7 @@ struct Call {
 
 // segments: memory for the call's. How a call is cut does not depend on the number of threads, so that neither do the
 // results: sums are rounded in the order in which they are cut.
-Call plan(const AttendArgs& args, LayerCache::Impl& layer, Workspace::Impl& workspace, uint32_t first_head,
+Call plan(const LayerAttendArgs& args, LayerCache::Impl& layer, Workspace::Impl& workspace, uint32_t first_head,
           std::vector<tier::SegmentStore*>& segments) {
   segments.clear();
   if (args.segments.empty()) {
@@ -330,7 +330,7 @@ void run_items(const Call& call, uint32_t kv_head, uint32_t first, uint32_t last
   if (call.args.commit) commit_head(call, kv_head, slot);
 }
 
-Status check(const AttendArgs& args, const LayerShape& shape) {
+Status check(const LayerAttendArgs& args, const LayerShape& shape) {
   if (args.n_tokens == 0) return {};
   if (!args.q || !args.out) return Error{"attend: q and out must not be null"};
   if (args.q_head_stride < shape.head_dim_k || args.out_head_stride < shape.head_dim_v) {
@@ -348,11 +348,11 @@ Workspace::Workspace(uint32_t max_threads, uint32_t max_calls)
 Workspace::~Workspace() = default;
 uint32_t Workspace::max_threads() const { return uint32_t(impl_->threads.size()); }
 
-Status LayerCache::attend(const AttendArgs& args, Workspace& workspace, uint32_t thread, uint32_t n_threads) {
+Status LayerCache::attend(const LayerAttendArgs& args, Workspace& workspace, uint32_t thread, uint32_t n_threads) {
   return attend(std::span(&args, 1), workspace, thread, n_threads);
 }
 
-Status LayerCache::attend(std::span<const AttendArgs> calls, Workspace& workspace, uint32_t thread,
+Status LayerCache::attend(std::span<const LayerAttendArgs> calls, Workspace& workspace, uint32_t thread,
                           uint32_t n_threads) {
   Workspace::Impl& scratch = workspace.impl();
   if (n_threads > scratch.threads.size() || thread >= n_threads) {
@@ -363,13 +363,13 @@ Status LayerCache::attend(std::span<const AttendArgs> calls, Workspace& workspac
     return Error{"attend: " + std::to_string(calls.size()) + " calls with a workspace for " +
                  std::to_string(scratch.max_calls)};
   }
-  for (const AttendArgs& args : calls) {
+  for (const LayerAttendArgs& args : calls) {
     if (const Status status = attention::check(args, impl_->shape); !status) return status;
   }
   try {
     const auto for_each_call = [&](auto work) {
       uint32_t first_head = 0;
-      for (const AttendArgs& args : calls) {
+      for (const LayerAttendArgs& args : calls) {
         if (args.n_tokens) work(attention::plan(args, *impl_, scratch, first_head, scratch.threads[thread].segments));
         first_head += impl_->shape.n_kv_heads;
       }
@@ -385,7 +385,7 @@ Status LayerCache::attend(std::span<const AttendArgs> calls, Workspace& workspac
       }
     });
   } catch (const std::bad_alloc&) {
-    return Error{"out of memory in attention; use fewer or shorter contexts"};
+    return Error{ErrorCode::out_of_memory, "out of memory in attention; use fewer or shorter contexts"};
   }
   return {};
 }

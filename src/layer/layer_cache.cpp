@@ -17,16 +17,16 @@ namespace {
 Status check_shape(const LayerShape& shape) {
   const auto dim_ok = [](uint32_t dim) { return dim >= 8 && dim <= codec::kMaxHeadDim && dim % 8 == 0; };
   if (!dim_ok(shape.head_dim_k) || !dim_ok(shape.head_dim_v)) {
-    return Error{"head dimension " + std::to_string(shape.head_dim_k) + "/" + std::to_string(shape.head_dim_v) +
+    return Error{ErrorCode::unsupported, "head dimension " + std::to_string(shape.head_dim_k) + "/" + std::to_string(shape.head_dim_v) +
                  " is not supported; K and V need a multiple of 8 from 8 to 512"};
   }
   if (shape.n_kv_heads < 1 || shape.n_kv_heads > 256 || shape.n_heads % shape.n_kv_heads != 0) {
-    return Error{std::to_string(shape.n_heads) + " query heads on " + std::to_string(shape.n_kv_heads) +
+    return Error{ErrorCode::unsupported, std::to_string(shape.n_heads) + " query heads on " + std::to_string(shape.n_kv_heads) +
                  " KV heads are not supported; use 1 to 256 KV heads and a multiple of them"};
   }
   const uint32_t group = shape.n_heads / shape.n_kv_heads;
   if (group < 1 || group > 16) {
-    return Error{std::to_string(group) + " query heads on one KV head are not supported; use 1 to 16"};
+    return Error{ErrorCode::unsupported, std::to_string(group) + " query heads on one KV head are not supported; use 1 to 16"};
   }
   return {};
 }
@@ -45,7 +45,8 @@ Status check_groups(const LayerShape& shape, const Spec& spec) {
 // Ids of so many cells fit two bytes.
 constexpr uint32_t kNarrowCells = 1u << 16;
 
-tier::Layouts make_layouts(const LayerShape& shape, const Spec& spec, const tier::Positions& positions) {
+tier::Layouts make_layouts(const LayerShape& shape, const Spec& spec, const tier::Positions& positions,
+                           MemoryAccount& account) {
   const uint32_t id_bytes = positions.max_cells <= kNarrowCells ? 2 : 4;
   const uint32_t group_k = spec.group.resolve(shape.head_dim_k), group_v = spec.group.resolve(shape.head_dim_v);
   const auto layout = [&](Format format, bool scored) {
@@ -62,7 +63,8 @@ tier::Layouts make_layouts(const LayerShape& shape, const Spec& spec, const tier
           layout(Format::int8, scored),
           spec.lo == Format::evict,
           shape.n_heads / shape.n_kv_heads,
-          &positions};
+          &positions,
+          &account};
 }
 
 attention::Geometry make_geometry(const LayerShape& shape, uint32_t group_k, uint32_t group_v) {
@@ -87,7 +89,7 @@ Status check_cells(SegmentId segment, std::span<const Cell> cells, uint32_t max_
 }
 
 Error out_of_memory(size_t n_tokens) {
-  return Error{"out of memory storing " + std::to_string(n_tokens) +
+  return Error{ErrorCode::out_of_memory, "out of memory storing " + std::to_string(n_tokens) +
                " tokens in the KV cache; use fewer or shorter contexts"};
 }
 
@@ -124,7 +126,8 @@ tier::SegmentStore& LayerCache::Impl::segment_for_put(SegmentId id) {
     for (uint32_t h = 0; h < shape.n_kv_heads; ++h) {
       heads.emplace_back(layouts, spec);
     }
-    segments[id] = std::make_unique<tier::SegmentStore>(std::move(heads));
+    segments[id] = std::make_unique<tier::SegmentStore>(std::move(heads), account.get());
+    segments[id]->recount();
   }
   return *segments[id];
 }
@@ -134,7 +137,7 @@ Status LayerCache::Impl::commit(tier::SegmentStore& segment, uint32_t from) {
   try {
     for (tier::HeadStore& head : segment.heads()) head.commit(spec, segment.n_live(), from, scratch);
   } catch (const std::bad_alloc&) {
-    return Error{"out of memory compressing the KV cache; its tokens stay in f16. Use fewer or shorter contexts"};
+    return Error{ErrorCode::out_of_memory, "out of memory compressing the KV cache; its tokens stay in f16. Use fewer or shorter contexts"};
   }
   return {};
 }
@@ -146,15 +149,17 @@ void LayerCache::Impl::drop_if_empty(SegmentId id) {
 LayerCache::LayerCache(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 LayerCache::~LayerCache() = default;
 
-Result<std::unique_ptr<LayerCache>> LayerCache::create(const LayerShape& shape, const Spec& spec, uint32_t max_cells) {
+Result<std::unique_ptr<LayerCache>> LayerCache::create(const LayerShape& shape, const Spec& spec, uint32_t max_cells,
+                                                       std::shared_ptr<MemoryAccount> account) {
   for (const Status& status : {attention::target_error(), check_shape(shape), check_groups(shape, spec)}) {
-    if (!status) return Error{status.error()};
+    if (!status) return status.error();
   }
   auto impl = std::make_unique<Impl>();
+  impl->account = account ? std::move(account) : std::make_shared<MemoryAccount>();
   impl->shape = shape;
   impl->spec = spec;
   impl->positions.max_cells = std::clamp(max_cells, 1u, kMaxCells);
-  impl->layouts = make_layouts(shape, spec, impl->positions);
+  impl->layouts = make_layouts(shape, spec, impl->positions, *impl->account);
   impl->raw_geometry = make_geometry(shape, shape.head_dim_k, shape.head_dim_v);
   // Tiers of a segment share their groups: where hi is f16 and has none, it is read in lo's.
   const codec::BlockLayout& grouped =
@@ -167,6 +172,8 @@ Result<std::unique_ptr<LayerCache>> LayerCache::create(const LayerShape& shape, 
 
 const LayerShape& LayerCache::shape() const { return impl_->shape; }
 const Spec& LayerCache::spec() const { return impl_->spec; }
+uint32_t LayerCache::max_cells() const { return impl_->positions.max_cells; }
+const std::shared_ptr<MemoryAccount>& LayerCache::account() const { return impl_->account; }
 
 Status LayerCache::set_rope(Rope rope) {
   if (2 * rope.angles.size() > impl_->shape.head_dim_k) {
@@ -204,7 +211,7 @@ Status LayerCache::continue_segment(SegmentId segment, SegmentId next) {
     tier::SegmentStore& from = *impl_->segment(segment);
     for (size_t h = 0; h < heads.size(); ++h) from.heads()[h].pass_on(heads[h], impl_->spec, from.n_live(), scratch);
   } catch (const std::bad_alloc&) {
-    return Error{"out of memory beginning another segment of the KV cache; use fewer or shorter contexts"};
+    return Error{ErrorCode::out_of_memory, "out of memory beginning another segment of the KV cache; use fewer or shorter contexts"};
   }
   return {};
 }
@@ -245,72 +252,6 @@ Status LayerCache::commit_all(uint32_t from) {
   return {};
 }
 
-// Of n_tokens more, of which n_at_once are put before anything else happens to them.
-tier::Tier::Growth LayerCache::Impl::staged_growth(const tier::HeadStore& head, uint32_t n_tokens,
-                                                   uint32_t n_at_once) const {
-  // Bytes begin with the put that follows that of the 16th token.
-  const uint32_t n_first = head.staged.size() >= tier::kMinCalibrationTokens
-                               ? 0
-                               : std::min(n_tokens, n_at_once + tier::kMinCalibrationTokens);
-  const uint32_t n_all = head.staged.size() + n_tokens;
-  if (!stages_in_bytes || !head.goes_to_bytes(layouts, n_all) || n_first == n_tokens)
-    return head.staged.growth(n_tokens);
-  tier::Tier::Growth growth = head.staged.growth(n_first);
-  const uint64_t bytes = tier::Tier::most_bytes(layouts.staged_bytes, n_all), now = head.staged.allocated_bytes();
-  growth.lasting = std::max(growth.lasting, bytes - std::min(bytes, now));
-  return growth;
-}
-
-LayerCache::Growth LayerCache::growth(SegmentId segment, uint32_t n_tokens, uint32_t n_at_once, bool compressed) const {
-  const Spec& spec = impl_->spec;
-  const tier::Layouts& layouts = impl_->layouts;
-  const tier::SegmentStore* store = impl_->segment(segment);
-  compressed = compressed && !spec.uncompressed();
-  // A head that there is not yet; it is no larger than one that is.
-  const tier::HeadStore fresh(layouts, spec);
-  const uint64_t n_live = (store ? store->n_live() : 0) + n_tokens;
-  Growth growth;
-  if (!store) {
-    growth.lasting += int64_t(sizeof(tier::SegmentStore) + impl_->shape.n_kv_heads * sizeof(tier::HeadStore));
-    const uint64_t statistics = impl_->shape.n_kv_heads * fresh.calibration_bytes();  // until the segment is frozen
-    compressed ? growth.transient += statistics : growth.lasting += int64_t(statistics);
-  }
-  for (uint32_t h = 0; h < impl_->shape.n_kv_heads; ++h) {
-    const tier::HeadStore& head = store ? store->heads()[h] : fresh;
-    const tier::Tier::Growth staged =
-        impl_->staged_growth(head, compressed ? std::min(n_tokens, n_at_once) : n_tokens, n_at_once);
-    growth.transient = std::max(growth.transient, staged.transient);
-    if (!compressed) {
-      growth.lasting += int64_t(staged.lasting);
-      continue;
-    }
-    growth.transient += staged.lasting;
-    // One block stays.
-    growth.lasting += int64_t(layouts.staged.bytes) - int64_t(head.staged.allocated_bytes());
-    const uint64_t n_hi = std::min<uint64_t>(head.budget(spec, n_live).total + 1,
-                                             uint64_t{head.hi.size()} + head.staged.size() + n_tokens);
-    const tier::Tier::Growth hi = head.hi.growth(uint32_t(n_hi - std::min<uint64_t>(n_hi, head.hi.size())));
-    growth.lasting += int64_t(hi.lasting);
-    growth.transient = std::max(growth.transient, hi.transient);
-    if (layouts.evict) continue;
-    const uint32_t n_lo = head.staged.size() + n_tokens;
-    if (spec.mixed() && !head.frozen) {  // its layout is planned when it is frozen
-      const uint64_t n_elements =
-          uint64_t{n_lo + codec::kBlockTokens} * (impl_->shape.head_dim_k + impl_->shape.head_dim_v);
-      const uint64_t codes = uint64_t((spec.bits + head.more_bits) / 8.0 * double(n_elements)),
-                     rounding = codes / 32 + 64;  // see Tier
-      const uint64_t coordinates =
-          codec::Transform::most_bytes(impl_->shape.head_dim_k, impl_->shape.head_dim_v) + sizeof(codec::BlockLayout);
-      growth.lasting += int64_t(codes + rounding + coordinates);
-    } else {
-      const tier::Tier::Growth lo = head.lo.growth(n_lo);
-      growth.lasting += int64_t(lo.lasting);
-      growth.transient = std::max(growth.transient, lo.transient);
-    }
-  }
-  return growth;
-}
-
 Status LayerCache::lower(double keep, double bits) {
   Spec& spec = impl_->spec;
   spec.keep = std::min(spec.keep, keep);
@@ -319,7 +260,7 @@ Status LayerCache::lower(double keep, double bits) {
   } else if (spec.lo != Format::evict && bits < format_bits(spec.lo)) {
     spec.lo = bits < 3.0 ? Format::int2 : Format::int3;
   }
-  const tier::Layouts next = make_layouts(impl_->shape, spec, impl_->positions);
+  const tier::Layouts next = make_layouts(impl_->shape, spec, impl_->positions, *impl_->account);
   tier::CommitScratch scratch;
   try {
     for (const auto& segment : impl_->segments) {
@@ -332,7 +273,7 @@ Status LayerCache::lower(double keep, double bits) {
       }
     }
   } catch (const std::bad_alloc&) {
-    return Error{"out of memory making the KV cache smaller"};
+    return Error{ErrorCode::out_of_memory, "out of memory making the KV cache smaller"};
   }
   impl_->layouts.lo = next.lo;  // no tier refers to it now: those that do have equal bits
   return {};
@@ -436,13 +377,13 @@ uint64_t LayerCache::n_staged(SegmentId segment) const {
   return store && !impl_->spec.uncompressed() ? store->heads().front().staged.size() : 0;
 }
 
-Result<std::unique_ptr<LayerCache>> LayerCache::clone(const Spec& spec) const {
+Result<std::unique_ptr<LayerCache>> LayerCache::clone(const Spec& spec, std::shared_ptr<MemoryAccount> account) const {
   for (const auto& segment : impl_->segments) {
     if (segment && (segment->compressed() || segment->staged_in_bytes())) {
       return Error{"a cache that was compressed already cannot start another spec; clone it before the first commit"};
     }
   }
-  auto copy = create(impl_->shape, spec, impl_->positions.max_cells);
+  auto copy = create(impl_->shape, spec, impl_->positions.max_cells, std::move(account));
   if (copy &&
       ((copy.value()->impl_->scores_wanted() && !impl_->scores_wanted()) || (spec.balancer && !impl_->spec.balancer))) {
     return Error{"a cache under '" + impl_->spec.preset + "' records too little to start '" + spec.preset +
@@ -456,7 +397,7 @@ Result<std::unique_ptr<LayerCache>> LayerCache::clone(const Spec& spec) const {
       to.segments.push_back(segment ? std::make_unique<tier::SegmentStore>(*segment, to.layouts, spec) : nullptr);
     }
   } catch (const std::bad_alloc&) {
-    return Error{"out of memory cloning a KV cache; use fewer specs or a shorter context"};
+    return Error{ErrorCode::out_of_memory, "out of memory cloning a KV cache; use fewer specs or a shorter context"};
   }
   return copy;
 }

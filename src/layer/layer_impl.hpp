@@ -5,12 +5,13 @@
 #include <vector>
 
 #include "attention/kernel_api.hpp"
-#include "mikv/cache.hpp"
+#include "layer/layer_cache.hpp"
 #include "tier/segment_store.hpp"
 
 namespace mikv {
 
 struct LayerCache::Impl {
+  std::shared_ptr<MemoryAccount> account;
   LayerShape shape;
   Spec spec;
   tier::Positions positions;
@@ -29,6 +30,9 @@ struct LayerCache::Impl {
   tier::SegmentStore& segment_for_put(SegmentId id);
   Status commit(tier::SegmentStore& segment, uint32_t from);
   tier::Tier::Growth staged_growth(const tier::HeadStore& head, uint32_t n_tokens, uint32_t n_at_once) const;
+  /// Bytes that a segment's bitmap of live cells grows by with n_tokens more, wherever the engine puts them next to the
+  /// cells in use.
+  uint64_t bitmap_growth(const tier::SegmentStore* store, uint32_t n_tokens) const;
   /// Drops a segment whose last cell went, with its centre and balancer: the next prompt freezes its own.
   void drop_if_empty(SegmentId id);
 };

@@ -8,6 +8,7 @@ namespace mikv {
 
 struct LoadedSegment::Impl {
   std::unique_ptr<tier::SegmentStore> store;
+  const LayerCache::Impl* owner = nullptr;  // whose layouts and account the store borrows
   uint32_t n_cells = 0;
 };
 
@@ -18,7 +19,7 @@ LoadedSegment::~LoadedSegment() = default;
 
 namespace {
 
-Error no_memory() { return Error{"out of memory copying a part of the KV cache; use fewer or shorter contexts"}; }
+Error no_memory() { return Error{ErrorCode::out_of_memory, "out of memory copying a part of the KV cache; use fewer or shorter contexts"}; }
 
 }  // namespace
 
@@ -37,9 +38,10 @@ Result<LoadedSegment> LayerCache::load_segment(std::span<const uint8_t> bytes, u
   if (n_cells > impl_->positions.max_cells) return Error{"the saved cache has more cells than this one"};
   try {
     auto store = session::load_segment(bytes, n_cells, {impl_->shape, impl_->spec, impl_->layouts});
-    if (!store) return Error{store.error()};
+    if (!store) return store.error();
     auto impl = std::make_unique<LoadedSegment::Impl>();
     impl->store = std::move(store).value();
+    impl->owner = impl_.get();
     impl->n_cells = n_cells;
     return LoadedSegment(std::move(impl));
   } catch (const std::bad_alloc&) {
@@ -49,6 +51,7 @@ Result<LoadedSegment> LayerCache::load_segment(std::span<const uint8_t> bytes, u
 
 Status LayerCache::adopt_segment(SegmentId segment, LoadedSegment loaded, std::span<const Cell> cells) {
   if (segment >= kMaxSegments) return Error{"segment " + std::to_string(segment) + " is out of range; use 0 to 4095"};
+  if (loaded.impl_->owner != impl_.get()) return Error{"a segment that another cache has loaded; load it into this one"};
   if (cells.size() != loaded.impl_->n_cells) return Error{"a loaded segment needs as many cells as it was saved with"};
   for (const Cell cell : cells) {
     if (cell >= impl_->positions.max_cells) return Error{"cell " + std::to_string(cell) + " is out of range"};
@@ -78,7 +81,7 @@ Status LayerCache::copy_segment(SegmentId from, SegmentId to) {
     std::vector<uint8_t> bytes;
     if (const Status status = save_segment(from, cells, bytes); !status) return status;
     auto loaded = load_segment(bytes, uint32_t(cells.size()));
-    if (!loaded) return Error{loaded.error()};
+    if (!loaded) return loaded.error();
     return adopt_segment(to, std::move(loaded).value(), cells);
   } catch (const std::bad_alloc&) {
     return no_memory();

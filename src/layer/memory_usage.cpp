@@ -33,7 +33,7 @@ MemoryUsage LayerCache::memory_usage() const {
   for (const auto& segment : impl_->segments) {
     if (!segment) continue;
     usage.ids += segment->live().bytes();
-    usage.calibration += sizeof(tier::SegmentStore) + segment->heads().capacity() * sizeof(tier::HeadStore);
+    usage.calibration += segment->own_bytes() - segment->live().bytes();
     for (const tier::HeadStore& head : segment->heads()) {
       add_tier(head.staged, &MemoryUsage::staged, usage);
       add_tier(head.hi, &MemoryUsage::hi, usage);

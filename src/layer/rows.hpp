@@ -8,7 +8,7 @@ namespace mikv::attention {
 
 /// The query rows of one item: tokens [first_token, first_token + n_tokens) x the query heads of one KV head.
 struct RowTile {
-  const AttendArgs& args;
+  const LayerAttendArgs& args;
   const LayerCache::Impl& layer;
   uint32_t kv_head = 0, first_token = 0, n_tokens = 0;
 

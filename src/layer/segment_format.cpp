@@ -52,7 +52,8 @@ void put_tiles(ByteWriter& out, const codec::TileRow& row, uint32_t n_tiles) {
 }
 
 void put_tier(ByteWriter& out, const tier::Tier& tier, std::span<const uint32_t> index_of) {
-  tier::Tier chosen(tier.layout());
+  MemoryAccount not_the_caches;  // working memory
+  tier::Tier chosen(tier.layout(), not_the_caches);
   uint32_t n = 0;
   const auto index = [&](uint32_t slot) {
     return tier.cell(slot) < index_of.size() ? index_of[tier.cell(slot)] : kNotSaved;
@@ -146,7 +147,7 @@ bool get_head(ByteReader& in, const SegmentContract& contract, tier::CellSet mis
     if (!contract.layouts.quantised()) return false;
     head.staged_transform.key = get_axes(in);
     if (!good_axes(head.staged_transform.key, shape.head_dim_k)) return false;
-    head.staged = tier::Tier(contract.layouts.staged_bytes);
+    head.staged = tier::Tier(contract.layouts.staged_bytes, *contract.layouts.account);
   }
   head.n_queries = in.get<uint64_t>();
   head.q_max = get_array<float>(in);
@@ -229,7 +230,7 @@ void save_segment(const tier::SegmentStore& segment, std::span<const uint32_t> c
 
 Result<std::unique_ptr<tier::SegmentStore>> load_segment(std::span<const uint8_t> bytes, uint32_t n_cells,
                                                          const SegmentContract& contract) {
-  const Error bad{"a segment of the saved cache is damaged"};
+  const Error bad{ErrorCode::damaged_data, "a segment of the saved cache is damaged"};
   ByteReader in(bytes);
   const uint32_t next_arrival = in.get<uint32_t>();
   const auto words = in.get_array<uint64_t>((uint64_t{n_cells} + 63) / 64);
@@ -243,7 +244,7 @@ Result<std::unique_ptr<tier::SegmentStore>> load_segment(std::span<const uint8_t
     if (!get_head(in, contract, live, heads.back())) return bad;
   }
   if (in.left() != 0) return bad;
-  return std::make_unique<tier::SegmentStore>(std::move(heads), live, next_arrival);
+  return std::make_unique<tier::SegmentStore>(std::move(heads), live, next_arrival, contract.layouts.account);
 }
 
 }  // namespace mikv::session

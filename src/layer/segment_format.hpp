@@ -22,7 +22,7 @@
 #include <span>
 #include <vector>
 
-#include "mikv/cache.hpp"
+#include "layer/layer_cache.hpp"
 #include "tier/segment_store.hpp"
 
 namespace mikv::session {

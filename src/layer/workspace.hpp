@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "attention/kernel_api.hpp"
-#include "mikv/cache.hpp"
+#include "layer/layer_cache.hpp"
 #include "tier/segment_store.hpp"
 
 namespace mikv {

@@ -13,7 +13,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "mikv/cache.hpp"
+#include "mikv/types.hpp"
 #include "policy/mixed_calibration.hpp"
 
 namespace mikv::policy {

@@ -1,4 +1,4 @@
-#include "session/atomic_file.hpp"
+#include "mikv/atomic_file.hpp"
 
 #include <fcntl.h>
 #include <sys/stat.h>
@@ -10,7 +10,7 @@
 #include <cstring>
 #include <new>
 
-namespace mikv::session {
+namespace mikv {
 namespace {
 
 class File {
@@ -33,7 +33,7 @@ class File {
 };
 
 Error failed(const std::string& what, const std::string& path) {
-  return Error{"cannot " + what + " " + path + ": " + std::strerror(errno)};
+  return Error{ErrorCode::io, "cannot " + what + " " + path + ": " + std::strerror(errno)};
 }
 
 bool write_all(int descriptor, std::span<const uint8_t> bytes) {
@@ -75,22 +75,22 @@ Result<std::vector<uint8_t>> read_file(const std::string& path, uint64_t max_byt
   if (file.get() < 0) return failed("open", path);
   struct stat about {};
   if (::fstat(file.get(), &about) != 0) return failed("look at", path);
-  if (!S_ISREG(about.st_mode)) return Error{path + " is no regular file"};
-  if (uint64_t(about.st_size) > max_bytes) return Error{path + " is too large for a saved cache"};
+  if (!S_ISREG(about.st_mode)) return Error{ErrorCode::io, path + " is no regular file"};
+  if (uint64_t(about.st_size) > max_bytes) return Error{ErrorCode::io, path + " is too large for a saved cache"};
   std::vector<uint8_t> bytes;
   try {
     bytes.resize(size_t(about.st_size));
   } catch (const std::bad_alloc&) {
-    return Error{"out of memory reading " + path};
+    return Error{ErrorCode::out_of_memory, "out of memory reading " + path};
   }
   for (size_t at = 0; at < bytes.size();) {
     const ssize_t n = ::read(file.get(), bytes.data() + at, bytes.size() - at);
     if (n < 0 && errno == EINTR) continue;
     if (n < 0) return failed("read", path);
-    if (n == 0) return Error{path + " became shorter while it was read"};
+    if (n == 0) return Error{ErrorCode::io, path + " became shorter while it was read"};
     at += size_t(n);
   }
   return bytes;
 }
 
-}  // namespace mikv::session
+}  // namespace mikv

@@ -34,31 +34,31 @@ Result<Identity> Identity::read(std::span<const uint8_t> bytes) {
   identity.model = get_text(in);
   identity.fingerprint = in.get<uint64_t>();
   identity.spec = get_text(in);
-  if (!in.ok() || in.left()) return Error{"damaged (its identity)"};
+  if (!in.ok() || in.left()) return Error{ErrorCode::damaged_data, "damaged (its identity)"};
   return identity;
 }
 
-std::vector<uint8_t> EngineStream::bytes() const {
+std::vector<uint8_t> engine_bytes(const EngineState& state) {
   std::vector<uint8_t> bytes;
   ByteWriter out(bytes);
-  out.put(size);
-  out.put(uint64_t(holes.size()));
-  for (const Hole& hole : holes) out.put(hole);
-  out.put_array(std::span<const uint8_t>(words));
+  out.put(state.size);
+  out.put(uint64_t(state.holes.size()));
+  for (const EngineState::Hole& hole : state.holes) out.put(hole);
+  out.put_array(std::span<const uint8_t>(state.words));
   return bytes;
 }
 
-Result<EngineStream> EngineStream::read(std::span<const uint8_t> bytes) {
-  const Error bad{"damaged (llama.cpp's part)"};
+Result<EngineState> read_engine(std::span<const uint8_t> bytes) {
+  const Error bad{ErrorCode::damaged_data, "damaged (the engine's part)"};
   ByteReader in(bytes);
-  EngineStream state;
+  EngineState state;
   state.size = in.get<uint64_t>();
   const uint64_t n_holes = in.get<uint64_t>();
-  state.holes = in.get_array<EngineStream::Hole>(n_holes);
+  state.holes = in.get_array<EngineState::Hole>(n_holes);
   state.words = in.get_array<uint8_t>(in.left());
   if (!in.ok()) return bad;
   uint64_t at = 0, in_holes = 0;
-  for (const EngineStream::Hole& hole : state.holes) {
+  for (const EngineState::Hole& hole : state.holes) {
     if (hole.offset < at || hole.size > state.size || hole.offset > state.size - hole.size) return bad;
     at = hole.offset + hole.size;
     in_holes += hole.size;
@@ -87,11 +87,11 @@ Result<std::vector<SavedSequence>> read_sequences(std::span<const uint8_t> bytes
     s.sequence = in.get<uint32_t>();
     s.own = in.get<uint32_t>();
     s.seen = in.get_array<uint32_t>(in.get<uint32_t>());
-    const bool good = std::all_of(s.seen.begin(), s.seen.end(), [](uint32_t f) { return f < kMaxSegments; });
+    const bool good = std::all_of(s.seen.begin(), s.seen.end(), [](uint32_t f) { return f < kMaxSavedSegments; });
     if (!good || (s.own != kNoSegment && std::find(s.seen.begin(), s.seen.end(), s.own) == s.seen.end()))
-      return Error{"damaged (its sequences)"};
+      return Error{ErrorCode::damaged_data, "damaged (its sequences)"};
   }
-  if (!in.ok()) return Error{"damaged (its sequences)"};
+  if (!in.ok()) return Error{ErrorCode::damaged_data, "damaged (its sequences)"};
   return sequences;
 }
 

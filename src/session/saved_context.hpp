@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "mikv/cache.hpp"
+#include "mikv/context.hpp"
 #include "mikv/result.hpp"
 
 namespace mikv::session {
@@ -22,20 +22,13 @@ struct Identity {
   static Result<Identity> read(std::span<const uint8_t> bytes);
 };
 
-/// The engine's own stream of a state, without the rows of K and V: those are the segments.
-struct EngineStream {
-  uint64_t size = 0;           ///< bytes of the engine's stream, holes included
-  std::vector<uint8_t> words;  ///< what stands outside of the holes, one part after the other
-  struct Hole {
-    uint64_t offset, size;
-  };
-  std::vector<Hole> holes;  ///< rising, disjoint
-
-  std::vector<uint8_t> bytes() const;
-  static Result<EngineStream> read(std::span<const uint8_t> bytes);
-};
+/// EngineState without its cells: size, holes, words. The cells of segments follow from the engine's loading it.
+std::vector<uint8_t> engine_bytes(const EngineState& state);
+Result<EngineState> read_engine(std::span<const uint8_t> bytes);
 
 inline constexpr uint32_t kNoSegment = UINT32_MAX;
+/// No context has more segments.
+inline constexpr uint32_t kMaxSavedSegments = 1u << 12;
 
 /// Which segments a saved sequence sees, by the segments' numbers in the state.
 struct SavedSequence {

@@ -96,7 +96,7 @@ std::string joined(const std::vector<std::string_view>& names) {
 }
 
 Error bad_value(std::string_view key, std::string_view value, const std::string& would_do) {
-  return {"spec key '" + std::string(key) + "': " + quoted(value) + " is not possible; it takes " + would_do};
+  return Error{"spec key '" + std::string(key) + "': " + quoted(value) + " is not possible; it takes " + would_do};
 }
 
 template <typename E, size_t n>
@@ -305,11 +305,11 @@ Result<Spec> Spec::parse(std::string_view text) {
   spec.recent = 0.5;
   spec.preset = std::string(chosen->name);
   std::vector<std::string_view> given;
-  if (Status status = apply_keys(spec, chosen->keys, given); !status) return Error{status.error()};
+  if (Status status = apply_keys(spec, chosen->keys, given); !status) return status.error();
   given.clear();  // the user may override every key of the preset
   if (colon != std::string_view::npos)
-    if (Status status = apply_keys(spec, text.substr(colon + 1), given); !status) return Error{status.error()};
-  if (Status status = reconcile(spec, given); !status) return Error{status.error()};
+    if (Status status = apply_keys(spec, text.substr(colon + 1), given); !status) return status.error();
+  if (Status status = reconcile(spec, given); !status) return status.error();
   return spec;
 }
 

@@ -23,11 +23,13 @@ double tokens_to_expect(uint32_t n_tokens, double bits, Prefill prefill) {
 }  // namespace
 
 HeadStore::HeadStore(const Layouts& layouts, const Spec& spec)
-    : staged(layouts.staged),
-      hi(layouts.hi),
-      lo(layouts.lo),
+    : staged(layouts.staged, *layouts.account),
+      hi(layouts.hi, *layouts.account),
+      lo(layouts.lo, *layouts.account),
       evict(layouts.evict),
       staged_f16_(&layouts.staged),
+      account_(layouts.account),
+      charge_(layouts.account),
       positions_(layouts.positions) {
   if (!spec.mixed()) transform.key.hadamard = transform.value.hadamard = spec.hadamard;
   if (!spec.balancer) return;
@@ -37,7 +39,7 @@ HeadStore::HeadStore(const Layouts& layouts, const Spec& spec)
 }
 
 HeadStore::HeadStore(const HeadStore& other, const Layouts& layouts, const Spec& spec) : HeadStore(layouts, spec) {
-  staged = Tier(other.staged, layouts.staged);
+  staged = Tier(other.staged, layouts.staged, *layouts.account);
   if (!spec.balancer || other.q_max.empty()) return;
   q_max = other.q_max;
   q_square = other.q_square;
@@ -81,13 +83,14 @@ void HeadStore::stage_in_bytes(const Layouts& layouts) {
   }
   codec::Axes key;
   for (const double x : mean) key.centre.push_back(codec::f32_to_f16(float(x)));
+  charge_.set(calibration_bytes() + key.bytes());
   staged.reencode(layouts.staged_bytes, [&](float* token) { key.to_tier({token, dim}); });
   staged_transform.key = std::move(key);
 }
 
 void HeadStore::release_staged() {
   if (!staged_in_bytes()) return staged.release();
-  staged = Tier(*staged_f16_);
+  staged = Tier(*staged_f16_, *account_);
   staged_transform = {};
 }
 
@@ -262,6 +265,7 @@ void HeadStore::lower_bits(const Spec& spec, const codec::BlockLayout& uniform) 
   if (evict || (spec.mixed() && !own_lo_)) return;  // a head that is not frozen plans its bits when it is
   auto lower = std::make_unique<codec::BlockLayout>(spec.mixed() ? policy::lower_bits(*own_lo_, spec.bits + more_bits)
                                                                  : uniform);
+  if (!own_lo_) charge_.set(calibration_bytes() + sizeof(codec::BlockLayout));
   lo.reencode(*lower);
   own_lo_ = std::move(lower);
 }
@@ -276,14 +280,16 @@ void HeadStore::commit(const Spec& spec, uint64_t n_live, uint32_t from, CommitS
 
   choose_victims(spec, budget(spec, n_live), scratch);
   const uint32_t n_victims = uint32_t(scratch.victims.size());
-  scratch.staged_victim.assign(n_staged,
-                               0);  // the last thing that may fail must stand before the first that changes the head
+  scratch.staged_victim.assign(n_staged, 0);
   const bool freezing = spec.needs_calibration() && !frozen;
   Calibration calibration = freezing ? plan_calibration(spec, scratch) : Calibration();
-  Tier own_lo(calibration.lo ? *calibration.lo : lo.layout());
+  Tier own_lo(calibration.lo ? *calibration.lo : lo.layout(), *account_);
   if (!evict) (calibration.lo ? own_lo : lo).reserve(n_victims);
   // Victims leave hi before survivors enter it, so hi only grows by what it ends up with.
   if (n_staged > n_victims) hi.reserve(n_staged - n_victims);
+  if (freezing) charge_.set(calibration_bytes() + calibration.transform.bytes() + sizeof(codec::BlockLayout));
+
+  // Nothing fails from here on.
   if (calibration.lo) {
     lo = std::move(own_lo);
     own_lo_ = std::move(calibration.lo);
@@ -306,6 +312,7 @@ void HeadStore::commit(const Spec& spec, uint64_t n_live, uint32_t from, CommitS
   }
   if (hi.size() < n_hi) hi.clear_unused();
   release_staged();
+  recount();  // downwards
 }
 
 }  // namespace mikv::tier

@@ -12,14 +12,20 @@
 #include <vector>
 
 #include "codec/transform.hpp"
-#include "mikv/cache.hpp"
 #include "mikv/spec.hpp"
+#include "mikv/types.hpp"
 #include "policy/error_weight.hpp"
 #include "policy/mixed_calibration.hpp"
+#include "tier/charge.hpp"
 #include "tier/query_sample.hpp"
 #include "tier/tier.hpp"
 
 namespace mikv::tier {
+
+/// How many tokens of a prompt that is compressed as it is read one segment holds. RoPE turns keys away from the
+/// coordinates that were frozen on a segment's first tokens; a segment costs each KV head about as much as 16 tokens
+/// (docs/adr/0014).
+inline constexpr uint32_t kSegmentTokens = 2048;
 
 /// A centre and a balancer from fewer tokens would describe those tokens, not the head: they stay staged until then.
 inline constexpr uint32_t kMinCalibrationTokens = 16;
@@ -37,6 +43,7 @@ struct Layouts {
   bool evict = false;                    ///< there is no lo tier: what is demoted is lost
   uint32_t group = 1;                    ///< query heads of a KV head
   const Positions* positions = nullptr;  ///< of the layer; outlives its heads
+  MemoryAccount* account = nullptr;      ///< of the layer; outlives its heads
 
   /// Some tier holds codes, not halves.
   bool quantised() const { return hi.bits < 16 || (!evict && lo.bits < 16); }
@@ -133,11 +140,14 @@ class HeadStore {
   /// Before the first token is in `lo`: its layout, where bits differ by head.
   void set_lo_layout(const codec::BlockLayout& layout) {
     own_lo_ = std::make_unique<codec::BlockLayout>(layout);
-    lo = Tier(*own_lo_);
+    lo = Tier(*own_lo_, *account_);
   }
 
   /// Adds to q_max and q_square; safe from several threads.
   void note_queries(const QueryTally& tally);
+
+  /// Charges calibration_bytes() as they are now. May throw std::bad_alloc where they grew.
+  void recount() { charge_.set(calibration_bytes()); }
 
   uint64_t calibration_bytes() const {
     return transform.bytes() + staged_transform.bytes() + q_max.size() * sizeof(float) +
@@ -165,6 +175,8 @@ class HeadStore {
   void append_lo(uint32_t cell, const CommitScratch& scratch);
 
   const codec::BlockLayout* staged_f16_;
+  MemoryAccount* account_;
+  Charge charge_;  ///< of calibration_bytes()
   const Positions* positions_;
   std::unique_ptr<codec::BlockLayout> own_lo_;  ///< of `lo` once frozen, where bits differ by head
 };

@@ -29,13 +29,21 @@ uint64_t CellSet::keep(std::span<const uint64_t> words) {
 }
 
 SegmentStore::SegmentStore(const SegmentStore& other, const Layouts& layouts, const Spec& spec)
-    : live_(other.live_), n_live_(other.n_live_), next_arrival_(other.next_arrival_) {
+    : live_(other.live_), charge_(layouts.account), n_live_(other.n_live_), next_arrival_(other.next_arrival_) {
+  heads_.reserve(other.heads_.size());
   for (const HeadStore& head : other.heads_) heads_.emplace_back(head, layouts, spec);
+  recount();
 }
 
-SegmentStore::SegmentStore(std::vector<HeadStore> heads, CellSet live, uint32_t next_arrival)
-    : heads_(std::move(heads)), live_(std::move(live)), next_arrival_(next_arrival) {
+SegmentStore::SegmentStore(std::vector<HeadStore> heads, CellSet live, uint32_t next_arrival, MemoryAccount* account)
+    : heads_(std::move(heads)), live_(std::move(live)), charge_(account), next_arrival_(next_arrival) {
   for (const uint64_t word : live_.words()) n_live_ += uint64_t(std::popcount(word));
+  recount();
+}
+
+void SegmentStore::recount() {
+  charge_.set(own_bytes());
+  for (HeadStore& head : heads_) head.recount();
 }
 
 void SegmentStore::renumber(std::span<const uint32_t> cells) {
@@ -45,6 +53,7 @@ void SegmentStore::renumber(std::span<const uint32_t> cells) {
     live.reserve(cells[i] + 1);
     live.insert(cells[i]);
   }
+  charge_.set(own_bytes() - live_.bytes() + live.bytes());
   for (HeadStore& head : heads_) {
     for (Tier* tier : {&head.staged, &head.hi, &head.lo}) {
       for (uint32_t slot = 0; slot < tier->size(); ++slot) tier->set_cell(slot, cells[tier->cell(slot)]);
@@ -71,6 +80,7 @@ void SegmentStore::stage(std::span<const uint32_t> cells) {
   if (cells.empty()) return;
   erase(cells);  // first: a sliding window overwrites as many tokens as it adds, and needs no more room
   live_.reserve(*std::max_element(cells.begin(), cells.end()) + 1);
+  charge_.set(own_bytes());
   for (HeadStore& head : heads_) head.staged.reserve(uint32_t(cells.size()));
   for (HeadStore& head : heads_) {
     const uint32_t first = head.staged.append(uint32_t(cells.size()));

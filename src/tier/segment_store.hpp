@@ -22,6 +22,11 @@ class CellSet {
   uint64_t keep(std::span<const uint64_t> words);
   /// Room for cells below `end`; may throw std::bad_alloc.
   void reserve(uint32_t end);
+  /// What a set of cells below `end`, reserved some at a time, takes at most.
+  static uint64_t most_bytes(uint32_t end) {
+    const uint64_t words = (uint64_t{end} + 63) / 64;
+    return (words + words / 16) * sizeof(uint64_t);
+  }
   uint32_t end() const { return uint32_t(words_.size() * 64); }
   /// Bit c % 64 of word c / 64 is cell c.
   std::span<const uint64_t> words() const { return words_; }
@@ -33,11 +38,16 @@ class CellSet {
 
 class SegmentStore {
  public:
-  SegmentStore(std::vector<HeadStore> heads) : heads_(std::move(heads)) {}
+  SegmentStore(std::vector<HeadStore> heads, MemoryAccount* account) : heads_(std::move(heads)), charge_(account) {}
   /// As it was saved; every head's tiers hold cells of `live` only.
-  SegmentStore(std::vector<HeadStore> heads, CellSet live, uint32_t next_arrival);
+  SegmentStore(std::vector<HeadStore> heads, CellSet live, uint32_t next_arrival, MemoryAccount* account);
   /// The staged tokens of `other` under other layouts (LayerCache::clone).
   SegmentStore(const SegmentStore& other, const Layouts& layouts, const Spec& spec);
+
+  /// Charges all that is not in tiers, as it is now. May throw std::bad_alloc where it grew.
+  void recount();
+  /// What the segment takes beside its heads' tiers and calibrations.
+  uint64_t own_bytes() const { return sizeof(SegmentStore) + heads_.capacity() * sizeof(HeadStore) + live_.bytes(); }
 
   std::vector<HeadStore>& heads() { return heads_; }
   const std::vector<HeadStore>& heads() const { return heads_; }
@@ -71,6 +81,7 @@ class SegmentStore {
 
   std::vector<HeadStore> heads_;
   CellSet live_;
+  Charge charge_;  ///< of own_bytes()
   uint64_t n_live_ = 0;
   uint32_t n_last_staged_ = 0;  ///< of the last stage(): the last slots of every head's staged tier
   uint32_t next_arrival_ = 0;

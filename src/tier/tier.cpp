@@ -10,8 +10,6 @@
 #include <new>
 #include <vector>
 
-#include "tier/memory_limit.hpp"
-
 namespace mikv::tier {
 
 namespace {
@@ -35,24 +33,24 @@ void FreeTierMemory::operator()(uint8_t* memory) const {
   } else {
     std::free(memory);
   }
-  uncharge_memory(bytes);
+  account->release(bytes);
 }
 
-Tier::Memory Tier::allocate(size_t bytes) {
+Tier::Memory Tier::allocate(size_t bytes) const {
   const bool mapped = bytes >= kMapFrom;
   const size_t rounded = round_up(bytes, mapped ? kPage : kLine);
-  charge_memory(rounded);
+  if (!account_->charge(rounded)) throw std::bad_alloc();
   void* memory = mapped ? mmap(nullptr, rounded, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
                         : std::aligned_alloc(kLine, rounded);
   if (memory == MAP_FAILED || !memory) {
-    uncharge_memory(rounded);
+    account_->release(rounded);
     throw std::bad_alloc();
   }
   if (!mapped) std::memset(memory, 0, rounded);
-  return Memory(static_cast<uint8_t*>(memory), FreeTierMemory{rounded, mapped});
+  return Memory(static_cast<uint8_t*>(memory), FreeTierMemory{rounded, mapped, account_});
 }
 
-void Tier::resize(Memory& memory, size_t bytes) {
+void Tier::resize(Memory& memory, size_t bytes) const {
   const size_t before = memory.get_deleter().bytes, after = round_up(bytes, kPage);
 #ifdef __SANITIZE_THREAD__
   // The thread sanitizer does not see mremap(): what another head reads next at the old address would look like a race.
@@ -61,20 +59,20 @@ void Tier::resize(Memory& memory, size_t bytes) {
   memory = std::move(copy);
   return;
 #endif
-  if (after > before) charge_memory(after - before);
+  if (after > before && !account_->charge(after - before)) throw std::bad_alloc();
   void* moved = mremap(memory.get(), before, after, MREMAP_MAYMOVE);
   if (moved == MAP_FAILED) {
-    if (after > before) uncharge_memory(after - before);
+    if (after > before) account_->release(after - before);
     throw std::bad_alloc();
   }
-  if (after < before) uncharge_memory(before - after);
+  if (after < before) account_->release(before - after);
   (void)memory.release();
-  memory = Memory(static_cast<uint8_t*>(moved), FreeTierMemory{after, true});
+  memory = Memory(static_cast<uint8_t*>(moved), FreeTierMemory{after, true, account_});
 }
 
 uint64_t Tier::allocated_bytes() const { return blocks_ ? blocks_.get_deleter().bytes : 0; }
 
-Tier::Tier(const Tier& other, const codec::BlockLayout& layout) : layout_(&layout) {
+Tier::Tier(const Tier& other, const codec::BlockLayout& layout, MemoryAccount& account) : Tier(layout, account) {
   if (other.n_tokens_ == 0) return;
   reserve(other.n_tokens_);
   const codec::BlockLayout& from = *other.layout_;
@@ -113,10 +111,10 @@ Tier::Growth Tier::growth(uint32_t n_more) const {
   return {bytes - std::min(bytes, before), blocks_ && !blocks_.get_deleter().mapped ? before : 0};
 }
 
-uint64_t Tier::most_bytes(const codec::BlockLayout& layout, uint32_t n_tokens) {
-  const uint64_t blocks = (uint64_t{n_tokens} + codec::kBlockTokens - 1) / codec::kBlockTokens,
-                 bytes = blocks * layout.bytes;
-  const uint64_t reserve = std::max(reserve_of(std::min<uint64_t>(bytes, kMapFrom), false), reserve_of(bytes, true));
+uint64_t Tier::most_bytes(uint64_t block_bytes, uint32_t n_blocks) {
+  const uint64_t bytes = n_blocks * block_bytes;
+  const uint64_t reserve =
+      std::max(reserve_of(std::min<uint64_t>(bytes, kMapFrom), false), reserve_of(bytes, true)) + block_bytes;
   return round_up(bytes + reserve, bytes + reserve >= kMapFrom ? kPage : kLine);
 }
 

@@ -7,22 +7,24 @@
 #include <memory>
 
 #include "codec/block.hpp"
+#include "mikv/memory_account.hpp"
 
 namespace mikv::tier {
 
-/// Frees what Tier allocated, from the heap or mapped, and takes it off the account of tier/memory_limit.hpp.
+/// Frees what Tier allocated, from the heap or mapped, and takes it off its account.
 struct FreeTierMemory {
   size_t bytes = 0;
   bool mapped = false;
+  MemoryAccount* account = nullptr;
   void operator()(uint8_t* memory) const;
 };
 
 class Tier {
  public:
-  /// `layout` is borrowed and outlives the tier: one layout serves the tiers of all heads.
-  explicit Tier(const codec::BlockLayout& layout) : layout_(&layout) {}
+  /// `layout` and `account` are borrowed and outlive the tier: one layout serves the tiers of all heads.
+  Tier(const codec::BlockLayout& layout, MemoryAccount& account) : layout_(&layout), account_(&account) {}
   /// The tokens of `other` in a tier of their own; `layout` may differ from other's in whether it is scored only.
-  Tier(const Tier& other, const codec::BlockLayout& layout);
+  Tier(const Tier& other, const codec::BlockLayout& layout, MemoryAccount& account);
   Tier(const Tier&) = delete;
   Tier& operator=(const Tier&) = delete;
   Tier(Tier&&) noexcept = default;
@@ -65,8 +67,8 @@ class Tier {
     uint64_t lasting = 0, transient = 0;
   };
   Growth growth(uint32_t n_more) const;
-  /// What a tier of n tokens, reserved some at a time, takes from the system at most.
-  static uint64_t most_bytes(const codec::BlockLayout& layout, uint32_t n_tokens);
+  /// What a tier of n_blocks blocks, reserved some at a time, takes from the system at most.
+  static uint64_t most_bytes(uint64_t block_bytes, uint32_t n_blocks);
   /// Adds n tokens with undefined payload; room must be reserved. Returns the first slot.
   uint32_t append(uint32_t n);
   void remove(uint32_t slot);
@@ -89,10 +91,10 @@ class Tier {
   /// Blocks to have when n_more tokens come; capacity_blocks_ if there is room.
   uint64_t blocks_for(uint32_t n_more) const;
   /// Zeroed: kernels read whole blocks and mask unused lanes afterwards, so they must find numbers there, not NaN.
-  static Memory allocate(size_t bytes);
+  Memory allocate(size_t bytes) const;
   /// Makes mapped memory larger or smaller without copying it: all heads of a cache grow in the same step, which must
   /// not wait for the whole cache to be copied. What is new is zero.
-  static void resize(Memory& memory, size_t bytes);
+  void resize(Memory& memory, size_t bytes) const;
 
   template <typename T>
   T& at(uint32_t slot, size_t offset) {
@@ -104,6 +106,7 @@ class Tier {
   }
 
   const codec::BlockLayout* layout_;
+  MemoryAccount* account_;
   Memory blocks_;
   uint32_t n_tokens_ = 0;
   uint32_t capacity_blocks_ = 0;

@@ -13,7 +13,7 @@
 
 #include "bar_chart.hpp"
 #include "busy_machine.hpp"
-#include "engine.hpp"
+#include "engine/engine.hpp"
 #include "errors.hpp"
 #include "json_report.hpp"
 #include "line_retrieval.hpp"
@@ -203,7 +203,7 @@ TEST(LineRetrieval, NamesTheBadLineOfAFile) {
 
 TEST(KvList, MixesSpecsAndStockTypes) {
   const auto list = llama::parse_kv_list("full,mikv:keep=0.2,hi=f16,llama:q4_0");
-  ASSERT_TRUE(list.ok()) << list.error();
+  ASSERT_TRUE(list.ok()) << list.message();
   ASSERT_EQ(list.value().size(), 3u);
   EXPECT_EQ(list.value()[1].name, "mikv:keep=0.2,hi=f16");
   EXPECT_EQ(list.value()[1].spec->hi, Format::f16);
@@ -213,7 +213,7 @@ TEST(KvList, MixesSpecsAndStockTypes) {
 TEST(KvList, RefusesWithTheRemedy) {
   const auto message = [](const char* list) {
     const auto parsed = llama::parse_kv_list(list);
-    return parsed.ok() ? std::string("no error") : parsed.error();
+    return parsed.ok() ? std::string("no error") : parsed.message();
   };
   EXPECT_NE(message("llama:q3_0").find("q8_0"), std::string::npos);
   EXPECT_NE(message("mikv,mikv").find("twice"), std::string::npos);

@@ -56,11 +56,11 @@ void write_seeds() {
     write_staged(spec);
   }
   write("identity", 0x10, 0, session::Identity{"a model", 42, "mikv"}.bytes());
-  session::EngineStream stream;
+  EngineState stream;
   stream.size = 20;
   stream.words.assign(12, 7);
   stream.holes = {{4, 3}, {10, 5}};
-  write("stream", 0x20, 0, stream.bytes());
+  write("stream", 0x20, 0, session::engine_bytes(stream));
   const std::vector<session::SavedSequence> sequences = {{0, 1, {1, 2}}, {3, session::kNoSegment, {2}}};
   write("sequences", 0x30, 0, session::sequence_bytes(sequences));
 }

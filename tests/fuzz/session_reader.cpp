@@ -10,7 +10,7 @@
 #include <span>
 #include <vector>
 
-#include "mikv/mikv.hpp"
+#include "layer/layer_cache.hpp"
 #include "session/container.hpp"
 #include "session/saved_context.hpp"
 #include "session_reader.hpp"
@@ -30,7 +30,7 @@ void require(bool holds) {
 
 void use(LayerCache& layer, std::span<const uint8_t> bytes, uint32_t n_cells) {
   auto loaded = layer.load_segment(bytes, n_cells);
-  if (!loaded) return require(!loaded.error().empty());
+  if (!loaded) return require(!loaded.message().empty());
   std::vector<Cell> cells(n_cells);
   for (uint32_t i = 0; i < n_cells; ++i) cells[i] = i * 3 % 4096;
   if (n_cells > 1365) return;  // three times as many would not be distinct
@@ -41,7 +41,7 @@ void use(LayerCache& layer, std::span<const uint8_t> bytes, uint32_t n_cells) {
   std::vector<float> q(kFuzzedShape.n_heads * kFuzzedShape.head_dim_k, 0.5f),
       out(kFuzzedShape.n_heads * kFuzzedShape.head_dim_v);
   const std::array<SegmentId, 1> segments = {0};
-  AttendArgs args;
+  LayerAttendArgs args;
   args.q = q.data();
   args.q_head_stride = kFuzzedShape.head_dim_k;
   args.q_token_stride = q.size();
@@ -77,7 +77,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
       break;
     case 1: (void)session::Identity::read(rest); break;
     case 2:
-      if (const auto stream = session::EngineStream::read(rest)) {
+      if (const auto stream = session::read_engine(rest)) {
         uint64_t end = 0;
         for (const auto& hole : stream.value().holes) {
           test::require(hole.offset >= end && hole.offset + hole.size <= stream.value().size);

@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <memory>
 
-#include "mikv/mikv.hpp"
+#include "layer/layer_cache.hpp"
 
 namespace mikv::test {
 

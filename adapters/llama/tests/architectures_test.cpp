@@ -10,10 +10,10 @@
 #include <random>
 #include <vector>
 
-#include "drop_in.hpp"
+#include "interpose/drop_in.hpp"
 #include "kv_context.hpp"
 #include "llama.h"
-#include "registry.hpp"
+#include "interpose/registry.hpp"
 #include "tiny_model.hpp"
 
 namespace mikv::llama {
@@ -60,7 +60,7 @@ class Architectures : public testing::Test {
   }
   static ContextHandle ours(llama_model* model, const llama_context_params& params, const char* spec) {
     auto context = init_context(model, params, Spec::parse(spec).value(), AttentionBy::engine);
-    if (!context) throw std::runtime_error(context.error());
+    if (!context) throw std::runtime_error(context.message());
     return {context.value(), llama_free};
   }
 
@@ -88,7 +88,7 @@ class Architectures : public testing::Test {
     }
     const int32_t code = llama_decode(context, batch);
     llama_batch_free(batch);
-    if (code != 0) throw std::runtime_error("llama_decode: " + std::to_string(code) + " " + status(context).error());
+    if (code != 0) throw std::runtime_error("llama_decode: " + std::to_string(code) + " " + status(context).message());
     std::vector<float> logits;
     for (const int32_t i : last)
       logits.insert(logits.end(), llama_get_logits_ith(context, i), llama_get_logits_ith(context, i) + kTinyVocabulary);

@@ -10,11 +10,10 @@
 #include <random>
 #include <vector>
 
-#include "budget.hpp"
+#include "context/context_impl.hpp"
 #include "kv_context.hpp"
 #include "llama.h"
-#include "mikv/memory_limit.hpp"
-#include "registry.hpp"
+#include "interpose/registry.hpp"
 
 namespace mikv::llama {
 namespace {
@@ -49,7 +48,7 @@ class Budget : public testing::TestWithParam<bool> {
     params.kv_unified = GetParam();
     params.n_threads = params.n_threads_batch = 2;
     auto context = init_context(model_.get(), params, Spec::parse("mikv").value());
-    ASSERT_TRUE(context.ok()) << context.error();
+    ASSERT_TRUE(context.ok()) << context.message();
     context_.reset(context.value());
     binding_ = Registry::get().of_context(context_.get());
     binding_->set_budget(kBudget);

@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "engine.hpp"
+#include "engine/engine.hpp"
 #include "llama.h"
 
 namespace mikv::llama {
@@ -54,7 +54,7 @@ class FullEqualsStock : public testing::Test {
   static Token best(std::span<const float> logits) {
     return Token(std::max_element(logits.begin(), logits.end()) - logits.begin());
   }
-  static void check(const Status& status) { ASSERT_TRUE(status.ok()) << status.error(); }
+  static void check(const Status& status) { ASSERT_TRUE(status.ok()) << status.message(); }
 
   static std::vector<Token> greedy(const KvChoice& kv, const std::vector<Token>& tokens) {
     const auto with = context(kv);

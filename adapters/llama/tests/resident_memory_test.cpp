@@ -7,7 +7,7 @@
 #include <fstream>
 #include <string>
 
-#include "engine.hpp"
+#include "engine/engine.hpp"
 
 namespace mikv::llama {
 namespace {

@@ -4,7 +4,7 @@
 #include <cmath>
 #include <vector>
 
-#include "rope_probe.hpp"
+#include "graph/rope_probe.hpp"
 
 namespace mikv::llama {
 namespace {

@@ -18,8 +18,8 @@
 #include "kv_context.hpp"
 #include "llama.h"
 #include "mikv/mikv.hpp"
-#include "registry.hpp"
-#include "stock_prompt.hpp"
+#include "interpose/registry.hpp"
+#include "state/stock_prompt.hpp"
 
 namespace mikv::llama {
 namespace {
@@ -63,7 +63,7 @@ class SequenceOperations : public testing::Test {
   static ContextHandle ours(const char* spec, bool unified, AttentionBy attention_by = AttentionBy::mikv,
                             uint32_t n_ctx = 2048) {
     auto context = init_context(model_.get(), params(unified, n_ctx), Spec::parse(spec).value(), attention_by);
-    EXPECT_TRUE(context.ok()) << context.error();
+    EXPECT_TRUE(context.ok()) << context.message();
     return ContextHandle(context.value());
   }
 
@@ -82,7 +82,7 @@ class SequenceOperations : public testing::Test {
     batch.n_tokens = int32_t(tokens.size());
     const int32_t code = llama_decode(context, batch);
     llama_batch_free(batch);
-    EXPECT_EQ(code, 0) << status(context).error();
+    EXPECT_EQ(code, 0) << status(context).message();
     if (code != 0) return {};
     const float* logits = llama_get_logits_ith(context, -1);
     return {logits, logits + llama_vocab_n_tokens(llama_model_get_vocab(model_.get()))};
@@ -565,7 +565,7 @@ TEST_F(SequenceOperations, PromptGoesToStockContextsOfAnyType) {
     feed(by_itself.get(), 0, prompt);
     feed(given.get(), 0, words(random, 20));  // forgotten
     const Status status = copy_prompt(read.get(), given.get(), type);
-    ASSERT_TRUE(status.ok()) << status.error();
+    ASSERT_TRUE(status.ok()) << status.message();
 
     const auto state = [](llama_context* context) {
       std::vector<uint8_t> bytes(llama_state_seq_get_size(context, 0));
@@ -601,7 +601,7 @@ TEST_F(SequenceOperations, CompressedPromptDoesNotGoToStockContexts) {
   ASSERT_TRUE(end_prompt(read.get()).ok());
   const Status status = copy_prompt(read.get(), given.get(), GGML_TYPE_F16);
   ASSERT_FALSE(status.ok());
-  EXPECT_NE(status.error().find("compressed"), std::string::npos) << status.error();
+  EXPECT_NE(status.message().find("compressed"), std::string::npos) << status.message();
   EXPECT_EQ(llama_memory_seq_pos_max(llama_get_memory(given.get()), 0), -1);
 }
 

@@ -1,0 +1,37 @@
+// RowCopy: the rows of one layer in llama.cpp's own form, for its own attention operator. Layers are computed one after
+// the other, so one copy serves them all.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "ggml.h"
+
+namespace mikv::llama {
+
+struct UnmapRows {
+  size_t bytes = 0;
+  void operator()(uint8_t* memory) const;
+};
+
+class RowCopy {
+ public:
+  /// Room for tensors of these sizes; pages that nobody writes cost address space only. Where attention was redirected
+  /// to before stays valid. False if there is no address space.
+  bool reserve(size_t k_bytes, size_t v_bytes);
+  /// Lets a FLASH_ATTN_EXT node over a layer's cache tensors read the copy.
+  void redirect(ggml_tensor* attention) const;
+  /// Row 0 of the first stream, as halves.
+  uint16_t* k() const { return reinterpret_cast<uint16_t*>(k_.get()); }
+  uint16_t* v() const { return reinterpret_cast<uint16_t*>(v_.get()); }
+
+ private:
+  using Memory = std::unique_ptr<uint8_t[], UnmapRows>;
+  static Memory map(size_t bytes);
+
+  Memory k_, v_;
+  std::vector<Memory> former_;  ///< too small by now; graphs made before may still point there
+};
+
+}  // namespace mikv::llama

@@ -1,0 +1,60 @@
+#include "interpose/batch_record.hpp"
+
+#include <map>
+#include <mutex>
+
+namespace mikv::llama {
+namespace {
+
+std::mutex mutex;
+std::map<const llama_batch_ext*, Batch> records;
+
+}  // namespace
+
+Batch batch_of(const llama_batch& batch) {
+  Batch record;
+  for (int32_t i = 0; i < batch.n_tokens; ++i) {
+    const bool named = batch.n_seq_id && batch.seq_id && batch.n_seq_id[i] > 0;
+    // Without flags the last token alone has logits.
+    const bool output = batch.logits ? batch.logits[i] != 0 : i + 1 == batch.n_tokens;
+    record.tokens.push_back({named ? batch.seq_id[i][0] : 0, output});
+    for (int32_t s = 1; named && s < batch.n_seq_id[i]; ++s)
+      record.shared.emplace_back(uint32_t(i), batch.seq_id[i][s]);
+  }
+  return record;
+}
+
+void record_clear(const llama_batch_ext* batch) {
+  const std::lock_guard lock(mutex);
+  records[batch].tokens.clear();
+  records[batch].shared.clear();
+}
+
+void record_add(const llama_batch_ext* batch, llama_seq_id sequence) {
+  const std::lock_guard lock(mutex);
+  records[batch].tokens.push_back({sequence, false});
+}
+
+void record_shared(const llama_batch_ext* batch, uint32_t token, llama_seq_id sequence) {
+  const std::lock_guard lock(mutex);
+  records[batch].shared.emplace_back(token, sequence);
+}
+
+void record_output(const llama_batch_ext* batch, uint32_t token, bool value) {
+  const std::lock_guard lock(mutex);
+  Batch& record = records[batch];
+  if (token < record.tokens.size()) record.tokens[token].output = value;
+}
+
+void record_free(const llama_batch_ext* batch) {
+  const std::lock_guard lock(mutex);
+  records.erase(batch);
+}
+
+Batch recorded(const llama_batch_ext* batch) {
+  const std::lock_guard lock(mutex);
+  const auto found = records.find(batch);
+  return found == records.end() ? Batch() : found->second;
+}
+
+}  // namespace mikv::llama

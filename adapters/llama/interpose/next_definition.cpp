@@ -1,0 +1,65 @@
+#include "interpose/next_definition.hpp"
+
+#include <dlfcn.h>
+#include <link.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <string>
+#include <vector>
+
+namespace mikv::llama {
+namespace {
+
+// Programs may load llama.cpp for themselves alone (Python's ctypes does). Its functions are not found from here then;
+// this puts the libraries where every lookup finds them.
+void make_llama_global() {
+  std::vector<std::string> libraries;
+  dl_iterate_phdr(
+      [](dl_phdr_info* info, size_t, void* out) {
+        const char* slash = std::strrchr(info->dlpi_name, '/');
+        const char* file = slash ? slash + 1 : info->dlpi_name;
+        if (std::strncmp(file, "libllama.so", 11) == 0 || std::strncmp(file, "libggml", 7) == 0) {
+          static_cast<std::vector<std::string>*>(out)->push_back(info->dlpi_name);
+        }
+        return 0;
+      },
+      &libraries);
+  for (const std::string& library : libraries) dlopen(library.c_str(), RTLD_LAZY | RTLD_NOLOAD | RTLD_GLOBAL);
+}
+
+}  // namespace
+
+std::string version_mismatch() {
+  using Version = const char* (*)();
+  const auto version = reinterpret_cast<Version>(dlsym(RTLD_DEFAULT, "llama_version"));
+  const std::string built_for = MIKV_LLAMA_VERSION, here = version ? version() : "older than 0.5.0";
+  if (built_for.substr(0, built_for.find(' ')) == here.substr(0, here.find('-')))
+    return {};  // a build may say 0.5.0-dev
+  return "this program's llama.cpp is " + here + ", mikv was built for " + built_for +
+         "; use that one, or MIKV_ON_MISMATCH=stock to run without mikv";
+}
+
+namespace {
+bool check_version = false;
+}
+
+void check_version_before_use() { check_version = true; }
+
+void* next_definition(const char* name) {
+  static const bool once = [] {
+    make_llama_global();
+    const std::string mismatch = check_version ? version_mismatch() : "";
+    if (mismatch.empty()) return true;
+    std::fprintf(stderr, "mikv: %s\n", mismatch.c_str());
+    std::exit(2);
+  }();
+  (void)once;
+  if (void* found = dlsym(RTLD_NEXT, name)) return found;
+  std::fprintf(stderr, "mikv: this program's llama.cpp has no %s; mikv works with llama.cpp %s\n", name,
+               MIKV_LLAMA_VERSION);
+  std::exit(2);
+}
+
+}  // namespace mikv::llama

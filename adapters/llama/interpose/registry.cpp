@@ -1,0 +1,93 @@
+#include "interpose/registry.hpp"
+
+#include <algorithm>
+#include <set>
+
+namespace mikv::llama {
+
+Registry& Registry::get() {
+  static Registry registry;
+  return registry;
+}
+
+void Registry::add(llama_context* context, std::unique_ptr<Binding> binding) {
+  const std::lock_guard lock(mutex_);
+  if (const llama_memory_t memory = llama_get_memory(context)) memories_[memory] = binding.get();
+  binding->set_context(context);
+  contexts_[context] = std::move(binding);
+}
+
+void Registry::remove(llama_context* context) {
+  const std::lock_guard lock(mutex_);
+  const auto found = contexts_.find(context);
+  if (found == contexts_.end()) return;
+  const auto ours = [&](const auto& entry) { return entry.second == found->second.get(); };
+  std::erase_if(memories_, ours);
+  std::erase_if(schedulers_, ours);
+  contexts_.erase(found);
+}
+
+Binding* Registry::of_context(const llama_context* context) {
+  const std::lock_guard lock(mutex_);
+  const auto found = contexts_.find(context);
+  return found == contexts_.end() ? nullptr : found->second.get();
+}
+
+Binding* Registry::of_memory(llama_memory_t memory) {
+  const std::lock_guard lock(mutex_);
+  const auto found = memories_.find(memory);
+  return found == memories_.end() ? nullptr : found->second;
+}
+
+Registry::Totals Registry::totals() {
+  const std::lock_guard lock(mutex_);
+  Totals totals;
+  std::set<const MemoryAccount*> accounts;
+  for (const auto& [handle, binding] : contexts_) {
+    const Context& cache = binding->cache();
+    totals.usage += cache.memory_usage();
+    const Figures figures = cache.figures();
+    totals.figures.n_steps += figures.n_steps;
+    totals.figures.n_concessions += figures.n_concessions;
+    totals.figures.n_refused += figures.n_refused;
+    ++totals.n_contexts;
+    totals.spec = cache.spec().to_string();
+    if (!accounts.insert(&cache.account()).second) continue;
+    totals.peak_bytes += cache.account().peak();
+    totals.budget += cache.account().limit();
+  }
+  return totals;
+}
+
+Binding* Registry::of_scheduler(ggml_backend_sched_t scheduler) {
+  const std::lock_guard lock(mutex_);
+  if (Binding* current = CurrentBinding::get()) schedulers_[scheduler] = current;
+  const auto found = schedulers_.find(scheduler);
+  return found == schedulers_.end() ? nullptr : found->second;
+}
+
+void Registry::forget_scheduler(ggml_backend_sched_t scheduler) {
+  const std::lock_guard lock(mutex_);
+  schedulers_.erase(scheduler);
+}
+
+void Registry::add_cache_buffer(ggml_backend_buffer_t buffer, size_t mapped_bytes) {
+  const std::lock_guard lock(mutex_);
+  cache_buffers_[buffer] = mapped_bytes;
+}
+
+size_t Registry::forget_cache_buffer(ggml_backend_buffer_t buffer) {
+  const std::lock_guard lock(mutex_);
+  const auto found = cache_buffers_.find(buffer);
+  if (found == cache_buffers_.end()) return 0;
+  const size_t mapped_bytes = found->second;
+  cache_buffers_.erase(found);
+  return mapped_bytes;
+}
+
+bool Registry::is_cache_buffer(ggml_backend_buffer_t buffer) {
+  const std::lock_guard lock(mutex_);
+  return cache_buffers_.contains(buffer);
+}
+
+}  // namespace mikv::llama

@@ -1,0 +1,66 @@
+// Registry: which llama.cpp contexts, schedulers, memories and cache buffers are ours.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+
+#include "binding.hpp"
+
+namespace mikv::llama {
+
+class Registry {
+ public:
+  static Registry& get();
+
+  void add(llama_context* context, std::unique_ptr<Binding> binding);
+  void remove(llama_context* context);
+  Binding* of_context(const llama_context* context);
+  Binding* of_memory(llama_memory_t memory);
+
+  /// Over all contexts; the spec is that of the last one. Contexts that share an account have its bytes once.
+  struct Totals {
+    MemoryUsage usage;
+    Figures figures;
+    uint64_t peak_bytes = 0, budget = 0, n_contexts = 0;
+    std::string spec;
+  };
+  Totals totals();
+
+  /// A scheduler belongs to the context that is being created, or run, on this thread when it is first seen.
+  Binding* of_scheduler(ggml_backend_sched_t scheduler);
+  void forget_scheduler(ggml_backend_sched_t scheduler);
+
+  /// Buffers of llama.cpp's own K and V, which hold nothing. `mapped_bytes` of address space go with the buffer.
+  void add_cache_buffer(ggml_backend_buffer_t buffer, size_t mapped_bytes);
+  bool is_cache_buffer(ggml_backend_buffer_t buffer);
+  /// The bytes, 0 if the buffer is not one of them; it is forgotten.
+  size_t forget_cache_buffer(ggml_backend_buffer_t buffer);
+
+ private:
+  std::mutex mutex_;
+  std::map<const llama_context*, std::unique_ptr<Binding>> contexts_;
+  std::map<llama_memory_t, Binding*> memories_;
+  std::map<ggml_backend_sched_t, Binding*> schedulers_;
+  std::map<ggml_backend_buffer_t, size_t> cache_buffers_;
+};
+
+/// The binding whose llama.cpp call runs on this thread; null outside of one.
+class CurrentBinding {
+ public:
+  explicit CurrentBinding(Binding* binding) : before_(current_) { current_ = binding; }
+  ~CurrentBinding() { current_ = before_; }
+  CurrentBinding(const CurrentBinding&) = delete;
+  CurrentBinding& operator=(const CurrentBinding&) = delete;
+  static Binding* get() { return current_; }
+
+ private:
+  static inline thread_local Binding* current_ = nullptr;
+  Binding* before_;
+};
+
+/// An error if llama.cpp does not call our functions in place of ggml's (wrong link order, static llama.cpp).
+Status check_interposition();
+
+}  // namespace mikv::llama

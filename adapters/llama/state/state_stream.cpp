@@ -1,0 +1,86 @@
+#include "state/state_stream.hpp"
+
+#include <sys/mman.h>
+
+#include <cstring>
+#include <memory>
+
+#include "interpose/next_definition.hpp"
+#include "state/cell_capture.hpp"
+
+namespace mikv::llama {
+namespace {
+
+// Memory as large as the stream. Its holes are never touched, so they cost address space only.
+class Reservation {
+ public:
+  explicit Reservation(size_t size) : size_(size) {
+    void* memory = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (memory != MAP_FAILED) data_ = static_cast<uint8_t*>(memory);
+  }
+  ~Reservation() {
+    if (data_) munmap(data_, size_);
+  }
+  Reservation(const Reservation&) = delete;
+  Reservation& operator=(const Reservation&) = delete;
+  uint8_t* data() const { return data_; }
+
+ private:
+  size_t size_;
+  uint8_t* data_ = nullptr;
+};
+
+Error no_memory() { return Error{ErrorCode::out_of_memory, "out of memory for the state of the context; use fewer or shorter contexts"}; }
+
+}  // namespace
+
+Result<EngineState> read_state(llama_context* context, llama_seq_id sequence, llama_state_seq_flags flags) {
+  const bool all = sequence == kAllSequences;
+  const size_t size = all ? MIKV_NEXT(llama_state_get_size)(context)
+                          : MIKV_NEXT(llama_state_seq_get_size_ext)(context, sequence, flags);
+  if (size == 0) return Error{"llama.cpp could not tell the size of its state"};
+  const Reservation memory(size);
+  if (!memory.data()) return no_memory();
+  EngineState state;
+  state.size = size;
+  CellCapture capture;
+  const size_t written = all ? MIKV_NEXT(llama_state_get_data)(context, memory.data(), size)
+                             : MIKV_NEXT(llama_state_seq_get_data_ext)(context, memory.data(), size, sequence, flags);
+  if (written != size) return Error{"llama.cpp could not write its state"};
+  const uint8_t* at = memory.data();
+  for (const CellCapture::Hole& hole : capture.holes()) {
+    state.words.insert(state.words.end(), at, hole.at);
+    if (!state.holes.empty() &&
+        state.holes.back().offset + state.holes.back().size == uint64_t(hole.at - memory.data())) {
+      state.holes.back().size += hole.size;
+    } else {
+      state.holes.push_back({uint64_t(hole.at - memory.data()), hole.size});
+    }
+    at = hole.at + hole.size;
+  }
+  state.words.insert(state.words.end(), at, static_cast<const uint8_t*>(memory.data()) + size);
+  state.cells = capture.cells();
+  return state;
+}
+
+Result<CellsByLayer> write_state(llama_context* context, llama_seq_id sequence, llama_state_seq_flags flags,
+                                 const EngineState& state) {
+  const Reservation memory(state.size);
+  if (!memory.data()) return no_memory();
+  const uint8_t* words = state.words.data();
+  uint64_t at = 0;
+  for (const EngineState::Hole& hole : state.holes) {
+    std::memcpy(memory.data() + at, words, hole.offset - at);
+    words += hole.offset - at;
+    at = hole.offset + hole.size;
+  }
+  std::memcpy(memory.data() + at, words, state.size - at);
+  CellCapture capture;
+  const size_t read = sequence == kAllSequences ? MIKV_NEXT(llama_state_set_data)(context, memory.data(), state.size)
+                                                : MIKV_NEXT(llama_state_seq_set_data_ext)(context, memory.data(),
+                                                                                          state.size, sequence, flags);
+  if (read != state.size) return Error{"llama.cpp could not take the state (is there room for its tokens?)"};
+  return capture.cells();
+}
+
+}  // namespace mikv::llama

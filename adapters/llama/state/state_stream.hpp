@@ -1,0 +1,18 @@
+// llama.cpp's own words for the state of a context: which cells hold which token of which sequence, and what recurrent
+// layers remember. K and V are not in them (state/cell_capture.hpp).
+#pragma once
+
+#include "mikv/context.hpp"
+#include "llama.h"
+#include "mikv/result.hpp"
+
+namespace mikv::llama {
+
+/// Reads the state of a sequence, or of all.
+Result<EngineState> read_state(llama_context* context, llama_seq_id sequence, llama_state_seq_flags flags);
+
+/// Loads it. Returns the cells, by layer, that llama.cpp chose for the tokens, in the order of the stream.
+Result<CellsByLayer> write_state(llama_context* context, llama_seq_id sequence,
+                                                           llama_state_seq_flags flags, const EngineState& state);
+
+}  // namespace mikv::llama

@@ -1,0 +1,22 @@
+// What a cache of some length takes: a context of mikv is filled with random keys and values, and its bytes are counted.
+// The same code stores the real ones, by the same rules.
+#pragma once
+
+#include <cstdint>
+
+#include "mikv/context.hpp"
+
+namespace mikv::cli {
+
+struct CacheSize {
+  MemoryUsage held;         ///< with the prompt compressed
+  uint64_t peak_bytes = 0;  ///< while the prompt was read, without what is needed for a moment only
+};
+
+/// Of one layer. n_tokens: of the prompt; n_cells: that the context may hold.
+CacheSize measure_cache(const LayerShape& shape, const Spec& spec, uint32_t n_tokens, uint64_t n_cells);
+
+/// Tokens that measure_cache() reads at once.
+inline constexpr uint32_t kMeasuredChunk = 512;
+
+}  // namespace mikv::cli

@@ -1,0 +1,256 @@
+#include "context/cell_table.hpp"
+
+#include <algorithm>
+#include <limits>
+
+#include "session/byte_stream.hpp"
+
+namespace mikv::context {
+namespace {
+
+constexpr uint16_t kVisible = 0x0000, kHidden = 0xfc00;  // 0 and -inf as halves
+
+// What a saved state says of a cell: its position, then its owners.
+constexpr uint32_t kMaxOwners = 4096;
+
+}  // namespace
+
+CellTable::CellTable(uint32_t n_sequences, bool unified, uint32_t n_cells)
+    : n_sequences_(n_sequences), unified_(unified), streams_(unified ? 1 : n_sequences) {
+  for (Stream& stream : streams_) stream.cells.resize(n_cells);
+}
+
+bool CellTable::Entry::owned_by(SequenceId sequence) const {
+  return std::find(owners.begin(), owners.end(), sequence) != owners.end();
+}
+
+bool CellTable::any_window() const {
+  return std::ranges::any_of(windows_, [](const auto& entry) { return entry.second > 0; });
+}
+
+template <typename F>
+void CellTable::for_each(SequenceId sequence, Position p0, Position p1, F f) {
+  if (p1 < 0) p1 = std::numeric_limits<Position>::max();
+  for (uint32_t s = 0; s < streams_.size(); ++s) {
+    if (sequence != kAllSequences && s != stream_of(sequence)) continue;
+    for (Cell cell = 0; cell < streams_[s].cells.size(); ++cell) {
+      Entry& entry = streams_[s].cells[cell];
+      if (entry.owners.empty() || entry.position < p0 || entry.position >= p1) continue;
+      if (sequence == kAllSequences || entry.owned_by(sequence)) f(s, cell, entry);
+    }
+  }
+}
+
+Cell CellTable::take_free(Stream& stream) {
+  while (!stream.cells[stream.next].owners.empty()) stream.next = Cell((stream.next + 1) % stream.cells.size());
+  ++stream.n_used;
+  return stream.next;
+}
+
+void CellTable::free_cell(Stream& stream, Entry& entry) {
+  entry.owners.clear();
+  --stream.n_used;
+}
+
+Status CellTable::take(const Batch& batch) {
+  std::map<uint32_t, uint32_t> wanted;
+  for (const Batch::Token& token : batch.tokens) {
+    if (!valid(token.sequence)) return Error{"sequence " + std::to_string(token.sequence) + " is out of range"};
+    if (token.position < 0) return Error{"position " + std::to_string(token.position) + " of the batch is negative"};
+    ++wanted[stream_of(token.sequence)];
+  }
+  for (const auto& [stream, n] : wanted) {
+    const size_t n_free = streams_[stream].cells.size() - streams_[stream].n_used;
+    if (n > n_free) {
+      return Error{"no free cells for " + std::to_string(n) + " tokens (" + std::to_string(n_free) +
+                   " left); remove tokens or create the context with more cells"};
+    }
+  }
+  taken_.clear();
+  taken_by_.clear();
+  for (const Batch::Token& token : batch.tokens) {
+    const uint32_t s = stream_of(token.sequence);
+    const Cell cell = take_free(streams_[s]);
+    streams_[s].cells[cell] = {token.position, {token.sequence}};
+    taken_.push_back({s, cell});
+    taken_by_.push_back(token.sequence);
+  }
+  for (const auto& [token, sequence] : batch.shared) {
+    if (!unified_ || token >= taken_.size() || !valid(sequence)) continue;  // the step plan refuses what is out of range
+    Entry& entry = streams_[0].cells[taken_[token].cell];
+    if (!entry.owned_by(sequence)) entry.owners.push_back(sequence);
+  }
+  return {};
+}
+
+void CellTable::give_back() {
+  for (const CellPlace& place : taken_) {
+    Entry& entry = streams_[place.stream].cells[place.cell];
+    if (!entry.owners.empty()) free_cell(streams_[place.stream], entry);
+  }
+  taken_.clear();
+  taken_by_.clear();
+}
+
+std::vector<uint16_t> CellTable::mask(uint32_t stream, uint32_t window, uint32_t* n_cells) const {
+  const std::vector<Entry>& cells = streams_[stream].cells;
+  uint32_t n = 0;
+  for (Cell cell = 0; cell < cells.size(); ++cell) {
+    if (!cells[cell].owners.empty()) n = cell + 1;
+  }
+  *n_cells = n;
+  std::vector<uint16_t> mask;
+  for (size_t i = 0; i < taken_.size(); ++i) {
+    if (taken_[i].stream != stream) continue;
+    const Position at = cells[taken_[i].cell].position;
+    for (Cell cell = 0; cell < n; ++cell) {
+      const Entry& entry = cells[cell];
+      const bool in_reach = window == 0 || int64_t{at} - entry.position < int64_t{window};
+      const bool seen = entry.position <= at && in_reach && entry.owned_by(taken_by_[i]);
+      mask.push_back(seen ? kVisible : kHidden);
+    }
+  }
+  return mask;
+}
+
+bool CellTable::remove(SequenceId sequence, Position p0, Position p1) {
+  bool freed = false;
+  for_each(sequence, p0, p1, [&](uint32_t s, Cell, Entry& entry) {
+    if (sequence != kAllSequences) std::erase(entry.owners, sequence);
+    if (sequence != kAllSequences && !entry.owners.empty()) return;
+    entry.owners.assign(1, 0);  // free_cell counts it
+    free_cell(streams_[s], entry);
+    freed = true;
+  });
+  return freed;
+}
+
+void CellTable::copy(SequenceId from, SequenceId to, Position p0, Position p1) {
+  if (unified_) {
+    for_each(from, p0, p1, [&](uint32_t, Cell, Entry& entry) {
+      if (!entry.owned_by(to)) entry.owners.push_back(to);
+    });
+    return;
+  }
+  streams_[stream_of(to)] = streams_[stream_of(from)];
+  for (Entry& entry : streams_[stream_of(to)].cells) std::replace(entry.owners.begin(), entry.owners.end(), from, to);
+  const Position end = p1 < 0 ? std::numeric_limits<Position>::max() : p1;
+  remove(to, -1, std::max<Position>(p0, 0));
+  if (end < std::numeric_limits<Position>::max()) remove(to, end, -1);
+}
+
+void CellTable::keep(SequenceId sequence) {
+  for (SequenceId other = 0; valid(other); ++other) {
+    if (other != sequence) remove(other, -1, -1);
+  }
+}
+
+std::map<uint32_t, std::map<Cell, Position>> CellTable::shift(SequenceId sequence, Position p0, Position p1,
+                                                              Position delta) {
+  std::map<uint32_t, std::map<Cell, Position>> moved;
+  for_each(sequence, p0, p1, [&](uint32_t s, Cell cell, Entry& entry) {
+    const int64_t position = int64_t{entry.position} + delta;
+    if (position < 0 || position > std::numeric_limits<Position>::max()) return free_cell(streams_[s], entry);
+    entry.position = Position(position);
+    moved[s][cell] = delta;
+  });
+  return moved;
+}
+
+void CellTable::clear() {
+  for (Stream& stream : streams_) {
+    for (Entry& entry : stream.cells) entry.owners.clear();
+    stream.n_used = 0;
+    stream.next = 0;
+  }
+  taken_.clear();
+  taken_by_.clear();
+}
+
+Position CellTable::last_position(SequenceId sequence) const {
+  Position last = -1;
+  if (!valid(sequence)) return last;
+  for (const Entry& entry : streams_[stream_of(sequence)].cells) {
+    if (entry.owned_by(sequence)) last = std::max(last, entry.position);
+  }
+  return last;
+}
+
+bool CellTable::in_window(const Entry& entry, uint32_t window, const std::vector<Position>& last) const {
+  if (window == 0) return true;
+  return std::ranges::any_of(entry.owners, [&](SequenceId sequence) {
+    return int64_t{last[size_t(sequence)]} - entry.position < int64_t{window};
+  });
+}
+
+Result<CellsByLayer> CellTable::live_cells() {
+  std::vector<Position> last;
+  for (SequenceId s = 0; any_window() && valid(s); ++s) last.push_back(last_position(s));
+  CellsByLayer cells;
+  for (const auto& [layer, window] : windows_) {
+    std::vector<CellPlace>& of_layer = cells[layer];
+    for_each(kAllSequences, -1, -1, [&, window = window](uint32_t s, Cell cell, Entry& entry) {
+      if (in_window(entry, window, last)) of_layer.push_back({s, cell});
+    });
+  }
+  return cells;
+}
+
+Result<EngineState> CellTable::save(SequenceId sequence, bool partial) {
+  if (partial) return Error{ErrorCode::unsupported, "partial states need an engine that keeps the cells"};
+  EngineState state;
+  session::ByteWriter out(state.words);
+  std::vector<CellPlace> places;
+  for_each(sequence, -1, -1, [&](uint32_t s, Cell cell, Entry& entry) {
+    places.push_back({s, cell});
+    out.put(s);
+    out.put(entry.position);
+    const auto owners = sequence == kAllSequences ? entry.owners : std::vector<SequenceId>{0};
+    out.put(uint32_t(owners.size()));
+    out.put_array(std::span<const SequenceId>(owners));
+  });
+  for (const auto& [layer, window] : windows_) state.cells[layer] = places;
+  state.size = state.words.size();
+  return state;
+}
+
+Result<CellsByLayer> CellTable::load(SequenceId sequence, bool, const EngineState& state) {
+  const Error damaged{ErrorCode::damaged_data, "damaged (its cells)"};
+  session::ByteReader in(state.words);
+  std::vector<std::pair<uint32_t, Entry>> entries;
+  std::map<uint32_t, size_t> wanted;
+  while (in.ok() && in.left()) {
+    uint32_t s = in.get<uint32_t>();
+    Entry entry;
+    entry.position = in.get<Position>();
+    const uint32_t n_owners = in.get<uint32_t>();
+    if (n_owners == 0 || n_owners > kMaxOwners) return damaged;
+    entry.owners = in.get_array<SequenceId>(n_owners);
+    if (!in.ok() || entry.position < 0) return damaged;
+    if (sequence != kAllSequences) entry.owners = {sequence}, s = stream_of(sequence);
+    if (s >= streams_.size() || !std::ranges::all_of(entry.owners, [&](SequenceId owner) { return valid(owner); })) {
+      return Error{ErrorCode::mismatch, "of a context with more sequences than this one has"};
+    }
+    if (!unified_ && (entry.owners.size() != 1 || stream_of(entry.owners[0]) != s)) return damaged;
+    ++wanted[s];
+    entries.emplace_back(s, std::move(entry));
+  }
+  if (!in.ok()) return damaged;
+  remove(sequence, -1, -1);
+  for (const auto& [s, n] : wanted) {
+    if (n > streams_[s].cells.size() - streams_[s].n_used) {
+      return Error{"no free cells for the " + std::to_string(n) + " tokens of the state"};
+    }
+  }
+  std::vector<CellPlace> places;
+  for (auto& [s, entry] : entries) {
+    const Cell cell = take_free(streams_[s]);
+    streams_[s].cells[cell] = std::move(entry);
+    places.push_back({s, cell});
+  }
+  CellsByLayer cells;
+  for (const auto& [layer, window] : windows_) cells[layer] = places;
+  return cells;
+}
+
+}  // namespace mikv::context

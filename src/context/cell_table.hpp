@@ -1,0 +1,76 @@
+// CellTable: which cell holds which token of which sequences, for engines that keep no such table themselves.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <span>
+#include <vector>
+
+#include "mikv/context.hpp"
+
+namespace mikv::context {
+
+class CellTable : public CellOwner {
+ public:
+  CellTable(uint32_t n_sequences, bool unified, uint32_t n_cells);
+
+  /// The layer's queries see `window` tokens; 0: all.
+  void add_layer(int layer, uint32_t window) { windows_[layer] = window; }
+  bool any_window() const;
+
+  /// Gives the batch's tokens cells. Error: too few are free; nothing changes then.
+  Status take(const Batch& batch);
+  /// Takes the cells of the last take() back.
+  void give_back();
+  /// Of the tokens of the last take(), by their place in the batch.
+  std::span<const CellPlace> taken() const { return taken_; }
+
+  /// The additive mask of the last take()'s tokens in `stream`, for layers with that window: a token sees those of its
+  /// first sequence at no later position. Halves; *n_cells gets the number of columns.
+  std::vector<uint16_t> mask(uint32_t stream, uint32_t window, uint32_t* n_cells) const;
+
+  /// As Context's. remove() tells whether any cell was freed.
+  bool remove(SequenceId sequence, Position p0, Position p1);
+  void copy(SequenceId from, SequenceId to, Position p0, Position p1);
+  void keep(SequenceId sequence);
+  /// Returns by stream and cell by how much the token there moved.
+  std::map<uint32_t, std::map<Cell, Position>> shift(SequenceId sequence, Position p0, Position p1, Position delta);
+  void clear();
+  Position last_position(SequenceId sequence) const;
+
+  Result<CellsByLayer> live_cells() override;
+  Result<EngineState> save(SequenceId sequence, bool partial) override;
+  Result<CellsByLayer> load(SequenceId sequence, bool partial, const EngineState& state) override;
+  void drop(SequenceId sequence) override { remove(sequence, -1, -1); }
+
+ private:
+  struct Entry {
+    Position position = 0;
+    std::vector<SequenceId> owners;  ///< rising; empty: the cell is free
+    bool owned_by(SequenceId sequence) const;
+  };
+  struct Stream {
+    std::vector<Entry> cells;
+    uint32_t n_used = 0;
+    Cell next = 0;  ///< where the search for a free cell begins
+  };
+
+  uint32_t stream_of(SequenceId sequence) const { return unified_ ? 0 : uint32_t(sequence); }
+  bool valid(SequenceId sequence) const { return sequence >= 0 && uint32_t(sequence) < n_sequences_; }
+  /// Calls f(stream, cell, entry) for the cells of a sequence, or of all, at positions p0 <= p < p1.
+  template <typename F>
+  void for_each(SequenceId sequence, Position p0, Position p1, F f);
+  Cell take_free(Stream& stream);
+  static void free_cell(Stream& stream, Entry& entry);
+  /// The positions from which on the layer's queries can see a sequence's tokens.
+  bool in_window(const Entry& entry, uint32_t window, const std::vector<Position>& last) const;
+
+  uint32_t n_sequences_;
+  bool unified_;
+  std::vector<Stream> streams_;
+  std::map<int, uint32_t> windows_;
+  std::vector<CellPlace> taken_;
+  std::vector<SequenceId> taken_by_;
+};
+
+}  // namespace mikv::context

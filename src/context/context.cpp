@@ -1,0 +1,453 @@
+// Context: creation, layers and steps. Sequences are in sequence_calls.cpp, states in states.cpp.
+#include <algorithm>
+#include <cmath>
+#include <new>
+
+#include "context/context_impl.hpp"
+#include "mikv/reference.hpp"
+
+namespace mikv {
+
+using context::CommitRule;
+using context::ContextLayer;
+using context::kFirstTokens;
+using context::rule_of;
+using context::StepPlan;
+
+namespace {
+
+constexpr uint32_t kMaxSequences = 4096;
+constexpr uint32_t kMaxThreads = 1024;
+// Tokens beyond the windows of all sequences are forgotten from time to time, not in each step.
+constexpr uint32_t kForgetWindowEvery = 256;
+
+Error no_layer(int layer) { return Error{"layer " + std::to_string(layer) + " is not known; declare it by add_layer"}; }
+
+Error out_of_memory() {
+  return Error{ErrorCode::out_of_memory, "out of memory in the KV cache; use fewer or shorter contexts"};
+}
+
+}  // namespace
+
+Context::Impl::Impl(ContextOptions given)
+    : options(std::move(given)),
+      account(options.account ? options.account : std::make_shared<MemoryAccount>()),
+      own_cells(options.n_sequences, options.unified, options.cells ? 0 : options.n_cells),
+      owner(options.cells ? options.cells : &own_cells),
+      sequences(options.n_sequences, options.unified),
+      budget(options.spec),
+      workspace(options.n_threads, options.n_sequences) {}
+
+Context::Context(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+Context::~Context() = default;
+
+Result<std::unique_ptr<Context>> Context::create(ContextOptions options) {
+  const auto range = [](const char* what, uint32_t value, uint32_t most) {
+    const std::string text = std::string(what) + " is " + std::to_string(value) + "; use 1 to " + std::to_string(most);
+    return value >= 1 && value <= most ? Status() : Status(Error{text});
+  };
+  for (const Status& status :
+       {range("n_sequences", options.n_sequences, kMaxSequences), range("n_threads", options.n_threads, kMaxThreads),
+        range("n_ubatch", options.n_ubatch, kMaxCells), range("n_cells", options.n_cells, kMaxCells)}) {
+    if (!status) return status.error();
+  }
+  try {
+    return std::unique_ptr<Context>(new Context(std::make_unique<Impl>(std::move(options))));
+  } catch (const std::bad_alloc&) {
+    return out_of_memory();
+  }
+}
+
+// ---------------------------------------------------------------- layers
+
+Status Context::add_layer(int layer, const LayerShape& shape, uint32_t n_cells, uint32_t window) {
+  if (layer < 0) return Error{"layer " + std::to_string(layer) + " is negative"};
+  if (const ContextLayer* known = impl_->layers.find(layer)) {
+    if (known->cache->shape() == shape) return {};
+    return Error{ErrorCode::unsupported, "layer " + std::to_string(layer) + ": its attention changes shape between steps"};
+  }
+  if (n_cells == 0 || impl_->keeps_cells()) n_cells = impl_->options.n_cells;
+  try {
+    auto cache = LayerCache::create(shape, impl_->spec(), n_cells, impl_->account);
+    if (!cache) return Error{cache.error().code, "layer " + std::to_string(layer) + ": " + cache.message()};
+    ContextLayer added;
+    added.cache = std::move(cache).value();
+    added.n_cells = n_cells;
+    added.window = window;
+    impl_->layers.layers.emplace(layer, std::move(added));
+    impl_->own_cells.add_layer(layer, window);
+  } catch (const std::bad_alloc&) {
+    return out_of_memory();
+  }
+  return {};
+}
+
+Status Context::set_rope(int layer, Rope rope) {
+  ContextLayer* known = impl_->layers.find(layer);
+  if (!known) return no_layer(layer);
+  known->rope = rope;
+  return known->cache->set_rope(std::move(rope));
+}
+
+bool Context::has_layer(int layer) const { return impl_->layers.find(layer); }
+
+std::vector<int> Context::layers() const {
+  std::vector<int> numbers;
+  for (const auto& [index, layer] : impl_->layers.layers) numbers.push_back(index);
+  return numbers;
+}
+
+const LayerShape& Context::shape(int layer) const { return impl_->layers.find(layer)->cache->shape(); }
+
+// ---------------------------------------------------------------- begin and end of a step
+
+Status Context::Impl::plan_step(const Batch& batch) {
+  if (const Status status = forget_freed_cells(); !status) return status;
+  auto made = StepPlan::make(batch, sequences, options.tokens_in_order);
+  if (!made) return made.error();
+  plan = std::move(made).value();
+  continue_full(context::kSegmentTokens);
+  if (spec().prefill == Prefill::streaming) {
+    plan.let_wait([this](SequenceId sequence) { return n_streamed(sequence); });
+  }
+  commit_idle();
+  for (const StepPlan::Run& run : plan.runs()) {
+    const CommitRule rule = rule_of(spec(), run, pressed_from());
+    if (!run.generates && !rule.commits) continue;  // drafts are not, but what was staged before them is
+    const Status status = share_bits(run.segment, rule.from, rule.commits ? std::min(run.n, options.n_ubatch) : 0);
+    if (!status) fail(status.error());
+  }
+  return {};
+}
+
+Status Context::begin_step(const Batch& batch) {
+  impl_->reset_failure();  // each step fails for itself: a server continues with the next request
+  try {
+    Status status = impl_->plan_step(batch);
+    for (auto& [index, layer] : impl_->layers.layers) {
+      layer.first_row = layer.next_row = 0;
+      layer.wants_k = layer.wants_v = layer.attended = false;
+    }
+    if (status) {
+      status = impl_->budget.make_room({impl_->layers, impl_->sequences, impl_->plan, *impl_->account, impl_->options,
+                                        [this](uint32_t n_tokens) { impl_->continue_full(n_tokens); }});
+      for (const StepPlan::Run& run : impl_->plan.runs()) {
+        if (run.may_end) impl_->may_have_ended.push_back(run.segment);
+      }
+    }
+    if (status && impl_->keeps_cells()) {
+      status = impl_->own_cells.take(batch);
+      if (status) impl_->make_masks();
+    }
+    if (!status) {
+      impl_->fail(status.error());
+      impl_->cells_freed = true;
+    }
+    return status;
+  } catch (const std::bad_alloc&) {
+    impl_->cells_freed = true;
+    impl_->fail(out_of_memory());
+    return out_of_memory();
+  }
+}
+
+Status Context::end_step(bool done) {
+  if (done && impl_->failure()) impl_->commit_unattended();
+  const Status failed = impl_->failure();
+  if (!done || !failed) {  // the step's cells are taken back
+    if (impl_->keeps_cells()) impl_->own_cells.give_back();
+    impl_->cells_freed = true;
+    return failed;
+  }
+  ++impl_->figures.n_steps;
+  if (impl_->keeps_cells() && impl_->own_cells.any_window()) {
+    impl_->n_since_window += impl_->plan.n_tokens();
+    if (impl_->n_since_window >= kForgetWindowEvery) {
+      impl_->cells_freed = true;
+      impl_->n_since_window = 0;
+    }
+  }
+  return failed;
+}
+
+void Context::Impl::commit_idle() {
+  const auto runs = plan.runs();
+  for (const SegmentId segment : may_have_ended) {
+    if (std::ranges::any_of(runs, [&](const StepPlan::Run& run) { return run.segment == segment; })) continue;
+    if (const Status status = share_bits(segment, kFirstTokens, 0); !status) fail(status.error());
+    if (const Status status = layers.commit(segment, kFirstTokens); !status) fail(status.error());
+    layers.trim(segment);
+  }
+  may_have_ended.clear();
+}
+
+void Context::Impl::continue_full(uint32_t n_tokens) {
+  const auto full = [&](SegmentId segment) { return layers.any_full(segment, n_tokens); };
+  for (const StepPlan::Move& move : plan.move_on(sequences, full)) layers.continue_segment(move.from, move.to);
+}
+
+uint32_t Context::Impl::n_streamed(SequenceId sequence) const {
+  const context::LayerSet::Most most = layers.most_compressed(sequences.seen_by(sequence));
+  return context::streamed_tokens(spec(), most.n_cells, most.n_compressed);
+}
+
+void Context::Impl::commit_unattended() {
+  if (spec().uncompressed()) return;
+  for (auto& [index, layer] : layers.layers) {
+    if (layer.attended || layer.next_row == 0) continue;
+    for (const StepPlan::Run& run : plan.runs()) {
+      const CommitRule rule = rule_of(spec(), run, pressed_from());
+      if (!rule.commits) continue;
+      if (const Status status = layer.cache->commit(run.segment, rule.from); !status) fail(status.error());
+    }
+  }
+}
+
+// ---------------------------------------------------------------- store
+
+// Rows of a unified context come in the order of the batch; otherwise a stream has the tokens of one sequence.
+const StepPlan::Run* Context::Impl::run_of_row(uint32_t stream, uint32_t row) const {
+  if (!sequences.unified()) return plan.run_of(SequenceId(stream));
+  for (const StepPlan::Run& run : plan.runs()) {
+    if (row < run.first + run.n) return &run;
+  }
+  return nullptr;
+}
+
+Result<std::span<const Context::Impl::Part>> Context::Impl::parts_of(const ContextLayer& layer,
+                                                                     std::span<const CellPlace> cells) {
+  size_t n_parts = 0;
+  for (uint32_t row = 0; row < cells.size(); ++row) {
+    const auto [stream, cell] = cells[row];
+    const StepPlan::Run* run = run_of_row(stream, layer.first_row + row);
+    if (!run) return Error{"a token is stored that is in no batch of this step"};
+    size_t p = 0;
+    while (p < n_parts && parts[p].segment != run->segment) ++p;
+    if (p == n_parts) {
+      if (++n_parts > parts.size()) parts.emplace_back();
+      parts[p].segment = run->segment;
+      parts[p].stream = stream;
+      parts[p].generates = false;
+      parts[p].cells.clear();
+      parts[p].rows.clear();
+    }
+    parts[p].generates |= run->generates;
+    parts[p].cells.push_back(cell);
+    parts[p].rows.push_back(row);
+  }
+  return std::span<const Part>(parts).first(n_parts);
+}
+
+Status Context::Impl::stage(ContextLayer& layer, std::span<const Part> of_call) {
+  // A sliding window may reuse cells of another sequence. All of them are forgotten before anything is staged: what is
+  // erased afterwards would move tokens that wait for their values.
+  for (const Part& part : of_call) {
+    sequences.for_each_segment([&](SegmentId segment) {
+      if (segment != part.segment && sequences.stream_of_segment(segment) == part.stream) {
+        layer.cache->erase(segment, part.cells);
+      }
+    });
+  }
+  for (const Part& part : of_call) {
+    // A generated token ends the prompt before it: what is still staged is compressed first.
+    Status status;
+    if (part.generates) status = layer.cache->commit(part.segment, context::pressed(kFirstTokens, pressed_from()));
+    if (status) status = layer.cache->stage(part.segment, part.cells);
+    if (!status) return status;
+  }
+  return {};
+}
+
+void Context::Impl::write(ContextLayer& layer, std::span<const Part> of_call, const float* rows, size_t stride,
+                          bool keys) {
+  const LayerShape& shape = layer.cache->shape();
+  const size_t row_floats = size_t{shape.n_kv_heads} * (keys ? shape.head_dim_k : shape.head_dim_v);
+  const auto put = keys ? &LayerCache::write_k : &LayerCache::write_v;
+  for (const Part& part : of_call) {
+    if (part.rows.back() - part.rows.front() + 1 == part.rows.size()) {
+      (layer.cache.get()->*put)(part.segment, rows + part.rows.front() * stride, stride, 0, 1);
+      continue;
+    }
+    gathered.clear();
+    for (const uint32_t row : part.rows) {
+      gathered.insert(gathered.end(), rows + row * stride, rows + row * stride + row_floats);
+    }
+    (layer.cache.get()->*put)(part.segment, gathered.data(), row_floats, 0, 1);
+  }
+}
+
+Status Context::store(int layer, std::span<const CellPlace> cells, const float* k, size_t k_stride, const float* v,
+                      size_t v_stride, uint32_t n_tokens) {
+  ContextLayer* known = impl_->layers.find(layer);
+  if (!known) return no_layer(layer);
+  if (const Status failed = impl_->failure(); !failed) return failed;  // not everything was staged
+  const auto result = [&]() -> Status {
+    const bool completes = (known->wants_k || known->wants_v) && known->wants_k == (k != nullptr) &&
+                           known->wants_v == (v != nullptr);
+    if (!completes) known->first_row = known->next_row;
+    if (impl_->keeps_cells()) {
+      const auto taken = impl_->own_cells.taken();
+      if (n_tokens > taken.size() - std::min<size_t>(known->first_row, taken.size())) {
+        return Error{"more tokens are stored than the batch has"};
+      }
+      cells = taken.subspan(known->first_row, n_tokens);
+    }
+    const LayerShape& shape = known->cache->shape();
+    if ((k && k_stride < size_t{shape.n_kv_heads} * shape.head_dim_k) ||
+        (v && v_stride < size_t{shape.n_kv_heads} * shape.head_dim_v)) {
+      return Error{"store: a row stride is smaller than a row"};
+    }
+    const auto parts = impl_->parts_of(*known, cells);
+    if (!parts) return parts.error();
+    if (!completes) {
+      known->next_row += uint32_t(cells.size());
+      if (const Status status = impl_->stage(*known, parts.value()); !status) return status;
+      known->wants_k = !k;
+      known->wants_v = !v;
+    } else {
+      known->wants_k = known->wants_v = false;
+    }
+    if (k) impl_->write(*known, parts.value(), k, k_stride, true);
+    if (v) impl_->write(*known, parts.value(), v, v_stride, false);
+    return {};
+  };
+  try {
+    const Status status = result();
+    if (!status) impl_->fail(status.error());
+    return status;
+  } catch (const std::bad_alloc&) {
+    impl_->fail(out_of_memory());
+    return out_of_memory();
+  }
+}
+
+// ---------------------------------------------------------------- attend
+
+void Context::Impl::make_masks() {
+  masks.clear();
+  for (const auto& [index, layer] : layers.layers) {
+    for (const CellPlace& place : own_cells.taken()) {
+      const auto [mask, is_new] = masks.try_emplace({layer.window, place.stream});
+      if (is_new) mask->second.values = own_cells.mask(place.stream, layer.window, &mask->second.n_cells);
+    }
+  }
+}
+
+Mask Context::Impl::own_mask(const ContextLayer& layer, uint32_t stream) const {
+  const auto found = masks.find({layer.window, stream});
+  if (found == masks.end()) return {};
+  const OwnMask& mask = found->second;
+  const size_t row = size_t{mask.n_cells} * sizeof(uint16_t);
+  // A step that passes through the layer in parts: rows of the parts before.
+  const size_t first = size_t{layer.first_row} * (sequences.unified() ? 1 : 0);
+  return {Mask::Type::f16, reinterpret_cast<const uint8_t*>(mask.values.data()) + first * row, row, mask.n_cells};
+}
+
+Status Context::Impl::collect_calls(const ContextLayer& layer, std::span<const AttendArgs> calls,
+                                    std::vector<LayerAttendArgs>& to) const {
+  const auto add_call = [&](const AttendArgs& args, const StepPlan::Run& run, std::span<const SegmentId> segments) {
+    LayerAttendArgs& call = to.emplace_back(args);
+    const CommitRule rule = rule_of(spec(), run, pressed_from());
+    call.segments = segments;
+    call.commit = rule.commits;
+    call.commit_from = rule.from;
+    if (keeps_cells() && args.mask.type == Mask::Type::none) call.mask = own_mask(layer, args.stream);
+    return &call;
+  };
+  if (!sequences.unified()) {
+    for (const AttendArgs& args : calls) {
+      const StepPlan::Run* run = plan.run_of(SequenceId(args.stream));
+      if (!run) return Error{"a sequence attends that is in no batch of this step"};
+      add_call(args, *run, sequences.seen_by(run->sequence));
+    }
+    return {};
+  }
+  if (calls.size() != 1) return Error{"attend: a unified context takes one call for all tokens of a step"};
+  const AttendArgs& all = calls[0];
+  uint32_t group = UINT32_MAX;
+  for (const StepPlan::Run& run : plan.runs()) {
+    const uint32_t begin = std::max(run.first, layer.first_row);
+    const uint32_t end = std::min(run.first + run.n, layer.first_row + all.n_tokens);
+    if (begin >= end) continue;
+    if (run.group == group) {
+      to.back().n_tokens += end - begin;
+      to.back().commit = false;  // not all of its segments may be ready for it
+    } else {
+      LayerAttendArgs* call = add_call(all, run, plan.segments_of_group(run.group));
+      const uint32_t first = begin - layer.first_row;
+      call->q += first * all.q_token_stride;
+      call->out += first * all.out_token_stride;
+      if (call->mask.data) {
+        call->mask.data = static_cast<const uint8_t*>(call->mask.data) + first * call->mask.row_stride_bytes;
+      }
+      call->n_tokens = end - begin;
+    }
+    group = run.group;
+  }
+  return {};
+}
+
+Status Context::attend(int layer, std::span<const AttendArgs> calls, uint32_t thread, uint32_t n_threads) {
+  ContextLayer* known = impl_->layers.find(layer);
+  if (!known) return no_layer(layer);
+  const uint32_t usable = std::min(n_threads, impl_->workspace.max_threads());
+  if (thread >= usable) return {};  // more threads than were asked for at creation: the rest have nothing to do
+  if (thread == 0) known->attended = true;
+  thread_local std::vector<LayerAttendArgs> of_thread;
+  Status status;
+  try {
+    of_thread.clear();
+    status = impl_->collect_calls(*known, calls, of_thread);
+    if (status) status = known->cache->attend(of_thread, impl_->workspace, thread, usable);
+  } catch (const std::bad_alloc&) {
+    status = out_of_memory();
+  }
+  if (!status) impl_->fail(status.error());
+  return status;
+}
+
+Status reference_attend(const Context& context, int layer, std::span<const AttendArgs> calls) {
+  const ContextLayer* known = context.impl().layers.find(layer);
+  if (!known) return no_layer(layer);
+  std::vector<LayerAttendArgs> of_layer;
+  if (const Status status = context.impl().collect_calls(*known, calls, of_layer); !status) return status;
+  for (const LayerAttendArgs& call : of_layer) {
+    if (const Status status = reference_attend(*known->cache, call); !status) return status;
+  }
+  return {};
+}
+
+// ---------------------------------------------------------------- errors and figures
+
+void Context::Impl::fail(const Error& error) {
+  const std::lock_guard lock(failure_mutex_);
+  if (failure_) failure_ = error;
+}
+
+Status Context::Impl::failure() const {
+  const std::lock_guard lock(failure_mutex_);
+  return failure_;
+}
+
+void Context::Impl::reset_failure() {
+  const std::lock_guard lock(failure_mutex_);
+  failure_ = {};
+}
+
+void Context::fail(const Error& error) { impl_->fail(error); }
+Status Context::failure() const { return impl_->failure(); }
+
+void Context::set_budget(uint64_t bytes) { impl_->account->set_limit(bytes); }
+MemoryAccount& Context::account() const { return *impl_->account; }
+MemoryUsage Context::memory_usage() const { return impl_->layers.usage(); }
+const Spec& Context::spec() const { return impl_->spec(); }
+const ContextOptions& Context::options() const { return impl_->options; }
+
+Figures Context::figures() const {
+  Figures figures = impl_->figures;
+  figures.n_concessions = impl_->budget.state().n_lowered;
+  figures.n_refused = impl_->budget.state().n_refused;
+  return figures;
+}
+
+}  // namespace mikv

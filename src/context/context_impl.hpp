@@ -1,0 +1,107 @@
+// What a Context is made of. Internal: the library's tests look at it too.
+#pragma once
+
+#include <memory>
+#include <mutex>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "context/budget.hpp"
+#include "context/cell_table.hpp"
+#include "context/layer_set.hpp"
+#include "context/sequences.hpp"
+#include "context/step_plan.hpp"
+#include "mikv/context.hpp"
+
+namespace mikv {
+
+struct Context::Impl {
+  explicit Impl(ContextOptions given);
+
+  ContextOptions options;
+  std::shared_ptr<MemoryAccount> account;
+  context::CellTable own_cells;  ///< used unless the engine keeps the table
+  CellOwner* owner;
+  context::Sequences sequences;
+  context::LayerSet layers;
+  context::Budget budget;
+  context::StepPlan plan;
+  Workspace workspace;
+  Figures figures;
+
+  bool cells_freed = false;               ///< some cells may hold no token any more: forget_freed_cells()
+  std::vector<SegmentId> may_have_ended;  ///< segments of the step before, see StepPlan::Run::may_end
+  uint32_t n_since_window = 0;            ///< tokens since those beyond windows were forgotten
+
+  bool keeps_cells() const { return owner == &own_cells; }
+  const Spec& spec() const { return budget.state().spec; }
+  std::optional<uint32_t> pressed_from() const { return budget.state().pressed_from; }
+
+  // Steps (context.cpp).
+  Status plan_step(const Batch& batch);
+  /// Compresses prompts that ended with the step before, if nothing is generated from them at once.
+  void commit_idle();
+  /// What follows n_tokens or more, some of them compressed, is better off in coordinates of its own.
+  void continue_full(uint32_t n_tokens);
+  uint32_t n_streamed(SequenceId sequence) const;
+  Status share_bits(SegmentId segment, uint32_t from, uint32_t n_to_come) {
+    return layers.share_bits(segment, from, n_to_come, options.n_threads);
+  }
+  /// Compresses what attention would have, in layers whose attention was not asked for.
+  void commit_unattended();
+
+  // What one store() keeps in one segment.
+  struct Part {
+    SegmentId segment = 0;
+    uint32_t stream = 0;
+    bool generates = false;      ///< see StepPlan::Run
+    std::vector<Cell> cells;     ///< of the stream
+    std::vector<uint32_t> rows;  ///< of the call, one for each cell
+  };
+  /// Valid until the next call. Error: more tokens than the batch has, a stream without a token.
+  Result<std::span<const Part>> parts_of(const context::ContextLayer& layer, std::span<const CellPlace> cells);
+  Status stage(context::ContextLayer& layer, std::span<const Part> parts);
+  void write(context::ContextLayer& layer, std::span<const Part> parts, const float* rows, size_t stride, bool keys);
+  const context::StepPlan::Run* run_of_row(uint32_t stream, uint32_t row) const;
+  std::vector<Part> parts;  ///< kept, as is what comes next: a generation step allocates nothing
+  std::vector<float> gathered;
+
+  // Attention.
+  Status collect_calls(const context::ContextLayer& layer, std::span<const AttendArgs> calls,
+                       std::vector<LayerAttendArgs>& to) const;
+  /// Masks of the step, where the context keeps the cells, by window and stream.
+  struct OwnMask {
+    std::vector<uint16_t> values;
+    uint32_t n_cells = 0;
+  };
+  std::map<std::pair<uint32_t, uint32_t>, OwnMask> masks;
+  void make_masks();
+  Mask own_mask(const context::ContextLayer& layer, uint32_t stream) const;
+
+  // Cells and sequences (sequence_calls.cpp).
+  Status forget_freed_cells();
+  void forget_cells(const CellsByLayer& cells);
+  void forget_sequence(SequenceId sequence);
+  Status copy_stream(SequenceId from, SequenceId to);
+  void rotate(int index, const std::map<uint32_t, std::map<Cell, Position>>& moved);
+  void clear();
+
+  // Errors.
+  void fail(const Error& error);
+  Status failure() const;
+  void reset_failure();
+
+ private:
+  mutable std::mutex failure_mutex_;
+  Status failure_;
+};
+
+class Snapshot {
+ public:
+  std::map<int, std::unique_ptr<LayerCache>> layers;
+  context::Sequences sequences;
+  context::CellTable cells;
+};
+
+}  // namespace mikv

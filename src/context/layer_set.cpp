@@ -1,0 +1,113 @@
+#include "context/layer_set.hpp"
+
+#include <algorithm>
+#include <atomic>
+#include <mutex>
+#include <thread>
+
+namespace mikv::context {
+namespace {
+
+// Keeps the first error.
+void note(Status& first, const Status& status) {
+  if (first && !status) first = status;
+}
+
+}  // namespace
+
+ContextLayer* LayerSet::find(int index) {
+  const auto found = layers.find(index);
+  return found == layers.end() ? nullptr : &found->second;
+}
+
+bool LayerSet::is_empty(SegmentId segment) const {
+  return std::ranges::all_of(layers, [&](const auto& entry) { return entry.second.cache->n_cells(segment) == 0; });
+}
+
+LayerSet::Most LayerSet::most_compressed(std::span<const SegmentId> segments) const {
+  Most most;
+  for (const auto& [index, layer] : layers) {
+    uint64_t of_layer = 0;
+    for (const SegmentId segment : segments) {
+      const SegmentCount count = layer.count(segment);
+      of_layer += count.n_cells - count.n_staged;
+    }
+    most.n_compressed = std::max(most.n_compressed, of_layer);
+    most.n_cells = std::max<uint64_t>(most.n_cells, layer.n_cells);
+  }
+  return most;
+}
+
+bool LayerSet::any_full(SegmentId segment, uint32_t n_tokens) const {
+  return std::ranges::any_of(layers, [&](const auto& entry) {
+    return is_full(entry.second.cache->spec(), entry.second.count(segment), n_tokens);
+  });
+}
+
+Status LayerSet::share_bits(SegmentId segment, uint32_t from, uint32_t n_to_come, uint32_t n_threads) {
+  std::vector<LayerCache*> caches;
+  for (const auto& [index, layer] : layers) {
+    const SegmentCount count = layer.count(segment);
+    if (count.n_staged && is_ready(from, count, n_to_come)) caches.push_back(layer.cache.get());
+  }
+  return LayerCache::share_bits(caches, segment, n_threads);
+}
+
+Status LayerSet::commit(SegmentId segment, uint32_t from) {
+  Status first;
+  for (const auto& [index, layer] : layers) note(first, layer.cache->commit(segment, from));
+  return first;
+}
+
+Status LayerSet::commit_all(uint32_t from, uint32_t n_threads) {
+  std::vector<LayerCache*> caches;
+  for (const auto& [index, layer] : layers) caches.push_back(layer.cache.get());
+  std::atomic<size_t> next{0};
+  std::mutex mutex;
+  Status first;
+  const auto run = [&] {
+    for (size_t i; (i = next.fetch_add(1)) < caches.size();) {
+      const Status status = caches[i]->commit_all(from);
+      const std::lock_guard lock(mutex);
+      note(first, status);
+    }
+  };
+  {
+    std::vector<std::jthread> helpers;
+    for (uint32_t t = 1; t < n_threads && t < caches.size(); ++t) helpers.emplace_back(run);
+    run();
+  }
+  return first;
+}
+
+void LayerSet::trim(SegmentId segment) {
+  for (const auto& [index, layer] : layers) layer.cache->trim(segment);
+}
+
+void LayerSet::continue_segment(SegmentId from, SegmentId to) {
+  // Where there is no memory for it, the new segment begins as that of any other text does.
+  for (const auto& [index, layer] : layers) (void)layer.cache->continue_segment(from, to);
+  trim(from);
+}
+
+Status LayerSet::copy_segment(SegmentId from, SegmentId to) {
+  Status first;
+  for (const auto& [index, layer] : layers) note(first, layer.cache->copy_segment(from, to));
+  return first;
+}
+
+void LayerSet::empty_segment(SegmentId segment) {
+  for (const auto& [index, layer] : layers) layer.cache->retain(segment, {});
+}
+
+void LayerSet::clear() {
+  for (const auto& [index, layer] : layers) layer.cache->clear();
+}
+
+MemoryUsage LayerSet::usage() const {
+  MemoryUsage usage;
+  for (const auto& [index, layer] : layers) usage += layer.cache->memory_usage();
+  return usage;
+}
+
+}  // namespace mikv::context

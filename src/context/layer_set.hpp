@@ -1,0 +1,62 @@
+// LayerSet: the caches of all layers of a context, and what is done to a segment in all of them.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "context/commit_rules.hpp"
+#include "layer/layer_cache.hpp"
+#include "mikv/context.hpp"
+
+namespace mikv::context {
+
+struct ContextLayer {
+  std::unique_ptr<LayerCache> cache;
+  uint32_t n_cells = 0;  ///< per stream
+  uint32_t window = 0;   ///< tokens that a query sees; 0: all
+  Rope rope;
+  /// Tokens of the batch that the last store() kept: first_row .. next_row - 1.
+  uint32_t first_row = 0, next_row = 0;
+  bool wants_k = false, wants_v = false;  ///< the other half of the last store() is still to come
+  bool attended = false;                  ///< in the present step
+
+  SegmentCount count(SegmentId segment) const { return {cache->n_cells(segment), cache->n_staged(segment)}; }
+};
+
+class LayerSet {
+ public:
+  std::map<int, ContextLayer> layers;
+
+  ContextLayer* find(int index);
+  const ContextLayer* find(int index) const { return const_cast<LayerSet*>(this)->find(index); }
+  bool empty() const { return layers.empty(); }
+
+  /// The segment has no tokens in any layer.
+  bool is_empty(SegmentId segment) const;
+  /// Tokens that are compressed, and cells per stream: of the layer that has most. Layers with a window have fewer.
+  struct Most {
+    uint64_t n_compressed = 0, n_cells = 0;
+  };
+  Most most_compressed(std::span<const SegmentId> segments) const;
+  bool any_full(SegmentId segment, uint32_t n_tokens) const;
+
+  /// LayerCache::share_bits() over the layers that commit(segment, from) would compress n_to_come tokens later, before
+  /// it does.
+  Status share_bits(SegmentId segment, uint32_t from, uint32_t n_to_come, uint32_t n_threads);
+  /// The first error wins; the other layers are done all the same.
+  Status commit(SegmentId segment, uint32_t from);
+  /// All segments of each layer, layers on n_threads threads.
+  Status commit_all(uint32_t from, uint32_t n_threads);
+  void trim(SegmentId segment);
+  void continue_segment(SegmentId from, SegmentId to);
+  Status copy_segment(SegmentId from, SegmentId to);
+  void empty_segment(SegmentId segment);
+  void clear();
+
+  MemoryUsage usage() const;
+};
+
+}  // namespace mikv::context

@@ -1,0 +1,245 @@
+// Context: what engines do to sequences between steps.
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <new>
+#include <thread>
+
+#include "context/context_impl.hpp"
+
+namespace mikv {
+
+using context::ContextLayer;
+
+namespace {
+
+bool is_everything(Position p0, Position p1) { return p0 <= 0 && (p1 < 0 || p1 == INT32_MAX); }
+
+Error no_sequence(SequenceId sequence, uint32_t n_sequences) {
+  return Error{"sequence " + std::to_string(sequence) + " is out of range; use 0 to " + std::to_string(n_sequences - 1)};
+}
+
+Error out_of_memory() {
+  return Error{ErrorCode::out_of_memory, "out of memory in the KV cache; use fewer or shorter contexts"};
+}
+
+// Runs a call that may allocate.
+template <typename Call>
+Status guarded(Call call) {
+  try {
+    return call();
+  } catch (const std::bad_alloc&) {
+    return out_of_memory();
+  }
+}
+
+// Turns a key by `delta` positions.
+void turn(const Rope& rope, Position delta, std::span<float> key) {
+  for (uint32_t i = 0; i < rope.angles.size(); ++i) {
+    const auto [a, b] = rope.channels(i);
+    const double angle = double(rope.angles[i]) * delta, c = std::cos(angle), s = std::sin(angle);
+    const double x = key[a], y = key[b];
+    key[a] = float(x * c - y * s);
+    key[b] = float(x * s + y * c);
+  }
+}
+
+}  // namespace
+
+// ---------------------------------------------------------------- cells that hold nothing any more
+
+Status Context::Impl::forget_freed_cells() {
+  if (!cells_freed) return {};
+  const auto cells = owner->live_cells();
+  if (!cells) return cells.error();
+  for (auto& [index, layer] : layers.layers) {
+    // By stream: bit c % 64 of word c / 64 is cell c.
+    std::vector<std::vector<uint64_t>> live(sequences.n_streams(), std::vector<uint64_t>((layer.n_cells + 63) / 64));
+    if (const auto found = cells.value().find(index); found != cells.value().end()) {
+      for (const auto& [stream, cell] : found->second) live[stream][cell / 64] |= uint64_t{1} << (cell % 64);
+    }
+    sequences.for_each_segment(
+        [&](SegmentId segment) { layer.cache->retain(segment, live[sequences.stream_of_segment(segment)]); });
+  }
+  sequences.drop_segments([&](SegmentId segment) { return layers.is_empty(segment); });
+  cells_freed = false;
+  return {};
+}
+
+void Context::Impl::forget_cells(const CellsByLayer& cells) {
+  for (const auto& [index, of_layer] : cells) {
+    ContextLayer* layer = layers.find(index);
+    if (!layer) continue;
+    std::map<uint32_t, std::vector<Cell>> by_stream;
+    for (const CellPlace& place : of_layer) by_stream[place.stream].push_back(place.cell);
+    sequences.for_each_segment([&](SegmentId segment) {
+      layer->cache->erase(segment, by_stream[sequences.stream_of_segment(segment)]);
+    });
+  }
+}
+
+void Context::Impl::forget_sequence(SequenceId sequence) {
+  for (SequenceId s = 0; sequences.valid(s); ++s) {
+    if (s == sequence || sequence < 0) sequences.forget(s);
+  }
+}
+
+// ---------------------------------------------------------------- sequences
+
+Status Context::remove(SequenceId sequence, Position p0, Position p1) {
+  if (sequence != kAllSequences && !impl_->sequences.valid(sequence)) {
+    return no_sequence(sequence, impl_->sequences.n_sequences());
+  }
+  return guarded([&]() -> Status {
+    impl_->cells_freed = true;
+    if (impl_->keeps_cells()) impl_->own_cells.remove(sequence, p0, p1);
+    if (is_everything(p0, p1)) impl_->forget_sequence(sequence);
+    return {};
+  });
+}
+
+Status Context::Impl::copy_stream(SequenceId from, SequenceId to) {
+  const auto replaced = sequences.seen_by(to);
+  for (const SegmentId segment : std::vector<SegmentId>(replaced.begin(), replaced.end())) {
+    layers.empty_segment(segment);
+  }
+  sequences.drop_segments([&](SegmentId segment) { return layers.is_empty(segment); });
+  sequences.forget(to);
+  Status first;
+  for (const SegmentId segment : sequences.seen_by(from)) {
+    const SegmentId copy = sequences.new_segment(to, segment == sequences.own(from));
+    const Status status = layers.copy_segment(segment, copy);
+    if (first && !status) first = status;
+  }
+  return first;
+}
+
+Status Context::copy(SequenceId from, SequenceId to, Position p0, Position p1) {
+  for (const SequenceId sequence : {from, to}) {
+    if (!impl_->sequences.valid(sequence)) return no_sequence(sequence, impl_->sequences.n_sequences());
+  }
+  if (from == to) return {};
+  return guarded([&]() -> Status {
+    if (const Status status = impl_->forget_freed_cells(); !status) return status;
+    if (impl_->keeps_cells()) {
+      impl_->own_cells.copy(from, to, p0, p1);
+      impl_->cells_freed = !is_everything(p0, p1);
+    }
+    if (!impl_->sequences.unified()) return impl_->copy_stream(from, to);
+    impl_->sequences.share(from, to);
+    return {};
+  });
+}
+
+Status Context::keep(SequenceId sequence) {
+  if (!impl_->sequences.valid(sequence)) return no_sequence(sequence, impl_->sequences.n_sequences());
+  return guarded([&]() -> Status {
+    impl_->cells_freed = true;
+    if (impl_->keeps_cells()) {
+      impl_->own_cells.keep(sequence);
+    } else if (!impl_->sequences.unified()) {
+      return {};  // the engine looks at the sequence's own stream only
+    }
+    for (SequenceId other = 0; impl_->sequences.valid(other); ++other) {
+      if (other != sequence) impl_->forget_sequence(other);
+    }
+    return {};
+  });
+}
+
+void Context::Impl::rotate(int index, const std::map<uint32_t, std::map<Cell, Position>>& moved) {
+  ContextLayer& layer = *layers.find(index);
+  const size_t dim = layer.cache->shape().head_dim_k;
+  sequences.for_each_segment([&](SegmentId segment) {
+    const auto of_stream = moved.find(sequences.stream_of_segment(segment));
+    if (of_stream == moved.end()) return;
+    layer.cache->visit_keys(segment, [&](std::span<const Cell> cells, uint32_t, std::span<float> keys) {
+      uint32_t changed = 0;
+      for (size_t i = 0; i < cells.size(); ++i) {
+        const auto delta = of_stream->second.find(cells[i]);
+        if (delta == of_stream->second.end()) continue;
+        turn(layer.rope, delta->second, keys.subspan(i * dim, dim));
+        changed |= 1u << i;
+      }
+      return changed;
+    });
+  });
+}
+
+Status Context::shift(SequenceId sequence, Position p0, Position p1, Position delta) {
+  if (sequence != kAllSequences && !impl_->sequences.valid(sequence)) return no_sequence(sequence, impl_->sequences.n_sequences());
+  return guarded([&]() -> Status {
+    if (!impl_->keeps_cells()) {
+      impl_->cells_freed = true;  // a token that is moved before the beginning is gone
+      return {};
+    }
+    for (const auto& [index, layer] : impl_->layers.layers) {
+      if (layer.rope.angles.empty()) {
+        return Error{ErrorCode::unsupported, "layer " + std::to_string(index) +
+                                                 ": positions cannot be shifted without its RoPE; call set_rope first"};
+      }
+    }
+    if (const Status status = impl_->forget_freed_cells(); !status) return status;
+    const auto moved = impl_->own_cells.shift(sequence, p0, p1, delta);
+    impl_->cells_freed = true;
+    for (const auto& [index, layer] : impl_->layers.layers) impl_->rotate(index, moved);
+    return {};
+  });
+}
+
+void Context::Impl::clear() {
+  layers.clear();
+  sequences.clear();
+  if (keeps_cells()) own_cells.clear();
+  may_have_ended.clear();
+  cells_freed = false;
+}
+
+void Context::clear() { impl_->clear(); }
+
+Position Context::last_position(SequenceId sequence) const { return impl_->own_cells.last_position(sequence); }
+
+Status Context::rotate_keys(int layer, const RotateKeys& rotate, uint32_t thread, uint32_t n_threads) {
+  ContextLayer* known = impl_->layers.find(layer);
+  if (!known) return Error{"layer " + std::to_string(layer) + " is not known; declare it by add_layer"};
+  impl_->sequences.for_each_segment([&](SegmentId segment) {
+    const uint32_t stream = impl_->sequences.stream_of_segment(segment);
+    const auto visit = [&](std::span<const Cell> cells, uint32_t, std::span<float> keys) {
+      return rotate(stream, cells, keys);
+    };
+    known->cache->visit_keys(segment, visit, thread, n_threads);
+  });
+  return {};
+}
+
+Status Context::forget_removed() {
+  return guarded([&] { return impl_->forget_freed_cells(); });
+}
+
+Status Context::compress() {
+  return guarded([&]() -> Status {
+    Status first;
+    impl_->sequences.for_each_segment([&](SegmentId segment) {
+      const Status status = impl_->share_bits(segment, context::kFirstTokens, 0);
+      if (first && !status) first = status;
+    });
+    const Status status = impl_->layers.commit_all(context::kFirstTokens, impl_->options.n_threads);
+    return first ? status : first;
+  });
+}
+
+uint64_t Context::read_f16(int layer, uint32_t stream, uint16_t* k, size_t k_stride, uint16_t* v,
+                           size_t v_stride) const {
+  const ContextLayer* known = impl_->layers.find(layer);
+  if (!known) return 0;
+  const LayerCache& cache = *known->cache;
+  uint64_t n = 0;
+  impl_->sequences.for_each_segment([&](SegmentId segment) {
+    if (impl_->sequences.stream_of_segment(segment) != stream) return;
+    cache.read_f16(segment, k, k_stride, v, v_stride);
+    n += cache.spec().uncompressed() ? cache.n_cells(segment) : cache.n_staged(segment);
+  });
+  return n;
+}
+
+}  // namespace mikv

@@ -1,0 +1,57 @@
+// Sequences: which segments of the cache hold the tokens of which sequence.
+//
+// A sequence puts its new tokens into a segment of its own, so that it has a share of hi and a centre of its own. It may
+// see more segments: earlier ones of a long prompt (docs/adr/0014), and those of a prefix that it shares (copy(), tokens
+// of several sequences, a loaded state). A stream is a buffer of cells: one per sequence, or one for all.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <span>
+#include <vector>
+
+#include "layer/layer_cache.hpp"
+#include "mikv/context.hpp"
+
+namespace mikv::context {
+
+class Sequences {
+ public:
+  Sequences(uint32_t n_sequences, bool unified);
+
+  uint32_t n_sequences() const { return uint32_t(seen_.size()); }
+  bool unified() const { return unified_; }
+  bool valid(SequenceId sequence) const { return sequence >= 0 && uint32_t(sequence) < n_sequences(); }
+  uint32_t stream_of(SequenceId sequence) const { return unified_ ? 0 : uint32_t(sequence); }
+  uint32_t n_streams() const { return unified_ ? 1 : n_sequences(); }
+
+  /// Where new tokens of the sequence go; made when first asked for. kMaxSegments if there are no more.
+  SegmentId segment_for_tokens(SequenceId sequence);
+  /// A segment number that nobody uses, seen by the sequence from now on. kMaxSegments if there are no more.
+  SegmentId new_segment(SequenceId sequence, bool own);
+  std::span<const SegmentId> seen_by(SequenceId sequence) const { return seen_[size_t(sequence)]; }
+  SegmentId own(SequenceId sequence) const { return own_[size_t(sequence)]; }
+  uint32_t stream_of_segment(SegmentId segment) const { return stream_of_segment_[segment]; }
+
+  /// The sequence sees the segment too, or has it for its own.
+  void see(SequenceId sequence, SegmentId segment, bool own);
+  bool seen_by_others(SegmentId segment, SequenceId sequence) const;
+  void share(SequenceId from, SequenceId to);  ///< `to` sees what `from` sees
+  void forget(SequenceId sequence);              ///< it holds no tokens any more
+  void clear();
+  /// Calls f(segment) for every segment in use.
+  void for_each_segment(const std::function<void(SegmentId)>& f) const;
+  /// Segments whose last token went are free again; a sequence that then has none of its own goes on in the last one,
+  /// if it alone sees that.
+  void drop_segments(const std::function<bool(SegmentId)>& is_empty);
+
+ private:
+  static constexpr uint32_t kUnused = UINT32_MAX;
+
+  bool unified_;
+  std::vector<std::vector<SegmentId>> seen_;  ///< by sequence
+  std::vector<SegmentId> own_;                ///< by sequence; kMaxSegments: none
+  std::vector<uint32_t> stream_of_segment_;   ///< by segment; kUnused: free
+};
+
+}  // namespace mikv::context

@@ -1,0 +1,310 @@
+// Context: states as bytes, and snapshots.
+//
+// A saved state is a container (session/container.hpp): the identity of model and spec, tokens if there are any, what
+// the engine itself keeps of its cells, which sequences see which segments, and the segments of every layer.
+#include <algorithm>
+#include <map>
+#include <new>
+
+#include "context/context_impl.hpp"
+#include "session/byte_stream.hpp"
+#include "session/container.hpp"
+#include "session/saved_context.hpp"
+
+namespace mikv {
+namespace {
+
+using context::ContextLayer;
+using context::Sequences;
+using session::ByteReader;
+using session::ByteWriter;
+using session::Identity;
+using session::kNoSegment;
+using session::SavedSequence;
+using session::Section;
+using session::SectionView;
+
+/// SectionView::kind.
+enum Kind : uint32_t { kIdentity = 1, kTokens, kEngine, kSequences, kSegment };
+
+Error damaged(const char* what) { return Error{ErrorCode::damaged_data, std::string("damaged (") + what + ")"}; }
+
+Error no_memory() {
+  return Error{ErrorCode::out_of_memory, "out of memory for a saved state; use fewer or shorter contexts"};
+}
+
+// ---------------------------------------------------------------- saving
+
+Section segment_section(int layer, SegmentId segment, uint32_t stream, std::span<const CellPlace> places,
+                        const LayerCache& cache, Status& status) {
+  std::vector<Cell> cells;
+  for (const CellPlace& place : places) {
+    if (place.stream == stream) cells.push_back(place.cell);
+  }
+  Section section{kSegment, uint32_t(layer), segment, {}};
+  ByteWriter out(section.data);
+  out.put(stream);
+  out.put(uint32_t(cells.size()));
+  status = cache.save_segment(segment, cells, section.data);
+  return section;
+}
+
+// What `sequence`, or all, see; every segment they do once in `segments`.
+std::vector<SavedSequence> saved_sequences(const Sequences& sequences, SequenceId sequence,
+                                           std::vector<SegmentId>& segments) {
+  std::vector<SavedSequence> saved;
+  for (SequenceId s = 0; sequences.valid(s); ++s) {
+    if ((sequence != kAllSequences && s != sequence) || sequences.seen_by(s).empty()) continue;
+    SavedSequence& entry = saved.emplace_back();
+    entry.sequence = uint32_t(s);
+    entry.own = sequences.own(s) == kMaxSegments ? kNoSegment : sequences.own(s);
+    entry.seen.assign(sequences.seen_by(s).begin(), sequences.seen_by(s).end());
+    for (const SegmentId segment : entry.seen) {
+      if (std::ranges::find(segments, segment) == segments.end()) segments.push_back(segment);
+    }
+  }
+  return saved;
+}
+
+Result<std::vector<uint8_t>> save(Context::Impl& impl, SequenceId sequence, std::span<const int32_t> tokens,
+                                  bool partial) {
+  if (const Status status = impl.forget_freed_cells(); !status) return status.error();
+  const auto engine = impl.owner->save(sequence, partial);
+  if (!engine) return engine.error();
+  std::vector<Section> sections;
+  const Identity identity{impl.options.model, impl.options.fingerprint, impl.spec().to_string()};
+  sections.push_back({kIdentity, 0, 0, identity.bytes()});
+  if (!tokens.empty()) {
+    Section& section = sections.emplace_back(Section{kTokens, 0, 0, {}});
+    ByteWriter(section.data).put_array(tokens);
+  }
+  sections.push_back({kEngine, uint32_t(sequence == kAllSequences), 0, session::engine_bytes(engine.value())});
+  std::vector<SegmentId> segments;
+  const auto saved = saved_sequences(impl.sequences, sequence, segments);
+  sections.push_back({kSequences, 0, 0, session::sequence_bytes(saved)});
+  for (const auto& [index, places] : engine.value().cells) {
+    const ContextLayer* layer = impl.layers.find(index);
+    if (!layer) continue;
+    for (const SegmentId segment : segments) {
+      if (layer->cache->n_cells(segment) == 0) continue;
+      Status status;
+      const uint32_t stream = impl.sequences.stream_of_segment(segment);
+      sections.push_back(segment_section(index, segment, stream, places, *layer->cache, status));
+      if (!status) return status.error();
+    }
+  }
+  return session::pack(sections);
+}
+
+// ---------------------------------------------------------------- loading
+
+struct LoadedLayerSegment {
+  int layer;
+  uint32_t segment;  // number in the state
+  uint32_t stream;   // of its cells in the saved context
+  uint32_t n_cells;  // of the layer's stream in the state
+  LoadedSegment content;
+};
+
+// A state, verified.
+struct Loaded {
+  EngineState engine;
+  std::vector<SavedSequence> sequences;
+  std::vector<LoadedLayerSegment> segments;
+};
+
+Status check_identity(const Context::Impl& impl, std::span<const uint8_t> bytes) {
+  const auto saved = Identity::read(bytes);
+  if (!saved) return saved.error();
+  if (saved.value().fingerprint != impl.options.fingerprint) {
+    return Error{ErrorCode::mismatch, "of another model or other model options (" + saved.value().model + ", here " +
+                                          impl.options.model + ")"};
+  }
+  const std::string here = impl.spec().to_string();
+  if (saved.value().spec != here) {
+    return Error{ErrorCode::mismatch, "of another cache (--kv " + saved.value().spec + ", here --kv " + here + ")"};
+  }
+  return {};
+}
+
+Status read_segment(const Context::Impl& impl, const SectionView& section, Loaded& loaded) {
+  const ContextLayer* layer = impl.layers.find(int(section.a));
+  ByteReader in(section.data);
+  const uint32_t stream = in.get<uint32_t>(), n_cells = in.get<uint32_t>();
+  if (!in.ok() || !layer || section.b >= kMaxSegments) return damaged("a segment");
+  auto content = layer->cache->load_segment(section.data.subspan(section.data.size() - in.left()), n_cells);
+  if (!content) return content.error();
+  loaded.segments.push_back({int(section.a), section.b, stream, n_cells, std::move(content).value()});
+  return {};
+}
+
+Result<Loaded> verify(const Context::Impl& impl, SequenceId sequence, std::span<const uint8_t> bytes) {
+  const auto sections = session::unpack(bytes);
+  if (!sections) return sections.error();
+  Loaded loaded;
+  bool has_identity = false, has_engine = false;
+  for (const SectionView& section : sections.value()) {
+    Status status;
+    if (section.kind == kIdentity) {
+      status = check_identity(impl, section.data);
+      has_identity = true;
+    } else if (section.kind == kEngine) {
+      auto engine = session::read_engine(section.data);
+      if (!engine) return engine.error();
+      loaded.engine = std::move(engine).value();
+      has_engine = section.a == uint32_t(sequence == kAllSequences);
+    } else if (section.kind == kSequences) {
+      auto sequences = session::read_sequences(section.data);
+      if (!sequences) return sequences.error();
+      loaded.sequences = std::move(sequences).value();
+    } else if (section.kind == kSegment) {
+      status = read_segment(impl, section, loaded);
+    }
+    if (!status) return status.error();
+  }
+  if (!has_identity || !has_engine) {
+    return Error{ErrorCode::mismatch, "of another kind (a whole context instead of a sequence, or the other way)"};
+  }
+  if (sequence != kAllSequences && loaded.sequences.size() > 1) return damaged("its sequences");
+  for (const SavedSequence& s : loaded.sequences) {
+    if (sequence == kAllSequences && !impl.sequences.valid(SequenceId(s.sequence))) {
+      return Error{ErrorCode::mismatch, "of a context with more sequences than this one has"};
+    }
+  }
+  return loaded;
+}
+
+// The numbers in this context of the segments that a state calls 0, 1, ...
+using SegmentNumbers = std::map<uint32_t, SegmentId>;
+
+Result<SegmentNumbers> number_segments(Context::Impl& impl, SequenceId sequence, bool partial, const Loaded& loaded) {
+  Sequences& sequences = impl.sequences;
+  SegmentNumbers numbers;
+  for (const SavedSequence& s : loaded.sequences) {
+    const SequenceId to = sequence == kAllSequences ? SequenceId(s.sequence) : sequence;
+    for (const uint32_t segment : s.seen) {
+      if (const auto known = numbers.find(segment); known != numbers.end()) {
+        sequences.see(to, known->second, segment == s.own);
+        continue;
+      }
+      // A part of a sequence (its sliding window) continues the sequence's own segment.
+      const bool has_own = sequences.own(to) != kMaxSegments;
+      const bool in_place =
+          partial && segment == s.own && has_own && !sequences.seen_by_others(sequences.own(to), to);
+      const SegmentId number =
+          in_place ? sequences.own(to) : sequences.new_segment(to, segment == s.own && !(partial && has_own));
+      if (number == kMaxSegments) return Error{"too many sequences share parts of the cache; use fewer"};
+      numbers[segment] = number;
+    }
+  }
+  return numbers;
+}
+
+Status install(Context::Impl& impl, SequenceId sequence, bool partial, Loaded loaded, const CellsByLayer& cells) {
+  if (sequence == kAllSequences) {
+    impl.layers.clear();
+    impl.sequences.clear();
+    impl.cells_freed = false;
+  } else {
+    if (!partial) impl.forget_sequence(sequence);
+    impl.forget_cells(cells);  // what they held before is overwritten
+    impl.cells_freed = true;
+    if (const Status status = impl.forget_freed_cells(); !status) return status;
+  }
+  const auto numbers = number_segments(impl, sequence, partial, loaded);
+  if (!numbers) return numbers.error();
+  for (LoadedLayerSegment& segment : loaded.segments) {
+    const auto number = numbers.value().find(segment.segment);
+    const auto here = cells.find(segment.layer);
+    if (number == numbers.value().end() || here == cells.end()) return damaged("a segment that no sequence has");
+    std::vector<Cell> mine;
+    for (const CellPlace& place : here->second) {
+      if (sequence != kAllSequences || place.stream == segment.stream) mine.push_back(place.cell);
+    }
+    LayerCache& cache = *impl.layers.find(segment.layer)->cache;
+    const Status status = cache.adopt_segment(number->second, std::move(segment.content), mine);
+    if (!status) return status;
+  }
+  return {};
+}
+
+}  // namespace
+
+Result<std::vector<uint8_t>> Context::save(SequenceId sequence, std::span<const int32_t> tokens, bool partial) {
+  if (sequence != kAllSequences && !impl_->sequences.valid(sequence)) {
+    return Error{"sequence " + std::to_string(sequence) + " is out of range"};
+  }
+  try {
+    return mikv::save(*impl_, sequence, tokens, partial);
+  } catch (const std::bad_alloc&) {
+    return no_memory();
+  }
+}
+
+Status Context::load(SequenceId sequence, std::span<const uint8_t> bytes, bool partial) {
+  if (sequence != kAllSequences && !impl_->sequences.valid(sequence)) {
+    return Error{ErrorCode::mismatch, "for a sequence that this context does not have"};
+  }
+  try {
+    auto loaded = verify(*impl_, sequence, bytes);
+    if (!loaded) return loaded.error();
+    if (const Status status = impl_->forget_freed_cells(); !status) return status;
+    const auto cells = impl_->owner->load(sequence, partial, loaded.value().engine);
+    Status status = cells ? install(*impl_, sequence, partial, std::move(loaded).value(), cells.value())
+                          : Status(cells.error());
+    if (status) return status;
+    impl_->owner->drop(sequence);  // rather none than a part
+    (void)remove(sequence);
+    return status;
+  } catch (const std::bad_alloc&) {
+    return no_memory();
+  }
+}
+
+Result<std::vector<int32_t>> Context::saved_tokens(std::span<const uint8_t> bytes) {
+  const auto sections = session::unpack(bytes);
+  if (!sections) return sections.error();
+  for (const SectionView& section : sections.value()) {
+    if (section.kind != kTokens) continue;
+    ByteReader in(section.data);
+    return in.get_array<int32_t>(section.data.size() / sizeof(int32_t));
+  }
+  return std::vector<int32_t>();
+}
+
+// ---------------------------------------------------------------- snapshots
+
+Result<std::shared_ptr<const Snapshot>> Context::snapshot() const {
+  try {
+    auto copy = std::make_shared<Snapshot>(Snapshot{{}, impl_->sequences, impl_->own_cells});
+    for (const auto& [index, layer] : impl_->layers.layers) {
+      auto cache = layer.cache->clone(layer.cache->spec());
+      if (!cache) return cache.error();
+      copy->layers[index] = std::move(cache).value();
+    }
+    return std::shared_ptr<const Snapshot>(std::move(copy));
+  } catch (const std::bad_alloc&) {
+    return no_memory();
+  }
+}
+
+Status Context::restore(const std::shared_ptr<const Snapshot>& snapshot, const Spec& spec) {
+  // All or nothing: a spec that does not fit one layer must not leave a mixture behind.
+  std::map<int, std::unique_ptr<LayerCache>> next;
+  for (const auto& [index, layer] : impl_->layers.layers) {
+    const auto found = snapshot->layers.find(index);
+    if (found == snapshot->layers.end() || found->second->shape() != layer.cache->shape()) {
+      return Error{ErrorCode::mismatch, "the snapshot is of another model; take one of this context"};
+    }
+    auto cache = found->second->clone(spec, impl_->account);
+    if (!cache) return cache.error();
+    next[index] = std::move(cache).value();
+  }
+  for (auto& [index, layer] : impl_->layers.layers) layer.cache = std::move(next[index]);
+  impl_->sequences = snapshot->sequences;
+  if (impl_->keeps_cells()) impl_->own_cells = snapshot->cells;
+  impl_->budget.set_spec(spec);
+  return {};
+}
+
+}  // namespace mikv

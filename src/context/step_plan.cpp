@@ -1,0 +1,151 @@
+#include "context/step_plan.hpp"
+
+#include <algorithm>
+#include <map>
+#include <string>
+
+#include "context/commit_rules.hpp"
+
+namespace mikv::context {
+namespace {
+
+// More tokens with logits than a draft has are a text to be measured (perplexity), not generated.
+constexpr uint32_t kMaxDraft = 64;
+
+bool share_a_segment(const std::vector<SegmentId>& a, const std::vector<SegmentId>& b) {
+  return std::any_of(a.begin(), a.end(), [&](SegmentId f) { return std::find(b.begin(), b.end(), f) != b.end(); });
+}
+
+void add_segments(std::vector<SegmentId>& to, std::span<const SegmentId> more) {
+  for (const SegmentId segment : more) {
+    if (std::find(to.begin(), to.end(), segment) == to.end()) to.push_back(segment);
+  }
+}
+
+}  // namespace
+
+Result<StepPlan> StepPlan::make(const Batch& batch, Sequences& sequences, bool in_order) {
+  struct Tally {
+    uint32_t n = 0, n_outputs = 0;
+    bool last_output = false;
+  };
+  std::map<SequenceId, Tally> tallies;
+  for (const Batch::Token& token : batch.tokens) {
+    if (!sequences.valid(token.sequence)) {
+      return Error{"sequence " + std::to_string(token.sequence) + " of the batch is out of range; use 0 to " +
+                   std::to_string(sequences.n_sequences() - 1)};
+    }
+    Tally& tally = tallies[token.sequence];
+    ++tally.n;
+    tally.n_outputs += token.output;
+    tally.last_output = token.output;
+  }
+  StepPlan plan;
+  const bool mixed_up = sequences.unified() && !in_order && tallies.size() > 1;
+  for (uint32_t i = 0; i < batch.tokens.size(); ++i) {
+    const SequenceId sequence = mixed_up ? 0 : batch.tokens[i].sequence;
+    if (!plan.runs_.empty() && plan.runs_.back().sequence == sequence) {
+      ++plan.runs_.back().n;
+      continue;
+    }
+    Run run;
+    run.first = i;
+    run.n = 1;
+    run.sequence = sequence;
+    run.segment = sequences.segment_for_tokens(sequence);
+    if (run.segment == kMaxSegments) return Error{"too many sequences share parts of the cache; use fewer"};
+    const Tally& tally = tallies[batch.tokens[i].sequence];
+    run.single = tally.n == 1;
+    run.may_end = tally.last_output;
+    run.generates = run.single || (tally.n == tally.n_outputs && tally.n <= kMaxDraft);
+    plan.runs_.push_back(run);
+  }
+  if (mixed_up) {
+    plan.runs_.front().single = false;
+    for (const auto& [sequence, tally] : tallies) {
+      plan.runs_.front().generates &= tally.n == 1;
+      plan.shared_.emplace_back(0, sequence);
+    }
+  }
+  for (const auto& [token, sequence] : batch.shared) {
+    if (!sequences.valid(sequence))
+      return Error{"sequence " + std::to_string(sequence) + " of the batch is out of range"};
+    if (!mixed_up) plan.shared_.emplace_back(batch.tokens[token].sequence, sequence);
+  }
+  plan.share(sequences);
+  return plan;
+}
+
+std::vector<StepPlan::Move> StepPlan::move_on(Sequences& sequences, const std::function<bool(SegmentId)>& is_full) {
+  std::map<SegmentId, uint32_t> n_tokens;
+  for (const Run& run : runs_) n_tokens[run.segment] += run.n;
+  std::vector<Move> moves;
+  for (const auto& [segment, n] : n_tokens) {
+    if (n < kFirstTokens || !is_full(segment)) continue;
+    const auto in_segment = [segment = segment](const Run& run) { return run.segment == segment; };
+    const SegmentId next = sequences.new_segment(std::ranges::find_if(runs_, in_segment)->sequence, true);
+    if (next == kMaxSegments) break;
+    for (Run& run : runs_) {
+      if (in_segment(run)) run.segment = next;
+    }
+    moves.push_back({segment, next});
+  }
+  if (!moves.empty()) share(sequences);
+  return moves;
+}
+
+void StepPlan::let_wait(const std::function<uint32_t(SequenceId)>& n_streamed) {
+  for (Run& run : runs_) {
+    if (!run.generates) run.n_streamed = n_streamed(run.sequence);
+  }
+}
+
+void StepPlan::share(Sequences& sequences) {
+  for (const auto& [from, to] : shared_) sequences.share(from, to);
+  if (sequences.unified()) group(sequences);
+}
+
+// Segments that several sequences see are attended in one call: two calls must not touch the same segment. A call takes
+// rows that stand together; where they do not, one call takes all.
+void StepPlan::group(const Sequences& sequences) {
+  groups_.clear();
+  for (Run& run : runs_) {
+    std::vector<SegmentId> segments{run.segment};
+    add_segments(segments, sequences.seen_by(run.sequence));
+    run.group = uint32_t(groups_.size());
+    for (uint32_t g = 0; g < groups_.size(); ++g) {
+      if (!share_a_segment(groups_[g], segments)) continue;
+      add_segments(segments, groups_[g]);
+      groups_[g].clear();
+      for (Run& other : runs_) {
+        if (&other < &run && other.group == g) other.group = run.group;
+      }
+    }
+    groups_.push_back(std::move(segments));
+  }
+  bool together = true;
+  for (size_t i = 1; i < runs_.size(); ++i) {
+    if (runs_[i].group == runs_[i - 1].group) continue;
+    for (size_t j = 0; j < i; ++j) together &= runs_[j].group != runs_[i].group;
+  }
+  if (together) return;
+  std::vector<SegmentId> all;
+  for (const auto& segments : groups_) add_segments(all, segments);
+  groups_.assign(1, std::move(all));
+  for (Run& run : runs_) run.group = 0;
+}
+
+uint32_t StepPlan::n_tokens() const {
+  uint32_t n = 0;
+  for (const Run& run : runs_) n += run.n;
+  return n;
+}
+
+const StepPlan::Run* StepPlan::run_of(SequenceId sequence) const {
+  for (const Run& run : runs_) {
+    if (run.sequence == sequence) return &run;
+  }
+  return nullptr;
+}
+
+}  // namespace mikv::context

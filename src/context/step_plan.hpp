@@ -1,0 +1,64 @@
+// StepPlan: what a batch means for the cache: which segment each token goes to, and which segments are attended
+// together.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <span>
+#include <vector>
+
+#include "mikv/result.hpp"
+#include "context/sequences.hpp"
+
+namespace mikv::context {
+
+class StepPlan {
+ public:
+  /// Consecutive tokens of the batch of one sequence.
+  struct Run {
+    uint32_t first = 0, n = 0;
+    SequenceId sequence = 0;
+    SegmentId segment = 0;
+    uint32_t group = 0;  ///< index of segments_of_group()
+    /// The prompt is over: every token of the sequence in the batch wants logits. More than one is a draft to be
+    /// verified, part of which may be taken back.
+    bool generates = false;
+    bool single = false;      ///< one token of its sequence
+    uint32_t n_streamed = 0;  ///< streamed_tokens() of the sequence as the step begins
+    bool may_end =
+        false;  ///< the sequence's last token in the batch wants logits: if it was a prompt, this may have been its end
+  };
+
+  StepPlan() = default;
+  /// Makes segments in `sequences` where needed. `in_order`: the engine stores the tokens of a unified context in the order
+  /// of the batch; where it does not (hybrid models), they cannot be told apart and share the segment of sequence 0.
+  /// Error: there are no more segments, or a sequence is out of range.
+  static Result<StepPlan> make(const Batch& batch, Sequences& sequences, bool in_order);
+
+  struct Move {
+    SegmentId from, to;
+  };
+  /// Prompts, or pieces of one, of kFirstTokens or more go to another segment where is_full(theirs), if there is one
+  /// left.
+  std::vector<Move> move_on(Sequences& sequences, const std::function<bool(SegmentId)>& is_full);
+
+  /// Sets Run::n_streamed of the runs that are parts of a prompt.
+  void let_wait(const std::function<uint32_t(SequenceId)>& n_streamed);
+
+  /// In the order of the batch.
+  std::span<const Run> runs() const { return runs_; }
+  uint32_t n_tokens() const;
+  /// Of a cache with a stream a sequence; null if the batch has no token of it.
+  const Run* run_of(SequenceId sequence) const;
+  const std::vector<SegmentId>& segments_of_group(uint32_t group) const { return groups_[group]; }
+
+ private:
+  void share(Sequences& sequences);
+  void group(const Sequences& sequences);
+
+  std::vector<Run> runs_;
+  std::vector<std::pair<SequenceId, SequenceId>> shared_;  ///< the second sees what the first has
+  std::vector<std::vector<SegmentId>> groups_;
+};
+
+}  // namespace mikv::context

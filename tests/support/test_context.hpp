@@ -1,0 +1,63 @@
+// Contexts in tests: a small engine that makes keys, values and queries from a sequence and a position, so that two
+// contexts that were fed alike can be compared, and one that was restored can go on.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "mikv/context.hpp"
+
+namespace mikv::test {
+
+inline constexpr LayerShape kSmallShape{4, 2, 16, 16};
+
+/// An engine of two layers, driven by hand.
+class SmallEngine {
+ public:
+  struct Setup {
+    std::string spec = "mikv";
+    uint32_t n_sequences = 4;
+    bool unified = false;
+    uint32_t n_cells = 2048;
+    uint32_t n_ubatch = 64;
+    uint32_t n_threads = 1;
+    uint32_t window = 0;  ///< of the second layer
+    uint64_t fingerprint = 7;
+    uint64_t budget = 0;
+    std::shared_ptr<MemoryAccount> account = nullptr;
+  };
+  SmallEngine() : SmallEngine(Setup{}) {}
+  explicit SmallEngine(const Setup& setup);
+
+  /// n tokens that follow what the sequence holds; the last one wants logits. In steps of n_ubatch tokens.
+  Status prompt(SequenceId sequence, uint32_t n);
+  /// One generated token.
+  Status generate(SequenceId sequence) { return prompt(sequence, 1); }
+  /// One step of several sequences.
+  struct Part {
+    SequenceId sequence;
+    uint32_t n;
+    bool all_output = false;  ///< every token wants logits: a draft, or a text to be measured
+  };
+  Status step(const std::vector<Part>& parts);
+
+  /// Outputs of the last step: [layer][token][head][channel].
+  const std::vector<float>& output() const { return output_; }
+  /// What a generated token of the sequence would put out, without keeping it.
+  std::vector<float> peek(SequenceId sequence);
+
+  Context& cache() { return *cache_; }
+  uint64_t bytes() const { return cache_->memory_usage().total(); }
+  const std::vector<std::string>& log() const { return *log_; }
+  static constexpr int kLayers = 2;
+
+ private:
+  Setup setup_;
+  std::shared_ptr<std::vector<std::string>> log_ = std::make_shared<std::vector<std::string>>();
+  std::unique_ptr<Context> cache_;
+  std::vector<float> output_;
+};
+
+}  // namespace mikv::test
