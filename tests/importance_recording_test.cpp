@@ -28,8 +28,8 @@ void add_column_sums(const LayerCache& layer, const Request& request, uint32_t k
 }
 
 /// Tokens that have scores (staged and hi) carry what was added up. A weight has the relative error 2d of
-/// test_attention.cpp, where D = 32, sum|q| max|k| < 32 * 0.8 * 5, scale = 1/sqrt(32), so d < 6e-5 at twice its logit
-/// bound; adding n_queries weights rounds each time.
+/// support/test_attention.cpp, where D = 32, sum|q| max|k| < 32 * 0.8 * 5, scale = 1/sqrt(32), so d < 6e-5 at twice its
+/// logit bound; adding n_queries weights rounds each time.
 void expect_scores(const LayerCache& layer, uint32_t kv_head, const Scores& scores, uint32_t n_queries) {
   const double relative = 2e-4 + n_queries * kF32Epsilon;
   for (const StoredToken& token : layer.dump(0, kv_head)) {
