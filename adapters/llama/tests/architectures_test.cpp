@@ -88,7 +88,7 @@ class Architectures : public testing::Test {
     }
     const int32_t code = llama_decode(context, batch);
     llama_batch_free(batch);
-    if (code != 0) throw std::runtime_error("llama_decode: " + std::to_string(code) + " " + status(context).message());
+    if (code != 0) throw std::runtime_error("llama_decode: " + std::to_string(code) + " " + cache_of(context)->failure().message());
     std::vector<float> logits;
     for (const int32_t i : last)
       logits.insert(logits.end(), llama_get_logits_ith(context, i), llama_get_logits_ith(context, i) + kTinyVocabulary);
@@ -154,7 +154,7 @@ TEST_P(KvArchitectures, TiersTakeTheAttentionLayers) {
   llama_context_params p = params(unified);
   p.swa_full = false;
   const auto full = ours(model.get(), p, "full"), tiers = ours(model.get(), p, "mikv-hq:keep=0.3");
-  EXPECT_EQ(Registry::get().of_context(tiers.get())->layers().size(), architecture == Architecture::lfm2 ? 2u : 6u);
+  EXPECT_EQ(cache_of(tiers.get())->layers().size(), architecture == Architecture::lfm2 ? 2u : 6u);
   const auto expected = script(full.get()), got = script(tiers.get());
   double error = 0.0, size = 0.0;
   for (size_t i = 0; i < got.size(); ++i) {
@@ -163,9 +163,9 @@ TEST_P(KvArchitectures, TiersTakeTheAttentionLayers) {
   }
   EXPECT_GT(error, 0.0);  // else nothing was compressed
   EXPECT_LT(std::sqrt(error / size), 0.15);
-  const MemoryUsage usage = memory_usage(tiers.get());
+  const MemoryUsage usage = cache_of(tiers.get())->memory_usage();
   EXPECT_GT(usage.n_lo_tokens, 0u);
-  EXPECT_LT(usage.total(), memory_usage(full.get()).total());
+  EXPECT_LT(usage.total(), cache_of(full.get())->memory_usage().total());
 }
 
 INSTANTIATE_TEST_SUITE_P(Models, KvArchitectures,

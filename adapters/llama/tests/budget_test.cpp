@@ -10,7 +10,6 @@
 #include <random>
 #include <vector>
 
-#include "context/context_impl.hpp"
 #include "kv_context.hpp"
 #include "llama.h"
 #include "interpose/registry.hpp"
@@ -50,14 +49,9 @@ class Budget : public testing::TestWithParam<bool> {
     auto context = init_context(model_.get(), params, Spec::parse("mikv").value());
     ASSERT_TRUE(context.ok()) << context.message();
     context_.reset(context.value());
-    binding_ = Registry::get().of_context(context_.get());
-    binding_->set_budget(kBudget);
+    cache_ = cache_of(context_.get());
+    cache_->set_budget(kBudget);
   }
-  void TearDown() override {
-    context_.reset();
-    set_memory_limit(0);
-  }
-
   struct Part {
     llama_seq_id sequence;
     size_t n;
@@ -81,19 +75,18 @@ class Budget : public testing::TestWithParam<bool> {
     const int32_t code = llama_decode(context_.get(), batch);
     llama_batch_free(batch);
     EXPECT_TRUE(code != 0 || std::isfinite(llama_get_logits_ith(context_.get(), -1)[0]));
-    EXPECT_LE(memory_usage(context_.get()).total(), binding_->budget());
+    EXPECT_LE(cache_of(context_.get())->memory_usage().total(), cache_->account().limit());
     return code;
   }
 
   ModelHandle model_{nullptr, llama_model_free};
   ContextHandle context_{nullptr, llama_free};
-  Binding* binding_ = nullptr;
-  const uint64_t peak_before_ = peak_tier_bytes();  // of other tests in this process
+  Context* cache_ = nullptr;
   std::mt19937 random_{5};
 };
 
 TEST_P(Budget, IsNeverExceededAndGivesUpQualityBeforeRequests) {
-  const Spec asked = binding_->spec();
+  const Spec asked = cache_->spec();
   std::vector<Spec> specs = {asked};
   int32_t code = 0;
   size_t n_fed = 0;
@@ -102,13 +95,13 @@ TEST_P(Budget, IsNeverExceededAndGivesUpQualityBeforeRequests) {
     for (const size_t n : {size_t{50}, size_t{1}}) {
       if (code == 0) code = feed(s, n);
       if (code == 0) n_fed += n;
-      if (!(binding_->spec() == specs.back())) specs.push_back(binding_->spec());
+      if (!(cache_->spec() == specs.back())) specs.push_back(cache_->spec());
     }
   }
   EXPECT_EQ(code, 1);  // llama_decode's word for a full cache
   // No transient peak either: the allocator counts. Bitmaps of cells are beside it, and small.
-  EXPECT_LE(peak_tier_bytes(), std::max(kBudget, peak_before_));
-  EXPECT_EQ(binding_->n_refused(), 1u);
+  EXPECT_LE(cache_->account().peak(), kBudget);
+  EXPECT_EQ(cache_->figures().n_refused, 1u);
 
   ASSERT_GT(specs.size(), 3u);
   for (size_t i = 1; i < specs.size(); ++i) {
@@ -122,7 +115,7 @@ TEST_P(Budget, IsNeverExceededAndGivesUpQualityBeforeRequests) {
   }
   EXPECT_LT(specs.back().bits, asked.bits);
   // All of it was used: 2 bits and what stands beside them.
-  EXPECT_GT(double(memory_usage(context_.get()).total()), 0.9 * double(kBudget));
+  EXPECT_GT(double(cache_of(context_.get())->memory_usage().total()), 0.9 * double(kBudget));
 
   // The end of a request makes room for another.
   llama_memory_seq_rm(llama_get_memory(context_.get()), 0, -1, -1);
@@ -134,46 +127,46 @@ TEST_P(Budget, IsNeverExceededAndGivesUpQualityBeforeRequests) {
 TEST_P(Budget, APromptThatDoesNotFitInF16IsCompressedAsItIsRead) {
   for (int i = 0; i < 5; ++i) ASSERT_EQ(feed(0, 100), 0);
   ASSERT_EQ(feed(0, 200), 0);
-  EXPECT_LE(peak_tier_bytes(), std::max(kBudget, peak_before_));
-  EXPECT_EQ(binding_->n_lowered(), 0u);
-  EXPECT_EQ(binding_->spec(), Spec::parse("mikv").value());
+  EXPECT_LE(cache_->account().peak(), kBudget);
+  EXPECT_EQ(cache_->figures().n_concessions, 0u);
+  EXPECT_EQ(cache_->spec(), Spec::parse("mikv").value());
 }
 
 // Room for 1,200 tokens in f16, and for 2,000 in 8 bits: they are compressed together, at the prompt's end.
 TEST_P(Budget, APromptThatFitsIn8BitsWaitsForItsEnd) {
   constexpr uint64_t kRoom = uint64_t{28} << 20;
-  binding_->set_budget(kRoom);
+  cache_->set_budget(kRoom);
   ASSERT_EQ(feed(0, 700), 0);
-  const MemoryUsage in_f16 = memory_usage(context_.get());
+  const MemoryUsage in_f16 = cache_of(context_.get())->memory_usage();
   ASSERT_EQ(feed(0, 1300), 0);
-  const MemoryUsage in_bytes = memory_usage(context_.get());
+  const MemoryUsage in_bytes = cache_of(context_.get())->memory_usage();
   EXPECT_EQ(in_bytes.n_staged_tokens / in_f16.n_staged_tokens, 2u);
   EXPECT_EQ(in_bytes.staged / in_bytes.n_staged_tokens, in_f16.staged / in_f16.n_staged_tokens / 2);
   ASSERT_EQ(feed(0, 1), 0);
-  EXPECT_EQ(memory_usage(context_.get()).n_staged_tokens, 0u);
-  EXPECT_EQ(binding_->n_lowered(), 0u);
-  EXPECT_LE(peak_tier_bytes(), std::max(kRoom, peak_before_));
+  EXPECT_EQ(cache_of(context_.get())->memory_usage().n_staged_tokens, 0u);
+  EXPECT_EQ(cache_->figures().n_concessions, 0u);
+  EXPECT_LE(cache_->account().peak(), kRoom);
 }
 
 // Room for 1,800 tokens in 8 bits: a prompt waits until there is none for more of it, and not only for the fewest that
 // a segment needs.
 TEST_P(Budget, AsMuchOfAPromptAsThereIsRoomForIsCompressedAtOnce) {
   constexpr uint64_t kRoom = uint64_t{23} << 20;
-  binding_->set_budget(kRoom);
+  cache_->set_budget(kRoom);
   ASSERT_EQ(feed(0, 2000), 0);
-  EXPECT_EQ(binding_->layers().begin()->second.cache->n_staged(binding_->sequences().own(0)), 0u);
-  EXPECT_EQ(binding_->n_lowered(), 0u);
-  EXPECT_LE(peak_tier_bytes(), std::max(kRoom, peak_before_));
-  EXPECT_GT(double(peak_tier_bytes()), 0.8 * double(kRoom)) << "1,536 tokens, and not 1,024";
+  EXPECT_EQ(cache_->memory_usage().n_staged_tokens, 0u);
+  EXPECT_EQ(cache_->figures().n_concessions, 0u);
+  EXPECT_LE(cache_->account().peak(), kRoom);
+  EXPECT_GT(double(cache_->account().peak()), 0.8 * double(kRoom)) << "1,536 tokens, and not 1,024";
 }
 
 // Micro-batches do not begin where prompts do: nearly a whole one more than if they did waits.
 TEST_P(Budget, PromptsThatShareABatchFit) {
   constexpr uint64_t kRoom = uint64_t{17} << 20;  // 1,024 tokens of a prompt have room, and 41 + 1,024 + 214 do not
-  binding_->set_budget(kRoom);
+  cache_->set_budget(kRoom);
   EXPECT_EQ(feed({{1, 41}, {0, 1300}}), 0);
-  EXPECT_EQ(binding_->n_lowered(), 0u);
-  EXPECT_LE(peak_tier_bytes(), std::max(kRoom, peak_before_));
+  EXPECT_EQ(cache_->figures().n_concessions, 0u);
+  EXPECT_LE(cache_->account().peak(), kRoom);
 }
 
 // A token of another sequence is cut with a prompt's micro-batches, so that its fourth ends with 1,023 or 1,025 tokens:
@@ -181,20 +174,20 @@ TEST_P(Budget, PromptsThatShareABatchFit) {
 TEST_P(Budget, ATokenBesideAPromptDoesNotMakeItWaitForAMicroBatchMore) {
   constexpr uint64_t kRoom = uint64_t{14} << 20;
   ASSERT_EQ(feed(1, 41), 0);
-  binding_->set_budget(kRoom);
+  cache_->set_budget(kRoom);
   EXPECT_EQ(feed({{1, 1}, {0, 1300}}), 0);
-  EXPECT_EQ(binding_->n_lowered(), 0u);
-  EXPECT_LE(peak_tier_bytes(), std::max(kRoom, peak_before_));
-  EXPECT_GT(double(peak_tier_bytes()), 0.7 * double(kRoom)) << "1,024 tokens, and not 256";
+  EXPECT_EQ(cache_->figures().n_concessions, 0u);
+  EXPECT_LE(cache_->account().peak(), kRoom);
+  EXPECT_GT(double(cache_->account().peak()), 0.7 * double(kRoom)) << "1,024 tokens, and not 256";
 }
 
 // Keys are rotated where they are.
 TEST_P(Budget, AContextShiftTakesNoRoom) {
-  binding_->set_budget(uint64_t{32} << 20);
+  cache_->set_budget(uint64_t{32} << 20);
   ASSERT_EQ(feed(0, 1000), 0);
   ASSERT_EQ(feed({{0, 1}, {1, 300}}), 0);
-  const uint64_t before = memory_usage(context_.get()).total();
-  binding_->set_budget(before + (uint64_t{1} << 20));  // llama.cpp's own keys: 90 MiB
+  const uint64_t before = cache_of(context_.get())->memory_usage().total();
+  cache_->set_budget(before + (uint64_t{1} << 20));  // llama.cpp's own keys: 90 MiB
 
   const llama_memory_t memory = llama_get_memory(context_.get());
   ASSERT_TRUE(llama_memory_can_shift(memory));
@@ -202,9 +195,9 @@ TEST_P(Budget, AContextShiftTakesNoRoom) {
   llama_memory_seq_add(memory, 0, 504, -1, -500);
   EXPECT_EQ(feed(0, 1), 0);
   EXPECT_EQ(llama_memory_seq_pos_max(memory, 0), 501);
-  EXPECT_EQ(binding_->n_lowered(), 0u);
-  EXPECT_LE(memory_usage(context_.get()).total(), before);
-  for (const auto& [index, layer] : binding_->layers()) EXPECT_EQ(resident_pages(*layer.k_tensor), 0) << index;
+  EXPECT_EQ(cache_->figures().n_concessions, 0u);
+  EXPECT_LE(cache_of(context_.get())->memory_usage().total(), before);
+  for (const auto& [index, layer] : Registry::get().of_context(context_.get())->layers()) EXPECT_EQ(resident_pages(*layer.k), 0) << index;
 }
 
 INSTANTIATE_TEST_SUITE_P(Caches, Budget, testing::Bool(),

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "context/commit_rules.hpp"
 #include "engine/engine.hpp"
 #include "llama.h"
 
@@ -43,8 +44,8 @@ class FullEqualsStock : public testing::Test {
   }
   static void TearDownTestSuite() { delete model_; }
 
-  static std::unique_ptr<Context> context(const KvChoice& kv) {
-    return Context::create(*model_, kv, {.n_ctx = 1024, .n_threads = 2}).value();
+  static std::unique_ptr<EngineContext> context(const KvChoice& kv) {
+    return EngineContext::create(*model_, kv, {.n_ctx = 1024, .n_threads = 2}).value();
   }
   static KvChoice choice(const char* text) { return KvChoice::parse(text).value(); }
 
@@ -140,7 +141,7 @@ TEST_F(FullEqualsStock, LogitsWithinF16Rounding) {
 // The check above can fail: a cache that loses tokens is far outside of the bound.
 TEST_F(FullEqualsStock, EvictionIsCaught) {
   std::string text;
-  while (model_->tokenize(text, true).size() < 2 * kFirstTokens) text += kOpenPrompts[0];
+  while (model_->tokenize(text, true).size() < 2 * context::kFirstTokens) text += kOpenPrompts[0];
   const auto tokens = prompt(text.c_str());
   const auto answer = greedy(choice("llama:f16"), tokens);
   const auto exact = exact_logits(tokens, answer);

@@ -32,7 +32,7 @@ uint64_t memory_status(const std::string& name) {
 Measured run(const char* kv) {
   const auto model = Model::load(std::getenv("MIKV_TEST_MODEL")).value();
   const auto context =
-      Context::create(*model, KvChoice::parse(kv).value(), {.n_ctx = kTokens + 64, .n_threads = 2}).value();
+      EngineContext::create(*model, KvChoice::parse(kv).value(), {.n_ctx = kTokens + 64, .n_threads = 2}).value();
   std::vector<Token> prompt;
   for (uint32_t i = 0; i < kTokens; ++i) prompt.push_back(Token(1000 + i * 7919 % 20000));
   if (!context->prefill(prompt).ok() || !context->end_prompt().ok() || !context->decode(prompt[0]).ok()) std::_Exit(1);
