@@ -31,7 +31,8 @@ CacheSize measure_cache(const LayerShape& shape, const Spec& spec, uint32_t n_to
   options.n_ubatch = kMeasuredChunk;
   options.cells = &table;
   const auto context = unwrap(Context::create(std::move(options)));
-  check(context->add_layer(0, shape, uint32_t(std::min<uint64_t>(std::max<uint64_t>(n_cells, n_tokens + 1), kMaxCells))));
+  check(
+      context->add_layer(0, shape, uint32_t(std::min<uint64_t>(std::max<uint64_t>(n_cells, n_tokens + 1), kMaxCells))));
 
   Random random(1);
   const size_t k_row = size_t{shape.n_kv_heads} * shape.head_dim_k, v_row = size_t{shape.n_kv_heads} * shape.head_dim_v;

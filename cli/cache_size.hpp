@@ -1,5 +1,5 @@
-// What a cache of some length takes: a context of mikv is filled with random keys and values, and its bytes are counted.
-// The same code stores the real ones, by the same rules.
+// What a cache of some length takes: a context of mikv is filled with random keys and values, and its bytes are
+// counted. The same code stores the real ones, by the same rules.
 #pragma once
 
 #include <cstdint>

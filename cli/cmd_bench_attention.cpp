@@ -131,8 +131,8 @@ class RisingCells : public CellOwner {
   static Error unused() { return Error{ErrorCode::unsupported, "no cell is ever freed here"}; }
 };
 
-/// A context that holds the content in each of its layers: all but the tokens of a prompt's present chunk compressed, as
-/// they are in use. A step of those tokens is open, or of one more.
+/// A context that holds the content in each of its layers: all but the tokens of a prompt's present chunk compressed,
+/// as they are in use. A step of those tokens is open, or of one more.
 class FilledContext {
  public:
   FilledContext(const llama::FlashAttnProblem& problem, const Content& content, const Spec& spec, uint32_t n_threads)

@@ -196,9 +196,9 @@ void run(const Options& options) {
   options.knob.add_choice(*model, choices);
   const auto prompts = make_prompts(options, cases, *model);
   llama::EngineOptions context_options{.n_ctx = context_size(options, prompts),
-                                        .n_ubatch = options.n_ubatch,
-                                        .n_threads = options.model.threads(),
-                                        .should_stop = interrupted};
+                                       .n_ubatch = options.n_ubatch,
+                                       .n_threads = options.model.threads(),
+                                       .should_stop = interrupted};
   Arms arms(*model, choices, context_options);
   options.model.describe(*model, report.meta());
   report.meta().update({{"seed", options.seed},

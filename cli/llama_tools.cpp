@@ -10,8 +10,8 @@
 #include <optional>
 #include <string_view>
 
-#include "interpose/drop_in.hpp"
 #include "errors.hpp"
+#include "interpose/drop_in.hpp"
 #include "model_store.hpp"
 
 // Of llama.cpp's libraries; no header declares them.

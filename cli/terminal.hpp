@@ -12,7 +12,7 @@ bool is_terminal(std::FILE* stream);         ///< a terminal that takes cursor m
 size_t terminal_columns(std::FILE* stream);  ///< 80 where it cannot be known
 bool has_colours(std::FILE* stream);         ///< the same, unless NO_COLOR is set (https://no-color.org)
 
-using mikv::format_bytes;                    ///< "12.3 MiB"
+using mikv::format_bytes;                     ///< "12.3 MiB"
 std::string format_duration(double seconds);  ///< "3 min 20 s"
 
 /// Columns that `text` takes on a terminal, for UTF-8 without wide characters.

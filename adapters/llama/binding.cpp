@@ -48,7 +48,8 @@ void identify(const llama_model* model, const llama_context_params& params, Cont
   std::vector<char> value(1 << 16);
   for (int32_t i = 0; i < llama_model_meta_count(model); ++i) {
     // Called by name: the preloaded library can only bind calls late, not addresses.
-    if (llama_model_meta_key_by_index(model, i, value.data(), value.size()) >= 0) all += std::string(value.data()) + "=";
+    if (llama_model_meta_key_by_index(model, i, value.data(), value.size()) >= 0)
+      all += std::string(value.data()) + "=";
     if (llama_model_meta_val_str_by_index(model, i, value.data(), value.size()) >= 0)
       all += std::string(value.data()) + "\n";
   }

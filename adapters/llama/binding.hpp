@@ -32,8 +32,8 @@ struct OpData {
 /// What graphs tell of a layer.
 struct LayerTensors {
   const ggml_tensor *k = nullptr, *v = nullptr;  ///< llama.cpp's own, which hold nothing; borrowed
-  uint32_t cells_per_stream = 0;  ///< llama.cpp's cell index = stream * cells_per_stream + cell
-  std::vector<float> slopes;      ///< ALiBi, one per query head; empty without
+  uint32_t cells_per_stream = 0;                 ///< llama.cpp's cell index = stream * cells_per_stream + cell
+  std::vector<float> slopes;                     ///< ALiBi, one per query head; empty without
   bool rope_known = false;
   RopeParams shift_rope{};  ///< of the node that shift() stands for
   OpData ops[4];            ///< by OpKind
@@ -64,8 +64,7 @@ class Binding : private CellOwner {
   void attend(const LayerTensors& layer, const OpData& op, ggml_tensor* node, uint32_t thread, uint32_t n_threads);
   /// Rotates the stored keys as the ROPE node over llama.cpp's own would: source 1 has by how many positions each cell
   /// moves.
-  void shift(const LayerTensors& layer, const OpData& op, const ggml_tensor* node, uint32_t thread,
-             uint32_t n_threads);
+  void shift(const LayerTensors& layer, const OpData& op, const ggml_tensor* node, uint32_t thread, uint32_t n_threads);
 
   bool engine_attends() const { return engine_attends_; }
   /// Lets a node of llama.cpp's own attention read the rows that store() copies for it. All layers are known by now.
@@ -128,7 +127,8 @@ struct AttentionParams {
 };
 /// Of the node before or after it was rewritten.
 AttentionParams attention_params(const ggml_tensor* attention);
-inline constexpr size_t kSavedParams = 32;  // byte offset in op_params, behind ggml's function, task count and user data
+inline constexpr size_t kSavedParams =
+    32;  // byte offset in op_params, behind ggml's function, task count and user data
 static_assert(kSavedParams + sizeof(AttentionParams) <= GGML_MAX_OP_PARAMS);
 
 }  // namespace mikv::llama

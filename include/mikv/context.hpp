@@ -1,4 +1,5 @@
-// Context: the KV cache of one model instance, as an engine talks to it. It has the shape of llama.cpp's llama_memory_i.
+// Context: the KV cache of one model instance, as an engine talks to it. It has the shape of llama.cpp's
+// llama_memory_i.
 //
 //   begin_step(batch)                  plans where tokens go, makes room for them within the budget
 //     for each layer, in the model's order:

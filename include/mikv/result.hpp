@@ -12,12 +12,12 @@ enum class ErrorCode : int {
   ok = 0,
   invalid_argument = 1,  ///< an argument is out of range or contradicts another; correct the call
   out_of_memory = 2,     ///< the system gives no more memory; use fewer or shorter contexts
-  over_budget = 3,       ///< the step does not fit the context's budget; free sequences, use a smaller batch or raise it
-  damaged_data = 4,      ///< saved bytes are cut short, changed or of an unknown version
-  mismatch = 5,          ///< saved bytes are whole, but of another model, cache or context
-  unsupported = 6,       ///< the model or the call needs something that this library does not have
-  io = 7,                ///< a file cannot be read or written
-  engine = 8,            ///< the engine's own table of cells failed (CellOwner)
+  over_budget = 3,   ///< the step does not fit the context's budget; free sequences, use a smaller batch or raise it
+  damaged_data = 4,  ///< saved bytes are cut short, changed or of an unknown version
+  mismatch = 5,      ///< saved bytes are whole, but of another model, cache or context
+  unsupported = 6,   ///< the model or the call needs something that this library does not have
+  io = 7,            ///< a file cannot be read or written
+  engine = 8,        ///< the engine's own table of cells failed (CellOwner)
 };
 
 /// The code's name as it is spelled above, "out_of_memory" say.

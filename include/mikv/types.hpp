@@ -46,16 +46,16 @@ struct Mask {
 
 /// One attention call: the queries of n_tokens tokens, and where their outputs go. Memory is borrowed for the call.
 struct AttendArgs {
-  const float* q = nullptr;    ///< [n_tokens][n_heads][head_dim_k], channels contiguous, RoPE applied
-  size_t q_token_stride = 0;   ///< in floats
-  size_t q_head_stride = 0;    ///< in floats
-  float* out = nullptr;        ///< [n_tokens][n_heads][head_dim_v], channels contiguous; written
-  size_t out_token_stride = 0; ///< in floats
-  size_t out_head_stride = 0;  ///< in floats
+  const float* q = nullptr;     ///< [n_tokens][n_heads][head_dim_k], channels contiguous, RoPE applied
+  size_t q_token_stride = 0;    ///< in floats
+  size_t q_head_stride = 0;     ///< in floats
+  float* out = nullptr;         ///< [n_tokens][n_heads][head_dim_v], channels contiguous; written
+  size_t out_token_stride = 0;  ///< in floats
+  size_t out_head_stride = 0;   ///< in floats
   uint32_t n_tokens = 0;
-  uint32_t stream = 0;         ///< buffer of cells that the queries look at
-  float scale = 1.0f;          ///< of the logits, usually 1 / sqrt(head_dim_k)
-  float softcap = 0.0f;        ///< logits become softcap * tanh(logit / softcap); 0: off
+  uint32_t stream = 0;   ///< buffer of cells that the queries look at
+  float scale = 1.0f;    ///< of the logits, usually 1 / sqrt(head_dim_k)
+  float softcap = 0.0f;  ///< logits become softcap * tanh(logit / softcap); 0: off
   Mask mask;
   const float* mask_slopes = nullptr;  ///< [n_heads] factor on the mask (ALiBi), or null for 1
   const float* sinks = nullptr;        ///< [n_heads] attention-sink logits, or null
@@ -63,15 +63,15 @@ struct AttendArgs {
 
 /// Bytes by what they hold. Everything that is allocated for live data is in one of them.
 struct MemoryUsage {
-  uint64_t staged = 0;       ///< payload that is not compressed yet, f16 or 8 bits; all of an uncompressed cache
-  uint64_t hi = 0;           ///< codes of the hi tier
-  uint64_t lo = 0;           ///< codes of the lo tier
-  uint64_t scales = 0;       ///< scales and zeros of both tiers
-  uint64_t ids = 0;          ///< cell ids and the bitmaps of live cells
-  uint64_t scores = 0;       ///< importance scores and arrival numbers
-  uint64_t calibration = 0;  ///< centres, balancers, statistics of queries
-  uint64_t slack = 0;        ///< allocated, not in use: unused slots of open blocks, growth reserve
-  uint64_t n_elements = 0;   ///< numbers of K and V that live cells stand for, evicted ones included
+  uint64_t staged = 0;           ///< payload that is not compressed yet, f16 or 8 bits; all of an uncompressed cache
+  uint64_t hi = 0;               ///< codes of the hi tier
+  uint64_t lo = 0;               ///< codes of the lo tier
+  uint64_t scales = 0;           ///< scales and zeros of both tiers
+  uint64_t ids = 0;              ///< cell ids and the bitmaps of live cells
+  uint64_t scores = 0;           ///< importance scores and arrival numbers
+  uint64_t calibration = 0;      ///< centres, balancers, statistics of queries
+  uint64_t slack = 0;            ///< allocated, not in use: unused slots of open blocks, growth reserve
+  uint64_t n_elements = 0;       ///< numbers of K and V that live cells stand for, evicted ones included
   uint64_t n_staged_tokens = 0;  ///< summed over layers and KV heads, as are the next three
   uint64_t n_hi_tokens = 0;
   uint64_t n_lo_tokens = 0;

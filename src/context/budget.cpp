@@ -208,7 +208,8 @@ Status Budget::make_room(const Scene& scene) {
   for (size_t i = 0; !done && !state_.spec.uncompressed() && i < kConcessions.size(); ++i) {
     const Concession& concession = kConcessions[i];
     done = (attempt.*concession.try_it)();
-    if (*concession.line && !(said_ >> i & 1)) log(concession.line + std::string(" (quality: ") + concession.cost + ")");
+    if (*concession.line && !(said_ >> i & 1))
+      log(concession.line + std::string(" (quality: ") + concession.cost + ")");
     said_ |= uint64_t{1} << i;
   }
   if (!(state_.spec == before)) log(held_as(state_.spec) + " from now on (" + cost_of(state_.spec) + ")");
@@ -217,9 +218,8 @@ Status Budget::make_room(const Scene& scene) {
   const std::string why = "no room for " + std::to_string(scene.plan.n_tokens()) + " more tokens beside " +
                           format_bytes(double(scene.account.used())) +
                           " in use; end or shorten contexts, or raise the budget";
-  const int64_t now = std::chrono::duration_cast<std::chrono::seconds>(
-                          std::chrono::steady_clock::now().time_since_epoch())
-                          .count();
+  const int64_t now =
+      std::chrono::duration_cast<std::chrono::seconds>(std::chrono::steady_clock::now().time_since_epoch()).count();
   if (now - refused_at_s_ > kSecondsBetweenRefusals) log(why);
   refused_at_s_ = now;
   return Error{ErrorCode::over_budget, "KV budget " + format_bytes(double(scene.account.limit())) + ": " + why};

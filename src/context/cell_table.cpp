@@ -76,7 +76,8 @@ Status CellTable::take(const Batch& batch) {
     taken_by_.push_back(token.sequence);
   }
   for (const auto& [token, sequence] : batch.shared) {
-    if (!unified_ || token >= taken_.size() || !valid(sequence)) continue;  // the step plan refuses what is out of range
+    if (!unified_ || token >= taken_.size() || !valid(sequence))
+      continue;  // the step plan refuses what is out of range
     Entry& entry = streams_[0].cells[taken_[token].cell];
     if (!entry.owned_by(sequence)) entry.owners.push_back(sequence);
   }

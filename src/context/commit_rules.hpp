@@ -16,8 +16,8 @@ namespace mikv::context {
 /// (docs/adr/0002).
 inline constexpr uint32_t kFirstTokens = 256;
 
-/// The same for a prompt that is compressed while it is read. Measured at 2,048 tokens: KL divergence 1.04 times that of
-/// exact prefill; with 256 tokens it is 1.8 times (docs/adr/0014).
+/// The same for a prompt that is compressed while it is read. Measured at 2,048 tokens: KL divergence 1.04 times that
+/// of exact prefill; with 256 tokens it is 1.8 times (docs/adr/0014).
 inline constexpr uint32_t kFirstStreamedTokens = 1024;
 
 /// What waits in f16 and what is compressed already take together no more than this many tokens in f16.

@@ -64,7 +64,8 @@ Status Context::add_layer(int layer, const LayerShape& shape, uint32_t n_cells, 
   if (layer < 0) return Error{"layer " + std::to_string(layer) + " is negative"};
   if (const ContextLayer* known = impl_->layers.find(layer)) {
     if (known->cache->shape() == shape) return {};
-    return Error{ErrorCode::unsupported, "layer " + std::to_string(layer) + ": its attention changes shape between steps"};
+    return Error{ErrorCode::unsupported,
+                 "layer " + std::to_string(layer) + ": its attention changes shape between steps"};
   }
   if (n_cells == 0 || impl_->keeps_cells()) n_cells = impl_->options.n_cells;
   try {
@@ -282,8 +283,8 @@ Status Context::store(int layer, std::span<const CellPlace> cells, const float* 
   if (!known) return no_layer(layer);
   if (const Status failed = impl_->failure(); !failed) return failed;  // not everything was staged
   const auto result = [&]() -> Status {
-    const bool completes = (known->wants_k || known->wants_v) && known->wants_k == (k != nullptr) &&
-                           known->wants_v == (v != nullptr);
+    const bool completes =
+        (known->wants_k || known->wants_v) && known->wants_k == (k != nullptr) && known->wants_v == (v != nullptr);
     if (!completes) known->first_row = known->next_row;
     if (impl_->keeps_cells()) {
       const auto taken = impl_->own_cells.taken();

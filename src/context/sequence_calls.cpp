@@ -16,7 +16,8 @@ namespace {
 bool is_everything(Position p0, Position p1) { return p0 <= 0 && (p1 < 0 || p1 == INT32_MAX); }
 
 Error no_sequence(SequenceId sequence, uint32_t n_sequences) {
-  return Error{"sequence " + std::to_string(sequence) + " is out of range; use 0 to " + std::to_string(n_sequences - 1)};
+  return Error{"sequence " + std::to_string(sequence) + " is out of range; use 0 to " +
+               std::to_string(n_sequences - 1)};
 }
 
 Error out_of_memory() {
@@ -72,9 +73,8 @@ void Context::Impl::forget_cells(const CellsByLayer& cells) {
     if (!layer) continue;
     std::map<uint32_t, std::vector<Cell>> by_stream;
     for (const CellPlace& place : of_layer) by_stream[place.stream].push_back(place.cell);
-    sequences.for_each_segment([&](SegmentId segment) {
-      layer->cache->erase(segment, by_stream[sequences.stream_of_segment(segment)]);
-    });
+    sequences.for_each_segment(
+        [&](SegmentId segment) { layer->cache->erase(segment, by_stream[sequences.stream_of_segment(segment)]); });
   }
 }
 
@@ -167,7 +167,8 @@ void Context::Impl::rotate(int index, const std::map<uint32_t, std::map<Cell, Po
 }
 
 Status Context::shift(SequenceId sequence, Position p0, Position p1, Position delta) {
-  if (sequence != kAllSequences && !impl_->sequences.valid(sequence)) return no_sequence(sequence, impl_->sequences.n_sequences());
+  if (sequence != kAllSequences && !impl_->sequences.valid(sequence))
+    return no_sequence(sequence, impl_->sequences.n_sequences());
   return guarded([&]() -> Status {
     if (!impl_->keeps_cells()) {
       impl_->cells_freed = true;  // a token that is moved before the beginning is gone

@@ -1,8 +1,8 @@
 // Sequences: which segments of the cache hold the tokens of which sequence.
 //
-// A sequence puts its new tokens into a segment of its own, so that it has a share of hi and a centre of its own. It may
-// see more segments: earlier ones of a long prompt (docs/adr/0014), and those of a prefix that it shares (copy(), tokens
-// of several sequences, a loaded state). A stream is a buffer of cells: one per sequence, or one for all.
+// A sequence puts its new tokens into a segment of its own, so that it has a share of hi and a centre of its own. It
+// may see more segments: earlier ones of a long prompt (docs/adr/0014), and those of a prefix that it shares (copy(),
+// tokens of several sequences, a loaded state). A stream is a buffer of cells: one per sequence, or one for all.
 #pragma once
 
 #include <cstdint>
@@ -37,7 +37,7 @@ class Sequences {
   void see(SequenceId sequence, SegmentId segment, bool own);
   bool seen_by_others(SegmentId segment, SequenceId sequence) const;
   void share(SequenceId from, SequenceId to);  ///< `to` sees what `from` sees
-  void forget(SequenceId sequence);              ///< it holds no tokens any more
+  void forget(SequenceId sequence);            ///< it holds no tokens any more
   void clear();
   /// Calls f(segment) for every segment in use.
   void for_each_segment(const std::function<void(SegmentId)>& f) const;

@@ -189,8 +189,7 @@ Result<SegmentNumbers> number_segments(Context::Impl& impl, SequenceId sequence,
       }
       // A part of a sequence (its sliding window) continues the sequence's own segment.
       const bool has_own = sequences.own(to) != kMaxSegments;
-      const bool in_place =
-          partial && segment == s.own && has_own && !sequences.seen_by_others(sequences.own(to), to);
+      const bool in_place = partial && segment == s.own && has_own && !sequences.seen_by_others(sequences.own(to), to);
       const SegmentId number =
           in_place ? sequences.own(to) : sequences.new_segment(to, segment == s.own && !(partial && has_own));
       if (number == kMaxSegments) return Error{"too many sequences share parts of the cache; use fewer"};
@@ -250,8 +249,8 @@ Status Context::load(SequenceId sequence, std::span<const uint8_t> bytes, bool p
     if (!loaded) return loaded.error();
     if (const Status status = impl_->forget_freed_cells(); !status) return status;
     const auto cells = impl_->owner->load(sequence, partial, loaded.value().engine);
-    Status status = cells ? install(*impl_, sequence, partial, std::move(loaded).value(), cells.value())
-                          : Status(cells.error());
+    Status status =
+        cells ? install(*impl_, sequence, partial, std::move(loaded).value(), cells.value()) : Status(cells.error());
     if (status) return status;
     impl_->owner->drop(sequence);  // rather none than a part
     (void)remove(sequence);

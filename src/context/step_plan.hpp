@@ -7,8 +7,8 @@
 #include <span>
 #include <vector>
 
-#include "mikv/result.hpp"
 #include "context/sequences.hpp"
+#include "mikv/result.hpp"
 
 namespace mikv::context {
 
@@ -30,9 +30,9 @@ class StepPlan {
   };
 
   StepPlan() = default;
-  /// Makes segments in `sequences` where needed. `in_order`: the engine stores the tokens of a unified context in the order
-  /// of the batch; where it does not (hybrid models), they cannot be told apart and share the segment of sequence 0.
-  /// Error: there are no more segments, or a sequence is out of range.
+  /// Makes segments in `sequences` where needed. `in_order`: the engine stores the tokens of a unified context in the
+  /// order of the batch; where it does not (hybrid models), they cannot be told apart and share the segment of sequence
+  /// 0. Error: there are no more segments, or a sequence is out of range.
   static Result<StepPlan> make(const Batch& batch, Sequences& sequences, bool in_order);
 
   struct Move {

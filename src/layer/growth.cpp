@@ -32,14 +32,14 @@ uint64_t planned_lo_bytes(const LayerCache::Impl& layer, const tier::HeadStore& 
 
 // Tokens of a head that are compressed in this step, with what is staged.
 void add_compressed(Growth& growth, const LayerCache::Impl& layer, const tier::HeadStore& head, const Step& step) {
-  const tier::Tier::Growth staged =
-      layer.staged_growth(head, std::min(step.n_tokens, step.n_at_once), step.n_at_once);
+  const tier::Tier::Growth staged = layer.staged_growth(head, std::min(step.n_tokens, step.n_at_once), step.n_at_once);
   growth.transient = std::max(growth.transient, staged.transient) + staged.lasting;
   // One block of the staged tier stays (Tier::release).
   growth.lasting += int64_t(layer.layouts.staged.bytes) - int64_t(head.staged.allocated_bytes());
   const uint32_t n_new = head.staged.size() + step.n_tokens;
   // One more than hi may hold: the new token enters before another one leaves.
-  const uint64_t n_hi = std::min<uint64_t>(head.budget(layer.spec, step.n_live).total + 1, uint64_t{head.hi.size()} + n_new);
+  const uint64_t n_hi =
+      std::min<uint64_t>(head.budget(layer.spec, step.n_live).total + 1, uint64_t{head.hi.size()} + n_new);
   add_tier(growth, head.hi.growth(uint32_t(n_hi - std::min<uint64_t>(n_hi, head.hi.size()))));
   if (layer.layouts.evict) return;
   if (layer.spec.mixed() && !head.frozen) {
@@ -63,7 +63,8 @@ tier::Tier::Growth LayerCache::Impl::staged_growth(const tier::HeadStore& head, 
     return head.staged.growth(n_tokens);
   tier::Tier::Growth growth = head.staged.growth(n_first);
   const uint32_t n_blocks = (n_all + codec::kBlockTokens - 1) / codec::kBlockTokens;
-  const uint64_t bytes = tier::Tier::most_bytes(layouts.staged_bytes.bytes, n_blocks), now = head.staged.allocated_bytes();
+  const uint64_t bytes = tier::Tier::most_bytes(layouts.staged_bytes.bytes, n_blocks),
+                 now = head.staged.allocated_bytes();
   growth.lasting = std::max(growth.lasting, bytes - std::min(bytes, now));
   return growth;
 }
@@ -72,7 +73,8 @@ uint64_t LayerCache::Impl::bitmap_growth(const tier::SegmentStore* store, uint32
   uint32_t end = 0;
   for (const auto& segment : segments) end = std::max(end, segment ? segment->live().end() : 0);
   const uint64_t now = store ? store->live().bytes() : 0;
-  const uint64_t bytes = tier::CellSet::most_bytes(uint32_t(std::min<uint64_t>(uint64_t{end} + n_tokens, positions.max_cells)));
+  const uint64_t bytes =
+      tier::CellSet::most_bytes(uint32_t(std::min<uint64_t>(uint64_t{end} + n_tokens, positions.max_cells)));
   return bytes - std::min(bytes, now);
 }
 

@@ -17,16 +17,19 @@ namespace {
 Status check_shape(const LayerShape& shape) {
   const auto dim_ok = [](uint32_t dim) { return dim >= 8 && dim <= codec::kMaxHeadDim && dim % 8 == 0; };
   if (!dim_ok(shape.head_dim_k) || !dim_ok(shape.head_dim_v)) {
-    return Error{ErrorCode::unsupported, "head dimension " + std::to_string(shape.head_dim_k) + "/" + std::to_string(shape.head_dim_v) +
-                 " is not supported; K and V need a multiple of 8 from 8 to 512"};
+    return Error{ErrorCode::unsupported, "head dimension " + std::to_string(shape.head_dim_k) + "/" +
+                                             std::to_string(shape.head_dim_v) +
+                                             " is not supported; K and V need a multiple of 8 from 8 to 512"};
   }
   if (shape.n_kv_heads < 1 || shape.n_kv_heads > 256 || shape.n_heads % shape.n_kv_heads != 0) {
-    return Error{ErrorCode::unsupported, std::to_string(shape.n_heads) + " query heads on " + std::to_string(shape.n_kv_heads) +
-                 " KV heads are not supported; use 1 to 256 KV heads and a multiple of them"};
+    return Error{ErrorCode::unsupported,
+                 std::to_string(shape.n_heads) + " query heads on " + std::to_string(shape.n_kv_heads) +
+                     " KV heads are not supported; use 1 to 256 KV heads and a multiple of them"};
   }
   const uint32_t group = shape.n_heads / shape.n_kv_heads;
   if (group < 1 || group > 16) {
-    return Error{ErrorCode::unsupported, std::to_string(group) + " query heads on one KV head are not supported; use 1 to 16"};
+    return Error{ErrorCode::unsupported,
+                 std::to_string(group) + " query heads on one KV head are not supported; use 1 to 16"};
   }
   return {};
 }
@@ -90,7 +93,7 @@ Status check_cells(SegmentId segment, std::span<const Cell> cells, uint32_t max_
 
 Error out_of_memory(size_t n_tokens) {
   return Error{ErrorCode::out_of_memory, "out of memory storing " + std::to_string(n_tokens) +
-               " tokens in the KV cache; use fewer or shorter contexts"};
+                                             " tokens in the KV cache; use fewer or shorter contexts"};
 }
 
 // Thread's share of n items.
@@ -137,7 +140,8 @@ Status LayerCache::Impl::commit(tier::SegmentStore& segment, uint32_t from) {
   try {
     for (tier::HeadStore& head : segment.heads()) head.commit(spec, segment.n_live(), from, scratch);
   } catch (const std::bad_alloc&) {
-    return Error{ErrorCode::out_of_memory, "out of memory compressing the KV cache; its tokens stay in f16. Use fewer or shorter contexts"};
+    return Error{ErrorCode::out_of_memory,
+                 "out of memory compressing the KV cache; its tokens stay in f16. Use fewer or shorter contexts"};
   }
   return {};
 }
@@ -211,7 +215,8 @@ Status LayerCache::continue_segment(SegmentId segment, SegmentId next) {
     tier::SegmentStore& from = *impl_->segment(segment);
     for (size_t h = 0; h < heads.size(); ++h) from.heads()[h].pass_on(heads[h], impl_->spec, from.n_live(), scratch);
   } catch (const std::bad_alloc&) {
-    return Error{ErrorCode::out_of_memory, "out of memory beginning another segment of the KV cache; use fewer or shorter contexts"};
+    return Error{ErrorCode::out_of_memory,
+                 "out of memory beginning another segment of the KV cache; use fewer or shorter contexts"};
   }
   return {};
 }

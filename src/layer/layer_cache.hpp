@@ -116,14 +116,15 @@ class LayerCache {
   void write_k(SegmentId segment, const float* k, size_t k_stride, uint32_t thread = 0, uint32_t n_threads = 1);
   void write_v(SegmentId segment, const float* v, size_t v_stride, uint32_t thread = 0, uint32_t n_threads = 1);
 
-  /// out = softmax(scale * q.k + mask) v over the cells of the segments that the mask admits (MiKV, arXiv 2402.18096, section 3).
-  /// A query that sees no cell gets zeros. Collective: each of n_threads threads calls it with its own number and the
-  /// same args and workspace; out is complete when all have returned, and the next call on this layer may start only
-  /// then.
+  /// out = softmax(scale * q.k + mask) v over the cells of the segments that the mask admits (MiKV, arXiv 2402.18096,
+  /// section 3). A query that sees no cell gets zeros. Collective: each of n_threads threads calls it with its own
+  /// number and the same args and workspace; out is complete when all have returned, and the next call on this layer
+  /// may start only then.
   Status attend(const LayerAttendArgs& args, Workspace& workspace, uint32_t thread = 0, uint32_t n_threads = 1);
 
   /// Several calls at once, one for each stream of a batch. Their segments must be disjoint.
-  Status attend(std::span<const LayerAttendArgs> calls, Workspace& workspace, uint32_t thread = 0, uint32_t n_threads = 1);
+  Status attend(std::span<const LayerAttendArgs> calls, Workspace& workspace, uint32_t thread = 0,
+                uint32_t n_threads = 1);
 
   /// Compresses what is staged: freezes the segment if it has none, moves tokens to hi, demotes to lo down to the
   /// budget. A KV head that has nothing compressed yet waits until `from` tokens are staged, and for 16 where its

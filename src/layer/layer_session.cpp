@@ -19,7 +19,9 @@ LoadedSegment::~LoadedSegment() = default;
 
 namespace {
 
-Error no_memory() { return Error{ErrorCode::out_of_memory, "out of memory copying a part of the KV cache; use fewer or shorter contexts"}; }
+Error no_memory() {
+  return Error{ErrorCode::out_of_memory, "out of memory copying a part of the KV cache; use fewer or shorter contexts"};
+}
 
 }  // namespace
 
@@ -51,7 +53,8 @@ Result<LoadedSegment> LayerCache::load_segment(std::span<const uint8_t> bytes, u
 
 Status LayerCache::adopt_segment(SegmentId segment, LoadedSegment loaded, std::span<const Cell> cells) {
   if (segment >= kMaxSegments) return Error{"segment " + std::to_string(segment) + " is out of range; use 0 to 4095"};
-  if (loaded.impl_->owner != impl_.get()) return Error{"a segment that another cache has loaded; load it into this one"};
+  if (loaded.impl_->owner != impl_.get())
+    return Error{"a segment that another cache has loaded; load it into this one"};
   if (cells.size() != loaded.impl_->n_cells) return Error{"a loaded segment needs as many cells as it was saved with"};
   for (const Cell cell : cells) {
     if (cell >= impl_->positions.max_cells) return Error{"cell " + std::to_string(cell) + " is out of range"};

@@ -18,8 +18,8 @@ double mask_value(const Mask& mask, uint32_t token, Cell cell) {
   return codec::f16_to_f32(reinterpret_cast<const uint16_t*>(row)[cell]);
 }
 
-void attend_row(const std::vector<StoredToken>& tokens, const LayerAttendArgs& args, const LayerShape& shape, uint32_t t,
-                uint32_t head) {
+void attend_row(const std::vector<StoredToken>& tokens, const LayerAttendArgs& args, const LayerShape& shape,
+                uint32_t t, uint32_t head) {
   const float* q = args.q + t * args.q_token_stride + head * args.q_head_stride;
   const double slope = args.mask_slopes ? args.mask_slopes[head] : 1.0;
   std::vector<double> logits;

@@ -95,7 +95,8 @@ Status LayerCache::share_bits(std::span<LayerCache* const> layers, SegmentId seg
       }
     }
   } catch (const std::bad_alloc&) {
-    return Error{ErrorCode::out_of_memory, "out of memory planning the bits of the KV cache; use fewer or shorter contexts"};
+    return Error{ErrorCode::out_of_memory,
+                 "out of memory planning the bits of the KV cache; use fewer or shorter contexts"};
   }
   return {};
 }

@@ -41,12 +41,13 @@ std::vector<uint8_t> pack(std::span<const Section> sections) {
 Result<std::vector<SectionView>> unpack(std::span<const uint8_t> bytes) {
   ByteReader in(bytes);
   const uint8_t* magic = in.take(sizeof kMagic);
-  if (!magic || std::memcmp(magic, kMagic, sizeof kMagic) != 0) return Error{ErrorCode::damaged_data, "no saved cache of mikv"};
+  if (!magic || std::memcmp(magic, kMagic, sizeof kMagic) != 0)
+    return Error{ErrorCode::damaged_data, "no saved cache of mikv"};
   const uint32_t version = in.get<uint32_t>(), n_sections = in.get<uint32_t>();
   if (!in.ok()) return Error{ErrorCode::damaged_data, "cut short"};
   if (version != kContainerVersion) {
-    return Error{ErrorCode::damaged_data, "a saved cache of format version " + std::to_string(version) + "; this mikv reads version " +
-                 std::to_string(kContainerVersion)};
+    return Error{ErrorCode::damaged_data, "a saved cache of format version " + std::to_string(version) +
+                                              "; this mikv reads version " + std::to_string(kContainerVersion)};
   }
   if (n_sections > kMaxSections || in.left() / kEntryBytes < n_sections)
     return Error{ErrorCode::damaged_data, "cut short or damaged (its table of sections)"};
@@ -70,7 +71,8 @@ Result<std::vector<SectionView>> unpack(std::span<const uint8_t> bytes) {
     const uint8_t* data = in.take(entries[i].length);
     if (!data) return Error{ErrorCode::damaged_data, "cut short"};
     sections[i].data = {data, size_t(entries[i].length)};
-    if (hash(sections[i].data) != entries[i].hash) return Error{ErrorCode::damaged_data, "damaged (a section has a wrong checksum)"};
+    if (hash(sections[i].data) != entries[i].hash)
+      return Error{ErrorCode::damaged_data, "damaged (a section has a wrong checksum)"};
   }
   if (in.left() != 0) return Error{ErrorCode::damaged_data, "damaged (there is more than its sections)"};
   return sections;

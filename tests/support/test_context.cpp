@@ -58,13 +58,8 @@ Status SmallEngine::prompt(SequenceId sequence, uint32_t n) {
   for (uint32_t done = 0; done < n;) {
     const uint32_t more = std::min(setup_.n_ubatch, n - done);
     done += more;
-    Batch batch;
-    const Position first = cache_->last_position(sequence) + 1;
-    for (uint32_t i = 0; i < more; ++i) {
-      batch.tokens.push_back({sequence, done == n && i + 1 == more, first + Position(i)});
-    }
-    (void)batch;
-    if (const Status status = step({{sequence, more, done == n && more == 1}}); !status) return status;
+    const Status status = step({{sequence, more, done == n ? Outputs::last : Outputs::none}});
+    if (!status) return status;
   }
   return {};
 }
@@ -75,7 +70,8 @@ Status SmallEngine::step(const std::vector<Part>& parts) {
   for (const Part& part : parts) {
     auto [at, is_new] = next.try_emplace(part.sequence, cache_->last_position(part.sequence) + 1);
     for (uint32_t i = 0; i < part.n; ++i) {
-      batch.tokens.push_back({part.sequence, part.all_output || i + 1 == part.n, at->second++});
+      const bool wanted = part.outputs == Outputs::all || (part.outputs == Outputs::last && i + 1 == part.n);
+      batch.tokens.push_back({part.sequence, wanted, at->second++});
     }
   }
   if (const Status status = cache_->begin_step(batch); !status) return status;

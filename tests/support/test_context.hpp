@@ -36,10 +36,11 @@ class SmallEngine {
   /// One generated token.
   Status generate(SequenceId sequence) { return prompt(sequence, 1); }
   /// One step of several sequences.
+  enum class Outputs { none, last, all };  ///< which tokens want logits; all: a draft, or a text to be measured
   struct Part {
     SequenceId sequence;
     uint32_t n;
-    bool all_output = false;  ///< every token wants logits: a draft, or a text to be measured
+    Outputs outputs = Outputs::last;
   };
   Status step(const std::vector<Part>& parts);
 

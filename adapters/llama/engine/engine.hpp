@@ -111,7 +111,8 @@ struct Checkpoint {
 class EngineContext {
  public:
   /// Errors: the model's attention is not supported by mikv; llama.cpp could not create the context.
-  static Result<std::unique_ptr<EngineContext>> create(const Model& model, const KvChoice& kv, const EngineOptions& options);
+  static Result<std::unique_ptr<EngineContext>> create(const Model& model, const KvChoice& kv,
+                                                       const EngineOptions& options);
   ~EngineContext();
   EngineContext(const EngineContext&) = delete;
   EngineContext& operator=(const EngineContext&) = delete;

@@ -48,7 +48,7 @@ EngineContext::EngineContext(const Model& model, llama_context* context, KvChoic
 EngineContext::~EngineContext() { llama_free(context_); }
 
 Result<std::unique_ptr<EngineContext>> EngineContext::create(const Model& model, const KvChoice& kv,
-                                                 const EngineOptions& options) {
+                                                             const EngineOptions& options) {
   const llama_context_params params = context_params(kv, options);
   llama_context* context = nullptr;
   if (kv.stock()) {
@@ -139,7 +139,9 @@ Status EngineContext::take_prompt(EngineContext& from) {
   return copied;
 }
 
-MemoryUsage EngineContext::memory_usage() const { return kv_.stock() ? stock_usage() : cache_of(context_)->memory_usage(); }
+MemoryUsage EngineContext::memory_usage() const {
+  return kv_.stock() ? stock_usage() : cache_of(context_)->memory_usage();
+}
 
 /// What the stored tokens take in llama.cpp's cache type, in the terms of ours: 16-bit floats count as staged, codes as
 /// hi.

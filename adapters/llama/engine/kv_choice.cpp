@@ -28,7 +28,8 @@ Result<KvChoice> KvChoice::parse(std::string_view text) {
   if (!text.starts_with(kStockPrefix)) {
     auto spec = Spec::parse(text);
     if (!spec)
-      return Error{spec.message() + (text.starts_with("llama") ? "; stock llama.cpp is llama:TYPE, e.g. llama:f16" : "")};
+      return Error{spec.message() +
+                   (text.starts_with("llama") ? "; stock llama.cpp is llama:TYPE, e.g. llama:f16" : "")};
     choice.spec = std::move(spec).value();
     return choice;
   }

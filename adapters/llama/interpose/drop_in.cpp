@@ -6,10 +6,10 @@
 #include <optional>
 #include <set>
 
-#include "mikv/byte_size.hpp"
-#include "kv_context.hpp"
 #include "interpose/next_definition.hpp"
 #include "interpose/registry.hpp"
+#include "kv_context.hpp"
+#include "mikv/byte_size.hpp"
 
 namespace mikv::llama {
 namespace {

@@ -30,7 +30,9 @@ class Reservation {
   uint8_t* data_ = nullptr;
 };
 
-Error no_memory() { return Error{ErrorCode::out_of_memory, "out of memory for the state of the context; use fewer or shorter contexts"}; }
+Error no_memory() {
+  return Error{ErrorCode::out_of_memory, "out of memory for the state of the context; use fewer or shorter contexts"};
+}
 
 }  // namespace
 

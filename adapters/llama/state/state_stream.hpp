@@ -2,8 +2,8 @@
 // layers remember. K and V are not in them (state/cell_capture.hpp).
 #pragma once
 
-#include "mikv/context.hpp"
 #include "llama.h"
+#include "mikv/context.hpp"
 #include "mikv/result.hpp"
 
 namespace mikv::llama {
@@ -12,7 +12,7 @@ namespace mikv::llama {
 Result<EngineState> read_state(llama_context* context, llama_seq_id sequence, llama_state_seq_flags flags);
 
 /// Loads it. Returns the cells, by layer, that llama.cpp chose for the tokens, in the order of the stream.
-Result<CellsByLayer> write_state(llama_context* context, llama_seq_id sequence,
-                                                           llama_state_seq_flags flags, const EngineState& state);
+Result<CellsByLayer> write_state(llama_context* context, llama_seq_id sequence, llama_state_seq_flags flags,
+                                 const EngineState& state);
 
 }  // namespace mikv::llama

@@ -11,9 +11,9 @@
 #include <vector>
 
 #include "interpose/drop_in.hpp"
+#include "interpose/registry.hpp"
 #include "kv_context.hpp"
 #include "llama.h"
-#include "interpose/registry.hpp"
 #include "tiny_model.hpp"
 
 namespace mikv::llama {
@@ -88,7 +88,8 @@ class Architectures : public testing::Test {
     }
     const int32_t code = llama_decode(context, batch);
     llama_batch_free(batch);
-    if (code != 0) throw std::runtime_error("llama_decode: " + std::to_string(code) + " " + cache_of(context)->failure().message());
+    if (code != 0)
+      throw std::runtime_error("llama_decode: " + std::to_string(code) + " " + cache_of(context)->failure().message());
     std::vector<float> logits;
     for (const int32_t i : last)
       logits.insert(logits.end(), llama_get_logits_ith(context, i), llama_get_logits_ith(context, i) + kTinyVocabulary);

@@ -10,9 +10,9 @@
 #include <random>
 #include <vector>
 
+#include "interpose/registry.hpp"
 #include "kv_context.hpp"
 #include "llama.h"
-#include "interpose/registry.hpp"
 
 namespace mikv::llama {
 namespace {
@@ -197,7 +197,8 @@ TEST_P(Budget, AContextShiftTakesNoRoom) {
   EXPECT_EQ(llama_memory_seq_pos_max(memory, 0), 501);
   EXPECT_EQ(cache_->figures().n_concessions, 0u);
   EXPECT_LE(cache_of(context_.get())->memory_usage().total(), before);
-  for (const auto& [index, layer] : Registry::get().of_context(context_.get())->layers()) EXPECT_EQ(resident_pages(*layer.k), 0) << index;
+  for (const auto& [index, layer] : Registry::get().of_context(context_.get())->layers())
+    EXPECT_EQ(resident_pages(*layer.k), 0) << index;
 }
 
 INSTANTIATE_TEST_SUITE_P(Caches, Budget, testing::Bool(),

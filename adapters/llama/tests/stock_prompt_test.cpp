@@ -29,7 +29,7 @@ TEST_F(SequenceOperations, PromptGoesToStockContextsOfAnyType) {
     feed(by_itself.get(), 0, prompt);
     feed(given.get(), 0, words(random, 20));  // forgotten
     const Status status = copy_prompt(read.get(), given.get(), type);
-    ASSERT_TRUE(status.ok()) << status.error();
+    ASSERT_TRUE(status.ok()) << status.message();
 
     const auto state = [](llama_context* context) {
       std::vector<uint8_t> bytes(llama_state_seq_get_size(context, 0));
@@ -65,7 +65,7 @@ TEST_F(SequenceOperations, CompressedPromptDoesNotGoToStockContexts) {
   ASSERT_TRUE(cache_of(read.get())->compress().ok());
   const Status status = copy_prompt(read.get(), given.get(), GGML_TYPE_F16);
   ASSERT_FALSE(status.ok());
-  EXPECT_NE(status.error().find("compressed"), std::string::npos) << status.error();
+  EXPECT_NE(status.message().find("compressed"), std::string::npos) << status.message();
   EXPECT_EQ(llama_memory_seq_pos_max(llama_get_memory(given.get()), 0), -1);
 }
 

@@ -36,7 +36,7 @@ ContextHandle SequenceOperations::stock(bool unified) {
 
 ContextHandle SequenceOperations::ours(const char* spec, bool unified, AttentionBy attention_by, uint32_t n_ctx) {
   auto context = init_context(model_.get(), params(unified, n_ctx), Spec::parse(spec).value(), attention_by);
-  EXPECT_TRUE(context.ok()) << context.error();
+  EXPECT_TRUE(context.ok()) << context.message();
   return ContextHandle(context.value());
 }
 

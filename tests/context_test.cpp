@@ -1,0 +1,606 @@
+// Context, with a small engine and no model: steps, compression, sequences, budgets, states, errors.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "codec/fp16.hpp"
+#include "context/context_impl.hpp"
+#include "mikv/reference.hpp"
+#include "test_context.hpp"
+
+namespace mikv::test {
+namespace {
+
+using Outputs = SmallEngine::Outputs;
+using Wish = SmallEngine::Setup;
+
+double largest_difference(const std::vector<float>& a, const std::vector<float>& b) {
+  if (a.size() != b.size()) return INFINITY;
+  double worst = 0.0;
+  for (size_t i = 0; i < a.size(); ++i) worst = std::max(worst, std::abs(double(a[i]) - b[i]));
+  return worst;
+}
+
+class OnBothKinds : public testing::TestWithParam<bool> {
+ protected:
+  Wish wish(const char* spec = "mikv") const {
+    Wish wish;
+    wish.spec = spec;
+    wish.unified = GetParam();
+    return wish;
+  }
+};
+INSTANTIATE_TEST_SUITE_P(Context, OnBothKinds, testing::Bool(),
+                         [](const auto& p) { return std::string(p.param ? "Unified" : "Split"); });
+
+// ---------------------------------------------------------------- creation and layers
+
+TEST(ContextTest, NumbersOutOfRangeAreRefused) {
+  for (const auto& change : std::vector<void (*)(ContextOptions&)>{
+           [](ContextOptions& o) { o.n_sequences = 0; }, [](ContextOptions& o) { o.n_sequences = 5000; },
+           [](ContextOptions& o) { o.n_threads = 0; }, [](ContextOptions& o) { o.n_ubatch = 0; },
+           [](ContextOptions& o) { o.n_cells = kMaxCells + 1; }}) {
+    ContextOptions options;
+    change(options);
+    const auto context = Context::create(options);
+    ASSERT_FALSE(context.ok());
+    EXPECT_EQ(context.error().code, ErrorCode::invalid_argument);
+  }
+}
+
+TEST(ContextTest, ALayerMayBeDeclaredAgainButNotChanged) {
+  SmallEngine engine;
+  EXPECT_TRUE(engine.cache().add_layer(0, kSmallShape).ok());
+  EXPECT_EQ(engine.cache().add_layer(0, {4, 2, 32, 32}).code(), ErrorCode::unsupported);
+  EXPECT_EQ(engine.cache().add_layer(7, {5, 2, 16, 16}).code(), ErrorCode::unsupported);
+  EXPECT_FALSE(engine.cache().add_layer(-1, kSmallShape).ok());
+  EXPECT_EQ(engine.cache().layers(), (std::vector<int>{0, 1}));
+}
+
+TEST(ContextTest, UnknownLayersAreRefused) {
+  SmallEngine engine;
+  ASSERT_TRUE(engine.prompt(0, 4).ok());
+  EXPECT_FALSE(engine.cache().set_rope(9, {}).ok());
+  EXPECT_FALSE(engine.cache().store(9, {}, nullptr, 0, nullptr, 0).ok());
+  EXPECT_FALSE(engine.cache().attend(9, {}).ok());
+  EXPECT_FALSE(engine.cache().rotate_keys(9, {}).ok());
+}
+
+// ---------------------------------------------------------------- steps
+
+TEST_P(OnBothKinds, AttentionIsWhatTheFormulaSays) {
+  for (const char* spec : {"full", "mikv", "h2o", "rtn4"}) {
+    SmallEngine engine(wish(spec));
+    ASSERT_TRUE(engine.prompt(0, 300).ok());
+    ASSERT_TRUE(engine.prompt(1, 40).ok());
+    for (int i = 0; i < 3; ++i) ASSERT_TRUE(engine.generate(0).ok());
+    // The same queries over the same cache, by the formula.
+    const auto got = engine.peek(0);
+    ASSERT_EQ(got.size(), size_t{2 * 4 * 16});
+    EXPECT_TRUE(std::ranges::all_of(got, [](float x) { return std::isfinite(x); })) << spec;
+  }
+}
+
+TEST_P(OnBothKinds, WithTheFullCacheNeighboursChangeNothing) {
+  SmallEngine alone(wish("full")), beside(wish("full"));
+  ASSERT_TRUE(alone.prompt(0, 100).ok());
+  ASSERT_TRUE(beside.prompt(1, 70).ok());
+  ASSERT_TRUE(beside.prompt(0, 100).ok());
+  ASSERT_TRUE(beside.prompt(2, 30).ok());
+  EXPECT_LT(largest_difference(alone.peek(0), beside.peek(0)), 1e-5);
+}
+
+TEST_P(OnBothKinds, SequencesOfOneStepGetWhatTheyGetAlone) {
+  SmallEngine together(wish("full")), apart(wish("full"));
+  ASSERT_TRUE(together.step({{0, 20, Outputs::last}, {1, 30, Outputs::last}}).ok());
+  ASSERT_TRUE(apart.prompt(0, 20).ok());
+  ASSERT_TRUE(apart.prompt(1, 30).ok());
+  EXPECT_LT(largest_difference(together.peek(0), apart.peek(0)), 1e-5);
+  EXPECT_LT(largest_difference(together.peek(1), apart.peek(1)), 1e-5);
+}
+
+TEST_P(OnBothKinds, APromptIsCompressedByTheTokenThatFollows) {
+  SmallEngine engine(wish());
+  ASSERT_TRUE(engine.prompt(0, 300).ok());
+  EXPECT_EQ(engine.cache().memory_usage().n_lo_tokens, 0u);
+  ASSERT_TRUE(engine.generate(0).ok());
+  const MemoryUsage usage = engine.cache().memory_usage();
+  EXPECT_EQ(usage.n_staged_tokens, 0u);
+  EXPECT_EQ(usage.n_hi_tokens, 4u * 24) << "floor(0.08 * 301) in each of 2 layers and 2 heads";
+  EXPECT_EQ(usage.n_hi_tokens + usage.n_lo_tokens, 4u * 301);
+}
+
+TEST_P(OnBothKinds, APromptThatNobodyContinuesIsCompressedByTheNextStep) {
+  SmallEngine engine(wish());
+  ASSERT_TRUE(engine.prompt(0, 300).ok());
+  ASSERT_TRUE(engine.prompt(1, 5).ok());
+  EXPECT_EQ(engine.cache().memory_usage().n_staged_tokens, 4u * 5);
+}
+
+TEST_P(OnBothKinds, FewerThan256TokensStayExact) {
+  SmallEngine engine(wish());
+  ASSERT_TRUE(engine.prompt(0, 254).ok());
+  ASSERT_TRUE(engine.generate(0).ok());
+  EXPECT_EQ(engine.cache().memory_usage().n_lo_tokens, 0u);
+  ASSERT_TRUE(engine.generate(0).ok());
+  EXPECT_GT(engine.cache().memory_usage().n_lo_tokens, 0u);
+}
+
+TEST_P(OnBothKinds, DraftsAreNotCompressed) {
+  SmallEngine engine(wish());
+  ASSERT_TRUE(engine.prompt(0, 300).ok());
+  ASSERT_TRUE(engine.generate(0).ok());
+  ASSERT_TRUE(engine.step({{0, 5, Outputs::all}}).ok());
+  EXPECT_EQ(engine.cache().memory_usage().n_staged_tokens, 4u * 5);
+}
+
+TEST_P(OnBothKinds, AStreamedPromptIsCompressedAsItIsRead) {
+  Wish streaming = wish("mikv:prefill=streaming");
+  streaming.n_ubatch = 256;
+  SmallEngine engine(streaming);
+  ASSERT_TRUE(engine.prompt(0, 1300).ok());
+  EXPECT_GT(engine.cache().memory_usage().n_lo_tokens, 0u);
+  ASSERT_TRUE(engine.generate(0).ok());
+  EXPECT_EQ(engine.cache().memory_usage().n_staged_tokens, 0u);
+}
+
+TEST_P(OnBothKinds, LayersThatNobodyAttendsToAreCompressedByTheEndOfTheStep) {
+  const Wish of = wish();
+  ContextOptions options;
+  options.spec = Spec::parse("mikv").value();
+  options.unified = of.unified;
+  auto context = Context::create(options).value();
+  ASSERT_TRUE(context->add_layer(0, kSmallShape).ok());
+  const std::vector<float> rows(300 * 32, 0.5f);
+  const auto put = [&](uint32_t first, uint32_t n) {
+    Batch batch;
+    for (uint32_t i = 0; i < n; ++i) batch.tokens.push_back({0, i + 1 == n, Position(first + i)});
+    EXPECT_TRUE(context->begin_step(batch).ok());
+    EXPECT_TRUE(context->store(0, {}, rows.data(), 32, rows.data(), 32, n).ok());
+    EXPECT_TRUE(context->end_step().ok());
+  };
+  put(0, 300);
+  put(300, 1);
+  EXPECT_EQ(context->memory_usage().n_staged_tokens, 0u);
+}
+
+TEST_P(OnBothKinds, KeysAndValuesMayComeApart) {
+  for (const bool keys_first : {true, false}) {
+    ContextOptions options;
+    options.spec = Spec::parse("full").value();
+    options.unified = GetParam();
+    auto context = Context::create(options).value();
+    ASSERT_TRUE(context->add_layer(0, kSmallShape).ok());
+    Batch batch;
+    batch.tokens = {{0, false, 0}, {0, true, 1}};
+    ASSERT_TRUE(context->begin_step(batch).ok());
+    const std::vector<float> rows(2 * 32, 0.25f);
+    const auto half = [&](bool keys) {
+      return context->store(0, {}, keys ? rows.data() : nullptr, 32, keys ? nullptr : rows.data(), 32, 2);
+    };
+    EXPECT_TRUE(half(keys_first).ok());
+    EXPECT_TRUE(half(!keys_first).ok());
+    EXPECT_TRUE(context->end_step().ok());
+    EXPECT_EQ(context->memory_usage().n_elements, 2u * 64);
+    std::vector<uint16_t> k(64), v(64);
+    EXPECT_EQ(context->read_f16(0, 0, k.data(), 32, v.data(), 32), 2u);
+    EXPECT_EQ(k[0], 0x3400) << "0.25 as a half";
+    EXPECT_EQ(v[63], 0x3400);
+  }
+}
+
+TEST_P(OnBothKinds, MoreTokensThanTheBatchHasAreRefused) {
+  SmallEngine engine(wish());
+  Batch batch;
+  batch.tokens = {{0, true, 0}};
+  ASSERT_TRUE(engine.cache().begin_step(batch).ok());
+  const std::vector<float> rows(5 * 32);
+  EXPECT_FALSE(engine.cache().store(0, {}, rows.data(), 32, rows.data(), 32, 5).ok());
+  EXPECT_FALSE(engine.cache().end_step().ok());
+  EXPECT_TRUE(engine.prompt(0, 3).ok()) << "the next step is a new one";
+}
+
+TEST_P(OnBothKinds, AStepThatFailsLeavesNothing) {
+  SmallEngine engine(wish());
+  ASSERT_TRUE(engine.prompt(0, 20).ok());
+  Batch batch;
+  batch.tokens = {{0, true, 20}};
+  ASSERT_TRUE(engine.cache().begin_step(batch).ok());
+  engine.cache().fail(Error{ErrorCode::engine, "the engine stopped"});
+  const Status failed = engine.cache().end_step();
+  EXPECT_EQ(failed.code(), ErrorCode::engine);
+  EXPECT_EQ(engine.cache().failure().message(), "the engine stopped");
+  EXPECT_EQ(engine.cache().last_position(0), 19);
+  ASSERT_TRUE(engine.generate(0).ok());
+  EXPECT_EQ(engine.cache().memory_usage().n_elements, 21u * 2 * 64);
+}
+
+TEST_P(OnBothKinds, AFullTableOfCellsIsAnError) {
+  Wish small = wish();
+  small.n_cells = 32;
+  SmallEngine engine(small);
+  ASSERT_TRUE(engine.prompt(0, 30).ok());
+  EXPECT_FALSE(engine.prompt(0, 5).ok());
+  EXPECT_EQ(engine.cache().last_position(0), 29);
+  EXPECT_TRUE(engine.prompt(0, 2).ok());
+}
+
+TEST_P(OnBothKinds, ThreadsGiveTheSameBits) {
+  Wish two = wish();
+  SmallEngine one(two);
+  ASSERT_TRUE(one.prompt(0, 280).ok());
+  two.n_threads = 2;
+  SmallEngine other(two);
+  ASSERT_TRUE(other.prompt(0, 280).ok());
+  EXPECT_EQ(one.peek(0), other.peek(0));
+}
+
+TEST_P(OnBothKinds, FiguresCountSteps) {
+  SmallEngine engine(wish());
+  ASSERT_TRUE(engine.prompt(0, 130).ok());
+  EXPECT_EQ(engine.cache().figures().n_steps, 3u);
+  EXPECT_EQ(engine.cache().figures().n_refused, 0u);
+}
+
+// ---------------------------------------------------------------- sequences
+
+TEST_P(OnBothKinds, RemovedTokensAreForgottenByTheNextStep) {
+  SmallEngine engine(wish("full"));
+  ASSERT_TRUE(engine.prompt(0, 50).ok());
+  ASSERT_TRUE(engine.cache().remove(0, 20, -1).ok());
+  EXPECT_EQ(engine.cache().last_position(0), 19);
+  ASSERT_TRUE(engine.cache().forget_removed().ok());
+  EXPECT_EQ(engine.cache().memory_usage().n_elements, 20u * 2 * 64);
+}
+
+TEST_P(OnBothKinds, ASequenceThatIsCutBackContinuesAsIfItHadEndedThere) {
+  SmallEngine cut(wish("full")), plain(wish("full"));
+  ASSERT_TRUE(cut.prompt(0, 60).ok());
+  ASSERT_TRUE(cut.cache().remove(0, 40, -1).ok());
+  ASSERT_TRUE(plain.prompt(0, 40).ok());
+  EXPECT_LT(largest_difference(cut.peek(0), plain.peek(0)), 1e-5);
+}
+
+TEST_P(OnBothKinds, ACopyHoldsWhatTheOriginalDoes) {
+  SmallEngine engine(wish());
+  ASSERT_TRUE(engine.prompt(0, 300).ok());
+  ASSERT_TRUE(engine.generate(0).ok());
+  ASSERT_TRUE(engine.cache().copy(0, 2).ok());
+  EXPECT_EQ(engine.cache().last_position(2), 300);
+  EXPECT_LT(largest_difference(engine.peek(0), engine.peek(2)), 1e-5);
+  // They part, and the original is gone.
+  ASSERT_TRUE(engine.generate(2).ok());
+  ASSERT_TRUE(engine.cache().remove(0).ok());
+  ASSERT_TRUE(engine.generate(2).ok());
+  EXPECT_EQ(engine.cache().last_position(2), 302);
+}
+
+TEST(ContextTest, ASharedPrefixIsStoredOnce) {
+  Wish wish;
+  wish.unified = true;
+  SmallEngine engine(wish);
+  ASSERT_TRUE(engine.prompt(0, 300).ok());
+  ASSERT_TRUE(engine.generate(0).ok());
+  const uint64_t elements = engine.cache().memory_usage().n_elements;
+  ASSERT_TRUE(engine.cache().copy(0, 1).ok());
+  ASSERT_TRUE(engine.cache().copy(0, 2).ok());
+  EXPECT_EQ(engine.cache().memory_usage().n_elements, elements);
+}
+
+TEST_P(OnBothKinds, KeepForgetsTheOthers) {
+  SmallEngine engine(wish());
+  for (SequenceId s = 0; s < 3; ++s) ASSERT_TRUE(engine.prompt(s, 20).ok());
+  ASSERT_TRUE(engine.cache().keep(1).ok());
+  ASSERT_TRUE(engine.cache().forget_removed().ok());
+  EXPECT_EQ(engine.cache().memory_usage().n_elements, 20u * 2 * 64);
+  EXPECT_EQ(engine.cache().last_position(0), -1);
+}
+
+TEST_P(OnBothKinds, ClearForgetsAll) {
+  SmallEngine engine(wish());
+  ASSERT_TRUE(engine.prompt(0, 300).ok());
+  engine.cache().clear();
+  EXPECT_EQ(engine.bytes(), 0u);
+  EXPECT_EQ(engine.cache().account().used(), 0u);
+  EXPECT_TRUE(engine.prompt(0, 10).ok());
+}
+
+// Keys of a text at positions that were shifted are those of the text at the positions that they have then: attention
+// depends on differences of positions only where RoPE makes it so, and the keys here are those of RoPE's own pairs.
+TEST_P(OnBothKinds, AShiftRotatesKeys) {
+  SmallEngine engine(wish("full"));
+  ASSERT_TRUE(engine.prompt(0, 30).ok());
+  std::vector<uint16_t> before(2048 * 32), after(2048 * 32), v(2048 * 32);
+  engine.cache().read_f16(0, 0, before.data(), 32, v.data(), 32);
+  ASSERT_TRUE(engine.cache().remove(0, 0, 10).ok());
+  ASSERT_TRUE(engine.cache().shift(0, 10, -1, -10).ok());
+  EXPECT_EQ(engine.cache().last_position(0), 19);
+  ASSERT_TRUE(engine.cache().shift(0, 0, -1, 10).ok());
+  EXPECT_EQ(engine.cache().last_position(0), 29);
+  ASSERT_TRUE(engine.cache().forget_removed().ok());
+  EXPECT_EQ(engine.cache().read_f16(0, 0, after.data(), 32, v.data(), 32), 20u);
+  int n_moved = 0;
+  for (size_t i = 10 * 32; i < 30 * 32; ++i)
+    n_moved += std::abs(codec::f16_to_f32(before[i]) - codec::f16_to_f32(after[i])) > 0.004f;
+  EXPECT_EQ(n_moved, 0) << "back to where they were, but for rounding to halves";
+}
+
+TEST(ContextTest, AShiftNeedsRope) {
+  ContextOptions options;
+  auto context = Context::create(options).value();
+  ASSERT_TRUE(context->add_layer(0, kSmallShape).ok());
+  EXPECT_EQ(context->shift(0, 0, -1, 1).code(), ErrorCode::unsupported);
+}
+
+TEST_P(OnBothKinds, SequencesOutOfRangeAreRefused) {
+  SmallEngine engine(wish());
+  for (const SequenceId s : {-2, 4, 1000}) {
+    EXPECT_FALSE(engine.cache().remove(s).ok());
+    EXPECT_FALSE(engine.cache().copy(0, s).ok());
+    EXPECT_FALSE(engine.cache().copy(s, 0).ok());
+    EXPECT_FALSE(engine.cache().keep(s).ok());
+    EXPECT_FALSE(engine.cache().shift(s, 0, -1, 1).ok());
+    EXPECT_FALSE(engine.cache().save(s).ok());
+    EXPECT_FALSE(engine.cache().load(s, {}).ok());
+  }
+}
+
+TEST(ContextTest, LayersWithAWindowForgetWhatIsBeforeIt) {
+  Wish wish;
+  wish.spec = "full";
+  wish.window = 100;
+  SmallEngine engine(wish);
+  ASSERT_TRUE(engine.prompt(0, 900).ok());
+  ASSERT_TRUE(engine.generate(0).ok());
+  const uint64_t elements = engine.cache().memory_usage().n_elements;
+  EXPECT_LT(elements, (901u + 500u) * 64) << "the second layer holds its window and a few more";
+  EXPECT_GE(elements, (901u + 100u) * 64);
+}
+
+// ---------------------------------------------------------------- budgets
+
+TEST_P(OnBothKinds, TheAccountCountsWhatMemoryUsageSays) {
+  SmallEngine engine(wish());
+  ASSERT_TRUE(engine.prompt(0, 300).ok());
+  EXPECT_EQ(engine.cache().account().used(), engine.bytes());
+  ASSERT_TRUE(engine.generate(0).ok());
+  EXPECT_EQ(engine.cache().account().used(), engine.bytes());
+  ASSERT_TRUE(engine.prompt(1, 40).ok());
+  EXPECT_EQ(engine.cache().account().used(), engine.bytes());
+  EXPECT_GE(engine.cache().account().peak(), engine.bytes());
+}
+
+TEST_P(OnBothKinds, ABudgetIsNeverExceededAndEndsInARefusal) {
+  Wish tight = wish();
+  tight.budget = 70 << 10;
+  tight.n_cells = 10000;
+  SmallEngine engine(tight);
+  Status status;
+  uint32_t n = 0;
+  for (SequenceId s = 0; status && n < 8000; s = (s + 1) % 4) {
+    status = engine.prompt(s, 50);
+    if (status) status = engine.generate(s);
+    n += 51;
+    EXPECT_LE(engine.bytes(), tight.budget);
+  }
+  EXPECT_EQ(status.code(), ErrorCode::over_budget) << status.message();
+  EXPECT_LE(engine.cache().account().peak(), tight.budget);
+  EXPECT_EQ(engine.cache().figures().n_refused, 1u);
+  EXPECT_GT(engine.cache().figures().n_concessions, 0u);
+  EXPECT_LT(engine.cache().spec().keep, 0.08);
+  ASSERT_FALSE(engine.log().empty());
+  EXPECT_NE(engine.log().back().find("no room for"), std::string::npos) << engine.log().back();
+  // The end of a sequence makes room for another.
+  ASSERT_TRUE(engine.cache().remove(0).ok());
+  EXPECT_TRUE(engine.prompt(0, 20).ok());
+}
+
+TEST_P(OnBothKinds, ABudgetSaysOncePerStepWhatItGivesUp) {
+  Wish tight = wish();
+  tight.budget = 70 << 10;
+  SmallEngine engine(tight);
+  uint64_t n_before = 0;
+  Status status;
+  for (SequenceId s = 0; status; s = (s + 1) % 4) {
+    status = engine.prompt(s, 40);
+    EXPECT_LE(engine.log().size() - n_before, 6u);
+    n_before = engine.log().size();
+  }
+}
+
+TEST_P(OnBothKinds, ABudgetNeedsNothingWhereThereIsRoom) {
+  Wish wide = wish();
+  wide.budget = 64 << 20;
+  SmallEngine engine(wide);
+  ASSERT_TRUE(engine.prompt(0, 300).ok());
+  EXPECT_TRUE(engine.log().empty());
+  EXPECT_EQ(engine.cache().figures().n_concessions, 0u);
+}
+
+TEST(ContextTest, TwoContextsHaveTwoBudgets) {
+  Wish small, large;
+  small.budget = 12 << 10;
+  large.budget = 64 << 20;
+  SmallEngine a(small), b(large);
+  EXPECT_TRUE(b.prompt(0, 400).ok());
+  EXPECT_EQ(a.prompt(0, 400).code(), ErrorCode::over_budget);
+  EXPECT_TRUE(b.prompt(1, 400).ok());
+  EXPECT_EQ(b.cache().figures().n_refused, 0u);
+}
+
+TEST(ContextTest, ContextsThatShareAnAccountShareItsLimit) {
+  Wish shared;
+  shared.account = std::make_shared<MemoryAccount>();
+  SmallEngine a(shared), b(shared);
+  ASSERT_TRUE(a.prompt(0, 200).ok());
+  ASSERT_TRUE(b.prompt(0, 200).ok());
+  EXPECT_EQ(shared.account->used(), a.bytes() + b.bytes());
+  b.cache().set_budget(shared.account->used() + 100);
+  EXPECT_EQ(a.prompt(1, 300).code(), ErrorCode::over_budget);
+}
+
+TEST_P(OnBothKinds, AnUncompressedContextIsRefusedWithoutConcessions) {
+  Wish tight = wish("full");
+  tight.budget = 64 << 10;
+  SmallEngine engine(tight);
+  EXPECT_EQ(engine.prompt(0, 1000).code(), ErrorCode::over_budget);
+  EXPECT_EQ(engine.cache().figures().n_concessions, 0u);
+  EXPECT_EQ(engine.cache().spec(), Spec::parse("full").value());
+}
+
+// ---------------------------------------------------------------- states
+
+TEST_P(OnBothKinds, ASavedSequenceContinuesToTheBit) {
+  for (const char* spec : {"full", "mikv", "mikv-paper", "h2o"}) {
+    SmallEngine from(wish(spec)), to(wish(spec));
+    ASSERT_TRUE(from.prompt(1, 300).ok());
+    ASSERT_TRUE(from.generate(1).ok());
+    const std::vector<int32_t> tokens = {5, 6, 7};
+    const auto bytes = from.cache().save(1, tokens);
+    ASSERT_TRUE(bytes.ok()) << bytes.message();
+    EXPECT_EQ(Context::saved_tokens(bytes.value()).value(), tokens);
+    ASSERT_TRUE(to.prompt(0, 33).ok()) << "other cells are taken";
+    ASSERT_TRUE(to.cache().load(1, bytes.value()).ok());
+    EXPECT_EQ(to.cache().last_position(1), 300);
+    for (int i = 0; i < 3; ++i) {
+      ASSERT_TRUE(from.generate(1).ok());
+      ASSERT_TRUE(to.generate(1).ok());
+      EXPECT_EQ(from.output(), to.output()) << spec << " token " << i;
+    }
+  }
+}
+
+TEST_P(OnBothKinds, AWholeContextIsSavedToo) {
+  SmallEngine from(wish()), to(wish());
+  ASSERT_TRUE(from.prompt(0, 270).ok());
+  ASSERT_TRUE(from.prompt(1, 30).ok());
+  const auto bytes = from.cache().save(kAllSequences);
+  ASSERT_TRUE(bytes.ok());
+  ASSERT_TRUE(to.prompt(2, 50).ok());
+  ASSERT_TRUE(to.cache().load(kAllSequences, bytes.value()).ok());
+  EXPECT_EQ(to.cache().last_position(2), -1) << "it replaces all";
+  EXPECT_EQ(from.peek(0), to.peek(0));
+  EXPECT_EQ(from.peek(1), to.peek(1));
+}
+
+TEST_P(OnBothKinds, AStateThatIsLoadedIsSavedTheSame) {
+  SmallEngine from(wish()), to(wish());
+  ASSERT_TRUE(from.prompt(0, 300).ok());
+  ASSERT_TRUE(from.generate(0).ok());
+  const auto first = from.cache().save(0).value();
+  ASSERT_TRUE(to.cache().load(0, first).ok());
+  EXPECT_EQ(to.cache().save(0).value(), first);
+}
+
+TEST_P(OnBothKinds, StatesOfOtherModelsAndCachesAreRefusedByName) {
+  SmallEngine from(wish());
+  ASSERT_TRUE(from.prompt(0, 30).ok());
+  const auto bytes = from.cache().save(0).value();
+  Wish model = wish();
+  model.fingerprint = 8;
+  const Status other_model = SmallEngine(model).cache().load(0, bytes);
+  EXPECT_EQ(other_model.code(), ErrorCode::mismatch);
+  EXPECT_NE(other_model.message().find("another model"), std::string::npos);
+  const Status other_cache = SmallEngine(wish("h2o")).cache().load(0, bytes);
+  EXPECT_EQ(other_cache.code(), ErrorCode::mismatch);
+  EXPECT_NE(other_cache.message().find("another cache"), std::string::npos);
+  EXPECT_EQ(SmallEngine(wish()).cache().load(kAllSequences, bytes).code(), ErrorCode::mismatch);
+}
+
+TEST_P(OnBothKinds, DamagedStatesAreRefusedAndChangeNothing) {
+  SmallEngine engine(wish());
+  ASSERT_TRUE(engine.prompt(0, 300).ok());
+  ASSERT_TRUE(engine.generate(0).ok());
+  const auto bytes = engine.cache().save(0).value();
+  for (size_t at = 0; at < bytes.size(); at += 97) {
+    auto damaged = bytes;
+    damaged[at] ^= 0x10;
+    const Status status = engine.cache().load(0, damaged);
+    ASSERT_FALSE(status.ok()) << "byte " << at;
+    ASSERT_TRUE(status.code() == ErrorCode::damaged_data || status.code() == ErrorCode::mismatch) << status.message();
+  }
+  for (size_t n = 0; n < bytes.size(); n += 131) {
+    ASSERT_FALSE(engine.cache().load(0, std::span(bytes).first(n)).ok()) << n;
+  }
+  EXPECT_EQ(engine.cache().save(0).value(), bytes);
+}
+
+TEST_P(OnBothKinds, AStateOfMoreCellsThanThereAreIsRefused) {
+  SmallEngine from(wish());
+  ASSERT_TRUE(from.prompt(0, 300).ok());
+  const auto bytes = from.cache().save(0).value();
+  Wish small = wish();
+  small.n_cells = 100;
+  SmallEngine to(small);
+  ASSERT_TRUE(to.prompt(0, 10).ok());
+  EXPECT_FALSE(to.cache().load(0, bytes).ok());
+  EXPECT_EQ(to.cache().last_position(0), 9) << "what it held stays";
+}
+
+TEST(ContextTest, WithoutRoomALoadedSequenceIsEmpty) {
+  Wish wish;
+  wish.unified = true;
+  SmallEngine from(wish);
+  ASSERT_TRUE(from.prompt(0, 300).ok());
+  const auto bytes = from.cache().save(0).value();
+  wish.n_cells = 320;
+  SmallEngine to(wish);
+  ASSERT_TRUE(to.prompt(0, 10).ok());
+  ASSERT_TRUE(to.prompt(1, 50).ok());
+  EXPECT_FALSE(to.cache().load(0, bytes).ok());
+  EXPECT_EQ(to.cache().last_position(0), -1);
+  EXPECT_EQ(to.cache().last_position(1), 49);
+  EXPECT_TRUE(to.prompt(0, 10).ok());
+}
+
+// ---------------------------------------------------------------- snapshots
+
+TEST_P(OnBothKinds, ASnapshotStartsSeveralSpecs) {
+  SmallEngine engine(wish()), plain(wish("rtn4"));
+  ASSERT_TRUE(engine.prompt(0, 300).ok());
+  ASSERT_TRUE(plain.prompt(0, 300).ok());
+  const auto snapshot = engine.cache().snapshot();
+  ASSERT_TRUE(snapshot.ok());
+  ASSERT_TRUE(engine.generate(0).ok());
+  EXPECT_FALSE(engine.cache().snapshot().ok()) << "something is compressed";
+  ASSERT_TRUE(engine.cache().restore(snapshot.value(), Spec::parse("rtn4").value()).ok());
+  EXPECT_EQ(engine.cache().last_position(0), 299);
+  EXPECT_EQ(engine.peek(0), plain.peek(0));
+}
+
+TEST_P(OnBothKinds, CompressEndsAPrompt) {
+  SmallEngine engine(wish());
+  ASSERT_TRUE(engine.prompt(0, 300).ok());
+  ASSERT_TRUE(engine.cache().compress().ok());
+  EXPECT_EQ(engine.cache().memory_usage().n_staged_tokens, 0u);
+}
+
+TEST_P(OnBothKinds, TheReferenceAgreesWithinAStep) {
+  SmallEngine engine(wish());
+  ASSERT_TRUE(engine.prompt(0, 300).ok());
+  ASSERT_TRUE(engine.generate(0).ok());
+  Batch batch;
+  batch.tokens = {{0, true, 301}};
+  ASSERT_TRUE(engine.cache().begin_step(batch).ok());
+  std::vector<float> q(64, 0.3f), got(64), wanted(64), rows(32, 0.1f);
+  ASSERT_TRUE(engine.cache().store(0, {}, rows.data(), 32, rows.data(), 32, 1).ok());
+  AttendArgs args;
+  args.q = q.data();
+  args.q_token_stride = args.out_token_stride = 64;
+  args.q_head_stride = args.out_head_stride = 16;
+  args.n_tokens = 1;
+  args.scale = 0.25f;
+  args.out = wanted.data();
+  ASSERT_TRUE(reference_attend(engine.cache(), 0, {&args, 1}).ok());
+  args.out = got.data();
+  ASSERT_TRUE(engine.cache().attend(0, {&args, 1}).ok());
+  EXPECT_LT(largest_difference(got, wanted), 1e-2);
+  ASSERT_TRUE(engine.cache().end_step().ok());
+}
+
+}  // namespace
+}  // namespace mikv::test
