@@ -30,7 +30,7 @@ INSTANTIATE_TEST_SUITE_P(Specs, CacheModelTest,
                                          "random:keep=0.4", "rtn2", "rtn8", "mikv:importance=full", "mikv-paper",
                                          "mikv", "mikv:outlier=center,lo=int2,keep=0.35",
                                          "mikv:outlier=center,lo=evict,hi=int4", "mikv:lo=int3,outlier=none,keep=1",
-                                         "mikv-max:prefill=streaming",
+                                         "mikv-max:prefill=streaming", "mikv:bits=5",
                                          "mikv:lo=int3,outlier=hadamard,keep=0.5,importance=random"),
                          name_of_spec);
 

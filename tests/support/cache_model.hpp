@@ -1,6 +1,7 @@
 // A cache beside a model of it that is a std::map: after each operation the tiers of every KV head partition the live
-// cells, hold what was put, and keep their budgets. Where memory runs out, an operation has changed nothing, or what
-// its contract says.
+// cells, hold what was put, and keep their budgets. What a token holds changes only when it is encoded anew, and then
+// by no more than the format's rounding in the coordinates of its tier. Where memory runs out, an operation has changed
+// nothing, or what its contract says.
 #pragma once
 
 #include <rapidcheck.h>
@@ -9,8 +10,12 @@
 #include <functional>
 #include <map>
 #include <ostream>
+#include <set>
+#include <span>
 #include <string>
+#include <vector>
 
+#include "saved_segment.hpp"
 #include "test_attention.hpp"
 
 namespace mikv::test {
@@ -58,15 +63,23 @@ class Model {
   void apply(const Operation& operation);
 
  private:
-  static constexpr LayerShape kShape{4, 2, 16, 8};
+  /// One tile of K's channels is whole; V has half a tile, so that one is padded.
+  static constexpr LayerShape kShape{4, 2, 32, 8};
   static constexpr uint32_t kSegments = 2;
-  using Values = std::array<float, kShape.n_kv_heads>;  // every channel of a token's K and V has the head's value
+
+  /// What one KV head holds of a cell: as it was last seen, or as it was handed over since.
+  struct Token {
+    TierName tier = TierName::staged;
+    bool in_bytes = false;  ///< staged in bytes
+    std::vector<float> k, v;
+    bool new_k = true, new_v = true;  ///< handed over, not seen yet
+  };
 
   /// What the cache must hold of a segment.
   struct Segment {
-    std::map<Cell, Values> cells;
-    std::array<bool, kShape.n_kv_heads> compressed{};               // since clear()
-    std::array<std::map<Cell, TierName>, kShape.n_kv_heads> tiers;  // as last seen, to tell what an operation did
+    std::set<Cell> cells;
+    std::array<bool, kShape.n_kv_heads> compressed{};  // since clear()
+    std::array<std::map<Cell, Token>, kShape.n_kv_heads> tokens;
   };
 
   /// Runs one call of the library; an error is one only if something was made to fail.
@@ -87,16 +100,19 @@ class Model {
   /// What commit() must have done, given the tiers before it; `failed`: in some heads only, perhaps.
   void committed(SegmentId segment, bool failed);
   void check();
-  void check_head(Segment& model, uint32_t head, const std::vector<StoredToken>& tokens);
-  void check_payload(const StoredToken& token, float value);
-  void check_bytes(const MemoryUsage& usage, const TierCounts& counts);
+  SavedSegment saved(SegmentId segment) const;
+  void check_head(Segment& model, uint32_t head, const SavedHead& saved, const std::vector<StoredToken>& tokens);
+  void check_payload(const Token& before, const StoredToken& now, const SavedHead& head) const;
+  /// Before and after n_encodes encodings in the tier that the token is in now.
+  void check_encoded(std::span<const float> before, std::span<const float> now, const StoredToken& token, bool key,
+                     const SavedHead& head, uint32_t n_encodes) const;
+  void check_bytes(const MemoryUsage& usage, const std::vector<SavedHead>& heads) const;
 
   std::unique_ptr<LayerCache> layer_;
   Faults* faults_;
   Random random_;
-  uint32_t n_put_ = 0;
   bool heads_differ_ = false;  ///< a commit failed: some heads may have compressed what others have staged
-  bool in_bytes_ = false;      ///< staged tokens may be
+  uint32_t n_lowered_ = 0;     ///< calls of lower() since the last check
   std::map<SegmentId, Segment> segments_;
 };
 
