@@ -6,7 +6,7 @@
 #include <span>
 #include <vector>
 
-#include "mikv/cache.hpp"
+#include "layer/layer_cache.hpp"
 
 namespace mikv::test {
 
