@@ -15,7 +15,7 @@ from mikv_process import BINARY, THREADS, Case, environment, mikv
 
 
 class Help(Case):
-    COMMANDS = [[], ["run"], ["eval"], ["eval", "lines"], ["eval", "kld"], ["bench"], ["bench", "attention"], ["bench", "decode"], ["bench", "prefill"], ["tune"], ["info"],
+    COMMANDS = [[], ["run"], ["eval"], ["eval", "lines"], ["eval", "kld"], ["bench"], ["bench", "attention"], ["bench", "decode"], ["bench", "prefill"], ["tune"], ["info"], ["estimate"],
                 ["model"], ["model", "get"], ["model", "path"], ["model", "list"]]
 
     def test_every_command_has_help_with_an_example(self):
@@ -276,6 +276,62 @@ class Info(Case):
         result = mikv("info", "-m", self.path("mamba.gguf"))
         self.assertSucceeded(result)
         self.assertIn("nothing to store", result.stdout)
+
+
+class Estimate(Case):
+    KVS = ["full", "mikv-hq", "mikv", "mikv-max", "h2o", "rtn4"]
+
+    def estimate(self, *arguments):
+        result = mikv("estimate", "-m", self.model(), "--json", *arguments)
+        self.assertSucceeded(result)
+        return json.loads(result.stdout)
+
+    def test_agrees_with_info(self):
+        """Both fill caches with 4,096 tokens; `info` prints two decimals, and knows the model's layers."""
+        info = mikv("info", "-m", self.model()).stdout
+        layers, heads, dim = map(int, re.search(r"(\d+) layers, \d+ query heads on (\d+) KV heads, head_dim (\d+)", info).groups())
+        bits = {match[1]: float(match[2]) for match in re.finditer(r"^(\S+) +(\d+\.\d+) .*=", info, re.M)}
+        document = self.estimate("-c", 4096, "--kv", ",".join(self.KVS))
+        self.assertEqual((document["meta"]["n_ctx"], document["meta"]["n_parallel"]), (4096, 1))
+        self.assertEqual([row["kv"] for row in document["rows"]], self.KVS)
+        for row in document["rows"]:
+            with self.subTest(kv=row["kv"]):
+                self.assertEqual(row["f16_bytes"], 2 * 2 * 4096 * layers * heads * dim)
+                self.assertAlmostEqual(row["bits_per_element"], 16 * row["bytes"] / row["f16_bytes"], delta=0.001)
+                # Random content that is not the same: bits between heads and the last reserve differ.
+                self.assertAlmostEqual(row["bits_per_element"], bits[row["kv"]], delta=0.02 * bits[row["kv"]])
+                self.assertGreaterEqual(row["peak_bytes"], row["bytes"])
+                # A prompt is read in f16, whatever it becomes.
+                self.assertGreaterEqual(row["peak_bytes"], row["f16_bytes"])
+                self.assertLess(row["peak_bytes"], 1.1 * row["f16_bytes"])
+
+    def test_longer_contexts_and_several_sequences(self):
+        """Beyond 8,192 tokens the figures are a straight line, and prompts are read one after the other."""
+        rows = {}
+        for tokens, sequences in ((8192, 1), (65536, 1), (32768, 4)):
+            document = self.estimate("-c", tokens, "--parallel", sequences, "--kv", "mikv,mikv:prefill=streaming")
+            rows[tokens, sequences] = {row["kv"]: row for row in document["rows"]}
+        for kv in ("mikv", "mikv:prefill=streaming"):
+            one, long, four = (rows[key][kv] for key in ((8192, 1), (65536, 1), (32768, 4)))
+            self.assertAlmostEqual(long["bytes"] / one["bytes"], 8, delta=0.2)
+            self.assertAlmostEqual(four["bytes"] / one["bytes"], 4, delta=0.02)
+            # While the last of four prompts is read the other three are compressed.
+            self.assertAlmostEqual(four["peak_bytes"], 3 * one["bytes"] + one["peak_bytes"], delta=0.02 * four["peak_bytes"])
+        self.assertLess(rows[65536, 1]["mikv:prefill=streaming"]["peak_bytes"], rows[65536, 1]["mikv"]["peak_bytes"] / 3)
+
+    def test_prints_a_table_and_writes_json(self):
+        path = self.path("estimate.json")
+        result = mikv("estimate", "-m", self.model(), "-c", 1024, "-o", path)
+        self.assertSucceeded(result)
+        with open(path) as file:
+            rows = json.load(file)["rows"]
+        self.assertEqual([row["kv"] for row in rows], ["full", "mikv-hq", "mikv", "mikv-max"])
+        for row in rows:
+            self.assertRegex(result.stdout, rf"(?m)^{row['kv']} .* {row['bits_per_element']:.2f} ")
+
+    def test_refuses_what_it_cannot_know(self):
+        self.assertRefused(mikv("estimate", "-m", self.model(), "--kv", "llama:q8_0"), "llama:q8_0", remedy="prints its size")
+        self.assertRefused(mikv("estimate", "-m", self.model(), "-c", 2, "--parallel", 4), "--ctx-size", remedy="one token at least")
 
 
 if __name__ == "__main__":
