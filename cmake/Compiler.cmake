@@ -33,7 +33,7 @@ elseif(NOT MIKV_SANITIZE STREQUAL "")
 endif()
 if(mikv_sanitizers)
   # Not recovering turns every finding into a failed test instead of a line in a log.
-  add_compile_options(-fsanitize=${mikv_sanitizers} -fno-sanitize-recover=all -fno-omit-segment-pointer)
+  add_compile_options(-fsanitize=${mikv_sanitizers} -fno-sanitize-recover=all -fno-omit-frame-pointer)
   add_link_options(-fsanitize=${mikv_sanitizers})
 endif()
 
