@@ -70,9 +70,7 @@ demo: build ## a real model answers from a small cache where eviction and 4-bit 
 	@$(FETCH) get $(DEMO_MODEL) >/dev/null
 	@$(MIKV) eval lines -m $(DEMO_MODEL) --lines 20 --prompts 20 --seed 7 --kv $(DEMO_KV) -o build/demo.json --plot build/demo.svg
 
-bench: setup ## build and run the benchmarks
-	@cmake --preset release --log-level=WARNING -DMIKV_BUILD_BENCH=ON $(CMAKE_ARGS)
-	@cmake --build --preset release --parallel $(JOBS)
+bench: build ## run the benchmarks
 	@$(FETCH) get $(DEMO_MODEL) >/dev/null
 	@$(MIKV) bench attention
 	@$(MIKV) bench decode -m $(DEMO_MODEL) --depth 0,4096 --kv full,mikv,llama:f16,llama:q4_0

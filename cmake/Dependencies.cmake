@@ -1,7 +1,12 @@
 # Libraries from the system; scripts/setup.sh installs them. Only what the chosen options need is looked for.
 
-find_package(Threads REQUIRED)
-find_package(hwy REQUIRED)
+# GLOBAL: a project that mikv is a part of links what the static library needs.
+if(NOT TARGET Threads::Threads)
+  find_package(Threads REQUIRED GLOBAL)
+endif()
+if(NOT TARGET hwy::hwy)
+  find_package(hwy REQUIRED GLOBAL)
+endif()
 find_path(MIKV_XXHASH_INCLUDE xxhash.h REQUIRED)  # used as a header only
 if(MIKV_BUILD_LLAMA AND MIKV_BUILD_CLI)
   find_package(fmt REQUIRED)
@@ -12,7 +17,4 @@ if(MIKV_BUILD_TESTS)
   find_package(GTest REQUIRED)
   find_package(rapidcheck REQUIRED)
   find_package(Python3 3.9 REQUIRED COMPONENTS Interpreter)
-endif()
-if(MIKV_BUILD_BENCH)
-  find_package(benchmark REQUIRED)
 endif()

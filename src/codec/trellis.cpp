@@ -193,12 +193,17 @@ MIKV_INLINE void with_ring(Ring ring, uint32_t bits, Visit visit) {
                     : with_bits(std::integral_constant<Ring, Ring::value>());
 }
 
-}  // namespace
-
+// Local to this file, as GCC exports the choice between the versions of a function that others see.
 MIKV_FOR_EACH_CPU
-void encode_ring(Ring ring, uint32_t bits, const float* x, float inverse, uint8_t* codes, uint8_t* levels) {
+void encode_for_cpu(Ring ring, uint32_t bits, const float* x, float inverse, uint8_t* codes, uint8_t* levels) {
   with_ring(
       ring, bits, [&](auto r, auto b) __attribute__((always_inline)) { encode<r(), b()>(x, inverse, codes, levels); });
+}
+
+}  // namespace
+
+void encode_ring(Ring ring, uint32_t bits, const float* x, float inverse, uint8_t* codes, uint8_t* levels) {
+  encode_for_cpu(ring, bits, x, inverse, codes, levels);
 }
 
 void ring_levels(Ring ring, uint32_t bits, const uint8_t* codes, uint8_t* levels) {
