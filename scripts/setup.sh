@@ -9,6 +9,7 @@ packages=(
   python3 python3-pip                          # pip fetches llama.cpp's source and the models
   libhwy-dev libfmt-dev nlohmann-json3-dev libcli11-dev libxxhash-dev
   libgtest-dev librapidcheck-dev
+  dpkg-dev file                                # make package
   libssl-dev                                   # lets llama.cpp download models itself (--hf)
 )
 
