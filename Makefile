@@ -14,15 +14,16 @@ TEST_MODEL := smollm2-135m
 DEMO_KV := full,h2o,rtn4,mikv-paper,mikv,llama:f16,llama:q8_0,llama:q4_0
 CMAKE_ARGS ?=
 FUZZ_SECONDS ?= 300
+PREFIX ?= /usr/local
 
 # Each step is its own make target for readability, but they must run in the order written.
 .NOTPARALLEL:
-.PHONY: help setup build test unit-test sanitize aarch64 fuzz test-llama-server demo bench clean
+.PHONY: help setup build test test-sanitizers test-arm test-llama-server fuzz format install package demo bench clean
 
 help: ## show this list
 	@echo "make TARGET, one of:"
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name what; do printf '%-18s %s\n' "$$name" "$$what"; done
-	@echo "CMAKE_ARGS=... is passed to CMake, for example CMAKE_ARGS=-DMIKV_LLAMA_SOURCE=DIR; JOBS=N sets the number of compilers."
+	@echo "CMAKE_ARGS=... is passed to CMake, for example CMAKE_ARGS=-DMIKV_LLAMA_SOURCE=DIR; JOBS=N sets the number of compilers; PREFIX=DIR is where install installs."
 
 setup: ## install the system packages the build needs, where permitted
 	@scripts/setup.sh
@@ -31,15 +32,13 @@ build: setup ## release build (the default): leaves the command at build/bin/mik
 	@cmake --preset release --log-level=WARNING $(CMAKE_ARGS)
 	@cmake --build --preset release --parallel $(JOBS)
 
-test: unit-test sanitize aarch64 ## all tests: release with llama.cpp and SmolLM2, then unit tests under sanitizers and for ARM
-
-unit-test: setup ## the tests of the release build alone
+test: setup ## the tests of the release build, with llama.cpp and SmolLM2
 	@cmake --preset release --log-level=WARNING -DMIKV_BUILD_TESTS=ON $(CMAKE_ARGS)
 	@cmake --build --preset release --parallel $(JOBS)
 	@$(FETCH) get $(TEST_MODEL) >build/test-model.txt
 	@MIKV_TEST_MODEL="$$(cat build/test-model.txt)" ctest --preset release --parallel $(JOBS) --output-log build/ctest.log
 
-sanitize: setup ## the unit tests under the address and undefined-behaviour sanitizers, those with threads under the thread sanitizer
+test-sanitizers: setup ## the unit tests under the address and undefined-behaviour sanitizers, those with threads under the thread sanitizer
 	@for preset in asan tsan; do \
 	  echo "--- $$preset"; \
 	  cmake --preset $$preset --log-level=WARNING $(CMAKE_ARGS); \
@@ -48,8 +47,8 @@ sanitize: setup ## the unit tests under the address and undefined-behaviour sani
 	done
 
 # Emulation is slow: the test preset takes one spec for each kernel of a format, and leaves threads to the other builds.
-aarch64: setup ## attention and codecs on 64-bit ARM, under emulation
-	@if [ "$$(uname -m)" = aarch64 ]; then echo "aarch64: this machine is one; unit-test has run its tests"; exit 0; fi; \
+test-arm: setup ## attention and codecs on 64-bit ARM, under emulation
+	@if [ "$$(uname -m)" = aarch64 ]; then echo "test-arm: this machine is one; make test runs its tests"; exit 0; fi; \
 	scripts/setup.sh aarch64; \
 	cmake --preset aarch64 --log-level=WARNING $(CMAKE_ARGS); \
 	cmake --build --preset aarch64 --parallel $(JOBS); \
@@ -65,6 +64,16 @@ fuzz: setup ## libFuzzer on what reads saved caches, FUZZ_SECONDS long (default 
 test-llama-server: build ## llama.cpp's own server tests: those that stock llama-server passes, on mikv server (10 minutes)
 	@$(FETCH) get $(TEST_MODEL) >build/test-model.txt
 	@python3 tests/llama_server/run.py --model "$$(cat build/test-model.txt)" --mikv $(MIKV)
+
+format: ## format all C and C++ sources (pip provides the formatter)
+	@scripts/format.sh
+
+install: ## install what `make` has built into PREFIX (default /usr/local); DESTDIR is put before it
+	@[ -f build/cmake_install.cmake ] || { echo "mikv: nothing is built yet; run make, then make install" >&2; exit 2; }
+	@cmake --install build --prefix "$(abspath $(PREFIX))"
+
+package: build ## Debian packages of the library, its development files and the command, in build/packages/
+	@cpack --config build/CPackConfig.cmake -G DEB -B build/packages
 
 demo: build ## a real model answers from a small cache where eviction and 4-bit caches fail
 	@$(FETCH) get $(DEMO_MODEL) >/dev/null
