@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -13,6 +14,7 @@ namespace mikv {
 
 /// How a tier stores its elements. `evict` stores nothing (lo tier only): the token is lost, as in H2O. `mixed` gives
 /// every 16 channels of a head 1 to 6 bits by their importance, as trellis codes (lo tier only; src/codec/trellis.hpp).
+/// src/codec/formats.hpp has a row for each; f16 stays the last.
 enum class Format : uint8_t { evict, mixed, int2, int3, int4, int8, f16 };
 
 /// Which tokens an importance policy keeps in the hi tier.
@@ -90,8 +92,10 @@ MIKV_API const std::vector<Preset>& presets();
 /// "full,mikv:keep=0.2,hi=f16,h2o" has three specs.
 MIKV_API std::vector<std::string> split_spec_list(std::string_view list);
 
-/// Bits an element of a format, without scales: 0, 2, 3, 4, 8, 16; 0 for mixed, which has no one number.
+/// Bits per element of a format, without scales; 0 for evict, and for mixed, which has no one number.
 MIKV_API uint32_t format_bits(Format format);
+/// What a budget that runs out makes of a uniform lo format; nothing if there is no smaller one.
+MIKV_API std::optional<Format> smaller_format(Format format);
 MIKV_API std::string_view format_name(Format format);
 
 }  // namespace mikv

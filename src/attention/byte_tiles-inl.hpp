@@ -181,7 +181,7 @@ HWY_ATTR void BlockLogits(const BlockSpan& span, const uint8_t* block, const Til
                           uint32_t first_row, float* logits, Ahead& ahead) {
   const auto& pairs = span.geometry->pairs_k;
   const size_t stride = pairs.size() * kQueryPartBytes;
-  const LevelTable levels = LoadLevels(*span.layout);
+  const LevelTable levels = LevelsOf<Quads>();
   const uint32_t groups = span.geometry->groups_k;
   const uint8_t* parts = rows.q_parts + first_row * stride;
   const float* steps = rows.q_steps + first_row * groups;
@@ -289,7 +289,7 @@ HWY_ATTR void StepValuesInOrder(const BlockSpan& span, const uint8_t* blocks, ui
                                 const State& state, uint32_t first_row, const Scratch& scratch, Ahead& ahead,
                                 const RowOrder<kRows>& order) {
   const size_t acc_stride = state.acc_stride, zeros_stride = state.zeros_stride;
-  const LevelTable levels = LoadLevels(*span.layout);
+  const LevelTable levels = LevelsOf<Quads>();
   uint8_t* parts = reinterpret_cast<uint8_t*>(scratch.weights);
   float steps[kRows];
   uint32_t group = ~0u;

@@ -80,7 +80,7 @@ HWY_ATTR void BlockLogits(const BlockSpan& span, const uint8_t* block, const Til
   const float* q = rows.q + first_row * q_stride;
   const uint32_t groups = span.geometry->groups_k;
   const bool scaled = span.layout->groups_k > 0;
-  const LevelTable levels = LoadLevels(*span.layout);
+  const LevelTable levels = LevelsOf<Rowwise>();
   constexpr uint32_t kSums = kRows * Chains<kRows>();
   for (size_t lane = 0; lane < kLanes; lane += Width()) {
     VF total[kRows];
@@ -136,7 +136,7 @@ HWY_ATTR void StepValues(const BlockSpan& span, const uint8_t* blocks, uint32_t 
   const float* weights = scratch.logits + first_row * kStepTokens;
   const size_t acc_stride = state.acc_stride, zeros_stride = state.zeros_stride;
   const bool scaled = span.layout->groups_v > 0;
-  const LevelTable levels = LoadLevels(*span.layout);
+  const LevelTable levels = LevelsOf<Rowwise>();
   constexpr uint32_t kSums = kRows * Chains<kRows>();
   uint32_t group = ~0u;
   for (const TilePair& pair : span.geometry->pairs_v) {

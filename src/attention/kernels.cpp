@@ -96,7 +96,7 @@ HWY_ATTR void RunFormat(const StepArgs& args, uint32_t n_rows) {
     return RunChunks<kWork, TileReader>(args, tiles, n_rows);
   }
   const uint32_t n_tiles = keys ? layout.tiles_k : layout.tiles_v;
-  const LevelTable levels = LoadLevels(layout);
+  const LevelTable levels = LevelsOf<TileReader>();
   uint8_t* memory = reinterpret_cast<uint8_t*>(args.scratch.decoded);
   codec::TileRow row;
   for (uint32_t t = 0; t < n_tiles; ++t) row.at[t] = uint16_t(t * Unpacked::kTileBytes);
@@ -110,25 +110,25 @@ HWY_ATTR void RunFormat(const StepArgs& args, uint32_t n_rows) {
 }
 static_assert(codec::kMaxTiles * UnpackedRows::kTileBytes <= UINT16_MAX + 1);
 
+template <Work kWork, uint32_t kBits>
+HWY_ATTR void RunBits(const StepArgs& args, uint32_t n_rows) {
+  if constexpr (kBits == 16) {
+    RunFormat<kWork, HalfRows, UnpackedRows>(args, n_rows);
+  } else {
+    using Mixed = std::conditional_t<kWork == Work::logits, MixedKeys, MixedValues>;
+    using Quads = std::conditional_t<kBits == codec::kMixedBits, Mixed, Uniform<kBits>>;
+#if HWY_TARGET == HWY_AVX3_DL
+    RunFormat<kWork, Quads, Quads8>(args, n_rows);
+#else
+    RunFormat<kWork, FloatRows<Quads>, UnpackedRows>(args, n_rows);
+#endif
+  }
+}
+
 template <Work kWork>
 HWY_ATTR void Run(const StepArgs& args, uint32_t n_rows) {
-  using Mixed = std::conditional_t<kWork == Work::logits, MixedKeys, MixedValues>;
-  switch (args.span.layout->bits) {
-#if HWY_TARGET == HWY_AVX3_DL
-    case codec::kMixedBits: return RunFormat<kWork, Mixed, Quads8>(args, n_rows);
-    case 2: return RunFormat<kWork, Quads2, Quads8>(args, n_rows);
-    case 3: return RunFormat<kWork, Quads3, Quads8>(args, n_rows);
-    case 4: return RunFormat<kWork, Quads4, Quads8>(args, n_rows);
-    case 8: return RunFormat<kWork, Quads8, Quads8>(args, n_rows);
-#else
-    case codec::kMixedBits: return RunFormat<kWork, FloatRows<Mixed>, UnpackedRows>(args, n_rows);
-    case 2: return RunFormat<kWork, FloatRows<Quads2>, UnpackedRows>(args, n_rows);
-    case 3: return RunFormat<kWork, FloatRows<Quads3>, UnpackedRows>(args, n_rows);
-    case 4: return RunFormat<kWork, FloatRows<Quads4>, UnpackedRows>(args, n_rows);
-    case 8: return RunFormat<kWork, FloatRows<Quads8>, UnpackedRows>(args, n_rows);
-#endif
-    default: return RunFormat<kWork, HalfRows, UnpackedRows>(args, n_rows);
-  }
+  codec::visit_bits<codec::has_blocks>(args.span.layout->bits,
+                                       [&](auto bits) HWY_ATTR { RunBits<kWork, bits>(args, n_rows); });
 }
 
 // ---------------------------------------------------------------- one step

@@ -1,6 +1,6 @@
 // Decoding: what each format makes of a tile, four rows at a time as bytes, or row by row as floats. Included once per
 // SIMD target. See codec/tile.hpp for where codes stand, codec/levels.hpp and codec/trellis.hpp for what they stand
-// for.
+// for, codec/formats.hpp for which there are.
 
 #if defined(MIKV_QUADS_INL) == defined(HWY_TARGET_TOGGLE)
 #ifdef MIKV_QUADS_INL
@@ -32,9 +32,16 @@ HWY_INLINE HWY_ATTR LevelTable LoadLevels(const codec::Levels& levels) {
 using LevelTable = const uint8_t*;
 HWY_INLINE LevelTable LoadLevels(const codec::Levels& levels) { return levels.data(); }
 #endif
-// Of a layout whose tiles have the same bits; of mixed ones, what is not used.
-HWY_INLINE HWY_ATTR LevelTable LoadLevels(const codec::BlockLayout& layout) {
-  return LoadLevels(codec::uniform_levels(layout.bits));
+// Of a class that decodes tiles, below; nothing if it looks nothing up, or takes a table for each tile.
+template <class Reader>
+HWY_INLINE HWY_ATTR LevelTable LevelsOf() {
+  if constexpr (requires { typename Reader::Decoder; }) {
+    return LevelsOf<typename Reader::Decoder>();
+  } else if constexpr (requires { Reader::kLevelBits; }) {
+    return LoadLevels(codec::kUniformLevels<Reader::kLevelBits>);
+  } else {
+    return LevelTable();
+  }
 }
 
 // Levels of the windows in the low kWindow bits of each byte; the bits above them are anything.
@@ -92,65 +99,93 @@ HWY_INLINE HWY_ATTR VU Join(VU low, VU high) {
   return Select<((1u << kBits) - 1) * 0x01010101u>(low, high);
 }
 
-// The words of lanes [lane, lane + width) of a tile of 2, 3 and 4 bits, loaded once.
-struct Words2 {
-  LevelTable levels;
-  VU word;
-  HWY_ATTR Words2(const uint8_t* tile, size_t lane, LevelTable table) : levels(table), word(LoadWords(tile, lane)) {}
+// Moves bits up by kBy, or down by -kBy.
+template <int kBy>
+HWY_INLINE HWY_ATTR VU Shift(VU x) {
+  if constexpr (kBy > 0) return hn::ShiftLeft<kBy>(x);
+  if constexpr (kBy < 0) return hn::ShiftRight<-kBy>(x);
+  return x;
+}
+
+// The words of lanes [lane, lane + width) of a tile, loaded once. Quad() hands out the codes of four rows from bit kTo
+// of each byte on; bits below and above them are anything.
+template <uint32_t kBits>
+struct Codes {
+  static constexpr codec::Plane kPlane = codec::plane_of(kBits);
+  VU words[kPlane.n_words];
+
+  HWY_ATTR Codes(const uint8_t* tile, size_t lane) { Load<0>(tile, lane); }
+
+  template <uint32_t kWord>
+  HWY_INLINE HWY_ATTR void Load(const uint8_t* tile, size_t lane) {
+    if constexpr (kPlane.is_u16(kWord)) {
+      words[kWord] = LoadNibbles(tile + 64 * kWord, lane);
+    } else {
+      words[kWord] = LoadWords(tile + 64 * kWord, lane);
+    }
+    if constexpr (kWord + 1 < kPlane.n_words) Load<kWord + 1>(tile, lane);
+  }
+
+  template <int kQuad, int kTo = 0>
+  HWY_ATTR VU Quad() const {
+    return QuadOf<kQuad, kTo>(words);
+  }
+
+  template <int kQuad, int kTo = 0>
+  static HWY_ATTR VU QuadOf(const VU* words) {
+    constexpr codec::Piece kFirst = kPlane.quads[kQuad][0], kSecond = kPlane.quads[kQuad][1];
+    const VU first = Shift<kTo - int(kFirst.shift)>(words[kFirst.word]);
+    if constexpr (kSecond.width == 0) return first;
+    constexpr int kSecondTo = kTo + int(kSecond.from);
+    return Join<uint32_t(kSecondTo)>(first, Shift<kSecondTo - int(kSecond.shift)>(words[kSecond.word]));
+  }
 };
 
-struct Words3 {
-  LevelTable levels;
-  VU word, nibbles;
-  HWY_ATTR Words3(const uint8_t* tile, size_t lane, LevelTable table)
-      : levels(table), word(LoadWords(tile, lane)), nibbles(LoadNibbles(tile + 64, lane)) {}
-  // Quad 2, which stands in both; then quad 3.
-  static HWY_ATTR VU Quad2(VU word, VU nibbles) { return Join<2>(hn::ShiftRight<6>(word), hn::ShiftLeft<2>(nibbles)); }
+template <uint32_t kBits>
+  requires(codec::is_split(kBits))
+struct Codes<kBits> {
+  static constexpr uint32_t kLow = codec::low_plane_of(kBits);
+  Codes<kLow> low;
+  Codes<kBits - kLow> high;
+
+  HWY_ATTR Codes(const uint8_t* tile, size_t lane) : low(tile, lane), high(tile + codec::tile_bytes(kLow), lane) {}
+
+  template <int kQuad, int kTo = 0>
+  HWY_ATTR VU Quad() const {
+    return Join<kTo + kLow>(low.template Quad<kQuad, kTo>(), high.template Quad<kQuad, kTo + int(kLow)>());
+  }
 };
 
-struct Words4 {
+// Codes with the table of what they stand for.
+template <uint32_t kBits>
+struct CodesWithLevels : Codes<kBits> {
   LevelTable levels;
-  VU low, high;  // quads 0 and 1, quads 2 and 3
-  HWY_ATTR Words4(const uint8_t* tile, size_t lane, LevelTable table)
-      : levels(table), low(LoadWords(tile, lane)), high(LoadWords(tile + 64, lane)) {}
+  HWY_ATTR CodesWithLevels(const uint8_t* tile, size_t lane, LevelTable table)
+      : Codes<kBits>(tile, lane), levels(table) {}
 };
 
-// Each hands out quad after quad of lanes [lane, lane + width) of a tile.
+// Each class from here on hands out quad after quad of levels of lanes [lane, lane + width) of a tile.
 
 // ---------------------------------------------------------------- uniform levels
 
-struct Quads2 : Words2 {
-  using Words2::Words2;
+// Of any row of kFormats.
+template <uint32_t kBits>
+struct Uniform : CodesWithLevels<kBits> {
+  static constexpr uint32_t kLevelBits = kBits;
+  using CodesWithLevels<kBits>::CodesWithLevels;
   template <int kQuad>
   HWY_ATTR VU Quad() const {
-    return LookUp<2>(levels, hn::ShiftRight<2 * kQuad>(word));
-  }
-};
-
-struct Quads3 : Words3 {
-  using Words3::Words3;
-  template <int kQuad>
-  HWY_ATTR VU Quad() const {
-    if constexpr (kQuad < 2) return LookUp<3>(levels, hn::ShiftRight<3 * kQuad>(word));
-    if constexpr (kQuad == 3) return LookUp<3>(levels, hn::ShiftRight<1>(nibbles));
-    return LookUp<3>(levels, Quad2(word, nibbles));
-  }
-};
-
-struct Quads4 : Words4 {
-  using Words4::Words4;
-  template <int kQuad>
-  HWY_ATTR VU Quad() const {
-    return LookUp<4>(levels, hn::ShiftRight<4 * (kQuad % 2)>(kQuad < 2 ? low : high));
+    return LookUp<kBits>(this->levels, Codes<kBits>::template Quad<kQuad>());
   }
 };
 
 // Codes that are their own levels. Also a tile of fewer bits that was unpacked before, because many query rows will
 // meet it.
-struct Quads8 {
+template <>
+struct Uniform<8> {
   static constexpr size_t kTileBytes = codec::tile_bytes(8);
   const uint8_t* at;
-  HWY_ATTR Quads8(const uint8_t* tile, size_t lane, LevelTable) : at(tile + 4 * lane) {}
+  HWY_ATTR Uniform(const uint8_t* tile, size_t lane, LevelTable) : at(tile + 4 * lane) {}
   template <int kQuad>
   HWY_ATTR VU Quad() const {
     return LoadWords(at + 64 * kQuad, 0);
@@ -166,6 +201,7 @@ struct Quads8 {
     }
   }
 };
+using Quads8 = Uniform<8>;
 
 // ---------------------------------------------------------------- trellis codes (codec/trellis.hpp)
 
@@ -189,52 +225,40 @@ struct KeyRing<1> {
 };
 
 template <>
-struct KeyRing<2> : Words2 {
-  using Words2::Words2;
+struct KeyRing<2> : CodesWithLevels<2> {
+  using CodesWithLevels<2>::CodesWithLevels;
   template <int kQuad>
   HWY_ATTR VU Quad() const {
-    return LookUp<6>(levels, hn::RotateRight<2 * kQuad>(word));
+    return LookUp<6>(levels, hn::RotateRight<2 * kQuad>(words[0]));
   }
 };
 
 template <>
-struct KeyRing<3> : Words3 {
-  using Words3::Words3;
+struct KeyRing<3> : CodesWithLevels<3> {
+  using CodesWithLevels<3>::CodesWithLevels;
   template <int kQuad>
   HWY_ATTR VU Quad() const {
+    const VU word = words[0], nibbles = words[1];
     if constexpr (kQuad == 0) return LookUp<6>(levels, word);
     if constexpr (kQuad == 1) return LookUp<6>(levels, Join<5>(hn::ShiftRight<3>(word), hn::ShiftLeft<5>(nibbles)));
-    if constexpr (kQuad == 2) return LookUp<6>(levels, Quad2(word, nibbles));
+    if constexpr (kQuad == 2) return LookUp<6>(levels, QuadOf<2>(words));
     return LookUp<6>(levels, Join<3>(hn::ShiftRight<1>(nibbles), hn::RotateRight<5>(word)));
   }
 };
 
 template <>
-struct KeyRing<4> : Words4 {
-  using Words4::Words4;
+struct KeyRing<4> : CodesWithLevels<4> {
+  using CodesWithLevels<4>::CodesWithLevels;
   template <int kQuad>
   HWY_ATTR VU Quad() const {
-    return LookUp<6>(levels, hn::RotateRight<4 * (kQuad % 2)>(kQuad < 2 ? low : high));
+    return LookUp<6>(levels, hn::RotateRight<4 * (kQuad % 2)>(words[kQuad / 2]));
   }
 };
 
 // A code that is its whole window: of keys and values alike.
-struct Alone6 : Words4 {
-  VU top;
-  HWY_ATTR Alone6(const uint8_t* tile, size_t lane, LevelTable table)
-      : Words4(tile, lane, table), top(LoadWords(tile + 128, lane)) {}
-  template <int kQuad>
-  HWY_ATTR VU Quad() const {
-    const VU word = kQuad < 2 ? low : high;
-    VU bits = top;
-    if constexpr (kQuad < 2) bits = hn::ShiftLeft<4 - 2 * kQuad>(top);
-    if constexpr (kQuad == 3) bits = hn::ShiftRight<2>(top);
-    return LookUp<6>(levels, Join<4>(kQuad % 2 ? hn::ShiftRight<4>(word) : word, bits));
-  }
-};
 template <>
-struct KeyRing<6> : Alone6 {
-  using Alone6::Alone6;
+struct KeyRing<6> : Uniform<6> {
+  using Uniform<6>::Uniform;
 };
 
 // What load(words, lane) gives for the lanes that follow [lane, lane + width), 0 after 15. Word: of a lane in memory.
@@ -292,40 +316,39 @@ struct ValueRing<2> {
 };
 
 template <>
-struct ValueRing<3> : Words3 {
-  VU next_word, next_nibbles;
-  HWY_ATTR ValueRing(const uint8_t* tile, size_t lane, LevelTable table) : Words3(tile, lane, table) {
-    next_word = NextWords(tile, lane, word);
-    next_nibbles = NextNibbles(tile + 64, lane, nibbles);
+struct ValueRing<3> : CodesWithLevels<3> {
+  VU next[2];
+  HWY_ATTR ValueRing(const uint8_t* tile, size_t lane, LevelTable table) : CodesWithLevels<3>(tile, lane, table) {
+    next[0] = NextWords(tile, lane, words[0]);
+    next[1] = NextNibbles(tile + 64, lane, words[1]);
   }
   template <int kQuad>
   HWY_ATTR VU Quad() const {
-    if constexpr (kQuad == 0) return LookUp<6>(levels, Join<3>(word, hn::ShiftLeft<3>(next_word)));
-    if constexpr (kQuad == 1) return LookUp<6>(levels, Join<3>(hn::ShiftRight<3>(word), next_word));
-    if constexpr (kQuad == 2)
-      return LookUp<6>(levels, Join<3>(Quad2(word, nibbles), hn::ShiftLeft<3>(Quad2(next_word, next_nibbles))));
-    return LookUp<6>(levels, Join<3>(hn::ShiftRight<1>(nibbles), hn::ShiftLeft<2>(next_nibbles)));
+    if constexpr (kQuad == 0) return LookUp<6>(levels, Join<3>(words[0], hn::ShiftLeft<3>(next[0])));
+    if constexpr (kQuad == 1) return LookUp<6>(levels, Join<3>(hn::ShiftRight<3>(words[0]), next[0]));
+    if constexpr (kQuad == 2) return LookUp<6>(levels, Join<3>(QuadOf<2>(words), hn::ShiftLeft<3>(QuadOf<2>(next))));
+    return LookUp<6>(levels, Join<3>(hn::ShiftRight<1>(words[1]), hn::ShiftLeft<2>(next[1])));
   }
 };
 
 template <>
-struct ValueRing<4> : Words4 {
-  VU next_low, next_high;
-  HWY_ATTR ValueRing(const uint8_t* tile, size_t lane, LevelTable table) : Words4(tile, lane, table) {
-    next_low = NextWords(tile, lane, low);
-    next_high = NextWords(tile + 64, lane, high);
+struct ValueRing<4> : CodesWithLevels<4> {
+  VU next[2];
+  HWY_ATTR ValueRing(const uint8_t* tile, size_t lane, LevelTable table) : CodesWithLevels<4>(tile, lane, table) {
+    next[0] = NextWords(tile, lane, words[0]);
+    next[1] = NextWords(tile + 64, lane, words[1]);
   }
   template <int kQuad>
   HWY_ATTR VU Quad() const {
-    const VU word = kQuad < 2 ? low : high, next = kQuad < 2 ? next_low : next_high;
-    if constexpr (kQuad % 2 == 0) return LookUp<6>(levels, Join<4>(word, hn::ShiftLeft<4>(next)));
-    return LookUp<6>(levels, Join<4>(hn::ShiftRight<4>(word), next));
+    const VU word = words[kQuad / 2], after = next[kQuad / 2];
+    if constexpr (kQuad % 2 == 0) return LookUp<6>(levels, Join<4>(word, hn::ShiftLeft<4>(after)));
+    return LookUp<6>(levels, Join<4>(hn::ShiftRight<4>(word), after));
   }
 };
 
 template <>
-struct ValueRing<6> : Alone6 {
-  using Alone6::Alone6;
+struct ValueRing<6> : Uniform<6> {
+  using Uniform<6>::Uniform;
 };
 
 // Stand for tiles that each have bits of their own.
@@ -345,14 +368,9 @@ constexpr bool kIsMixed = std::is_same_v<T, MixedKeys> || std::is_same_v<T, Mixe
 // Calls work with the class that decodes a mixed tile and its table of levels.
 template <class Mixed, class Work>
 HWY_INLINE HWY_ATTR void WithQuads(uint32_t bits, Work work) {
-  const LevelTable levels = LoadLevels(codec::trellis_levels(Mixed::kRing, bits));
-  switch (bits) {
-    case 1: return work(std::type_identity<typename Mixed::template Quads<1>>(), levels);
-    case 2: return work(std::type_identity<typename Mixed::template Quads<2>>(), levels);
-    case 3: return work(std::type_identity<typename Mixed::template Quads<3>>(), levels);
-    case 4: return work(std::type_identity<typename Mixed::template Quads<4>>(), levels);
-    default: return work(std::type_identity<typename Mixed::template Quads<6>>(), levels);
-  }
+  codec::visit_bits<codec::has_mixed_tiles>(bits, [&](auto n) HWY_ATTR {
+    work(std::type_identity<typename Mixed::template Quads<n>>(), LoadLevels(codec::trellis_levels(Mixed::kRing, n)));
+  });
 }
 
 template <class T>
@@ -361,6 +379,7 @@ concept HandsOutQuads = kIsMixed<T> || requires(const T& t) { t.template Quad<0>
 // Rows of a tile as floats.
 template <class Quads>
 struct FloatRows {
+  using Decoder = Quads;
   Quads quads;
   HWY_ATTR FloatRows(const uint8_t* tile, size_t lane, LevelTable levels) : quads(tile, lane, levels) {}
   template <size_t kRow>

@@ -34,15 +34,9 @@ Ring ring_of(const Part& part) { return part.keys ? Ring::key : Ring::value; }
 // Calls work with the number of bits as a constant.
 template <typename Work>
 void with_bits(uint32_t bits, Work work) {
-  switch (bits) {
-    case kMixedBits: return work(std::integral_constant<uint32_t, kMixedBits>());
-    case 2: return work(std::integral_constant<uint32_t, 2>());
-    case 3: return work(std::integral_constant<uint32_t, 3>());
-    case 4: return work(std::integral_constant<uint32_t, 4>());
-    case 8: return work(std::integral_constant<uint32_t, 8>());
-    default: return work(std::integral_constant<uint32_t, 16>());
-  }
+  visit_bits<has_blocks>(bits, work);
 }
+static_assert(row_of(Format::mixed).bits == kMixedBits);
 
 // Of one token; the last tile's padding included.
 template <uint32_t kBits>
@@ -54,7 +48,7 @@ void for_each_tile(const Part& part, Visit visit) {
   for (uint32_t t = 0; t < part.n_tiles; ++t) {
     const auto visit_tile = [&](auto bits) { visit(bits, part.data + part.row.at[t], t * kTileSide); };
     if constexpr (kBits == kMixedBits) {
-      with_table_bits(part.row.bits[t], visit_tile);
+      visit_bits<has_mixed_tiles>(part.row.bits[t], visit_tile);
     } else {
       visit_tile(std::integral_constant<uint32_t, kBits>());
     }

@@ -4,8 +4,8 @@
 //   ids        16 x u16 or u32 cell numbers   always
 //   scores     16 x f32 importance            scored tiers (staged, hi)
 //   arrivals   16 x u32 put order             scored tiers
-//   scales K   groups x (16 alpha, 16 beta)   2, 3, 4, 8 bits; halves, by token
-//   scales V   groups x (16 alpha, 16 beta)   2, 3, 4, 8 bits
+//   scales K   groups x (16 alpha, 16 beta)   uniform codes; halves, by token
+//   scales V   groups x (16 alpha, 16 beta)   uniform codes
 //   scales K   16 alpha                       mixed bits; bytes (codec/scale8.hpp), by token
 //   scales V   16 alpha                       mixed bits
 //   tiles K    channels/16 tiles              lane = token,   row = channel   (codec/tile.hpp)
@@ -43,7 +43,7 @@ struct TileRow {
 static_assert(kMaxTiles * tile_bytes(16) <= UINT16_MAX);
 
 struct BlockLayout {
-  uint32_t bits = 16;  ///< 2, 3, 4, 8, 16 or kMixedBits
+  uint32_t bits = 16;  ///< of a row of kFormats that has_blocks(), or kMixedBits
   uint32_t dim_k = 0, dim_v = 0;
   uint32_t group_k = 0, group_v = 0;    ///< channels a group; 0 for 16 bits: no scales
   uint32_t tiles_k = 0, tiles_v = 0;    ///< tiles a block

@@ -17,12 +17,8 @@ constexpr Levels make_uniform_levels(uint32_t bits) {
   return levels;
 }
 
-/// bits: 2 to 4; others get a table that nobody reads.
-inline const Levels& uniform_levels(uint32_t bits) {
-  static constexpr std::array<Levels, 5> kTables = {make_uniform_levels(0), make_uniform_levels(1),
-                                                    make_uniform_levels(2), make_uniform_levels(3),
-                                                    make_uniform_levels(4)};
-  return kTables[bits < kTables.size() ? bits : 0];
-}
+template <uint32_t kBits>
+  requires(kBits <= 6)
+inline constexpr Levels kUniformLevels = make_uniform_levels(kBits);
 
 }  // namespace mikv::codec

@@ -14,13 +14,14 @@
 //   N    layout, from low address                                                        bytes
 //   16   16 rows of 16 halves (no quads)                                                 512
 //    8   4 quads of 16 u32                                                               256
-//    6   a tile of 4 bits with the low four of each code, then one of 2 with the high two  192
 //    4   2 x 16 u32: in each byte, quad 2w in the low and quad 2w+1 in the high nibble   128
 //    3   16 u32: in each byte, quad 0 at bit 0, quad 1 at bit 3, the low two bits of
 //        quad 2 at bit 6; then 16 u16: a nibble for each byte b, in the order 0 2 1 3,
 //        with the high bit of quad 2 at bit 0 and quad 3 at bit 1                        96
 //    2   16 u32: in each byte, quad j at bit 2*j                                         64
 //    1   16 u16: a nibble for each byte b, in the order 0 2 1 3, with quad j at bit j    32
+//   a+b  a tile of a bits with the low bits of each code, then one of b with the high    32*(a+b)
+//        ones; e.g. 6 = 4+2 (FormatRow::low_plane)
 //
 // The nibbles' order: n | n << 12 brings nibbles 0, 2, 1, 3 of a u16 n to the low half of bytes 0, 1, 2, 3.
 #pragma once
@@ -29,6 +30,8 @@
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
+
+#include "codec/formats.hpp"
 
 namespace mikv::codec {
 
@@ -42,17 +45,36 @@ static_assert(tile_bytes(16) == 512 && tile_bytes(3) == 16 * 4 + 16 * 2 && tile_
 template <uint32_t kBits>
 using Code = std::conditional_t<kBits == 16, uint16_t, uint8_t>;
 
-/// Calls work with a number of bits, 1 to 4 or 6, as a constant. Inlined, so that callers compiled for several CPUs
-/// stay whole.
-template <typename Work>
-__attribute__((always_inline)) inline void with_table_bits(uint32_t bits, Work work) {
-  switch (bits) {
-    case 1: return work(std::integral_constant<uint32_t, 1>());
-    case 2: return work(std::integral_constant<uint32_t, 2>());
-    case 3: return work(std::integral_constant<uint32_t, 3>());
-    case 4: return work(std::integral_constant<uint32_t, 4>());
-    default: return work(std::integral_constant<uint32_t, 6>());
+/// Where bits [from, from + width) of the codes of a quad stand: at bit `shift` of each byte of the lane's u32 `word`,
+/// or of each nibble of its u16.
+struct Piece {
+  uint8_t word = 0, shift = 0, width = 0, from = 0;  // width 0: none
+};
+
+/// The layout of a tile whose codes are not split. Word w of lane 0 stands at byte 64 * w.
+struct Plane {
+  uint32_t bits;
+  uint32_t n_words;  ///< of a lane
+  bool last_is_u16;  ///< nibbles; the other words are u32
+  Piece quads[4][2];
+
+  constexpr bool is_u16(uint32_t word) const { return last_is_u16 && word + 1 == n_words; }
+};
+
+inline constexpr Plane kPlanes[] = {
+    {1, 1, true, {{{0, 0, 1, 0}}, {{0, 1, 1, 0}}, {{0, 2, 1, 0}}, {{0, 3, 1, 0}}}},
+    {2, 1, false, {{{0, 0, 2, 0}}, {{0, 2, 2, 0}}, {{0, 4, 2, 0}}, {{0, 6, 2, 0}}}},
+    {3, 2, true, {{{0, 0, 3, 0}}, {{0, 3, 3, 0}}, {{0, 6, 2, 0}, {1, 0, 1, 2}}, {{1, 1, 3, 0}}}},
+    {4, 2, false, {{{0, 0, 4, 0}}, {{0, 4, 4, 0}}, {{1, 0, 4, 0}}, {{1, 4, 4, 0}}}},
+    {8, 4, false, {{{0, 0, 8, 0}}, {{1, 0, 8, 0}}, {{2, 0, 8, 0}}, {{3, 0, 8, 0}}}},
+};
+
+/// The plane of so many bits; a width without one does not compile.
+consteval Plane plane_of(uint32_t bits) {
+  for (const Plane& plane : kPlanes) {
+    if (plane.bits == bits) return plane;
   }
+  throw "no plane has so many bits: give its row in kFormats another low_plane";
 }
 
 namespace detail {
@@ -102,34 +124,26 @@ inline void store_lane(uint8_t* tile, uint32_t lane, const Code<kBits>* codes) {
   using namespace detail;
   if constexpr (kBits == 16) {
     for (uint32_t row = 0; row < kTileSide; ++row) store_word(tile + 32 * row + 2 * lane, codes[row]);
-    return;
-  }
-  if constexpr (kBits == 6) {
+  } else if constexpr (is_split(kBits)) {
+    constexpr uint32_t kLow = low_plane_of(kBits);
     uint8_t low[kTileSide], high[kTileSide];
-    for (uint32_t row = 0; row < kTileSide; ++row) low[row] = codes[row] & 15, high[row] = codes[row] >> 4;
-    store_lane<4>(tile, lane, low);
-    return store_lane<2>(tile + tile_bytes(4), lane, high);
-  }
-  uint32_t quad[4];
-  std::memcpy(quad, codes, sizeof quad);
-  uint8_t* word = tile + 4 * lane;
-  switch (kBits) {
-    case 8:
-      for (uint32_t j = 0; j < 4; ++j) store_word(word + 64 * j, quad[j]);
-      break;
-    case 4:
-      for (uint32_t j = 0; j < 2; ++j) store_word(word + 64 * j, quad[2 * j] | quad[2 * j + 1] << 4);
-      break;
-    case 3: {
-      store_word(word, quad[0] | quad[1] << 3 | (quad[2] & in_bytes(3)) << 6);
-      const uint32_t nibbles = (quad[2] >> 2 & in_bytes(1)) | quad[3] << 1;
-      store_word(tile + 64 + 2 * lane, uint16_t(nibbles | nibbles >> 12));
-      break;
+    for (uint32_t row = 0; row < kTileSide; ++row) {
+      low[row] = codes[row] & ((1u << kLow) - 1), high[row] = uint8_t(codes[row] >> kLow);
     }
-    case 2: store_word(word, quad[0] | quad[1] << 2 | quad[2] << 4 | quad[3] << 6); break;
-    default: {
-      const uint32_t nibbles = quad[0] | quad[1] << 1 | quad[2] << 2 | quad[3] << 3;
-      store_word(tile + 2 * lane, uint16_t(nibbles | nibbles >> 12));
+    store_lane<kLow>(tile, lane, low);
+    store_lane<kBits - kLow>(tile + tile_bytes(kLow), lane, high);
+  } else {
+    constexpr Plane kPlane = plane_of(kBits);
+    uint32_t quad[4], words[kPlane.n_words] = {};
+    std::memcpy(quad, codes, sizeof quad);
+    for (uint32_t j = 0; j < 4; ++j) {
+      for (const Piece& piece : kPlane.quads[j]) {
+        words[piece.word] |= (quad[j] >> piece.from & in_bytes((1u << piece.width) - 1)) << piece.shift;
+      }
+    }
+    for (uint32_t w = 0; w < kPlane.n_words; ++w) {
+      kPlane.is_u16(w) ? store_word(tile + 64 * w + 2 * lane, uint16_t(words[w] | words[w] >> 12))
+                       : store_word(tile + 64 * w + 4 * lane, words[w]);
     }
   }
 }
@@ -140,41 +154,27 @@ inline void load_lane(const uint8_t* tile, uint32_t lane, Code<kBits>* codes) {
   using namespace detail;
   if constexpr (kBits == 16) {
     for (uint32_t row = 0; row < kTileSide; ++row) codes[row] = load_word<uint16_t>(tile + 32 * row + 2 * lane);
-    return;
-  }
-  if constexpr (kBits == 6) {
+  } else if constexpr (is_split(kBits)) {
+    constexpr uint32_t kLow = low_plane_of(kBits);
     uint8_t high[kTileSide];
-    load_lane<4>(tile, lane, codes);
-    load_lane<2>(tile + tile_bytes(4), lane, high);
-    for (uint32_t row = 0; row < kTileSide; ++row) codes[row] = uint8_t(codes[row] | high[row] << 4);
-    return;
-  }
-  uint32_t quad[4];
-  const uint8_t* word = tile + (kBits == 1 ? 2 : 4) * lane;
-  const uint32_t first = kBits == 1 ? load_word<uint16_t>(word) : load_word<uint32_t>(word);
-  switch (kBits) {
-    case 8:
-      for (uint32_t j = 0; j < 4; ++j) quad[j] = load_word<uint32_t>(word + 64 * j);
-      break;
-    case 4:
-      for (uint32_t j = 0; j < 4; ++j) quad[j] = load_word<uint32_t>(word + 64 * (j / 2)) >> 4 * (j % 2) & in_bytes(15);
-      break;
-    case 3: {
-      const uint32_t packed = load_word<uint16_t>(tile + 64 + 2 * lane), nibbles = packed | packed << 12;
-      quad[0] = first & in_bytes(7);
-      quad[1] = first >> 3 & in_bytes(7);
-      quad[2] = (first >> 6 & in_bytes(3)) | (nibbles & in_bytes(1)) << 2;
-      quad[3] = nibbles >> 1 & in_bytes(7);
-      break;
+    load_lane<kLow>(tile, lane, codes);
+    load_lane<kBits - kLow>(tile + tile_bytes(kLow), lane, high);
+    for (uint32_t row = 0; row < kTileSide; ++row) codes[row] = uint8_t(codes[row] | high[row] << kLow);
+  } else {
+    constexpr Plane kPlane = plane_of(kBits);
+    uint32_t quad[4] = {}, words[kPlane.n_words];
+    for (uint32_t w = 0; w < kPlane.n_words; ++w) {
+      const uint8_t* word = tile + 64 * w;
+      const uint32_t u16 = kPlane.is_u16(w) ? load_word<uint16_t>(word + 2 * lane) : 0;
+      words[w] = kPlane.is_u16(w) ? u16 | u16 << 12 : load_word<uint32_t>(word + 4 * lane);
     }
-    case 2:
-      for (uint32_t j = 0; j < 4; ++j) quad[j] = first >> 2 * j & in_bytes(3);
-      break;
-    default:
-      for (uint32_t j = 0; j < 4; ++j) quad[j] = (first | first << 12) >> j & in_bytes(1);
-      break;
+    for (uint32_t j = 0; j < 4; ++j) {
+      for (const Piece& piece : kPlane.quads[j]) {
+        quad[j] |= (words[piece.word] >> piece.shift & in_bytes((1u << piece.width) - 1)) << piece.from;
+      }
+    }
+    std::memcpy(codes, quad, sizeof quad);
   }
-  std::memcpy(codes, quad, sizeof quad);
 }
 
 namespace detail {
@@ -183,26 +183,23 @@ namespace detail {
 /// [from, from + width) of a code at [shift, shift + width) of its lane's word. kBits < 16, row < 16.
 template <uint32_t kBits, typename Visit>
 inline void for_each_piece_of_row(uint32_t row, Visit visit) {
-  if constexpr (kBits == 6) {
-    for_each_piece_of_row<4>(row, visit);
-    return for_each_piece_of_row<2>(row, [&](auto word, uint32_t offset, uint32_t shift, uint32_t width, uint32_t) {
-      visit(word, uint32_t(tile_bytes(4)) + offset, shift, width, 4u);
-    });
+  if constexpr (is_split(kBits)) {
+    constexpr uint32_t kLow = low_plane_of(kBits);
+    for_each_piece_of_row<kLow>(row, visit);
+    for_each_piece_of_row<kBits - kLow>(row,
+                                        [&](auto word, uint32_t offset, uint32_t shift, uint32_t width, uint32_t from) {
+                                          visit(word, uint32_t(tile_bytes(kLow)) + offset, shift, width, kLow + from);
+                                        });
+  } else {
+    static constexpr Plane kPlane = plane_of(kBits);
+    const uint32_t b = row % 4;
+    for (const Piece& piece : kPlane.quads[row / 4]) {
+      if (piece.width == 0) continue;
+      const uint32_t offset = 64u * piece.word;
+      kPlane.is_u16(piece.word) ? visit(uint16_t{}, offset, nibble_shift(b) + piece.shift, piece.width, piece.from)
+                                : visit(uint32_t{}, offset, 8 * b + piece.shift, piece.width, piece.from);
+    }
   }
-  const uint32_t quad = row / 4, b = row % 4;
-  const uint32_t u32{};
-  const uint16_t u16{};
-  switch (kBits) {
-    case 8: return visit(u32, 64 * quad, 8 * b, 8u, 0u);
-    case 4: return visit(u32, 64 * (quad / 2), 8 * b + 4 * (quad % 2), 4u, 0u);
-    case 2: return visit(u32, 0u, 8 * b + 2 * quad, 2u, 0u);
-    case 1: return visit(u16, 0u, nibble_shift(b) + quad, 1u, 0u);
-    default: break;
-  }
-  if (quad < 2) return visit(u32, 0u, 8 * b + 3 * quad, 3u, 0u);
-  if (quad == 3) return visit(u16, 64u, nibble_shift(b) + 1, 3u, 0u);
-  visit(u32, 0u, 8 * b + 6, 2u, 0u);
-  visit(u16, 64u, nibble_shift(b), 1u, 2u);
 }
 
 }  // namespace detail

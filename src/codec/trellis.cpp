@@ -186,7 +186,7 @@ MIKV_INLINE void encode(const float* x, float inverse, uint8_t* codes, uint8_t* 
 template <typename Visit>
 MIKV_INLINE void with_ring(Ring ring, uint32_t bits, Visit visit) {
   const auto with_bits = [&](auto constant_ring) __attribute__((always_inline)) {
-    with_table_bits(
+    visit_bits<has_mixed_tiles>(
         bits, [&](auto constant_bits) __attribute__((always_inline)) { visit(constant_ring, constant_bits); });
   };
   ring == Ring::key ? with_bits(std::integral_constant<Ring, Ring::key>())

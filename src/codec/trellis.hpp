@@ -28,11 +28,24 @@
 
 namespace mikv::codec {
 
-/// A tile has 1, 2, 3, 4 or 6 bits.
-inline constexpr uint32_t kMaxTileBits = 6;
-constexpr bool is_tile_bits(uint32_t bits) { return (bits >= 1 && bits <= 4) || bits == 6; }
-/// The next larger number of bits a tile can have.
-constexpr uint32_t next_tile_bits(uint32_t bits) { return bits == 4 ? 6 : bits + 1; }
+/// Whether a tile of mixed bits can have so many (kFormats).
+constexpr bool is_tile_bits(uint32_t bits) {
+  for (const FormatRow& row : kFormats) {
+    if (has_mixed_tiles(row) && row.bits == bits) return true;
+  }
+  return false;
+}
+inline constexpr uint32_t kMaxTileBits = [] {
+  uint32_t most = 0;
+  for (const FormatRow& row : kFormats) most = has_mixed_tiles(row) ? row.bits : most;  // bits rise from row to row
+  return most;
+}();
+/// The next larger number of bits that a tile can have. bits < kMaxTileBits.
+constexpr uint32_t next_tile_bits(uint32_t bits) {
+  do ++bits;
+  while (!is_tile_bits(bits));
+  return bits;
+}
 enum class Ring : uint8_t { key, value };
 
 constexpr uint32_t window_bits(Ring ring, uint32_t bits) {

@@ -39,8 +39,8 @@ bool lower(Spec& spec) {
     keep_less(kFairKeep);
   } else if (spec.mixed() && spec.bits > kLeastBits) {
     spec.bits = std::max(kLeastBits, spec.bits - kBitsStep);
-  } else if (!spec.mixed() && spec.lo != Format::evict && format_bits(spec.lo) > uint32_t(kLeastBits)) {
-    spec.lo = format_bits(spec.lo) > 3 ? Format::int3 : Format::int2;
+  } else if (const std::optional<Format> smaller = smaller_format(spec.lo)) {
+    spec.lo = *smaller;
   } else if (spec.keep > kLeastKeep) {
     keep_less(kLeastKeep);
   } else {

@@ -54,7 +54,7 @@ tier::Layouts make_layouts(const LayerShape& shape, const Spec& spec, const tier
   const uint32_t group_k = spec.group.resolve(shape.head_dim_k), group_v = spec.group.resolve(shape.head_dim_v);
   const auto layout = [&](Format format, bool scored) {
     // Bits that differ by head are known when its segment is frozen; what stands here until then is never filled.
-    const uint32_t bits = format == Format::evict || format == Format::mixed ? 2 : format_bits(format);
+    const uint32_t bits = format_bits(format) ? format_bits(format) : format_bits(Format::int2);
     const uint32_t k = group_k ? group_k : shape.head_dim_k, v = group_v ? group_v : shape.head_dim_v;
     return codec::BlockLayout::make(bits, shape.head_dim_k, shape.head_dim_v, k, v, scored, id_bytes);
   };
@@ -262,8 +262,8 @@ Status LayerCache::lower(double keep, double bits) {
   spec.keep = std::min(spec.keep, keep);
   if (spec.mixed()) {
     spec.bits = std::min(spec.bits, bits);
-  } else if (spec.lo != Format::evict && bits < format_bits(spec.lo)) {
-    spec.lo = bits < 3.0 ? Format::int2 : Format::int3;
+  } else {
+    while (bits < format_bits(spec.lo) && smaller_format(spec.lo)) spec.lo = *smaller_format(spec.lo);
   }
   const tier::Layouts next = make_layouts(impl_->shape, spec, impl_->positions, *impl_->account);
   tier::CommitScratch scratch;

@@ -12,6 +12,8 @@
 #include <string>
 #include <type_traits>
 
+#include "codec/formats.hpp"
+
 namespace mikv {
 namespace {
 
@@ -26,13 +28,6 @@ struct Named {
   E value;
 };
 
-constexpr std::array kFormats = {
-    Named<Format>{"evict", Format::evict}, Named<Format>{"mixed", Format::mixed}, Named<Format>{"int2", Format::int2},
-    Named<Format>{"int3", Format::int3},   Named<Format>{"int4", Format::int4},   Named<Format>{"int8", Format::int8},
-    Named<Format>{"f16", Format::f16},
-};
-constexpr std::array kHiFormats = {kFormats[6], kFormats[5], kFormats[4]};
-constexpr std::array kLoFormats = {kFormats[0], kFormats[1], kFormats[2], kFormats[3], kFormats[4], kFormats[5]};
 constexpr std::array kImportances = {
     Named<Importance>{"full", Importance::full},     Named<Importance>{"h2o", Importance::h2o},
     Named<Importance>{"window", Importance::window}, Named<Importance>{"streaming", Importance::streaming},
@@ -42,6 +37,16 @@ constexpr std::array kPrefills = {Named<Prefill>{"exact", Prefill::exact},
                                   Named<Prefill>{"streaming", Prefill::streaming}};
 constexpr std::array<std::string_view, 11> kKeys = {"keep",       "hi",     "lo",      "bits",  "group", "outlier",
                                                     "importance", "recent", "prefill", "sinks", "seed"};
+
+/// Names of the formats of a tier: those of hi from the best down, those of lo from the smallest up.
+std::vector<std::string_view> format_names(codec::FormatUse tier, bool quantised_only = false) {
+  std::vector<std::string_view> names;
+  for (const codec::FormatRow& row : codec::kFormats) {
+    if (row.named() && row.used_in(tier) && (row.quantised() || !quantised_only)) names.push_back(row.name);
+  }
+  if (tier == codec::kInHi) std::reverse(names.begin(), names.end());
+  return names;
+}
 
 template <typename E, size_t n>
 std::string_view name_of(const std::array<Named<E>, n>& table, E value) {
@@ -95,6 +100,15 @@ std::string joined(const std::vector<std::string_view>& names) {
   return list;
 }
 
+/// "a, b or c".
+std::string any_of(const std::vector<std::string_view>& names) {
+  std::string list;
+  for (size_t i = 0; i < names.size(); ++i) {
+    list += (i == 0 ? "" : i + 1 == names.size() ? " or " : ", ") + std::string(names[i]);
+  }
+  return list;
+}
+
 Error bad_value(std::string_view key, std::string_view value, const std::string& would_do) {
   return Error{"spec key '" + std::string(key) + "': " + quoted(value) + " is not possible; it takes " + would_do};
 }
@@ -110,6 +124,16 @@ Status set_named(E& target, std::string_view key, std::string_view value, const 
     names.push_back(entry.name);
   }
   return bad_value(key, value, joined(names));
+}
+
+Status set_format(Format& target, std::string_view key, std::string_view value, codec::FormatUse tier) {
+  for (const codec::FormatRow& row : codec::kFormats) {
+    if (row.named() && row.used_in(tier) && row.name == value) {
+      target = row.format;
+      return {};
+    }
+  }
+  return bad_value(key, value, joined(format_names(tier)));
 }
 
 /// The whole of `text` as a number, or nothing: no sign but '-', no blanks, nothing after it.
@@ -166,8 +190,8 @@ Status set_outlier(Spec& spec, std::string_view value) {
 
 Status set_key(Spec& spec, std::string_view key, std::string_view value) {
   if (key == "keep") return set_number(spec.keep, key, value, 0.0, 1.0, "a number from 0 to 1, e.g. keep=0.1");
-  if (key == "hi") return set_named(spec.hi, key, value, kHiFormats);
-  if (key == "lo") return set_named(spec.lo, key, value, kLoFormats);
+  if (key == "hi") return set_format(spec.hi, key, value, codec::kInHi);
+  if (key == "lo") return set_format(spec.lo, key, value, codec::kInLo);
   if (key == "bits") return set_number(spec.bits, key, value, 1.0, 5.0, "a number from 1 to 5, e.g. bits=2.75");
   if (key == "group") return set_group(spec.group, value);
   if (key == "outlier") return set_outlier(spec, value);
@@ -232,13 +256,13 @@ Status reconcile(Spec& spec, const std::vector<std::string_view>& given) {
     spec.bits = Spec().bits;
   }
   if (spec.lo == Format::evict && spec.keep == 0.0)
-    return Error{
-        "spec: keep=0 with lo=evict would store nothing; choose keep above 0, or lo=mixed, int2, int3, int4 or int8"};
+    return Error{"spec: keep=0 with lo=evict would store nothing; choose keep above 0, or lo=" +
+                 any_of(format_names(codec::kInLo, true))};
   if (spec.lo == Format::evict && spec.hi == Format::f16) {  // nothing is quantised: no outliers to handle
     if (user_gave("outlier") && (spec.balancer || spec.center || spec.hadamard))
       return Error{
-          "spec: hi=f16 with lo=evict quantises nothing, so outlier must be none; leave outlier out, or choose "
-          "hi=int8 or int4, or lo=mixed, int2, int3, int4 or int8"};
+          "spec: hi=f16 with lo=evict quantises nothing, so outlier must be none; leave outlier out, or choose hi=" +
+          any_of(format_names(codec::kInHi, true)) + ", or lo=" + any_of(format_names(codec::kInLo, true))};
     spec.balancer = spec.center = spec.hadamard = false;
   }
   return {};
@@ -353,19 +377,10 @@ std::vector<std::string> split_spec_list(std::string_view list) {
   }
 }
 
-uint32_t format_bits(Format format) {
-  switch (format) {
-    case Format::evict:
-    case Format::mixed: return 0;
-    case Format::int2: return 2;
-    case Format::int3: return 3;
-    case Format::int4: return 4;
-    case Format::int8: return 8;
-    case Format::f16: return 16;
-  }
-  return 0;
-}
+uint32_t format_bits(Format format) { return codec::row_of(format).bits; }
 
-std::string_view format_name(Format format) { return name_of(kFormats, format); }
+std::optional<Format> smaller_format(Format format) { return codec::row_of(format).smaller; }
+
+std::string_view format_name(Format format) { return codec::row_of(format).name; }
 
 }  // namespace mikv
