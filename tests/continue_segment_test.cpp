@@ -4,7 +4,7 @@
 
 #include <algorithm>
 
-#include "policy/importance.hpp"
+#include "policy/policy.hpp"
 #include "test_attention.hpp"
 #include "test_cache.hpp"
 

@@ -7,7 +7,7 @@
 #include <map>
 #include <set>
 
-#include "policy/importance.hpp"
+#include "policy/policy.hpp"
 #include "test_attention.hpp"
 
 namespace mikv::test {

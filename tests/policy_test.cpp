@@ -9,7 +9,7 @@
 #include <numeric>
 #include <set>
 
-#include "policy/importance.hpp"
+#include "policy/policy.hpp"
 #include "test_data.hpp"
 
 namespace mikv::policy {

@@ -35,7 +35,8 @@ Status check_shape(const LayerShape& shape) {
 }
 
 Status check_groups(const LayerShape& shape, const Spec& spec) {
-  const bool grouped = spec.hi != Format::f16 || (spec.lo != Format::evict && spec.importance != Importance::full);
+  const bool grouped =
+      spec.hi != Format::f16 || (spec.lo != Format::evict && policy::policy_of(spec.importance).demotes());
   for (const uint32_t dim : {shape.head_dim_k, shape.head_dim_v}) {
     if (grouped && spec.group.resolve(dim) == 0) {
       return Error{"spec key group=" + std::to_string(spec.group.channels) + " does not divide the head dimension " +
@@ -59,7 +60,7 @@ tier::Layouts make_layouts(const LayerShape& shape, const Spec& spec, const tier
     return codec::BlockLayout::make(bits, shape.head_dim_k, shape.head_dim_v, k, v, scored, id_bytes);
   };
   // Scores and arrivals decide about demotion; a cache that demotes nothing has no use for them.
-  const bool scored = spec.importance != Importance::full;
+  const bool scored = policy::policy_of(spec.importance).demotes();
   return {layout(Format::f16, scored),
           layout(spec.hi, scored),
           layout(spec.lo, false),
@@ -389,12 +390,15 @@ Result<std::unique_ptr<LayerCache>> LayerCache::clone(const Spec& spec, std::sha
     }
   }
   auto copy = create(impl_->shape, spec, impl_->positions.max_cells, std::move(account));
-  if (copy &&
-      ((copy.value()->impl_->scores_wanted() && !impl_->scores_wanted()) || (spec.balancer && !impl_->spec.balancer))) {
-    return Error{"a cache under '" + impl_->spec.preset + "' records too little to start '" + spec.preset +
-                 "' from it; start from a spec with importance=h2o and outlier=balancer"};
-  }
   if (!copy) return copy;
+  const bool scores_missing = copy.value()->impl_->scores_wanted() && !impl_->scores_wanted();
+  if (scores_missing || (spec.balancer && !impl_->spec.balancer)) {
+    return Error{
+        "a cache under '" + impl_->spec.preset + "' records too little to start '" + spec.preset +
+        "' from it; start from a spec with " +
+        (scores_missing ? "importance=" + std::string(policy::policy_of(spec.importance).name) + " and " : "") +
+        "outlier=balancer"};
+  }
   Impl& to = *copy.value()->impl_;
   try {
     to.positions = impl_->positions;

@@ -8,11 +8,13 @@
 #include <array>
 #include <charconv>
 #include <cmath>
+#include <functional>
 #include <optional>
 #include <string>
 #include <type_traits>
 
 #include "codec/formats.hpp"
+#include "policy/policy.hpp"
 
 namespace mikv {
 namespace {
@@ -28,11 +30,6 @@ struct Named {
   E value;
 };
 
-constexpr std::array kImportances = {
-    Named<Importance>{"full", Importance::full},     Named<Importance>{"h2o", Importance::h2o},
-    Named<Importance>{"window", Importance::window}, Named<Importance>{"streaming", Importance::streaming},
-    Named<Importance>{"random", Importance::random},
-};
 constexpr std::array kPrefills = {Named<Prefill>{"exact", Prefill::exact},
                                   Named<Prefill>{"streaming", Prefill::streaming}};
 constexpr std::array<std::string_view, 11> kKeys = {"keep",       "hi",     "lo",      "bits",  "group", "outlier",
@@ -100,6 +97,16 @@ std::string joined(const std::vector<std::string_view>& names) {
   return list;
 }
 
+/// Names of the policies for which `wanted` holds.
+template <typename Wanted>
+std::vector<std::string_view> policy_names(Wanted wanted) {
+  std::vector<std::string_view> names;
+  for (const policy::Policy& each : policy::policies()) {
+    if (std::invoke(wanted, each)) names.push_back(each.name);
+  }
+  return names;
+}
+
 /// "a, b or c".
 std::string any_of(const std::vector<std::string_view>& names) {
   std::string list;
@@ -134,6 +141,16 @@ Status set_format(Format& target, std::string_view key, std::string_view value, 
     }
   }
   return bad_value(key, value, joined(format_names(tier)));
+}
+
+Status set_importance(Importance& target, std::string_view key, std::string_view value) {
+  for (const policy::Policy& each : policy::policies()) {
+    if (each.name == value) {
+      target = each.importance;
+      return {};
+    }
+  }
+  return bad_value(key, value, joined(policy_names([](const policy::Policy&) { return true; })));
 }
 
 /// The whole of `text` as a number, or nothing: no sign but '-', no blanks, nothing after it.
@@ -195,7 +212,7 @@ Status set_key(Spec& spec, std::string_view key, std::string_view value) {
   if (key == "bits") return set_number(spec.bits, key, value, 1.0, 5.0, "a number from 1 to 5, e.g. bits=2.75");
   if (key == "group") return set_group(spec.group, value);
   if (key == "outlier") return set_outlier(spec, value);
-  if (key == "importance") return set_named(spec.importance, key, value, kImportances);
+  if (key == "importance") return set_importance(spec.importance, key, value);
   if (key == "recent") return set_number(spec.recent, key, value, 0.0, 1.0, "a number from 0 to 1, e.g. recent=0.75");
   if (key == "prefill") return set_named(spec.prefill, key, value, kPrefills);
   if (key == "sinks")
@@ -229,19 +246,22 @@ Status reconcile(Spec& spec, const std::vector<std::string_view>& given) {
   const auto user_gave = [&](std::string_view key) {
     return std::find(given.begin(), given.end(), key) != given.end();
   };
-  if (spec.importance == Importance::full) {
+  const policy::Policy& policy = policy::policy_of(spec.importance);
+  if (!policy.demotes()) {
+    const std::string keeps_all = "spec: importance=" + std::string(policy.name),
+                      others = "importance=" + any_of(policy_names(&policy::Policy::demotes));
     if (user_gave("keep") && spec.keep != 1.0)
-      return Error{
-          "spec: importance=full keeps every token in the hi tier, so keep must be 1; leave keep out, or choose "
-          "importance=h2o, window, streaming or random"};
+      return Error{keeps_all + " keeps every token in the hi tier, so keep must be 1; leave keep out, or choose " +
+                   others};
     if (user_gave("lo") && spec.lo != Format::evict)
-      return Error{"spec: importance=full demotes no token, so lo=" + std::string(format_name(spec.lo)) +
-                   " would do nothing; leave lo out, or choose importance=h2o, window, streaming or random"};
+      return Error{keeps_all + " demotes no token, so lo=" + std::string(format_name(spec.lo)) +
+                   " would do nothing; leave lo out, or choose " + others};
     spec.keep = 1.0;
     spec.lo = Format::evict;
   }
-  if (spec.importance != Importance::h2o) {
-    if (user_gave("recent")) return Error{"spec: recent is of importance=h2o; leave it out, or choose importance=h2o"};
+  if (!policy.reserves_recent()) {
+    const std::string others = "importance=" + any_of(policy_names(&policy::Policy::reserves_recent));
+    if (user_gave("recent")) return Error{"spec: recent is of " + others + "; leave it out, or choose " + others};
     spec.recent = Spec().recent;
   }
   if (spec.mixed()) {  // has one way of handling outliers, and one scale a head
@@ -284,24 +304,34 @@ uint32_t GroupSize::resolve(uint32_t head_dim) const {
 }
 
 const std::vector<Preset>& presets() {
-  static const std::vector<Preset> all = {
-      {"full", "importance=full,hi=f16,outlier=none", "every token as it is in f16: the uncompressed cache"},
-      {"mikv", "importance=h2o,recent=0.75,keep=0.08,hi=int8,lo=mixed,bits=2.7",
-       "our default: about 3.3 bits an element"},
-      {"mikv-hq", "importance=h2o,recent=0.75,keep=0.12,hi=int8,lo=mixed,bits=3.61",
-       "closest to the full cache: about 4.4 bits"},
-      {"mikv-max", "importance=h2o,recent=0.75,keep=0.06,hi=int8,lo=mixed,bits=1.89", "smallest: about 2.4 bits"},
-      {"mikv-paper", "importance=h2o,keep=0.2,hi=f16,lo=int4,group=half,outlier=balancer",
-       "MiKV as published (arXiv 2402.18096)"},
-      {"h2o", "importance=h2o,keep=0.2,hi=f16,lo=evict,outlier=none", "heavy hitters and recent; the rest is lost"},
-      {"streaming", "importance=streaming,keep=0.2,hi=f16,lo=evict,outlier=none", "first and recent; the rest is lost"},
-      {"window", "importance=window,keep=0.2,hi=f16,lo=evict,outlier=none", "most recent; the rest is lost"},
-      {"random", "importance=random,keep=0.2,hi=f16,lo=evict,outlier=none", "a random subset: the control"},
-      {"rtn8", "importance=window,keep=0,hi=f16,lo=int8,group=half,outlier=none", "every token in INT8"},
-      {"rtn4", "importance=window,keep=0,hi=f16,lo=int4,group=half,outlier=none", "every token in INT4"},
-      {"rtn3", "importance=window,keep=0,hi=f16,lo=int3,group=half,outlier=none", "every token in INT3"},
-      {"rtn2", "importance=window,keep=0,hi=f16,lo=int2,group=half,outlier=none", "every token in INT2"},
-  };
+  static const std::vector<Preset> all = [] {
+    const std::vector<Preset> ours = {
+        {"mikv", "importance=h2o,recent=0.75,keep=0.08,hi=int8,lo=mixed,bits=2.7",
+         "our default: about 3.3 bits an element"},
+        {"mikv-hq", "importance=h2o,recent=0.75,keep=0.12,hi=int8,lo=mixed,bits=3.61",
+         "closest to the full cache: about 4.4 bits"},
+        {"mikv-max", "importance=h2o,recent=0.75,keep=0.06,hi=int8,lo=mixed,bits=1.89", "smallest: about 2.4 bits"},
+        {"mikv-paper", "importance=h2o,keep=0.2,hi=f16,lo=int4,group=half,outlier=balancer",
+         "MiKV as published (arXiv 2402.18096)"},
+    };
+    const std::vector<Preset> round_to_nearest = {
+        {"rtn8", "importance=window,keep=0,hi=f16,lo=int8,group=half,outlier=none", "every token in INT8"},
+        {"rtn4", "importance=window,keep=0,hi=f16,lo=int4,group=half,outlier=none", "every token in INT4"},
+        {"rtn3", "importance=window,keep=0,hi=f16,lo=int3,group=half,outlier=none", "every token in INT3"},
+        {"rtn2", "importance=window,keep=0,hi=f16,lo=int2,group=half,outlier=none", "every token in INT2"},
+    };
+    std::vector<Preset> list;
+    const auto add_policies = [&list](bool demoting) {
+      for (const policy::Policy& each : policy::policies()) {
+        if (each.demotes() == demoting) list.push_back({each.name, each.preset_keys, each.description});
+      }
+    };
+    add_policies(false);
+    list.insert(list.end(), ours.begin(), ours.end());
+    add_policies(true);
+    list.insert(list.end(), round_to_nearest.begin(), round_to_nearest.end());
+    return list;
+  }();
   return all;
 }
 
@@ -347,8 +377,9 @@ std::string Spec::to_string() const {
     if (used) outlier += (outlier.empty() ? "" : "+") + std::string(name);
 
   std::string text = preset;
-  text += ":importance=" + std::string(name_of(kImportances, importance));
-  if (importance == Importance::h2o) text += ",recent=" + shortest(recent);
+  const policy::Policy& chosen = policy::policy_of(importance);
+  text += ":importance=" + std::string(chosen.name);
+  if (chosen.reserves_recent()) text += ",recent=" + shortest(recent);
   text += ",keep=" + shortest(keep);
   text += ",hi=" + std::string(format_name(hi)) + ",lo=" + std::string(format_name(lo));
   if (mixed()) text += ",bits=" + shortest(bits);

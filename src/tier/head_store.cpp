@@ -6,7 +6,7 @@
 #include <iterator>
 
 #include "codec/fp16.hpp"
-#include "policy/importance.hpp"
+#include "policy/policy.hpp"
 #include "policy/rope_forecast.hpp"
 
 namespace mikv::tier {
@@ -190,7 +190,7 @@ void HeadStore::drop_staged(uint32_t slot, CommitScratch& scratch) {
 // Victims among the candidates: hi slots, then staged slots. All of them compete for the budget.
 void HeadStore::choose_victims(const Spec& spec, Budget budget, CommitScratch& scratch) const {
   scratch.victims.clear();
-  if (spec.importance == Importance::full) return;
+  if (!policy::policy_of(spec.importance).demotes()) return;
   const uint32_t n_hi = hi.size(), n_candidates = n_hi + staged.size();
   scratch.scores.resize(n_candidates);
   scratch.arrivals.resize(n_candidates);
@@ -210,7 +210,7 @@ HeadStore::Budget HeadStore::budget(const Spec& spec, uint64_t n_live) const {
 void HeadStore::pass_on(HeadStore& next, const Spec& spec, uint64_t n_live, CommitScratch& scratch) {
   next.more_bits = more_bits;
   next.n_before = 0;
-  if (spec.importance != Importance::h2o || staged.size()) return;
+  if (!policy::policy_of(spec.importance).reserves_recent() || staged.size()) return;
   const Budget all = budget(spec, n_live);
   demote_to(spec, {all.total - all.recent, 0}, scratch);
   next.n_before = uint32_t(std::min<uint64_t>(n_before + n_live, UINT32_MAX));

@@ -4,7 +4,7 @@
 #include <cmath>
 #include <numeric>
 
-#include "policy/importance.hpp"
+#include "policy/policy.hpp"
 
 namespace mikv::test {
 namespace {

@@ -1,0 +1,20 @@
+// full: every token stays in the hi tier. With hi=f16 it is the uncompressed cache, which the others are compared with.
+//
+// Records nothing, scores nothing, costs nothing.
+#pragma once
+
+#include "policy/policy.hpp"
+
+namespace mikv::policy {
+
+inline constexpr Policy kFull{
+    .importance = Importance::full,
+    .name = "full",
+    .own_key = {},
+    .records_attention = false,
+    .choose = nullptr,
+    .preset_keys = "importance=full,hi=f16,outlier=none",
+    .description = "every token as it is in f16: the uncompressed cache",
+};
+
+}  // namespace mikv::policy
