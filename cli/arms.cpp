@@ -6,8 +6,8 @@
 namespace mikv::cli {
 namespace {
 
-/// What all exact prefills have in common: nothing is compressed before end_prompt(), and this spec records what any
-/// other could need (importance scores and query statistics).
+/// What exact prefills have in common: nothing is compressed before end_prompt(), and this spec records what most
+/// others need (importance scores and query statistics).
 llama::KvChoice recording_choice() { return unwrap(llama::KvChoice::parse("mikv")); }
 
 }  // namespace
@@ -19,7 +19,8 @@ Arms::Arms(const llama::Model& model, std::vector<llama::KvChoice> choices, llam
 }
 
 bool Arms::uses_shared_seat(size_t arm) const {
-  return !choices_[arm].stock() && choices_[arm].spec->prefill == Prefill::exact;
+  return !choices_[arm].stock() && choices_[arm].spec->prefill == Prefill::exact &&
+         recording_choice().spec->can_start(*choices_[arm].spec);
 }
 
 size_t Arms::n_prefills() const {

@@ -66,6 +66,9 @@ struct Spec {
   /// True if a segment (balancer, centre) must be frozen from the prompt before a token can be compressed.
   bool needs_calibration() const { return balancer || center; }
 
+  /// A cache under this spec records all that one under `other` needs to be started from it (LayerCache::clone).
+  bool can_start(const Spec& other) const;
+
   /// Tiles of the lo tier differ in bits.
   bool mixed() const { return lo == Format::mixed; }
 

@@ -29,12 +29,19 @@ struct Call {
   const std::vector<tier::SegmentStore*>& segments;
   uint64_t n_live = 0;  // cells
   uint32_t n_splits = 1, n_tiles = 1, tile_tokens = 1;
+  policy::Recording recording = policy::recording_of(layer.spec);
 
   bool step() const { return args.n_tokens == 1; }
   uint32_t n_heads() const { return layer.shape.n_kv_heads; }
   uint32_t items_per_head() const { return step() ? n_splits : n_tiles; }
   double item_cost() const { return double((n_live / n_splits + kLanes) * tile_tokens); }
-  bool scoring() const { return args.record && layer.scores_wanted(); }
+  // Whether a KV head's scores record this call. The same for all of its items: they are done before it is committed.
+  bool scoring(uint32_t kv_head) const {
+    const auto compressed = [kv_head](const tier::SegmentStore* segment) {
+      return segment->heads()[kv_head].compressed();
+    };
+    return args.record && recording.counts(args.n_tokens, std::ranges::any_of(segments, compressed));
+  }
   size_t head_index(uint32_t kv_head) const { return first_head + kv_head; }
 };
 
@@ -199,10 +206,11 @@ void run_splits(const Call& call, const RowTile& tile, uint32_t first, uint32_t 
   for (uint32_t split = first; split < last; ++split) reset(partial(split).state, call.layer, tile.n_rows());
   const MaskTile mask = mask_for(call, tile, slot);
   const Scratch scratch = scratch_for(slot, call.layer, tile.n_rows());
+  const bool scoring = call.scoring(tile.kv_head);
   size_t n_kept = 0;
   for_each_tier(call, tile, slot,
                 [&](TierOfHead at, BlockSpan span, const Rows& rows, auto view, const tier::Tier* next) {
-                  const bool keeps = at.scored() && call.scoring();
+                  const bool keeps = at.scored() && scoring;
                   for (uint32_t split = first; split < last; ++split) {
                     float* keep = nullptr;
                     if (keeps) {
@@ -245,7 +253,7 @@ void finish_step(const Call& call, const RowTile& tile, ThreadSlot& slot) {
     merge(state, call.workspace.partial(head_index, split).state, tile.n_rows());
   }
   finish(tile, state, slot.inverse_sum);
-  if (!call.scoring()) return;
+  if (!call.scoring(tile.kv_head)) return;
   size_t kept_index = 0;
   for (tier::SegmentStore* segment : call.segments) {
     tier::HeadStore& head = segment->heads()[tile.kv_head];
@@ -266,7 +274,10 @@ void run_tile(const Call& call, const RowTile& tile, ThreadSlot& slot) {
                                    nullptr, 0, scratch);
                 });
   finish(tile, slot.state, slot.inverse_sum);
-  if (!call.scoring()) return;
+  const uint32_t first_counted = call.recording.first_query(call.args.n_tokens);
+  if (!call.scoring(tile.kv_head) || tile.first_token + tile.n_tokens <= first_counted) return;
+  for (uint32_t r = 0; tile.first_token + r / tile.group() < first_counted; ++r)
+    slot.inverse_sum[r] = 0.0f;  // adds none
 
   std::vector<float>& scores = slot.scores[call.head_index(tile.kv_head)];
   size_t first = 0;
@@ -280,8 +291,18 @@ void run_tile(const Call& call, const RowTile& tile, ThreadSlot& slot) {
   });
 }
 
+void forget_scores(tier::Tier& tier) {
+  for (uint32_t slot = 0; slot < tier.size(); ++slot) tier.set_score(slot, 0.0f, tier.arrival(slot));
+}
+
 void finish_chunk(const Call& call, uint32_t kv_head) {
-  if (!call.scoring()) return;
+  if (!call.scoring(kv_head)) return;
+  if (call.recording.starts_anew(call.args.n_tokens)) {
+    for (tier::SegmentStore* segment : call.segments) {
+      forget_scores(segment->heads()[kv_head].staged);
+      forget_scores(segment->heads()[kv_head].hi);
+    }
+  }
   const size_t head_index = call.head_index(kv_head);
   for (ThreadSlot& slot : call.workspace.threads) {
     std::vector<float>& scores = slot.scores[head_index];

@@ -391,13 +391,10 @@ Result<std::unique_ptr<LayerCache>> LayerCache::clone(const Spec& spec, std::sha
   }
   auto copy = create(impl_->shape, spec, impl_->positions.max_cells, std::move(account));
   if (!copy) return copy;
-  const bool scores_missing = copy.value()->impl_->scores_wanted() && !impl_->scores_wanted();
-  if (scores_missing || (spec.balancer && !impl_->spec.balancer)) {
-    return Error{
-        "a cache under '" + impl_->spec.preset + "' records too little to start '" + spec.preset +
-        "' from it; start from a spec with " +
-        (scores_missing ? "importance=" + std::string(policy::policy_of(spec.importance).name) + " and " : "") +
-        "outlier=balancer"};
+  if (!impl_->spec.can_start(spec)) {
+    return Error{"a cache under '" + impl_->spec.preset + "' records too little to start '" + spec.preset +
+                 "' from it; start from a spec with importance=" +
+                 std::string(policy::policy_of(spec.importance).name) + " and outlier=balancer"};
   }
   Impl& to = *copy.value()->impl_;
   try {

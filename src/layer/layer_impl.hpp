@@ -24,9 +24,6 @@ struct LayerCache::Impl {
            tier_group_v = 0;  ///< channels a scale group in hi and lo; the whole head if neither has scales
   std::vector<std::unique_ptr<tier::SegmentStore>> segments;  ///< by SegmentId; null: never used
 
-  const policy::Policy& policy() const { return policy::policy_of(spec.importance); }
-  /// Attention is recorded, because scores decide who is demoted.
-  bool scores_wanted() const { return policy().records_attention && spec.keep > 0.0 && spec.keep < 1.0; }
   /// Tiers hold values in other coordinates than staged tokens, and perhaps in others in each segment.
   bool values_transformed() const { return spec.hadamard; }
   tier::SegmentStore* segment(SegmentId id) const { return id < segments.size() ? segments[id].get() : nullptr; }

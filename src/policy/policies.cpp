@@ -33,6 +33,10 @@ const Policy& policy_of(Importance importance) {
   return *std::ranges::find(kPolicies, importance, &Policy::importance);
 }
 
+Recording recording_of(const Spec& spec) {
+  return spec.keep > 0.0 && spec.keep < 1.0 ? policy_of(spec.importance).recording : Recording();
+}
+
 void choose_demotions(const Choice& choice, std::span<const float> scores, std::span<const uint32_t> arrivals,
                       uint64_t n_keep, std::vector<uint32_t>& victims, std::vector<uint32_t>& scratch) {
   const Policy& policy = policy_of(choice.importance);

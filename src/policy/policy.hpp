@@ -31,11 +31,38 @@ struct Choice {
 using Choose = void (*)(const Choice& choice, std::span<const float> scores, std::span<const uint32_t> arrivals,
                         uint64_t n_keep, std::vector<uint32_t>& victims, std::vector<uint32_t>& scratch);
 
+/// What a commit makes of recorded scores before it chooses; what it makes of them is stored with the tokens. `scores`
+/// are those of n_hi tokens of the hi tier, and then of the staged tokens, one at least. compressed: as in
+/// Recording::counts(). May throw std::bad_alloc, but not for a single staged token of a compressed head.
+using Settle = void (*)(std::span<float> scores, std::span<const uint32_t> arrivals, size_t n_hi, bool compressed,
+                        std::vector<uint32_t>& scratch);
+
+/// Whose attention is added to the scores of the tokens that receive it, summed over the group's query heads.
+struct Recording {
+  bool attention = false;     ///< false: nobody's, scores are 0
+  uint32_t last_queries = 0;  ///< 0: every query's. Else that of at most so many last queries of a prompt
+
+  /// Whether the queries of a call count. compressed: the KV head has compressed tokens. A policy of last queries
+  /// scores prompts: to it, few tokens after the first commit are generated ones.
+  constexpr bool counts(uint32_t n_tokens, bool compressed) const {
+    return attention && (last_queries == 0 || !compressed || n_tokens >= last_queries);
+  }
+  /// The first query of a call that counts.
+  constexpr uint32_t first_query(uint32_t n_tokens) const {
+    return last_queries == 0 || n_tokens < last_queries ? 0 : n_tokens - last_queries;
+  }
+  /// Whether a call has all the queries that count: what calls before it recorded is dropped. The rest of a prompt that
+  /// was cut into calls may be shorter; it is added to them.
+  constexpr bool starts_anew(uint32_t n_tokens) const { return last_queries != 0 && n_tokens >= last_queries; }
+  bool operator==(const Recording&) const = default;
+};
+
 struct Policy {
   Importance importance;
-  std::string_view name;         ///< in specs
-  std::string_view own_key;      ///< the spec key that only this policy reads; empty: none
-  bool records_attention;        ///< scores are the attention that tokens receive; else all of them are 0
+  std::string_view name;     ///< in specs
+  std::string_view own_key;  ///< the spec key that only this policy reads; empty: none
+  Recording recording;
+  Settle settle;                 ///< null: scores stay as they were recorded
   Choose choose;                 ///< null: it demotes nothing
   std::string_view preset_keys;  ///< of the preset that has its name
   std::string_view description;  ///< of that preset, one line
@@ -48,6 +75,9 @@ struct Policy {
 /// The table, in the order in which help texts list it.
 std::span<const Policy> policies();
 const Policy& policy_of(Importance importance);
+
+/// What a cache records: what its policy says, and nothing where all tokens or none are in hi, whatever their scores.
+Recording recording_of(const Spec& spec);
 
 /// What the policy of `choice` appends to `victims`; nothing if there are no more than n_keep tokens.
 void choose_demotions(const Choice& choice, std::span<const float> scores, std::span<const uint32_t> arrivals,

@@ -393,6 +393,11 @@ std::string Spec::to_string() const {
   return text;
 }
 
+bool Spec::can_start(const Spec& other) const {
+  const policy::Recording mine = policy::recording_of(*this), needed = policy::recording_of(other);
+  return (!needed.attention || needed == mine) && (!other.balancer || balancer);
+}
+
 std::vector<std::string> split_spec_list(std::string_view list) {
   std::vector<std::string> specs;
   for (std::string_view rest = list;;) {

@@ -190,15 +190,27 @@ void HeadStore::drop_staged(uint32_t slot, CommitScratch& scratch) {
 // Victims among the candidates: hi slots, then staged slots. All of them compete for the budget.
 void HeadStore::choose_victims(const Spec& spec, Budget budget, CommitScratch& scratch) const {
   scratch.victims.clear();
-  if (!policy::policy_of(spec.importance).demotes()) return;
+  const policy::Policy& policy = policy::policy_of(spec.importance);
+  if (!policy.demotes()) return;
   const uint32_t n_hi = hi.size(), n_candidates = n_hi + staged.size();
   scratch.scores.resize(n_candidates);
   scratch.arrivals.resize(n_candidates);
   hi.copy_ranking(scratch.scores.data(), scratch.arrivals.data());
   staged.copy_ranking(scratch.scores.data() + n_hi, scratch.arrivals.data() + n_hi);
+  if (policy.settle && staged.size()) {
+    policy.settle(scratch.scores, scratch.arrivals, n_hi, compressed(), scratch.policy);
+  }
   const double recent = budget.total ? double(budget.recent) / double(budget.total) : 0.0;
   policy::choose_demotions({spec.importance, recent, spec.sinks, spec.seed}, scratch.scores, scratch.arrivals,
                            budget.total, scratch.victims, scratch.policy);
+}
+
+void HeadStore::store_scores(const CommitScratch& scratch) {
+  size_t i = 0;
+  for (Tier* tier : {&hi, &staged}) {
+    for (uint32_t slot = 0; slot < tier->size(); ++slot, ++i)
+      tier->set_score(slot, scratch.scores[i], scratch.arrivals[i]);
+  }
 }
 
 HeadStore::Budget HeadStore::budget(const Spec& spec, uint64_t n_live) const {
@@ -301,6 +313,8 @@ void HeadStore::commit(const Spec& spec, uint64_t n_live, uint32_t from, CommitS
     sample = {};
     frozen = true;
   }
+
+  if (policy::policy_of(spec.importance).settle) store_scores(scratch);
 
   // From the highest slot down: removing one moves the last one into its place, and that one stays.
   std::sort(scratch.victims.begin(), scratch.victims.end(), std::greater<>());

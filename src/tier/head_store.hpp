@@ -164,6 +164,8 @@ class HeadStore {
   policy::Moments staged_moments(CommitScratch& scratch) const;
   void release_staged();
   void choose_victims(const Spec& spec, Budget budget, CommitScratch& scratch) const;
+  /// Keeps the scores that choose_victims() settled.
+  void store_scores(const CommitScratch& scratch);
   void demote_to(const Spec& spec, Budget budget, CommitScratch& scratch);
   Calibration plan_calibration(const Spec& spec, CommitScratch& scratch) const;
   Calibration plan_mixed(const Spec& spec, CommitScratch& scratch) const;
