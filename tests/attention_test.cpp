@@ -29,6 +29,8 @@ constexpr const char* kSpecs[] = {"full",
                                   "mikv:keep=0.3,hi=int4,lo=int8,outlier=balancer",
                                   "mikv:keep=0.4,lo=evict,outlier=center+hadamard",
                                   "mikv:lo=int3",
+                                  "rtn4:lo=int5",
+                                  "mikv:keep=0.3,hi=int5,lo=int5,outlier=center",
                                   "mikv:lo=int2,outlier=balancer+center+hadamard",
                                   "mikv:keep=0.3,hi=f16,bits=1",
                                   "mikv:keep=0.3,hi=int4,bits=5"};

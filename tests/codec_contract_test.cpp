@@ -152,13 +152,14 @@ TEST_P(CodecContractTest, NonFiniteElementsDoNotPoisonTheirGroup) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Formats, CodecContractTest,
-                         testing::Values(Format::int2, Format::int3, Format::int4, Format::int8, Format::f16),
+                         testing::Values(Format::int2, Format::int3, Format::int4, Format::int5, Format::int8,
+                                         Format::f16),
                          [](const auto& parameter) { return std::string(format_name(parameter.param)); });
 
 // The hi tier is quantised by the same rule.
 TEST(CodecContractHiTest, HiFormats) {
   Random random(15);
-  for (const Format format : {Format::int8, Format::int4}) {
+  for (const Format format : {Format::int8, Format::int5, Format::int4}) {
     Tokens tokens({2, 2, 80, 64}, kTokens, random);
     const auto layer =
         make_layer(tokens.shape, "mikv:importance=full,outlier=none,hi=" + std::string(format_name(format)));

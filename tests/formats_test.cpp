@@ -75,6 +75,17 @@ TEST(FormatsTest, WritingALaneLeavesTheOthersAlone) {
   }
 }
 
+TEST(FormatsTest, FiveBitsAreATileOfFourAndOneOfOne) {
+  std::array<uint8_t, kTileSide> codes{0b10001, 0b01111, 0b10000};
+  std::array<uint8_t, kTileSide> low{1, 15, 0}, high{1, 0, 1};
+  std::vector<uint8_t> tile(tile_bytes(5)), expected(tile_bytes(5));
+  EXPECT_EQ(tile.size(), 160u);
+  store_lane<5>(tile.data(), 3, codes.data());
+  store_lane<4>(expected.data(), 3, low.data());
+  store_lane<1>(expected.data() + tile_bytes(4), 3, high.data());
+  EXPECT_EQ(tile, expected);
+}
+
 TEST(FormatsTest, TheLadderOfABudgetGoesDownToTwoBits) {
   for (const FormatRow& row : kFormats) {
     if (!row.named() || !row.quantised() || row.format == Format::mixed) continue;

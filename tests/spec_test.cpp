@@ -123,8 +123,9 @@ RC_GTEST_PROP(SpecProperty, CanonicalFormRoundTrips, ()) {
   const double keep = *rc::gen::inRange(0, 1000001) / 1e6;
   const std::string keep_text = std::to_string(keep);
   const std::string text =
-      pick({"mikv", "mikv-paper", "mikv-max", "rtn4"}) + ":keep=" + keep_text + ",hi=" + pick({"f16", "int8", "int4"}) +
-      ",lo=" + pick({"int2", "int3", "int4", "int8"}) + ",group=" + pick({"auto", "half", "head", "1", "64", "512"}) +
+      pick({"mikv", "mikv-paper", "mikv-max", "rtn4"}) + ":keep=" + keep_text +
+      ",hi=" + pick({"f16", "int8", "int5", "int4"}) + ",lo=" + pick({"int2", "int3", "int4", "int5", "int8"}) +
+      ",group=" + pick({"auto", "half", "head", "1", "64", "512"}) +
       ",outlier=" + pick({"none", "balancer", "center+hadamard", "hadamard+balancer+center"}) +
       ",importance=" + pick({"h2o", "window", "streaming", "random"}) + ",prefill=" + pick({"exact", "streaming"}) +
       ",sinks=" + std::to_string(*rc::gen::inRange(0, 1025)) +
@@ -178,11 +179,11 @@ TEST(SpecTest, RefusalsNameTheKeyTheValueAndWhatWouldDo) {
       {"mikv:keep= 0.2", {"' 0.2'"}},
       {"mikv:keep=20%", {"'20%'"}},
       {"mikv:keep=0,2", {"'2'", "key=value"}},
-      {"mikv:hi=int2", {"'hi'", "'int2'", "f16, int8, int4"}},
-      {"mikv:hi=mixed", {"'hi'", "'mixed'", "f16, int8, int4"}},
+      {"mikv:hi=int2", {"'hi'", "'int2'", "f16, int8, int5, int4"}},
+      {"mikv:hi=mixed", {"'hi'", "'mixed'", "f16, int8, int5, int4"}},
       {"mikv:hi=fp16", {"'fp16'", "f16"}},
-      {"mikv:lo=f16", {"'lo'", "'f16'", "evict, mixed, int2, int3, int4, int8"}},
-      {"mikv:lo=int5", {"'int5'"}},
+      {"mikv:lo=f16", {"'lo'", "'f16'", "evict, mixed, int2, int3, int4, int5, int8"}},
+      {"mikv:lo=int6", {"'int6'"}},
       {"mikv:group=0", {"'group'", "'0'", "1 to 512"}},
       {"mikv:group=513", {"'513'"}},
       {"mikv:group=-1", {"'-1'"}},
@@ -220,6 +221,14 @@ TEST(SpecTest, RefusalsNameTheKeyTheValueAndWhatWouldDo) {
     EXPECT_EQ(error.find('\n'), std::string::npos);
     EXPECT_NE(error.rfind("accepted", 0), 0u) << error;
   }
+}
+
+TEST(SpecTest, FiveBitsInBothTiers) {
+  const Spec spec = parsed("mikv:hi=int5,lo=int5");
+  EXPECT_EQ(spec.hi, Format::int5);
+  EXPECT_EQ(spec.lo, Format::int5);
+  EXPECT_EQ(parsed(spec.to_string()), spec);
+  EXPECT_EQ(smaller_format(Format::int5), Format::int4);
 }
 
 TEST(SpecTest, HostileTextIsQuotedShortAndPrintable) {
@@ -272,6 +281,7 @@ TEST(SpecTest, FormatsHaveNamesAndBits) {
                                            {Format::int2, "int2", 2u},
                                            {Format::int3, "int3", 3u},
                                            {Format::int4, "int4", 4u},
+                                           {Format::int5, "int5", 5u},
                                            {Format::mixed, "mixed", 0u},
                                            {Format::int8, "int8", 8u},
                                            {Format::f16, "f16", 16u}}) {

@@ -15,7 +15,7 @@ namespace mikv {
 /// How a tier stores its elements. `evict` stores nothing (lo tier only): the token is lost, as in H2O. `mixed` gives
 /// every 16 channels of a head 1 to 6 bits by their importance, as trellis codes (lo tier only; src/codec/trellis.hpp).
 /// src/codec/formats.hpp has a row for each; f16 stays the last.
-enum class Format : uint8_t { evict, mixed, int2, int3, int4, int8, f16 };
+enum class Format : uint8_t { evict, mixed, int2, int3, int4, int5, int8, f16 };
 
 /// Which tokens an importance policy keeps in the hi tier.
 ///  full      all of them

@@ -47,6 +47,7 @@ inline constexpr FormatRow kFormats[] = {
     {"int2", Format::int2, 2, 2, kInLo | kInMixed, {}, "the smallest with a usable error; wants the balancer"},
     {"int3", Format::int3, 3, 3, kInLo | kInMixed, Format::int2, "half the error of int2, for a bit more"},
     {"int4", Format::int4, 4, 4, kInHi | kInLo | kInMixed, Format::int3, "the retained tier of MiKV as published"},
+    {"int5", Format::int5, 5, 4, kInHi | kInLo, Format::int4, "half the error of int4, where int8 does not fit"},
     {"", Format::mixed, 6, 4, kInMixed, {}, "channels of heads that look single tokens up"},
     // Its step down skips int4: a budget that cannot hold int8 lacks much.
     {"int8", Format::int8, 8, 8, kInHi | kInLo, Format::int3, "as good as f16 in the hi tier, at half its size"},
