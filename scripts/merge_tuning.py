@@ -4,7 +4,7 @@
     for m in smollm2-135m qwen2.5-coder-0.5b qwen2.5-coder-1.5b; do mikv tune -m $m --text FILE --chunks 3 -o $m.json; done
     scripts/merge_tuning.py *.json
 
-Of each cache it takes the worst of the models: most bits an element, largest divergence."""
+Of each cache it takes the worst of the models: most bits per element, largest divergence."""
 
 import argparse
 import json
