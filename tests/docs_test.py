@@ -119,6 +119,12 @@ class Links(Check):
                         bad.append(f"{name}:{number}: adr/{reference} is not a file of docs/adr")
         self.assertNothing(bad)
 
+    def test_pages_that_comments_name_exist(self):
+        texts = prose() | {name: text_of(name) for name in FILES if name.endswith((".py", ".sh", ".cmake", "CMakeLists.txt", "Makefile"))}
+        bad = [f"{name}: {page}" for name, text in texts.items() if name not in PAGES for page in re.findall(r"(?<![/\w])docs/[\w/-]+\.(?:md|csv|svg)\b", text)
+               if not (ROOT / page).exists() and page not in NOT_YET]
+        self.assertNothing(bad)
+
     def test_references_in_pages_are_links(self):
         bad = places({name: re.sub(r"\]\([^)\s]+\)", "]()", without_code(page)) for name, page in PAGES.items()}, re.compile(r"adr/[0-9]{4}"))
         self.assertNothing(bad)
@@ -161,7 +167,7 @@ class Form(Check):
         self.assertNothing(places(prose(), LEADING_DOT))
 
     def test_bits_are_per_element(self):
-        self.assertNothing(places(prose(), re.compile(r"\bbits an element")))
+        self.assertNothing(places(prose(), re.compile(r"\bbits an element", re.I)))
 
     def test_the_checks_can_fail(self):
         self.assertTrue(LEADING_DOT.search("mean of .0041") and LEADING_DOT.search("| .5 |") and not LEADING_DOT.search("0.5, v1.2"))
