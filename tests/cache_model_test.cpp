@@ -31,8 +31,7 @@ INSTANTIATE_TEST_SUITE_P(Specs, CacheModelTest,
                                          "mikv", "mikv:outlier=center,lo=int2,keep=0.35",
                                          "mikv:outlier=center,lo=evict,hi=int4", "mikv:outlier=center,lo=int5,hi=int5",
                                          "mikv:lo=int3,outlier=none,keep=1", "mikv-max:prefill=streaming",
-                                         "mikv:bits=5",
-                                         "mikv:lo=int3,outlier=hadamard,keep=0.5,importance=random"),
+                                         "mikv:bits=5", "mikv:lo=int3,outlier=hadamard,keep=0.5,importance=random"),
                          name_of_spec);
 
 // Sequences that broke a version of the cache, or easily could.

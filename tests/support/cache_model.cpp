@@ -204,7 +204,7 @@ void Model::reload(SegmentId segment, uint32_t shift) {
     std::vector<uint8_t> bytes;
     if (const Status saved = layer_->save_segment(segment, from, bytes); !saved) return saved;
     auto loaded = layer_->load_segment(bytes, uint32_t(from.size()));
-    return loaded ? layer_->adopt_segment(segment, std::move(loaded).value(), to) : Status(loaded.message());
+    return loaded ? layer_->adopt_segment(segment, std::move(loaded).value(), to) : Status(loaded.error());
   };
   if (!attempt([&] { return move(cells, others); })) return;
   if (!attempt([&] { return move(others, cells); })) RC_ASSERT(move(others, cells).ok());
