@@ -7,15 +7,16 @@
 #include <string>
 #include <vector>
 
+#include "mikv/export.h"
 #include "mikv/result.hpp"
 
 namespace mikv {
 
 /// Writes `bytes` to a temporary file beside `path`, syncs it and gives it the name; mode 0600. A link at `path` is
 /// replaced, not followed. On an error nothing is left and what stood at `path` stays.
-Status write_file(const std::string& path, std::span<const uint8_t> bytes);
+MIKV_API Status write_file(const std::string& path, std::span<const uint8_t> bytes);
 
 /// The whole of a regular file; links are not followed. Error: none there, not readable, larger than `max_bytes`.
-Result<std::vector<uint8_t>> read_file(const std::string& path, uint64_t max_bytes = uint64_t{1} << 40);
+MIKV_API Result<std::vector<uint8_t>> read_file(const std::string& path, uint64_t max_bytes = uint64_t{1} << 40);
 
 }  // namespace mikv

@@ -28,6 +28,7 @@
 #include <string>
 #include <vector>
 
+#include "mikv/export.h"
 #include "mikv/memory_account.hpp"
 #include "mikv/result.hpp"
 #include "mikv/spec.hpp"
@@ -75,7 +76,7 @@ struct EngineState {
 };
 
 /// An engine that keeps its own table of cells. The context calls it from within the calls that say so.
-class CellOwner {
+class MIKV_API CellOwner {
  public:
   virtual ~CellOwner() = default;
   /// Cells that hold a token, by layer.
@@ -119,7 +120,7 @@ struct Figures {
 /// The uncompressed content of a context after an exact prefill, to start several specs from. Immutable.
 class Snapshot;
 
-class Context {
+class MIKV_API Context {
  public:
   /// Errors: a number out of range.
   static Result<std::unique_ptr<Context>> create(ContextOptions options);
@@ -238,7 +239,7 @@ class Context {
   const Spec& spec() const;
   const ContextOptions& options() const;
 
-  struct Impl;
+  struct MIKV_HIDDEN Impl;
   /// For tests and tools inside of the library.
   Impl& impl() const { return *impl_; }
 

@@ -5,12 +5,13 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "mikv/export.h"
 namespace mikv {
 
 /// Counts the memory of one context, or of several that share it, and refuses what goes beyond its limit. Every byte
 /// of MemoryUsage::total() is charged before it is allocated, so that transient peaks count as well.
 /// Threads: all functions may be called by several threads at once.
-class MemoryAccount {
+class MIKV_API MemoryAccount {
  public:
   MemoryAccount() = default;
   MemoryAccount(const MemoryAccount&) = delete;

@@ -4,11 +4,12 @@
 #include <span>
 
 #include "mikv/context.hpp"
+#include "mikv/export.h"
 
 namespace mikv {
 
 /// What Context::attend() computes, by the formula: one query and one token at a time, in double precision, over
 /// decoded keys and values. Same arguments within a step; records and compresses nothing. Slow. Errors: as attend().
-Status reference_attend(const Context& context, int layer, std::span<const AttendArgs> calls);
+MIKV_API Status reference_attend(const Context& context, int layer, std::span<const AttendArgs> calls);
 
 }  // namespace mikv

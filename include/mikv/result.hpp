@@ -5,6 +5,7 @@
 #include <utility>
 #include <variant>
 
+#include "mikv/export.h"
 namespace mikv {
 
 /// What kind of failure it is, for programs that react to it. The numbers are those of mikv_error in mikv.h.
@@ -21,7 +22,7 @@ enum class ErrorCode : int {
 };
 
 /// The code's name as it is spelled above, "out_of_memory" say.
-const char* error_name(ErrorCode code);
+MIKV_API const char* error_name(ErrorCode code);
 
 /// Why a call failed: a code for programs, and one line for people that names the cause and what to do about it.
 struct Error {

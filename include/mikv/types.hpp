@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "mikv/export.h"
 namespace mikv {
 
 /// The address of a token's K and V within a buffer of cells ("stream", context.hpp).
@@ -79,7 +80,7 @@ struct MemoryUsage {
 
   uint64_t total() const { return staged + hi + lo + scales + ids + scores + calibration + slack; }
   double bits_per_element() const { return n_elements ? 8.0 * double(total()) / double(n_elements) : 0.0; }
-  MemoryUsage& operator+=(const MemoryUsage& other);
+  MIKV_API MemoryUsage& operator+=(const MemoryUsage& other);
 };
 
 }  // namespace mikv

@@ -16,7 +16,7 @@
 
 namespace mikv {
 
-struct Context::Impl {
+struct MIKV_HIDDEN Context::Impl {
   explicit Impl(ContextOptions given);
 
   ContextOptions options;

@@ -1,0 +1,337 @@
+// mikv.h over Context: arguments to spans, Status to mikv_error, and no exception past this file.
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <exception>
+#include <new>
+#include <string>
+
+#include "mikv/atomic_file.hpp"
+#include "mikv/context.hpp"
+#include "mikv/mikv.h"
+
+struct mikv_context {
+  std::unique_ptr<mikv::Context> context;
+  std::string spec;  ///< what mikv_context_spec() gave
+};
+
+namespace {
+
+using mikv::ErrorCode;
+using mikv::Status;
+
+static_assert(int(MIKV_ENGINE) == int(ErrorCode::engine) && int(MIKV_OVER_BUDGET) == int(ErrorCode::over_budget));
+
+// Fixed size: telling that memory ran out must need none.
+thread_local char last_message[512];
+
+mikv_error refuse(mikv_error error, const char* message) noexcept {
+  std::strncpy(last_message, message, sizeof last_message - 1);
+  return error;
+}
+
+mikv_error told(const Status& status) noexcept {
+  return status ? MIKV_OK : refuse(mikv_error(status.code()), status.message().c_str());
+}
+
+// Runs a call that gives a Status.
+template <typename Call>
+mikv_error run(Call call) noexcept {
+  try {
+    return told(call());
+  } catch (const std::bad_alloc&) {
+    return refuse(MIKV_OUT_OF_MEMORY, "out of memory; use fewer or shorter contexts");
+  } catch (const std::exception& error) {
+    return refuse(MIKV_INVALID_ARGUMENT, error.what());
+  }
+}
+
+Status null_argument(const char* what) { return mikv::Error{std::string(what) + " must not be null"}; }
+
+// The size that the caller's structure says it has may be smaller than ours, never 0: what it lacks has its default.
+template <typename T>
+bool read_struct(const T* from, T& to) {
+  if (!from || from->size < sizeof(size_t)) return false;
+  const size_t n = std::min(from->size, sizeof(T));
+  std::memcpy(&to, from, n);
+  to.size = sizeof(T);
+  return true;
+}
+
+mikv::AttendArgs arguments(const mikv_attend_args& from) {
+  mikv::AttendArgs to;
+  to.q = from.q;
+  to.q_token_stride = from.q_token_stride;
+  to.q_head_stride = from.q_head_stride;
+  to.out = from.out;
+  to.out_token_stride = from.out_token_stride;
+  to.out_head_stride = from.out_head_stride;
+  to.n_tokens = from.n_tokens;
+  to.stream = from.sequence;
+  to.scale = from.scale;
+  to.softcap = from.softcap;
+  to.sinks = from.sinks;
+  to.mask_slopes = from.mask_slopes;
+  if (from.mask_type != MIKV_MASK_OWN) {
+    const auto type = from.mask_type == MIKV_MASK_F16 ? mikv::Mask::Type::f16 : mikv::Mask::Type::f32;
+    to.mask = {type, from.mask, from.mask_stride_bytes, from.n_mask_cells};
+  }
+  return to;
+}
+
+}  // namespace
+
+extern "C" {
+
+const char* mikv_version(void) { return MIKV_VERSION_STRING; }
+const char* mikv_error_name(mikv_error error) { return mikv::error_name(ErrorCode(error)); }
+const char* mikv_last_error_message(void) { return last_message; }
+
+mikv_error mikv_check_spec(const char* spec) {
+  return run([&]() -> Status {
+    if (!spec) return null_argument("spec");
+    const auto parsed = mikv::Spec::parse(spec);
+    return parsed ? Status() : Status(parsed.error());
+  });
+}
+
+void mikv_context_options_init(mikv_context_options* options) {
+  *options = {};
+  options->size = sizeof *options;
+  options->spec = "mikv";
+  options->n_sequences = 1;
+  options->n_cells = 4096;
+  options->n_ubatch = 512;
+  options->n_threads = 1;
+  options->model = "";
+}
+
+mikv_error mikv_context_create(const mikv_context_options* options, mikv_context** context) {
+  return run([&]() -> Status {
+    if (!context) return null_argument("context");
+    *context = nullptr;
+    mikv_context_options given;
+    mikv_context_options_init(&given);
+    if (!read_struct(options, given)) return mikv::Error{"options must be set by mikv_context_options_init"};
+    if (!given.spec) return null_argument("options->spec");
+    auto spec = mikv::Spec::parse(given.spec);
+    if (!spec) return spec.error();
+    mikv::ContextOptions of;
+    of.spec = std::move(spec).value();
+    of.n_sequences = given.n_sequences;
+    of.n_cells = given.n_cells;
+    of.n_ubatch = given.n_ubatch;
+    of.n_threads = given.n_threads;
+    of.unified = given.unified != 0;
+    of.model = given.model ? given.model : "";
+    of.fingerprint = given.fingerprint;
+    if (given.log) {
+      of.log = [log = given.log, data = given.log_data](const std::string& line) { log(line.c_str(), data); };
+    }
+    auto created = mikv::Context::create(std::move(of));
+    if (!created) return created.error();
+    *context = new mikv_context{std::move(created).value(), {}};
+    return {};
+  });
+}
+
+void mikv_context_free(mikv_context* context) { delete context; }
+
+mikv_error mikv_context_add_layer(mikv_context* context, int32_t layer, const mikv_layer_shape* shape,
+                                  uint32_t window) {
+  return run([&]() -> Status {
+    if (!context || !shape) return null_argument("context and shape");
+    return context->context->add_layer(layer, {shape->n_heads, shape->n_kv_heads, shape->head_dim_k, shape->head_dim_v},
+                                       0, window);
+  });
+}
+
+mikv_error mikv_context_set_rope(mikv_context* context, int32_t layer, const float* angles, uint32_t n_angles,
+                                 int32_t adjacent) {
+  return run([&]() -> Status {
+    if (!context || (!angles && n_angles)) return null_argument("context and angles");
+    return context->context->set_rope(layer, {std::vector<float>(angles, angles + n_angles), adjacent != 0});
+  });
+}
+
+mikv_error mikv_context_begin_step(mikv_context* context, const mikv_token* tokens, size_t n_tokens,
+                                   const mikv_shared_token* shared, size_t n_shared) {
+  return run([&]() -> Status {
+    if (!context || (!tokens && n_tokens) || (!shared && n_shared)) return null_argument("context, tokens and shared");
+    mikv::Batch batch;
+    for (size_t i = 0; i < n_tokens; ++i) {
+      batch.tokens.push_back({tokens[i].sequence, tokens[i].output != 0, tokens[i].position});
+    }
+    for (size_t i = 0; i < n_shared; ++i) batch.shared.push_back({shared[i].token, shared[i].sequence});
+    return context->context->begin_step(batch);
+  });
+}
+
+mikv_error mikv_context_store(mikv_context* context, int32_t layer, size_t n_tokens, const float* k, size_t k_stride,
+                              const float* v, size_t v_stride) {
+  return run([&]() -> Status {
+    if (!context || (!k && !v)) return null_argument("context, and k or v,");
+    if (n_tokens > mikv::kMaxCells) return mikv::Error{"more tokens are stored than the batch has"};
+    return context->context->store(layer, {}, k, k_stride, v, v_stride, uint32_t(n_tokens));
+  });
+}
+
+void mikv_attend_args_init(mikv_attend_args* args) {
+  *args = {};
+  args->size = sizeof *args;
+  args->scale = 1.0f;
+}
+
+mikv_error mikv_context_attend(mikv_context* context, int32_t layer, const mikv_attend_args* calls, size_t n_calls,
+                               uint32_t thread, uint32_t n_threads) {
+  return run([&]() -> Status {
+    if (!context || (!calls && n_calls)) return null_argument("context and calls");
+    thread_local std::vector<mikv::AttendArgs> args;
+    args.clear();
+    const auto* at = reinterpret_cast<const unsigned char*>(calls);
+    for (size_t i = 0; i < n_calls; ++i) {
+      mikv_attend_args one;
+      mikv_attend_args_init(&one);
+      const auto* given = reinterpret_cast<const mikv_attend_args*>(at);
+      if (!read_struct(given, one)) return mikv::Error{"calls must be set by mikv_attend_args_init"};
+      args.push_back(arguments(one));
+      at += given->size;
+    }
+    return context->context->attend(layer, args, thread, n_threads);
+  });
+}
+
+mikv_error mikv_context_end_step(mikv_context* context, int32_t done) {
+  return run([&]() -> Status { return context ? context->context->end_step(done != 0) : null_argument("context"); });
+}
+
+void mikv_context_fail(mikv_context* context, const char* message) {
+  (void)run([&]() -> Status {
+    if (!context) return null_argument("context");
+    context->context->fail(mikv::Error{ErrorCode::engine, message ? message : "the engine stopped the step"});
+    return {};
+  });
+}
+
+mikv_error mikv_context_remove(mikv_context* context, int32_t sequence, int32_t p0, int32_t p1) {
+  return run([&] { return context ? context->context->remove(sequence, p0, p1) : null_argument("context"); });
+}
+
+mikv_error mikv_context_copy(mikv_context* context, int32_t from, int32_t to, int32_t p0, int32_t p1) {
+  return run([&] { return context ? context->context->copy(from, to, p0, p1) : null_argument("context"); });
+}
+
+mikv_error mikv_context_keep(mikv_context* context, int32_t sequence) {
+  return run([&] { return context ? context->context->keep(sequence) : null_argument("context"); });
+}
+
+mikv_error mikv_context_shift(mikv_context* context, int32_t sequence, int32_t p0, int32_t p1, int32_t delta) {
+  return run([&] { return context ? context->context->shift(sequence, p0, p1, delta) : null_argument("context"); });
+}
+
+void mikv_context_clear(mikv_context* context) {
+  if (context) context->context->clear();
+}
+
+int32_t mikv_context_last_position(const mikv_context* context, int32_t sequence) {
+  return context ? context->context->last_position(sequence) : -1;
+}
+
+mikv_error mikv_context_compress(mikv_context* context) {
+  return run([&] { return context ? context->context->compress() : null_argument("context"); });
+}
+
+mikv_error mikv_context_save(mikv_context* context, int32_t sequence, const int32_t* tokens, size_t n_tokens,
+                             uint8_t** bytes, size_t* n_bytes) {
+  return run([&]() -> Status {
+    if (!context || !bytes || !n_bytes || (!tokens && n_tokens)) return null_argument("an argument");
+    const auto saved = context->context->save(sequence, {tokens, n_tokens});
+    if (!saved) return saved.error();
+    auto* memory = static_cast<uint8_t*>(std::malloc(saved.value().size()));
+    if (!memory) throw std::bad_alloc();
+    std::copy(saved.value().begin(), saved.value().end(), memory);
+    *bytes = memory;
+    *n_bytes = saved.value().size();
+    return {};
+  });
+}
+
+mikv_error mikv_context_load(mikv_context* context, int32_t sequence, const uint8_t* bytes, size_t n_bytes) {
+  return run([&]() -> Status {
+    if (!context || (!bytes && n_bytes)) return null_argument("context and bytes");
+    return context->context->load(sequence, {bytes, n_bytes});
+  });
+}
+
+mikv_error mikv_saved_tokens(const uint8_t* bytes, size_t n_bytes, int32_t* tokens, size_t capacity, size_t* n_tokens) {
+  return run([&]() -> Status {
+    if ((!bytes && n_bytes) || !n_tokens) return null_argument("bytes and n_tokens");
+    const auto saved = mikv::Context::saved_tokens({bytes, n_bytes});
+    if (!saved) return saved.error();
+    *n_tokens = saved.value().size();
+    if (tokens) std::copy_n(saved.value().begin(), std::min(capacity, saved.value().size()), tokens);
+    return {};
+  });
+}
+
+mikv_error mikv_context_save_file(mikv_context* context, int32_t sequence, const int32_t* tokens, size_t n_tokens,
+                                  const char* path) {
+  return run([&]() -> Status {
+    if (!context || !path || (!tokens && n_tokens)) return null_argument("an argument");
+    const auto saved = context->context->save(sequence, {tokens, n_tokens});
+    return saved ? mikv::write_file(path, saved.value()) : Status(saved.error());
+  });
+}
+
+mikv_error mikv_context_load_file(mikv_context* context, int32_t sequence, const char* path) {
+  return run([&]() -> Status {
+    if (!context || !path) return null_argument("context and path");
+    const auto bytes = mikv::read_file(path);
+    return bytes ? context->context->load(sequence, bytes.value()) : Status(bytes.error());
+  });
+}
+
+void mikv_free(void* memory) { std::free(memory); }
+
+void mikv_memory_usage_init(mikv_memory_usage* usage) {
+  *usage = {};
+  usage->size = sizeof *usage;
+}
+
+mikv_error mikv_context_memory_usage(const mikv_context* context, mikv_memory_usage* usage) {
+  return run([&]() -> Status {
+    mikv_memory_usage known;
+    if (!context || !read_struct(usage, known)) return null_argument("context and usage");
+    const mikv::MemoryUsage of = context->context->memory_usage();
+    known = {usage->size,
+             of.total(),
+             of.staged,
+             of.hi,
+             of.lo,
+             of.scales,
+             of.ids,
+             of.scores,
+             of.calibration,
+             of.slack,
+             of.n_elements,
+             context->context->account().peak(),
+             of.bits_per_element()};
+    std::memcpy(usage, &known, std::min(usage->size, sizeof known));
+    return {};
+  });
+}
+
+void mikv_context_set_budget(mikv_context* context, uint64_t bytes) {
+  if (context) context->context->set_budget(bytes);
+}
+
+const char* mikv_context_spec(mikv_context* context) {
+  if (!context) return "";
+  (void)run([&]() -> Status {
+    context->spec = context->context->spec().to_string();
+    return {};
+  });
+  return context->spec.c_str();
+}
+
+}  // extern "C"
