@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cstdio>
 #include <numeric>
 #include <random>
 #include <string>
@@ -16,25 +17,40 @@
 namespace mikv::llama::test {
 namespace {
 
-/// Does the same to a stock context and to one of ours.
-class Pair {
+/// Does the same to a stock context, to one of ours, and, if there is one, to a second of llama.cpp's.
+class Alike {
  public:
-  Pair(ContextHandle stock, ContextHandle ours) : contexts_{std::move(stock), std::move(ours)} {}
+  Alike(ContextHandle stock, ContextHandle ours, ContextHandle second) {
+    contexts_.push_back(std::move(stock));
+    contexts_.push_back(std::move(ours));
+    if (second) contexts_.push_back(std::move(second));
+  }
   llama_context* stock() { return contexts_[0].get(); }
   llama_context* ours() { return contexts_[1].get(); }
+  llama_context* second() { return contexts_.size() > 2 ? contexts_[2].get() : nullptr; }
   template <typename Work>
-  void both(Work work) {
+  void all(Work work) {
     for (ContextHandle& context : contexts_) work(llama_get_memory(context.get()));
+  }
+  void save_and_load(llama_seq_id from, llama_seq_id to) {
+    for (ContextHandle& context : contexts_) {
+      const std::string bytes = save(context.get(), from);
+      ASSERT_EQ(
+          llama_state_seq_set_data(context.get(), reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size(), to),
+          bytes.size());
+    }
   }
   llama_pos end(llama_seq_id sequence) { return llama_memory_seq_pos_max(llama_get_memory(stock()), sequence) + 1; }
 
  private:
-  ContextHandle contexts_[2];
+  std::vector<ContextHandle> contexts_;
 };
 
-// Weights meet activations rounded to 8 bits, so that two right attentions differ by .1 to 1 rms in logits that vary
-// by 3 (full_equals_stock_test.cpp). A token too many, too few or at the wrong place shows as more than this.
-constexpr double kSameLogits = 1.5;
+// Weights meet activations rounded to 8 bits, so that two right attentions differ by 0.1 to 1 rms in logits that vary
+// by 3 (full_equals_stock_test.cpp): llama.cpp's own with and without flash attention do. No step may differ by more
+// than kSameLogits; on average ours may differ from stock by as much as those two do from each other (0.9 to 1.2 times
+// that was measured), and a third for luck.
+constexpr double kSameLogits = 1.5, kAsSecond = 1.35;
 
 class AnyOperations : public SequenceOperations,
                       public testing::WithParamInterface<std::tuple<bool, int, AttentionBy>> {};
@@ -43,29 +59,32 @@ TEST_P(AnyOperations, FullDoesAsStockDoes) {
   const auto [unified, seed, attention_by] = GetParam();
   std::mt19937 random(unsigned(seed) + 77);
   const auto below = [&](uint32_t n) { return std::uniform_int_distribution<uint32_t>(0, n - 1)(random); };
-  Pair pair(stock(unified), ours("full", unified, attention_by));
-  double worst = 0.0;
+  const bool by_mikv = attention_by == AttentionBy::mikv;
+  Alike alike(stock(unified), ours("full", unified, attention_by),
+              by_mikv ? without_flash_attention(unified) : nullptr);
+  double worst = 0.0, sum = 0.0, sum_of_second = 0.0;
+  constexpr int kSteps = 60;
   std::string script;
-  for (int step = 0; step < 60; ++step) {
+  for (int step = 0; step < kSteps; ++step) {
     const llama_seq_id s = llama_seq_id(below(kSequences)),
                        other = llama_seq_id((uint32_t(s) + 1 + below(kSequences - 1)) % kSequences);
-    const llama_pos end = pair.end(s), p0 = end ? llama_pos(below(uint32_t(end))) : 0;
+    const llama_pos end = alike.end(s), p0 = end ? llama_pos(below(uint32_t(end))) : 0;
     switch (below(9)) {
       case 0:
         script += " rm-tail";
-        pair.both([&](llama_memory_t m) { llama_memory_seq_rm(m, s, p0, -1); });
+        alike.all([&](llama_memory_t m) { llama_memory_seq_rm(m, s, p0, -1); });
         break;
       case 1:
         script += " rm-middle";
-        pair.both([&](llama_memory_t m) { llama_memory_seq_rm(m, s, p0, p0 + 5); });
+        alike.all([&](llama_memory_t m) { llama_memory_seq_rm(m, s, p0, p0 + 5); });
         break;
       case 2:
         script += " rm-all";
-        pair.both([&](llama_memory_t m) { llama_memory_seq_rm(m, s, -1, -1); });
+        alike.all([&](llama_memory_t m) { llama_memory_seq_rm(m, s, -1, -1); });
         break;
       case 3:
         script += " cp";
-        pair.both([&](llama_memory_t m) {
+        alike.all([&](llama_memory_t m) {
           llama_memory_seq_rm(m, other, -1, -1);
           llama_memory_seq_cp(m, s, other, -1, -1);
         });
@@ -73,13 +92,13 @@ TEST_P(AnyOperations, FullDoesAsStockDoes) {
       case 4:
         if (step % 5) break;
         script += " keep";
-        pair.both([&](llama_memory_t m) { llama_memory_seq_keep(m, s); });
+        alike.all([&](llama_memory_t m) { llama_memory_seq_keep(m, s); });
         break;
       case 5: {
         script += " shift";
         // As a context shift does it. A cell has one position, so that one that is shared cannot be moved for one
         // alone.
-        pair.both([&](llama_memory_t m) {
+        alike.all([&](llama_memory_t m) {
           llama_memory_seq_keep(m, s);
           llama_memory_seq_rm(m, s, 2, 2 + end / 3);
           llama_memory_seq_add(m, s, 2 + end / 3, -1, -(end / 3));
@@ -89,25 +108,21 @@ TEST_P(AnyOperations, FullDoesAsStockDoes) {
       case 6: {
         if (end == 0) break;
         script += " save-load";
-        const std::string stock_bytes = save(pair.stock(), s), bytes = save(pair.ours(), s);
-        ASSERT_EQ(llama_state_seq_set_data(pair.stock(), reinterpret_cast<const uint8_t*>(stock_bytes.data()),
-                                           stock_bytes.size(), other),
-                  stock_bytes.size());
-        ASSERT_EQ(
-            llama_state_seq_set_data(pair.ours(), reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size(), other),
-            bytes.size());
+        alike.save_and_load(s, other);
         break;
       }
       default: break;
     }
     // Room for it: two thousand cells for all.
-    if (pair.end(s) > 300) pair.both([&](llama_memory_t m) { llama_memory_seq_rm(m, s, -1, -1); });
+    if (alike.end(s) > 300) alike.all([&](llama_memory_t m) { llama_memory_seq_rm(m, s, -1, -1); });
     const auto tokens = words(random, 1 + (below(3) ? below(20) : 0));
-    const auto expected = feed(pair.stock(), s, tokens), got = feed(pair.ours(), s, tokens);
+    const auto expected = feed(alike.stock(), s, tokens), got = feed(alike.ours(), s, tokens);
     ASSERT_FALSE(got.empty()) << script;
     const double difference = rms(expected, got);
     worst = std::max(worst, difference);
-    if (attention_by == AttentionBy::engine) {
+    sum += difference;
+    if (alike.second()) sum_of_second += rms(expected, feed(alike.second(), s, tokens));
+    if (!by_mikv) {
       ASSERT_TRUE(expected == got) << "step " << step << " of " << tokens.size() << " tokens, rms difference "
                                    << difference << ":" << script;
     } else {
@@ -115,7 +130,10 @@ TEST_P(AnyOperations, FullDoesAsStockDoes) {
     }
     script += " feed";
   }
-  RecordProperty("worst_rms", std::to_string(worst));
+  if (!by_mikv) return;
+  std::printf("[ logits   ] rms difference %.3f on average, %.3f at most; without flash attention %.3f\n", sum / kSteps,
+              worst, sum_of_second / kSteps);
+  EXPECT_LE(sum, kAsSecond * sum_of_second);
 }
 
 INSTANTIATE_TEST_SUITE_P(Caches, AnyOperations,

@@ -1,6 +1,7 @@
 // What is taken back or moved leaves no trace: drafts that were rejected, positions shifted there and back.
 #include <gtest/gtest.h>
 
+#include <cstdio>
 #include <random>
 #include <vector>
 
@@ -40,9 +41,11 @@ TEST_P(Tiers, RejectedDraftsLeaveNoTrace) {
   EXPECT_EQ(cache_of(context.get())->memory_usage().n_elements, cache_of(plain.get())->memory_usage().n_elements);
 }
 
-// 100 shifts there and back: positions are where they were, so what differs is what shifting cost.
+// 100 shifts there and back: positions are where they were, so what differs is what shifting cost. Two machines
+// measured 0.003 and 0.004 (full), 0.005 and 0.008 (mikv-hq), 0.009 and 0.012 (mikv); three times the larger is
+// allowed.
 TEST_F(SequenceOperations, DriftOverAHundredShifts) {
-  for (const auto& [spec, most] : {std::pair("full", 0.05), {"mikv-hq", 0.5}, {"mikv", 2.0}}) {
+  for (const auto& [spec, most] : {std::pair("full", 0.012), {"mikv-hq", 0.024}, {"mikv", 0.036}}) {
     std::mt19937 random(12);
     const auto shifted = ours(spec, false), plain = ours(spec, false);
     const auto prompt = words(random, 400);
@@ -52,6 +55,7 @@ TEST_F(SequenceOperations, DriftOverAHundredShifts) {
     }
     const llama_memory_t memory = llama_get_memory(shifted.get());
     double sum = 0.0;
+    int n = 0;
     for (int i = 0; i < 100; ++i) {
       const llama_pos by = i % 2 ? -200 : 200;
       llama_memory_seq_add(memory, 0, 0, -1, by);
@@ -60,14 +64,14 @@ TEST_F(SequenceOperations, DriftOverAHundredShifts) {
         const auto token = words(random, 1);
         const auto a = feed(apply, 0, token);
         const auto b = feed(plain.get(), 0, token);
-        if (i % 2) sum += divergence(b, a) / 10.0;
+        if (i % 2) sum += divergence(b, a), ++n;
       } else {
         feed(apply, 1, {prompt[0]});  // any step applies the shift
         llama_memory_seq_rm(memory, 1, -1, -1);
       }
     }
-    std::printf("[ drift    ] %s: mean KL divergence after 2 to 100 shifts %.4f\n", spec, sum);
-    EXPECT_LT(sum, most) << spec;
+    std::printf("[ drift    ] %s: mean KL divergence after 2 to 100 shifts %.4f\n", spec, sum / n);
+    EXPECT_LT(sum / n, most) << spec;
   }
 }
 

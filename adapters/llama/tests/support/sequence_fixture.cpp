@@ -34,6 +34,12 @@ ContextHandle SequenceOperations::stock(bool unified) {
   return ContextHandle(llama_init_from_model(model_.get(), params(unified)));
 }
 
+ContextHandle SequenceOperations::without_flash_attention(bool unified) {
+  llama_context_params other = params(unified);
+  other.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_DISABLED;
+  return ContextHandle(llama_init_from_model(model_.get(), other));
+}
+
 ContextHandle SequenceOperations::ours(const char* spec, bool unified, AttentionBy attention_by, uint32_t n_ctx) {
   auto context = init_context(model_.get(), params(unified, n_ctx), Spec::parse(spec).value(), attention_by);
   EXPECT_TRUE(context.ok()) << context.message();

@@ -33,6 +33,8 @@ class SequenceOperations : public testing::Test {
 
   static llama_context_params params(bool unified, uint32_t n_ctx = 2048);
   static ContextHandle stock(bool unified);
+  /// Stock as well: right, and rounded otherwise.
+  static ContextHandle without_flash_attention(bool unified);
   static ContextHandle ours(const char* spec, bool unified, AttentionBy attention_by = AttentionBy::mikv,
                             uint32_t n_ctx = 2048);
 
