@@ -412,10 +412,7 @@ void report_rows(const std::vector<std::unique_ptr<Arm>>& arms, const llama::Fla
   }
 }
 
-void run(const Options& options) {
-  auto choices = parse_kv_option(options.kv);
-  if (std::ranges::find(choices, kBaseline, &llama::KvChoice::name) == choices.end())
-    choices.push_back(unwrap(llama::KvChoice::parse(kBaseline)));
+void check_options(const Options& options) {
   if (*std::ranges::min_element(options.n_tokens) < options.n_queries) {
     throw UserError(fmt::format("--queries {} are the last of the cached tokens; use --tokens {} or more",
                                 options.n_queries, options.n_queries));
@@ -427,6 +424,28 @@ void run(const Options& options) {
     throw UserError(fmt::format("--sinks {} is more than the {} query heads of a group", options.n_sinks,
                                 *std::ranges::min_element(options.groups)));
   }
+}
+
+Table empty_table() {
+  using enum Table::Align;
+  return Table({{"kv", left},
+                {"dim"},
+                {"group"},
+                {"threads"},
+                {"tokens"},
+                {"ns/token/head"},
+                {"min"},
+                {"x llama:f16"},
+                {"GB/s"},
+                {"GMAC/s"},
+                {"of roofline"}});
+}
+
+void run(const Options& options) {
+  auto choices = parse_kv_option(options.kv);
+  if (std::ranges::find(choices, kBaseline, &llama::KvChoice::name) == choices.end())
+    choices.push_back(unwrap(llama::KvChoice::parse(kBaseline)));
+  check_options(options);
   JsonReport report(options.output, "bench attention");
   std::vector<int> thread_counts = options.n_threads;
   if (thread_counts.empty()) thread_counts = {llama::default_threads()};
@@ -440,18 +459,7 @@ void run(const Options& options) {
                         {"window", options.window},
                         {"sinks", options.n_sinks},
                         {"repetitions", options.n_repetitions}});
-  using enum Table::Align;
-  Table table({{"kv", left},
-               {"dim"},
-               {"group"},
-               {"threads"},
-               {"tokens"},
-               {"ns/token/head"},
-               {"min"},
-               {"x llama:f16"},
-               {"GB/s"},
-               {"GMAC/s"},
-               {"of roofline"}});
+  Table table = empty_table();
   Noise noise;
   Progress progress("bench attention", double(thread_counts.size() * options.head_dims.size() * options.groups.size() *
                                               options.n_tokens.size()) *

@@ -1,4 +1,4 @@
-// Context, with a small engine and no model: steps, compression, sequences, budgets, states, errors.
+// Context, with a small engine and no model: steps, compression, sequences, budgets, snapshots, errors.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -450,111 +450,6 @@ TEST_P(OnBothKinds, AnUncompressedContextIsRefusedWithoutConcessions) {
   EXPECT_EQ(engine.prompt(0, 1000).code(), ErrorCode::over_budget);
   EXPECT_EQ(engine.cache().figures().n_concessions, 0u);
   EXPECT_EQ(engine.cache().spec(), Spec::parse("full").value());
-}
-
-// ---------------------------------------------------------------- states
-
-TEST_P(OnBothKinds, ASavedSequenceContinuesToTheBit) {
-  for (const char* spec : {"full", "mikv", "mikv-paper", "h2o"}) {
-    SmallEngine from(wish(spec)), to(wish(spec));
-    ASSERT_TRUE(from.prompt(1, 300).ok());
-    ASSERT_TRUE(from.generate(1).ok());
-    const std::vector<int32_t> tokens = {5, 6, 7};
-    const auto bytes = from.cache().save(1, tokens);
-    ASSERT_TRUE(bytes.ok()) << bytes.message();
-    EXPECT_EQ(Context::saved_tokens(bytes.value()).value(), tokens);
-    ASSERT_TRUE(to.prompt(0, 33).ok()) << "other cells are taken";
-    ASSERT_TRUE(to.cache().load(1, bytes.value()).ok());
-    EXPECT_EQ(to.cache().last_position(1), 300);
-    for (int i = 0; i < 3; ++i) {
-      ASSERT_TRUE(from.generate(1).ok());
-      ASSERT_TRUE(to.generate(1).ok());
-      EXPECT_EQ(from.output(), to.output()) << spec << " token " << i;
-    }
-  }
-}
-
-TEST_P(OnBothKinds, AWholeContextIsSavedToo) {
-  SmallEngine from(wish()), to(wish());
-  ASSERT_TRUE(from.prompt(0, 270).ok());
-  ASSERT_TRUE(from.prompt(1, 30).ok());
-  const auto bytes = from.cache().save(kAllSequences);
-  ASSERT_TRUE(bytes.ok());
-  ASSERT_TRUE(to.prompt(2, 50).ok());
-  ASSERT_TRUE(to.cache().load(kAllSequences, bytes.value()).ok());
-  EXPECT_EQ(to.cache().last_position(2), -1) << "it replaces all";
-  EXPECT_EQ(from.peek(0), to.peek(0));
-  EXPECT_EQ(from.peek(1), to.peek(1));
-}
-
-TEST_P(OnBothKinds, AStateThatIsLoadedIsSavedTheSame) {
-  SmallEngine from(wish()), to(wish());
-  ASSERT_TRUE(from.prompt(0, 300).ok());
-  ASSERT_TRUE(from.generate(0).ok());
-  const auto first = from.cache().save(0).value();
-  ASSERT_TRUE(to.cache().load(0, first).ok());
-  EXPECT_EQ(to.cache().save(0).value(), first);
-}
-
-TEST_P(OnBothKinds, StatesOfOtherModelsAndCachesAreRefusedByName) {
-  SmallEngine from(wish());
-  ASSERT_TRUE(from.prompt(0, 30).ok());
-  const auto bytes = from.cache().save(0).value();
-  Wish model = wish();
-  model.fingerprint = 8;
-  const Status other_model = SmallEngine(model).cache().load(0, bytes);
-  EXPECT_EQ(other_model.code(), ErrorCode::mismatch);
-  EXPECT_NE(other_model.message().find("another model"), std::string::npos);
-  const Status other_cache = SmallEngine(wish("h2o")).cache().load(0, bytes);
-  EXPECT_EQ(other_cache.code(), ErrorCode::mismatch);
-  EXPECT_NE(other_cache.message().find("another cache"), std::string::npos);
-  EXPECT_EQ(SmallEngine(wish()).cache().load(kAllSequences, bytes).code(), ErrorCode::mismatch);
-}
-
-TEST_P(OnBothKinds, DamagedStatesAreRefusedAndChangeNothing) {
-  SmallEngine engine(wish());
-  ASSERT_TRUE(engine.prompt(0, 300).ok());
-  ASSERT_TRUE(engine.generate(0).ok());
-  const auto bytes = engine.cache().save(0).value();
-  for (size_t at = 0; at < bytes.size(); at += 97) {
-    auto damaged = bytes;
-    damaged[at] ^= 0x10;
-    const Status status = engine.cache().load(0, damaged);
-    ASSERT_FALSE(status.ok()) << "byte " << at;
-    ASSERT_TRUE(status.code() == ErrorCode::damaged_data || status.code() == ErrorCode::mismatch) << status.message();
-  }
-  for (size_t n = 0; n < bytes.size(); n += 131) {
-    ASSERT_FALSE(engine.cache().load(0, std::span(bytes).first(n)).ok()) << n;
-  }
-  EXPECT_EQ(engine.cache().save(0).value(), bytes);
-}
-
-TEST_P(OnBothKinds, AStateOfMoreCellsThanThereAreIsRefused) {
-  SmallEngine from(wish());
-  ASSERT_TRUE(from.prompt(0, 300).ok());
-  const auto bytes = from.cache().save(0).value();
-  Wish small = wish();
-  small.n_cells = 100;
-  SmallEngine to(small);
-  ASSERT_TRUE(to.prompt(0, 10).ok());
-  EXPECT_FALSE(to.cache().load(0, bytes).ok());
-  EXPECT_EQ(to.cache().last_position(0), 9) << "what it held stays";
-}
-
-TEST(ContextTest, WithoutRoomALoadedSequenceIsEmpty) {
-  Wish wish;
-  wish.unified = true;
-  SmallEngine from(wish);
-  ASSERT_TRUE(from.prompt(0, 300).ok());
-  const auto bytes = from.cache().save(0).value();
-  wish.n_cells = 320;
-  SmallEngine to(wish);
-  ASSERT_TRUE(to.prompt(0, 10).ok());
-  ASSERT_TRUE(to.prompt(1, 50).ok());
-  EXPECT_FALSE(to.cache().load(0, bytes).ok());
-  EXPECT_EQ(to.cache().last_position(0), -1);
-  EXPECT_EQ(to.cache().last_position(1), 49);
-  EXPECT_TRUE(to.prompt(0, 10).ok());
 }
 
 // ---------------------------------------------------------------- snapshots

@@ -118,7 +118,7 @@ void ggml_backend_sched_free(ggml_backend_sched_t scheduler) {
 ggml_backend_buffer_t ggml_backend_alloc_ctx_tensors_from_buft(ggml_context* context, ggml_backend_buffer_type_t type) {
   const ggml_tensor* first = ggml_get_first_tensor(context);
   if (CurrentBinding::get() && first && mikv::llama::cache_layer(first) >= 0) {
-    return mikv::llama::reserve_cache_tensors(context, type);
+    return guarded(ggml_backend_buffer_t{}, [&] { return mikv::llama::reserve_cache_tensors(context, type); });
   }
   return MIKV_NEXT(ggml_backend_alloc_ctx_tensors_from_buft)(context, type);
 }
@@ -154,7 +154,7 @@ void ggml_backend_tensor_copy(const ggml_tensor* from, ggml_tensor* to) {
 }
 
 llama_context* llama_init_from_model(llama_model* model, llama_context_params params) {
-  return mikv::llama::init_drop_in(model, params);
+  return guarded(static_cast<llama_context*>(nullptr), [&] { return mikv::llama::init_drop_in(model, params); });
 }
 
 int32_t llama_decode(llama_context* context, llama_batch batch) {
@@ -345,7 +345,12 @@ size_t llama_state_seq_load_file(llama_context* context, const char* path, llama
 
 void llama_free(llama_context* context) {
   const Binding* binding = Registry::get().of_context(context);
-  if (binding && !binding->report_file().empty()) mikv::llama::write_report(binding->report_file(), true);
+  if (binding && !binding->report_file().empty()) {
+    guarded(false, [&] {
+      mikv::llama::write_report(binding->report_file(), true);
+      return true;
+    });
+  }
   MIKV_NEXT(llama_free)(context);
   Registry::get().remove(context);
 }
