@@ -438,8 +438,9 @@ TEST(ContextTest, ContextsThatShareAnAccountShareItsLimit) {
   SmallEngine a(shared), b(shared);
   ASSERT_TRUE(a.prompt(0, 200).ok());
   ASSERT_TRUE(b.prompt(0, 200).ok());
-  EXPECT_EQ(shared.account->used(), a.bytes() + b.bytes());
-  b.cache().set_budget(shared.account->used() + 100);
+  EXPECT_EQ(a.cache().account().used() + b.cache().account().used(), a.bytes() + b.bytes());
+  b.cache().set_budget(a.bytes() + b.bytes() + 100);
+  EXPECT_EQ(shared.account->room(), 100u);
   EXPECT_EQ(a.prompt(1, 300).code(), ErrorCode::over_budget);
 }
 

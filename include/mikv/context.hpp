@@ -104,7 +104,7 @@ struct ContextOptions {
   /// share the segments of sequence 0.
   bool tokens_in_order = true;
   CellOwner* cells = nullptr;              ///< borrowed; null: the context keeps the table
-  std::shared_ptr<MemoryAccount> account;  ///< null: one of its own. Contexts that share one share its limit
+  std::shared_ptr<MemoryAccount> account;  ///< what the context's own account is a part of, to share a budget; or null
   Log log;                                 ///< null: nothing is logged
   std::string model;                       ///< in words; part of saved states
   uint64_t fingerprint = 0;                ///< of everything that must be equal for a saved state to mean the same
@@ -230,7 +230,8 @@ class MIKV_API Context {
 
   // ------------------------------------------------------------ sizes
 
-  /// The most bytes that the account may hold, from the next step on; 0: no limit.
+  /// The most bytes that this context may hold, or all that share ContextOptions::account, from the next step on; 0: no
+  /// limit.
   void set_budget(uint64_t bytes);
   MemoryAccount& account() const;
   MemoryUsage memory_usage() const;

@@ -1,34 +1,54 @@
-// MemoryAccount: how many bytes some caches hold, and the most that they may.
+// MemoryAccount: how many bytes a cache holds, and the most that it may.
 #pragma once
 
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 
 #include "mikv/export.h"
+
 namespace mikv {
 
-/// Counts the memory of one context, or of several that share it, and refuses what goes beyond its limit. Every byte
-/// of MemoryUsage::total() is charged before it is allocated, so that transient peaks count as well.
+/// Counts bytes and refuses what goes beyond a limit. Every byte of MemoryUsage::total() is charged before it is
+/// allocated, so that transient peaks count as well. What a step needs is reserved first; charges then take from it.
+/// An account may be part of another one: several contexts share a budget that way, and each has its own figures.
 /// Threads: all functions may be called by several threads at once.
 class MIKV_API MemoryAccount {
  public:
-  MemoryAccount() = default;
+  /// whole: what this account is a part of, or null.
+  explicit MemoryAccount(std::shared_ptr<MemoryAccount> whole = nullptr) : whole_(std::move(whole)) {}
   MemoryAccount(const MemoryAccount&) = delete;
   MemoryAccount& operator=(const MemoryAccount&) = delete;
+  ~MemoryAccount() { end_reservation(); }
 
-  /// The most bytes that may be charged; 0: no limit. What is charged already stays.
+  /// The most bytes that may be held, with all parts; 0: no limit. What is held already stays.
   void set_limit(uint64_t bytes) { limit_.store(bytes, std::memory_order_relaxed); }
   uint64_t limit() const { return limit_.load(std::memory_order_relaxed); }
   uint64_t used() const { return used_.load(std::memory_order_relaxed); }
+  /// The most that used() ever was.
   uint64_t peak() const { return peak_.load(std::memory_order_relaxed); }
+  /// Bytes that may be held beyond what is used or reserved, by the nearest limit; UINT64_MAX without one.
+  uint64_t room() const;
 
-  /// False, with nothing charged, if that goes beyond the limit.
+  /// False, with nothing charged, if that goes beyond a limit.
   bool charge(uint64_t bytes) noexcept;
-  void release(uint64_t bytes) noexcept { used_.fetch_sub(bytes, std::memory_order_relaxed); }
+  void release(uint64_t bytes) noexcept;
+
+  /// Holds bytes for charges to come, instead of what was reserved before. False, with nothing reserved, if there is no
+  /// room for them.
+  bool reserve(uint64_t bytes) noexcept;
+  /// What charges have not taken is free again.
+  void end_reservation() noexcept;
 
  private:
+  bool hold(uint64_t bytes) noexcept;
+  void let_go(uint64_t bytes) noexcept;
+
+  std::shared_ptr<MemoryAccount> whole_;
   std::atomic<uint64_t> used_{0}, peak_{0}, limit_{0};
+  std::atomic<uint64_t> held_{0};      ///< used and reserved, with all parts
+  std::atomic<uint64_t> reserved_{0};  ///< of held_
 };
 
 }  // namespace mikv

@@ -14,9 +14,6 @@ constexpr double kFairKeep = 0.04, kLeastKeep = 0.01, kKeepStep = 0.9;
 // Below 2 bits answers fall apart (docs/quality.md).
 constexpr double kLeastBits = 2.0, kBitsStep = 0.25;
 
-// How much of its codes in hi a demoted token gives back, with its scores and less its codes in lo.
-constexpr double kHiCodesFreed = 0.75;
-
 // Programs that are refused try again with less, many times a second: one line is enough.
 constexpr int64_t kSecondsBetweenRefusals = 10;
 
@@ -62,7 +59,8 @@ class Attempt {
  public:
   Attempt(Budget& budget, const Budget::Scene& scene) : budget_(budget), scene_(scene), state_(budget.state_) {}
 
-  bool fits() const { return missing() == 0; }
+  // Reserves what the step needs; false if there is no room for it.
+  bool fits() { return scene_.account.reserve(needed()); }
 
   // Concessions. Each returns whether the step fits then.
 
@@ -84,11 +82,10 @@ class Attempt {
   // Only where that is enough: a prompt is then compressed at its end, and a segment that is frozen on a prompt's first
   // few tokens is bad for as long as it lives.
   bool keep_a_smaller_share() {
-    const auto may_do = [&] {
-      const double gone = 1.0 - kFairKeep / state_.spec.keep;
-      return gone > 0.0 && double(missing()) < kHiCodesFreed * gone * double(scene_.layers.usage().hi);
-    };
-    while (may_do() && lower_once()) {
+    uint64_t freed = 0;
+    for (const auto& [index, layer] : scene_.layers.layers) freed += layer.cache->freed_by(kFairKeep);
+    if (needed() > scene_.account.room() + freed) return false;
+    while (state_.spec.keep > kFairKeep && lower_once()) {
       if (fits()) return true;
     }
     return false;
@@ -109,11 +106,9 @@ class Attempt {
   }
 
  private:
-  uint64_t missing() const {
-    const MemoryAccount& account = scene_.account;
-    const uint64_t needed = account.used() + bytes_to_compress(scene_.layers, state_, scene_.layers.usage().staged) +
-                            bytes_of_step(scene_.layers, scene_.plan, state_, scene_.options.n_ubatch);
-    return needed - std::min(needed, account.limit());
+  uint64_t needed() const {
+    const uint64_t to_compress = state_.spec.uncompressed() ? 0 : bytes_to_compress(scene_.layers, scene_.sequences);
+    return to_compress + bytes_of_step(scene_.layers, scene_.plan, state_, scene_.options.n_ubatch);
   }
 
   void set_staged_in_bytes(bool on) {
@@ -196,9 +191,11 @@ constexpr std::array kConcessions = {
 }  // namespace
 
 Status Budget::make_room(const Scene& scene) {
-  if (!scene.account.limit()) return {};
+  if (scene.account.room() == UINT64_MAX) return {};  // no limit
+  scene.account.end_reservation();
+  const uint64_t limit = scene.account.used() + scene.account.room();
   const auto log = [&](const std::string& line) {
-    if (scene.options.log) scene.options.log("KV budget " + format_bytes(double(scene.account.limit())) + ": " + line);
+    if (scene.options.log) scene.options.log("KV budget " + format_bytes(double(limit)) + ": " + line);
   };
   Attempt attempt(*this, scene);
   attempt.begin();
@@ -222,7 +219,7 @@ Status Budget::make_room(const Scene& scene) {
       std::chrono::duration_cast<std::chrono::seconds>(std::chrono::steady_clock::now().time_since_epoch()).count();
   if (now - refused_at_s_ > kSecondsBetweenRefusals) log(why);
   refused_at_s_ = now;
-  return Error{ErrorCode::over_budget, "KV budget " + format_bytes(double(scene.account.limit())) + ": " + why};
+  return Error{ErrorCode::over_budget, "KV budget " + format_bytes(double(limit)) + ": " + why};
 }
 
 }  // namespace mikv::context

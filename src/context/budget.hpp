@@ -48,7 +48,8 @@ class Budget {
 
   explicit Budget(const Spec& spec) { state_.spec = spec; }
 
-  /// Before the step of scene.plan. Error: over_budget; concessions that were tried stay.
+  /// Before the step of scene.plan: what it needs is reserved in the account. Error: over_budget; concessions that were
+  /// tried stay.
   Status make_room(const Scene& scene);
 
   const BudgetState& state() const { return state_; }
@@ -64,8 +65,8 @@ class Budget {
 /// Bytes that a step takes at most, beyond what is held: what the tiers grow by, and what is needed for a moment.
 uint64_t bytes_of_step(const LayerSet& layers, const StepPlan& plan, const BudgetState& state, uint32_t n_ubatch);
 
-/// Room that compressing what waits now needs for a moment.
-uint64_t bytes_to_compress(const LayerSet& layers, const BudgetState& state, uint64_t staged_bytes);
+/// Room that compressing what waits now needs for a moment: a segment of a layer at a time.
+uint64_t bytes_to_compress(const LayerSet& layers, const Sequences& sequences);
 
 /// How many tokens of a prompt, at most n_most, are staged when a micro-batch ends, and wait for the next. Alone, a
 /// prompt is cut every n_ubatch tokens. Others in the batch are cut with it, before it (then its own cuts come earlier

@@ -31,7 +31,7 @@ Error out_of_memory() {
 
 Context::Impl::Impl(ContextOptions given)
     : options(std::move(given)),
-      account(options.account ? options.account : std::make_shared<MemoryAccount>()),
+      account(std::make_shared<MemoryAccount>(options.account)),
       own_cells(options.n_sequences, options.unified, options.cells ? 0 : options.n_cells),
       owner(options.cells ? options.cells : &own_cells),
       sequences(options.n_sequences, options.unified),
@@ -153,6 +153,7 @@ Status Context::begin_step(const Batch& batch) {
 }
 
 Status Context::end_step(bool done) {
+  impl_->account->end_reservation();
   if (done && impl_->failure()) impl_->commit_unattended();
   const Status failed = impl_->failure();
   if (!done || !failed) {  // the step's cells are taken back
@@ -438,7 +439,9 @@ void Context::Impl::reset_failure() {
 void Context::fail(const Error& error) { impl_->fail(error); }
 Status Context::failure() const { return impl_->failure(); }
 
-void Context::set_budget(uint64_t bytes) { impl_->account->set_limit(bytes); }
+void Context::set_budget(uint64_t bytes) {
+  (impl_->options.account ? impl_->options.account : impl_->account)->set_limit(bytes);
+}
 MemoryAccount& Context::account() const { return *impl_->account; }
 MemoryUsage Context::memory_usage() const { return impl_->layers.usage(); }
 const Spec& Context::spec() const { return impl_->spec(); }

@@ -1,26 +1,23 @@
 // What a step needs: bytes_of_step() and its parts. The bytes themselves come from LayerCache::growth.
 #include <algorithm>
 #include <map>
+#include <vector>
 
 #include "context/budget.hpp"
 
 namespace mikv::context {
 namespace {
 
-// What becomes of staged tokens takes no more than this part of what they take in f16; all of that in bytes.
-constexpr uint64_t kCompressedShare = 2;
-
-uint64_t compressed_part(uint64_t staged_bytes, const BudgetState& state) {
-  return staged_bytes / (state.staged_in_bytes ? 1 : kCompressedShare);
-}
-
+// Of one layer in a step.
 struct Demand {
   int64_t lasting = 0;
-  uint64_t transient = 0;
+  int64_t waiting = 0;      ///< what micro-batches put before the segment has tokens enough, in all layers
+  uint64_t transient = 0;   ///< beyond what lasts, while tokens are put
+  uint64_t compressed = 0;  ///< while what becomes of staged tokens stands beside them
 };
 
-// Of one segment in one layer. n: its tokens in the step.
-Demand demand_of(const ContextLayer& layer, SegmentId segment, uint32_t n, const StepPlan& plan,
+// Adds one segment. n: its tokens in the step.
+void add_segment(Demand& demand, const ContextLayer& layer, SegmentId segment, uint32_t n, const StepPlan& plan,
                  const BudgetState& state, uint32_t n_ubatch) {
   const SegmentCount count = layer.count(segment);
   uint32_t from = 0;
@@ -32,16 +29,13 @@ Demand demand_of(const ContextLayer& layer, SegmentId segment, uint32_t n, const
     compressed = compressed && rule.commits && is_ready(rule.from, count, n);
   }
   const LayerCache::Growth growth = layer.cache->growth(segment, n, n_ubatch, compressed);
-  // What micro-batches put before there are `from` tokens waits, in all layers, until one after the other compresses
-  // them.
-  int64_t waiting = 0;
-  if (compressed && !is_ready(from, count, 1)) {
-    const uint32_t n_most = uint32_t(from - count.n_staged - 1);
-    const uint32_t n_waiting = most_waiting(n_most, plan.n_tokens() - n, n_ubatch);
-    waiting = layer.cache->growth(segment, n_waiting, n_ubatch, false).lasting;
-  }
-  return {waiting > 0 ? std::max(waiting, growth.lasting) : growth.lasting,
-          growth.transient + compressed_part(uint64_t(std::max<int64_t>(0, waiting)), state)};
+  demand.lasting += growth.lasting;
+  demand.transient += growth.transient;
+  demand.compressed += growth.compressed;
+  if (!compressed || is_ready(from, count, 1)) return;
+  const uint32_t n_most = uint32_t(from - count.n_staged - 1);
+  const uint32_t n_waiting = most_waiting(n_most, plan.n_tokens() - n, n_ubatch);
+  demand.waiting += layer.cache->growth(segment, n_waiting, n_ubatch, false).lasting;
 }
 
 }  // namespace
@@ -54,23 +48,33 @@ uint32_t most_waiting(uint32_t n_most, uint32_t n_others, uint32_t n_ubatch) {
 uint64_t bytes_of_step(const LayerSet& layers, const StepPlan& plan, const BudgetState& state, uint32_t n_ubatch) {
   std::map<SegmentId, uint32_t> tokens;
   for (const StepPlan::Run& run : plan.runs()) tokens[run.segment] += run.n;
-  Demand all;
-  // Layers store, attend and compress one after the other.
+  std::vector<Demand> demands;
+  int64_t now = 0;
   for (const auto& [index, layer] : layers.layers) {
-    uint64_t of_layer = 0;
-    for (const auto& [segment, n] : tokens) {
-      const Demand demand = demand_of(layer, segment, n, plan, state, n_ubatch);
-      all.lasting += demand.lasting;
-      of_layer += demand.transient;
-    }
-    all.transient = std::max(all.transient, of_layer);
+    Demand& demand = demands.emplace_back();
+    for (const auto& [segment, n] : tokens) add_segment(demand, layer, segment, n, plan, state, n_ubatch);
+    now += demand.waiting;
   }
-  return uint64_t(std::max<int64_t>(0, all.lasting)) + all.transient;
+  // Layers store, attend and compress one after the other: those before have what lasts, those after what waits.
+  int64_t most = now;
+  uint64_t transient = 0;
+  for (const Demand& demand : demands) {
+    most = std::max(most, now + int64_t(demand.transient + demand.compressed));
+    now += demand.lasting - demand.waiting;
+    transient = std::max(transient, demand.transient);
+  }
+  // The last micro-batch passes through layers that have all the others.
+  return uint64_t(std::max<int64_t>({0, most, now + int64_t(transient)}));
 }
 
-uint64_t bytes_to_compress(const LayerSet& layers, const BudgetState& state, uint64_t staged_bytes) {
-  if (state.spec.uncompressed()) return 0;
-  return compressed_part(staged_bytes / std::max<size_t>(1, layers.layers.size()), state);
+uint64_t bytes_to_compress(const LayerSet& layers, const Sequences& sequences) {
+  uint64_t most = 0;
+  for (const auto& [index, layer] : layers.layers) {
+    sequences.for_each_segment([&, &layer = layer](SegmentId segment) {
+      if (layer.count(segment).n_staged) most = std::max(most, layer.cache->growth(segment, 0, 0, true).compressed);
+    });
+  }
+  return most;
 }
 
 }  // namespace mikv::context

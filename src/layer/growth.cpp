@@ -20,6 +20,11 @@ void add_tier(Growth& growth, const tier::Tier::Growth& of_tier) {
   growth.transient = std::max(growth.transient, of_tier.transient);
 }
 
+void add_compressed_tier(Growth& growth, const tier::Tier::Growth& of_tier) {
+  add_tier(growth, of_tier);
+  growth.compressed += of_tier.lasting;
+}
+
 // The lo tier of a head whose layout is planned when its segment is frozen: it has spec.bits per element at most.
 uint64_t planned_lo_bytes(const LayerCache::Impl& layer, const tier::HeadStore& head, uint32_t n_tokens) {
   const LayerShape& shape = layer.shape;
@@ -40,12 +45,12 @@ void add_compressed(Growth& growth, const LayerCache::Impl& layer, const tier::H
   // One more than hi may hold: the new token enters before another one leaves.
   const uint64_t n_hi =
       std::min<uint64_t>(head.budget(layer.spec, step.n_live).total + 1, uint64_t{head.hi.size()} + n_new);
-  add_tier(growth, head.hi.growth(uint32_t(n_hi - std::min<uint64_t>(n_hi, head.hi.size()))));
+  add_compressed_tier(growth, head.hi.growth(uint32_t(n_hi - std::min<uint64_t>(n_hi, head.hi.size()))));
   if (layer.layouts.evict) return;
   if (layer.spec.mixed() && !head.frozen) {
-    growth.lasting += int64_t(planned_lo_bytes(layer, head, n_new));
+    add_compressed_tier(growth, {planned_lo_bytes(layer, head, n_new), 0});
   } else {
-    add_tier(growth, head.lo.growth(n_new));
+    add_compressed_tier(growth, head.lo.growth(n_new));
   }
 }
 
@@ -97,6 +102,22 @@ LayerCache::Growth LayerCache::growth(SegmentId segment, uint32_t n_tokens, uint
                : add_tier(growth, impl_->staged_growth(head, n_tokens, n_at_once));
   }
   return growth;
+}
+
+uint64_t LayerCache::freed_by(double keep) const {
+  Spec smaller = impl_->spec;
+  smaller.keep = keep;
+  int64_t freed = 0;
+  for (const auto& segment : impl_->segments) {
+    if (!segment) continue;
+    for (const tier::HeadStore& head : segment->heads()) {
+      const uint64_t n_hi = head.budget(smaller, segment->n_live()).total;
+      if (head.staged.size() || head.hi.size() <= n_hi) continue;  // as hold_budget() does
+      freed += int64_t(head.hi.allocated_bytes()) - int64_t(head.hi.bytes_of(uint32_t(n_hi)));
+      if (!impl_->layouts.evict) freed -= int64_t(head.lo.growth(uint32_t(head.hi.size() - n_hi)).lasting);
+    }
+  }
+  return uint64_t(std::max<int64_t>(0, freed));
 }
 
 }  // namespace mikv

@@ -155,10 +155,14 @@ class LayerCache {
   /// moment. compressed: they and what is staged are committed, n_at_once tokens after their put; else they stay
   /// staged.
   struct Growth {
-    int64_t lasting = 0;
-    uint64_t transient = 0;
+    int64_t lasting = 0;      ///< afterwards
+    uint64_t transient = 0;   ///< beyond `lasting`, while tokens are put and tiers grow
+    uint64_t compressed = 0;  ///< of hi and lo, while what they are made of is still staged
   };
   Growth growth(SegmentId segment, uint32_t n_tokens, uint32_t n_at_once, bool compressed) const;
+
+  /// Bytes that lower(keep, ...) gives back by its share alone.
+  uint64_t freed_by(double keep) const;
 
   /// Makes what is stored, and what will be, smaller: hi holds floor(keep*S) of S tokens from now on, lo has `bits` (of
   /// `mixed` on average, else 2, 3 or 4) where that is less than it has. Needs next to no memory: tokens are encoded

@@ -1,18 +1,56 @@
 #include "mikv/memory_account.hpp"
 
+#include <algorithm>
+
 namespace mikv {
 
-bool MemoryAccount::charge(uint64_t bytes) noexcept {
-  const uint64_t now = used_.fetch_add(bytes, std::memory_order_relaxed) + bytes;
+bool MemoryAccount::hold(uint64_t bytes) noexcept {
+  const uint64_t now = held_.fetch_add(bytes, std::memory_order_relaxed) + bytes;
   const uint64_t most = limit();
-  if (most && now > most) {
-    release(bytes);
+  if ((!most || now <= most) && (!whole_ || whole_->hold(bytes))) return true;
+  held_.fetch_sub(bytes, std::memory_order_relaxed);
+  return false;
+}
+
+void MemoryAccount::let_go(uint64_t bytes) noexcept {
+  held_.fetch_sub(bytes, std::memory_order_relaxed);
+  if (whole_) whole_->let_go(bytes);
+}
+
+uint64_t MemoryAccount::room() const {
+  const uint64_t most = limit(), held = held_.load(std::memory_order_relaxed);
+  const uint64_t own = most ? most - std::min(most, held) : UINT64_MAX;
+  return whole_ ? std::min(own, whole_->room()) : own;
+}
+
+bool MemoryAccount::charge(uint64_t bytes) noexcept {
+  uint64_t reserved = reserved_.load(std::memory_order_relaxed), taken = std::min(reserved, bytes);
+  while (!reserved_.compare_exchange_weak(reserved, reserved - taken, std::memory_order_relaxed)) {
+    taken = std::min(reserved, bytes);
+  }
+  if (bytes > taken && !hold(bytes - taken)) {
+    reserved_.fetch_add(taken, std::memory_order_relaxed);
     return false;
   }
+  const uint64_t now = used_.fetch_add(bytes, std::memory_order_relaxed) + bytes;
   uint64_t seen = peak();
   while (now > seen && !peak_.compare_exchange_weak(seen, now, std::memory_order_relaxed)) {
   }
   return true;
 }
+
+void MemoryAccount::release(uint64_t bytes) noexcept {
+  used_.fetch_sub(bytes, std::memory_order_relaxed);
+  let_go(bytes);
+}
+
+bool MemoryAccount::reserve(uint64_t bytes) noexcept {
+  end_reservation();
+  if (!hold(bytes)) return false;
+  reserved_.fetch_add(bytes, std::memory_order_relaxed);
+  return true;
+}
+
+void MemoryAccount::end_reservation() noexcept { let_go(reserved_.exchange(0, std::memory_order_relaxed)); }
 
 }  // namespace mikv

@@ -111,6 +111,11 @@ Tier::Growth Tier::growth(uint32_t n_more) const {
   return {bytes - std::min(bytes, before), blocks_ && !blocks_.get_deleter().mapped ? before : 0};
 }
 
+uint64_t Tier::bytes_of(uint32_t n) const {
+  const uint64_t bytes = (uint64_t{n} + codec::kBlockTokens - 1) / codec::kBlockTokens * layout_->bytes;
+  return round_up(bytes, blocks_.get_deleter().mapped || bytes >= kMapFrom ? kPage : kLine);
+}
+
 uint64_t Tier::most_bytes(uint64_t block_bytes, uint32_t n_blocks) {
   const uint64_t bytes = n_blocks * block_bytes;
   const uint64_t reserve =

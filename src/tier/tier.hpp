@@ -69,6 +69,8 @@ class Tier {
   Growth growth(uint32_t n_more) const;
   /// What a tier of n_blocks blocks, reserved some at a time, takes from the system at most.
   static uint64_t most_bytes(uint64_t block_bytes, uint32_t n_blocks);
+  /// What the tier takes when it holds n tokens and no reserve.
+  uint64_t bytes_of(uint32_t n) const;
   /// Adds n tokens with undefined payload; room must be reserved. Returns the first slot.
   uint32_t append(uint32_t n);
   void remove(uint32_t slot);

@@ -1,7 +1,6 @@
 #include "interpose/registry.hpp"
 
 #include <algorithm>
-#include <set>
 
 namespace mikv::llama {
 
@@ -42,7 +41,6 @@ Binding* Registry::of_memory(llama_memory_t memory) {
 Registry::Totals Registry::totals() {
   const std::lock_guard lock(mutex_);
   Totals totals;
-  std::set<const MemoryAccount*> accounts;
   for (const auto& [handle, binding] : contexts_) {
     const Context& cache = binding->cache();
     totals.usage += cache.memory_usage();
@@ -52,9 +50,9 @@ Registry::Totals Registry::totals() {
     totals.figures.n_refused += figures.n_refused;
     ++totals.n_contexts;
     totals.spec = cache.spec().to_string();
-    if (!accounts.insert(&cache.account()).second) continue;
     totals.peak_bytes += cache.account().peak();
-    totals.budget += cache.account().limit();
+    const MemoryAccount* shared = cache.options().account.get();
+    totals.budget = std::max(totals.budget, shared ? shared->limit() : cache.account().limit());
   }
   return totals;
 }

@@ -19,7 +19,7 @@ class Registry {
   Binding* of_context(const llama_context* context);
   Binding* of_memory(llama_memory_t memory);
 
-  /// Over all contexts; the spec is that of the last one. Contexts that share an account have its bytes once.
+  /// Over all contexts; the spec is that of the last one.
   struct Totals {
     MemoryUsage usage;
     Figures figures;
