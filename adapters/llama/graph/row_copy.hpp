@@ -3,17 +3,12 @@
 #pragma once
 
 #include <cstdint>
-#include <memory>
 #include <vector>
 
+#include "address_space.hpp"
 #include "ggml.h"
 
 namespace mikv::llama {
-
-struct UnmapRows {
-  size_t bytes = 0;
-  void operator()(uint8_t* memory) const;
-};
 
 class RowCopy {
  public:
@@ -23,15 +18,12 @@ class RowCopy {
   /// Lets a FLASH_ATTN_EXT node over a layer's cache tensors read the copy.
   void redirect(ggml_tensor* attention) const;
   /// Row 0 of the first stream, as halves.
-  uint16_t* k() const { return reinterpret_cast<uint16_t*>(k_.get()); }
-  uint16_t* v() const { return reinterpret_cast<uint16_t*>(v_.get()); }
+  uint16_t* k() const { return reinterpret_cast<uint16_t*>(k_.data()); }
+  uint16_t* v() const { return reinterpret_cast<uint16_t*>(v_.data()); }
 
  private:
-  using Memory = std::unique_ptr<uint8_t[], UnmapRows>;
-  static Memory map(size_t bytes);
-
-  Memory k_, v_;
-  std::vector<Memory> former_;  ///< too small by now; graphs made before may still point there
+  AddressSpace k_, v_;
+  std::vector<AddressSpace> former_;  ///< too small by now; graphs made before may still point there
 };
 
 }  // namespace mikv::llama

@@ -24,29 +24,12 @@ Batch batch_of(const llama_batch& batch) {
   return record;
 }
 
-void record_clear(const llama_batch_ext* batch) {
+void edit_record(const llama_batch_ext* batch, const std::function<void(Batch& record)>& edit) {
   const std::lock_guard lock(mutex);
-  records[batch].tokens.clear();
-  records[batch].shared.clear();
+  edit(records[batch]);
 }
 
-void record_add(const llama_batch_ext* batch, llama_seq_id sequence) {
-  const std::lock_guard lock(mutex);
-  records[batch].tokens.push_back({sequence, false});
-}
-
-void record_shared(const llama_batch_ext* batch, uint32_t token, llama_seq_id sequence) {
-  const std::lock_guard lock(mutex);
-  records[batch].shared.emplace_back(token, sequence);
-}
-
-void record_output(const llama_batch_ext* batch, uint32_t token, bool value) {
-  const std::lock_guard lock(mutex);
-  Batch& record = records[batch];
-  if (token < record.tokens.size()) record.tokens[token].output = value;
-}
-
-void record_free(const llama_batch_ext* batch) {
+void forget_record(const llama_batch_ext* batch) {
   const std::lock_guard lock(mutex);
   records.erase(batch);
 }

@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include <functional>
+
 #include "llama.h"
 #include "mikv/context.hpp"
 
@@ -11,12 +13,10 @@ namespace mikv::llama {
 /// Of a batch whose fields are public. Positions are llama.cpp's own affair: it keeps the cells.
 Batch batch_of(const llama_batch& batch);
 
-/// llama_batch_ext is opaque: what it holds is known from the calls that fill it. Safe from several threads.
-void record_clear(const llama_batch_ext* batch);
-void record_add(const llama_batch_ext* batch, llama_seq_id sequence);
-void record_shared(const llama_batch_ext* batch, uint32_t token, llama_seq_id sequence);
-void record_output(const llama_batch_ext* batch, uint32_t token, bool value);
-void record_free(const llama_batch_ext* batch);
+/// llama_batch_ext is opaque: what it holds is known from the calls that fill it. Calls edit(record) with the batch's
+/// record, which is made when first asked for. Safe from several threads.
+void edit_record(const llama_batch_ext* batch, const std::function<void(Batch& record)>& edit);
+void forget_record(const llama_batch_ext* batch);
 Batch recorded(const llama_batch_ext* batch);
 
 }  // namespace mikv::llama

@@ -1,6 +1,6 @@
 #include "interpose/cache_region.hpp"
 
-#include <sys/mman.h>
+#include <utility>
 
 #include "interpose/registry.hpp"
 
@@ -13,22 +13,19 @@ ggml_backend_buffer_t reserve_cache_tensors(ggml_context* context, ggml_backend_
     if (t->view_src) continue;
     bytes += (ggml_backend_buft_get_alloc_size(type, t) + alignment - 1) / alignment * alignment;
   }
-  void* base = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (base == MAP_FAILED) return nullptr;
-  const ggml_backend_buffer_t buffer = ggml_backend_cpu_buffer_from_ptr(base, bytes);
+  AddressSpace region(bytes);
+  if (!region.data()) return nullptr;
+  const ggml_backend_buffer_t buffer = ggml_backend_cpu_buffer_from_ptr(region.data(), bytes);
   ggml_tallocr place = ggml_tallocr_new(buffer);
   for (ggml_tensor* t = ggml_get_first_tensor(context); t; t = ggml_get_next_tensor(context, t)) {
     const ggml_status status = t->view_src ? ggml_backend_view_init(t) : ggml_tallocr_alloc(&place, t);
     if (status != GGML_STATUS_SUCCESS) {
       ggml_backend_buffer_free(buffer);
-      munmap(base, bytes);
       return nullptr;
     }
   }
-  Registry::get().add_cache_buffer(buffer, bytes);
+  Registry::get().add_cache_buffer(buffer, std::move(region));
   return buffer;
 }
-
-void release_cache_region(void* base, size_t mapped_bytes) { munmap(base, mapped_bytes); }
 
 }  // namespace mikv::llama

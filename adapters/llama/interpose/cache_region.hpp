@@ -10,7 +10,4 @@ namespace mikv::llama {
 /// for: it may be larger than the machine's memory. Null if there is no address space.
 ggml_backend_buffer_t reserve_cache_tensors(ggml_context* context, ggml_backend_buffer_type_t type);
 
-/// After ggml_backend_buffer_free.
-void release_cache_region(void* base, size_t mapped_bytes);
-
 }  // namespace mikv::llama

@@ -5,6 +5,7 @@
 
 #include <cstdio>
 #include <exception>
+#include <functional>
 
 #include "graph/graph_rewrite.hpp"
 #include "interpose/batch_record.hpp"
@@ -19,15 +20,7 @@
 using mikv::Batch;
 using mikv::kAllSequences;
 using mikv::Status;
-using mikv::llama::Binding;
-using mikv::llama::CellCapture;
-using mikv::llama::copy_state;
-using mikv::llama::CurrentBinding;
-using mikv::llama::load_file;
-using mikv::llama::Registry;
-using mikv::llama::save_file;
-using mikv::llama::state_bytes;
-using mikv::llama::take_state;
+using namespace mikv::llama;  // this file defines llama.cpp's own names outside of it
 
 namespace {
 
@@ -46,7 +39,7 @@ T guarded(T failed, Call call) noexcept {
 bool prepare(ggml_backend_sched_t scheduler, ggml_cgraph* graph) {
   return guarded(false, [&] {
     Binding* binding = Registry::get().of_scheduler(scheduler);
-    return !binding || mikv::llama::rewrite_graph(scheduler, graph, *binding);
+    return !binding || rewrite_graph(scheduler, graph, *binding);
   });
 }
 
@@ -79,13 +72,33 @@ void tell(Binding* binding, Call call) {
   });
 }
 
+// The result of ours for a context of ours, 0 or false if it fails, else that of llama.cpp's own.
+template <typename Ours, typename Stock>
+auto of_ours(llama_context* context, Ours ours, Stock stock) {
+  Binding* binding = Registry::get().of_context(context);
+  return binding ? guarded(decltype(stock()){}, [&]() -> decltype(stock()) { return ours(*binding); }) : stock();
+}
+
 // What a batch that only llama.cpp can look into holds.
-template <typename Call>
-void record(Call call) {
+void record(const llama_batch_ext* batch, const std::function<void(Batch&)>& edit) {
   guarded(false, [&] {
-    call();
+    edit_record(batch, edit);
     return true;
   });
+}
+
+// A token that was added to it.
+int32_t recorded_token(const llama_batch_ext* batch, int32_t index, llama_seq_id sequence) {
+  if (index >= 0) record(batch, [&](Batch& of) { of.tokens.push_back({sequence, false}); });
+  return index;
+}
+
+bool recorded_output(const llama_batch_ext* batch, bool set, int32_t index, bool value) {
+  if (!set) return set;
+  record(batch, [&](Batch& of) {
+    if (size_t(index) < of.tokens.size()) of.tokens[size_t(index)].output = value;
+  });
+  return set;
 }
 
 }  // namespace
@@ -117,17 +130,15 @@ void ggml_backend_sched_free(ggml_backend_sched_t scheduler) {
 
 ggml_backend_buffer_t ggml_backend_alloc_ctx_tensors_from_buft(ggml_context* context, ggml_backend_buffer_type_t type) {
   const ggml_tensor* first = ggml_get_first_tensor(context);
-  if (CurrentBinding::get() && first && mikv::llama::cache_layer(first) >= 0) {
-    return guarded(ggml_backend_buffer_t{}, [&] { return mikv::llama::reserve_cache_tensors(context, type); });
+  if (CurrentBinding::get() && first && cache_layer(first) >= 0) {
+    return guarded(ggml_backend_buffer_t{}, [&] { return reserve_cache_tensors(context, type); });
   }
   return MIKV_NEXT(ggml_backend_alloc_ctx_tensors_from_buft)(context, type);
 }
 
 void ggml_backend_buffer_free(ggml_backend_buffer_t buffer) {
-  const size_t mapped_bytes = Registry::get().forget_cache_buffer(buffer);
-  void* base = mapped_bytes ? ggml_backend_buffer_get_base(buffer) : nullptr;
+  const AddressSpace region = Registry::get().forget_cache_buffer(buffer);  // given back afterwards
   MIKV_NEXT(ggml_backend_buffer_free)(buffer);
-  if (base) mikv::llama::release_cache_region(base, mapped_bytes);
 }
 
 // Pages of llama.cpp's own cache that nobody writes cost address space only; clearing them would make them real.
@@ -154,12 +165,11 @@ void ggml_backend_tensor_copy(const ggml_tensor* from, ggml_tensor* to) {
 }
 
 llama_context* llama_init_from_model(llama_model* model, llama_context_params params) {
-  return guarded(static_cast<llama_context*>(nullptr), [&] { return mikv::llama::init_drop_in(model, params); });
+  return guarded(static_cast<llama_context*>(nullptr), [&] { return init_drop_in(model, params); });
 }
 
 int32_t llama_decode(llama_context* context, llama_batch batch) {
-  return run_step(
-      context, [&] { return mikv::llama::batch_of(batch); }, [&] { return MIKV_NEXT(llama_decode)(context, batch); });
+  return run_step(context, [&] { return batch_of(batch); }, [&] { return MIKV_NEXT(llama_decode)(context, batch); });
 }
 
 int32_t llama_encode(llama_context* context, llama_batch batch) {
@@ -170,8 +180,7 @@ int32_t llama_encode(llama_context* context, llama_batch batch) {
 int32_t llama_process(llama_context* context, llama_process_type type, llama_batch_ext* batch) {
   if (type == LLAMA_PROCESS_TYPE_DECODE) {
     return run_step(
-        context, [&] { return mikv::llama::recorded(batch); },
-        [&] { return MIKV_NEXT(llama_process)(context, type, batch); });
+        context, [&] { return recorded(batch); }, [&] { return MIKV_NEXT(llama_process)(context, type, batch); });
   }
   const CurrentBinding scope(Registry::get().of_context(context));
   return MIKV_NEXT(llama_process)(context, type, batch);
@@ -181,54 +190,44 @@ int32_t llama_process(llama_context* context, llama_process_type type, llama_bat
 
 llama_batch_ext* llama_batch_ext_init(llama_context* context) {
   llama_batch_ext* batch = MIKV_NEXT(llama_batch_ext_init)(context);
-  if (batch) record([&] { mikv::llama::record_clear(batch); });
+  if (batch) record(batch, [](Batch& of) { of = {}; });
   return batch;
 }
 
 void llama_batch_ext_free(llama_batch_ext* batch) {
-  record([&] { mikv::llama::record_free(batch); });
+  forget_record(batch);
   MIKV_NEXT(llama_batch_ext_free)(batch);
 }
 
 void llama_batch_ext_clear(llama_batch_ext* batch) {
-  record([&] { mikv::llama::record_clear(batch); });
+  record(batch, [](Batch& of) { of = {}; });
   MIKV_NEXT(llama_batch_ext_clear)(batch);
 }
 
 int32_t llama_batch_ext_add(llama_batch_ext* batch, llama_seq_id sequence) {
-  const int32_t index = MIKV_NEXT(llama_batch_ext_add)(batch, sequence);
-  if (index >= 0) record([&] { mikv::llama::record_add(batch, sequence); });
-  return index;
+  return recorded_token(batch, MIKV_NEXT(llama_batch_ext_add)(batch, sequence), sequence);
 }
 
 int32_t llama_batch_ext_add_token(llama_batch_ext* batch, llama_seq_id sequence, llama_token id) {
-  const int32_t index = MIKV_NEXT(llama_batch_ext_add_token)(batch, sequence, id);
-  if (index >= 0) record([&] { mikv::llama::record_add(batch, sequence); });
-  return index;
+  return recorded_token(batch, MIKV_NEXT(llama_batch_ext_add_token)(batch, sequence, id), sequence);
 }
 
 int32_t llama_batch_ext_add_embd(llama_batch_ext* batch, llama_seq_id sequence, llama_embd embedding) {
-  const int32_t index = MIKV_NEXT(llama_batch_ext_add_embd)(batch, sequence, embedding);
-  if (index >= 0) record([&] { mikv::llama::record_add(batch, sequence); });
-  return index;
+  return recorded_token(batch, MIKV_NEXT(llama_batch_ext_add_embd)(batch, sequence, embedding), sequence);
 }
 
 bool llama_batch_ext_add_seq(llama_batch_ext* batch, int32_t index, llama_seq_id sequence) {
   const bool added = MIKV_NEXT(llama_batch_ext_add_seq)(batch, index, sequence);
-  if (added) record([&] { mikv::llama::record_shared(batch, uint32_t(index), sequence); });
+  if (added) record(batch, [&](Batch& of) { of.shared.push_back({uint32_t(index), sequence}); });
   return added;
 }
 
 bool llama_batch_ext_set_output_logits(llama_batch_ext* batch, int32_t index, bool value) {
-  const bool set = MIKV_NEXT(llama_batch_ext_set_output_logits)(batch, index, value);
-  if (set) record([&] { mikv::llama::record_output(batch, uint32_t(index), value); });
-  return set;
+  return recorded_output(batch, MIKV_NEXT(llama_batch_ext_set_output_logits)(batch, index, value), index, value);
 }
 
 bool llama_batch_ext_set_output_embd(llama_batch_ext* batch, int32_t index, bool value) {
-  const bool set = MIKV_NEXT(llama_batch_ext_set_output_embd)(batch, index, value);
-  if (set) record([&] { mikv::llama::record_output(batch, uint32_t(index), value); });
-  return set;
+  return recorded_output(batch, MIKV_NEXT(llama_batch_ext_set_output_embd)(batch, index, value), index, value);
 }
 
 // ---------------------------------------------------------------- what sequences hold
@@ -267,41 +266,41 @@ void llama_memory_seq_add(llama_memory_t memory, llama_seq_id sequence, llama_po
 // ---------------------------------------------------------------- states and sessions
 
 size_t llama_state_get_size(llama_context* context) {
-  Binding* binding = Registry::get().of_context(context);
-  if (!binding) return MIKV_NEXT(llama_state_get_size)(context);
-  return guarded(size_t{0}, [&] { return state_bytes(*binding, kAllSequences, 0).size(); });
+  return of_ours(
+      context, [&](Binding& binding) { return state_bytes(binding, kAllSequences, 0).size(); },
+      [&] { return MIKV_NEXT(llama_state_get_size)(context); });
 }
 
 size_t llama_state_get_data(llama_context* context, uint8_t* to, size_t size) {
-  Binding* binding = Registry::get().of_context(context);
-  if (!binding) return MIKV_NEXT(llama_state_get_data)(context, to, size);
-  return guarded(size_t{0}, [&] { return copy_state(*binding, kAllSequences, 0, to, size); });
+  return of_ours(
+      context, [&](Binding& binding) { return copy_state(binding, kAllSequences, 0, to, size); },
+      [&] { return MIKV_NEXT(llama_state_get_data)(context, to, size); });
 }
 
 size_t llama_state_set_data(llama_context* context, const uint8_t* from, size_t size) {
-  Binding* binding = Registry::get().of_context(context);
-  if (!binding) return MIKV_NEXT(llama_state_set_data)(context, from, size);
-  return guarded(size_t{0}, [&] { return take_state(*binding, kAllSequences, 0, {from, size}); });
+  return of_ours(
+      context, [&](Binding& binding) { return take_state(binding, kAllSequences, 0, {from, size}); },
+      [&] { return MIKV_NEXT(llama_state_set_data)(context, from, size); });
 }
 
 size_t llama_state_seq_get_size_ext(llama_context* context, llama_seq_id sequence, llama_state_seq_flags flags) {
-  Binding* binding = Registry::get().of_context(context);
-  if (!binding) return MIKV_NEXT(llama_state_seq_get_size_ext)(context, sequence, flags);
-  return guarded(size_t{0}, [&] { return state_bytes(*binding, sequence, flags).size(); });
+  return of_ours(
+      context, [&](Binding& binding) { return state_bytes(binding, sequence, flags).size(); },
+      [&] { return MIKV_NEXT(llama_state_seq_get_size_ext)(context, sequence, flags); });
 }
 
 size_t llama_state_seq_get_data_ext(llama_context* context, uint8_t* to, size_t size, llama_seq_id sequence,
                                     llama_state_seq_flags flags) {
-  Binding* binding = Registry::get().of_context(context);
-  if (!binding) return MIKV_NEXT(llama_state_seq_get_data_ext)(context, to, size, sequence, flags);
-  return guarded(size_t{0}, [&] { return copy_state(*binding, sequence, flags, to, size); });
+  return of_ours(
+      context, [&](Binding& binding) { return copy_state(binding, sequence, flags, to, size); },
+      [&] { return MIKV_NEXT(llama_state_seq_get_data_ext)(context, to, size, sequence, flags); });
 }
 
 size_t llama_state_seq_set_data_ext(llama_context* context, const uint8_t* from, size_t size, llama_seq_id sequence,
                                     llama_state_seq_flags flags) {
-  Binding* binding = Registry::get().of_context(context);
-  if (!binding) return MIKV_NEXT(llama_state_seq_set_data_ext)(context, from, size, sequence, flags);
-  return guarded(size_t{0}, [&] { return take_state(*binding, sequence, flags, {from, size}); });
+  return of_ours(
+      context, [&](Binding& binding) { return take_state(binding, sequence, flags, {from, size}); },
+      [&] { return MIKV_NEXT(llama_state_seq_set_data_ext)(context, from, size, sequence, flags); });
 }
 
 size_t llama_state_seq_get_size(llama_context* context, llama_seq_id sequence) {
@@ -317,37 +316,38 @@ size_t llama_state_seq_set_data(llama_context* context, const uint8_t* from, siz
 }
 
 bool llama_state_save_file(llama_context* context, const char* path, const llama_token* tokens, size_t n_tokens) {
-  Binding* binding = Registry::get().of_context(context);
-  if (!binding) return MIKV_NEXT(llama_state_save_file)(context, path, tokens, n_tokens);
-  return guarded(size_t{0}, [&] { return save_file(*binding, kAllSequences, path, {tokens, n_tokens}); }) > 0;
+  return of_ours(
+      context, [&](Binding& binding) { return save_file(binding, kAllSequences, path, {tokens, n_tokens}) > 0; },
+      [&] { return MIKV_NEXT(llama_state_save_file)(context, path, tokens, n_tokens); });
 }
 
 bool llama_state_load_file(llama_context* context, const char* path, llama_token* tokens, size_t capacity,
                            size_t* n_tokens) {
-  Binding* binding = Registry::get().of_context(context);
-  if (!binding) return MIKV_NEXT(llama_state_load_file)(context, path, tokens, capacity, n_tokens);
-  return guarded(size_t{0}, [&] { return load_file(*binding, kAllSequences, path, tokens, capacity, n_tokens); }) > 0;
+  return of_ours(
+      context,
+      [&](Binding& binding) { return load_file(binding, kAllSequences, path, tokens, capacity, n_tokens) > 0; },
+      [&] { return MIKV_NEXT(llama_state_load_file)(context, path, tokens, capacity, n_tokens); });
 }
 
 size_t llama_state_seq_save_file(llama_context* context, const char* path, llama_seq_id sequence,
                                  const llama_token* tokens, size_t n_tokens) {
-  Binding* binding = Registry::get().of_context(context);
-  if (!binding) return MIKV_NEXT(llama_state_seq_save_file)(context, path, sequence, tokens, n_tokens);
-  return guarded(size_t{0}, [&] { return save_file(*binding, sequence, path, {tokens, n_tokens}); });
+  return of_ours(
+      context, [&](Binding& binding) { return save_file(binding, sequence, path, {tokens, n_tokens}); },
+      [&] { return MIKV_NEXT(llama_state_seq_save_file)(context, path, sequence, tokens, n_tokens); });
 }
 
 size_t llama_state_seq_load_file(llama_context* context, const char* path, llama_seq_id sequence, llama_token* tokens,
                                  size_t capacity, size_t* n_tokens) {
-  Binding* binding = Registry::get().of_context(context);
-  if (!binding) return MIKV_NEXT(llama_state_seq_load_file)(context, path, sequence, tokens, capacity, n_tokens);
-  return guarded(size_t{0}, [&] { return load_file(*binding, sequence, path, tokens, capacity, n_tokens); });
+  return of_ours(
+      context, [&](Binding& binding) { return load_file(binding, sequence, path, tokens, capacity, n_tokens); },
+      [&] { return MIKV_NEXT(llama_state_seq_load_file)(context, path, sequence, tokens, capacity, n_tokens); });
 }
 
 void llama_free(llama_context* context) {
   const Binding* binding = Registry::get().of_context(context);
   if (binding && !binding->report_file().empty()) {
     guarded(false, [&] {
-      mikv::llama::write_report(binding->report_file(), true);
+      write_report(binding->report_file(), true);
       return true;
     });
   }

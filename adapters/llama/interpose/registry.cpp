@@ -1,6 +1,7 @@
 #include "interpose/registry.hpp"
 
 #include <algorithm>
+#include <utility>
 
 namespace mikv::llama {
 
@@ -69,18 +70,15 @@ void Registry::forget_scheduler(ggml_backend_sched_t scheduler) {
   schedulers_.erase(scheduler);
 }
 
-void Registry::add_cache_buffer(ggml_backend_buffer_t buffer, size_t mapped_bytes) {
+void Registry::add_cache_buffer(ggml_backend_buffer_t buffer, AddressSpace region) {
   const std::lock_guard lock(mutex_);
-  cache_buffers_[buffer] = mapped_bytes;
+  cache_buffers_[buffer] = std::move(region);
 }
 
-size_t Registry::forget_cache_buffer(ggml_backend_buffer_t buffer) {
+AddressSpace Registry::forget_cache_buffer(ggml_backend_buffer_t buffer) {
   const std::lock_guard lock(mutex_);
-  const auto found = cache_buffers_.find(buffer);
-  if (found == cache_buffers_.end()) return 0;
-  const size_t mapped_bytes = found->second;
-  cache_buffers_.erase(found);
-  return mapped_bytes;
+  auto found = cache_buffers_.extract(buffer);
+  return found ? std::move(found.mapped()) : AddressSpace();
 }
 
 bool Registry::is_cache_buffer(ggml_backend_buffer_t buffer) {

@@ -6,6 +6,7 @@
 #include <mutex>
 #include <string>
 
+#include "address_space.hpp"
 #include "binding.hpp"
 
 namespace mikv::llama {
@@ -32,18 +33,18 @@ class Registry {
   Binding* of_scheduler(ggml_backend_sched_t scheduler);
   void forget_scheduler(ggml_backend_sched_t scheduler);
 
-  /// Buffers of llama.cpp's own K and V, which hold nothing. `mapped_bytes` of address space go with the buffer.
-  void add_cache_buffer(ggml_backend_buffer_t buffer, size_t mapped_bytes);
+  /// Buffers of llama.cpp's own K and V, which hold nothing. `region` is where they lie.
+  void add_cache_buffer(ggml_backend_buffer_t buffer, AddressSpace region);
   bool is_cache_buffer(ggml_backend_buffer_t buffer);
-  /// The bytes, 0 if the buffer is not one of them; it is forgotten.
-  size_t forget_cache_buffer(ggml_backend_buffer_t buffer);
+  /// Where the buffer lies, to be given back after it is freed; nowhere if it is not one of them.
+  AddressSpace forget_cache_buffer(ggml_backend_buffer_t buffer);
 
  private:
   std::mutex mutex_;
   std::map<const llama_context*, std::unique_ptr<Binding>> contexts_;
   std::map<llama_memory_t, Binding*> memories_;
   std::map<ggml_backend_sched_t, Binding*> schedulers_;
-  std::map<ggml_backend_buffer_t, size_t> cache_buffers_;
+  std::map<ggml_backend_buffer_t, AddressSpace> cache_buffers_;
 };
 
 /// The binding whose llama.cpp call runs on this thread; null outside of one.

@@ -1,34 +1,13 @@
 #include "state/state_stream.hpp"
 
-#include <sys/mman.h>
-
 #include <cstring>
-#include <memory>
 
+#include "address_space.hpp"
 #include "interpose/next_definition.hpp"
 #include "state/cell_capture.hpp"
 
 namespace mikv::llama {
 namespace {
-
-// Memory as large as the stream. Its holes are never touched, so they cost address space only.
-class Reservation {
- public:
-  explicit Reservation(size_t size) : size_(size) {
-    void* memory = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (memory != MAP_FAILED) data_ = static_cast<uint8_t*>(memory);
-  }
-  ~Reservation() {
-    if (data_) munmap(data_, size_);
-  }
-  Reservation(const Reservation&) = delete;
-  Reservation& operator=(const Reservation&) = delete;
-  uint8_t* data() const { return data_; }
-
- private:
-  size_t size_;
-  uint8_t* data_ = nullptr;
-};
 
 Error no_memory() {
   return Error{ErrorCode::out_of_memory, "out of memory for the state of the context; use fewer or shorter contexts"};
@@ -41,7 +20,7 @@ Result<EngineState> read_state(llama_context* context, llama_seq_id sequence, ll
   const size_t size = all ? MIKV_NEXT(llama_state_get_size)(context)
                           : MIKV_NEXT(llama_state_seq_get_size_ext)(context, sequence, flags);
   if (size == 0) return Error{"llama.cpp could not tell the size of its state"};
-  const Reservation memory(size);
+  const AddressSpace memory(size);
   if (!memory.data()) return no_memory();
   EngineState state;
   state.size = size;
@@ -67,7 +46,7 @@ Result<EngineState> read_state(llama_context* context, llama_seq_id sequence, ll
 
 Result<CellsByLayer> write_state(llama_context* context, llama_seq_id sequence, llama_state_seq_flags flags,
                                  const EngineState& state) {
-  const Reservation memory(state.size);
+  const AddressSpace memory(state.size);
   if (!memory.data()) return no_memory();
   const uint8_t* words = state.words.data();
   uint64_t at = 0;
