@@ -4,6 +4,7 @@
 #include <xxhash.h>
 
 #include <algorithm>
+#include <charconv>
 #include <cmath>
 #include <cstdio>
 #include <cstring>
@@ -43,7 +44,9 @@ void identify(const llama_model* model, const llama_context_params& params, Cont
   for (const float value :
        {params.rope_freq_base, params.rope_freq_scale, params.yarn_ext_factor, params.yarn_attn_factor,
         params.yarn_beta_fast, params.yarn_beta_slow, float(params.yarn_orig_ctx), float(params.rope_scaling_type)}) {
-    all += std::to_string(value) + " ";
+    char digits[64];  // not by printf, whose decimal point depends on the program's locale
+    all += std::string(digits, std::to_chars(digits, digits + sizeof digits, value, std::chars_format::fixed, 6).ptr);
+    all += " ";
   }
   std::vector<char> value(1 << 16);
   for (int32_t i = 0; i < llama_model_meta_count(model); ++i) {

@@ -36,9 +36,4 @@ Context* cache_of(const llama_context* context) {
   return binding ? &binding->cache() : nullptr;
 }
 
-bool keeps_kv(const llama_context* context) {
-  const Context* cache = cache_of(context);
-  return cache && !cache->layers().empty();
-}
-
 }  // namespace mikv::llama

@@ -23,11 +23,8 @@ Result<llama_context*> init_context(llama_model* model, llama_context_params par
                                     AttentionBy attention_by = AttentionBy::mikv,
                                     std::shared_ptr<MemoryAccount> account = nullptr);
 
-/// The cache of a context that init_context made; null for any other. Valid until llama_free. Sequences of llama.cpp's
-/// own are changed by llama_memory_*, which tell the cache.
+/// The cache of a context that init_context made; null for any other. Valid until llama_free. It has no layers if the
+/// model has none that keep K and V (recurrent and many embedding models). Sequences are changed by llama_memory_*.
 Context* cache_of(const llama_context* context);
-
-/// False if the model has no attention layers with a KV cache (recurrent and many embedding models).
-bool keeps_kv(const llama_context* context);
 
 }  // namespace mikv::llama

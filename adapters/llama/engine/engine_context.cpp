@@ -61,7 +61,7 @@ Result<std::unique_ptr<EngineContext>> EngineContext::create(const Model& model,
     auto created = init_context(model.get(), params, *kv.spec);
     if (!created) return created.error();
     context = created.value();
-    if (!keeps_kv(context)) {
+    if (cache_of(context)->layers().empty()) {
       llama_free(context);
       return Error{
           "this model keeps no KV cache in attention layers (recurrent or embedding model), so mikv has nothing to "

@@ -18,8 +18,8 @@ class RowCopy {
   /// Lets a FLASH_ATTN_EXT node over a layer's cache tensors read the copy.
   void redirect(ggml_tensor* attention) const;
   /// Row 0 of the first stream, as halves.
-  uint16_t* k() const { return reinterpret_cast<uint16_t*>(k_.data()); }
-  uint16_t* v() const { return reinterpret_cast<uint16_t*>(v_.data()); }
+  uint16_t* k() const { return reinterpret_cast<uint16_t*>(k_.get()); }
+  uint16_t* v() const { return reinterpret_cast<uint16_t*>(v_.get()); }
 
  private:
   AddressSpace k_, v_;

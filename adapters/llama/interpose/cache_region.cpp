@@ -13,9 +13,9 @@ ggml_backend_buffer_t reserve_cache_tensors(ggml_context* context, ggml_backend_
     if (t->view_src) continue;
     bytes += (ggml_backend_buft_get_alloc_size(type, t) + alignment - 1) / alignment * alignment;
   }
-  AddressSpace region(bytes);
-  if (!region.data()) return nullptr;
-  const ggml_backend_buffer_t buffer = ggml_backend_cpu_buffer_from_ptr(region.data(), bytes);
+  AddressSpace region = reserve_addresses(bytes);
+  if (!region) return nullptr;
+  const ggml_backend_buffer_t buffer = ggml_backend_cpu_buffer_from_ptr(region.get(), bytes);
   ggml_tallocr place = ggml_tallocr_new(buffer);
   for (ggml_tensor* t = ggml_get_first_tensor(context); t; t = ggml_get_next_tensor(context, t)) {
     const ggml_status status = t->view_src ? ggml_backend_view_init(t) : ggml_tallocr_alloc(&place, t);

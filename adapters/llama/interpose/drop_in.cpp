@@ -67,7 +67,7 @@ llama_context* init_drop_in(llama_model* model, llama_context_params params) {
     say_once(context.message().c_str());
     return nullptr;
   }
-  if (!keeps_kv(context.value())) {
+  if (cache_of(context.value())->layers().empty()) {
     llama_free(context.value());
     return stock();
   }

@@ -4,6 +4,15 @@
 #include <utility>
 
 namespace mikv::llama {
+namespace {
+
+template <typename Map, typename Key>
+Binding* find(const Map& map, Key key) {
+  const auto found = map.find(key);
+  return found == map.end() ? nullptr : &*found->second;
+}
+
+}  // namespace
 
 Registry& Registry::get() {
   static Registry registry;
@@ -29,14 +38,12 @@ void Registry::remove(llama_context* context) {
 
 Binding* Registry::of_context(const llama_context* context) {
   const std::lock_guard lock(mutex_);
-  const auto found = contexts_.find(context);
-  return found == contexts_.end() ? nullptr : found->second.get();
+  return find(contexts_, context);
 }
 
 Binding* Registry::of_memory(llama_memory_t memory) {
   const std::lock_guard lock(mutex_);
-  const auto found = memories_.find(memory);
-  return found == memories_.end() ? nullptr : found->second;
+  return find(memories_, memory);
 }
 
 Registry::Totals Registry::totals() {
@@ -61,8 +68,7 @@ Registry::Totals Registry::totals() {
 Binding* Registry::of_scheduler(ggml_backend_sched_t scheduler) {
   const std::lock_guard lock(mutex_);
   if (Binding* current = CurrentBinding::get()) schedulers_[scheduler] = current;
-  const auto found = schedulers_.find(scheduler);
-  return found == schedulers_.end() ? nullptr : found->second;
+  return find(schedulers_, scheduler);
 }
 
 void Registry::forget_scheduler(ggml_backend_sched_t scheduler) {

@@ -1,5 +1,6 @@
 #include "interpose/report.hpp"
 
+#include <charconv>
 #include <chrono>
 #include <cstdio>
 #include <mutex>
@@ -42,9 +43,9 @@ std::vector<Figure> figures(const Registry::Totals& totals) {
 }
 
 std::string number(double value) {
-  char text[40];
-  std::snprintf(text, sizeof text, value == double(int64_t(value)) ? "%.0f" : "%.4f", value);
-  return text;
+  char text[40];  // not by printf, whose decimal point depends on the program's locale
+  const int n_decimals = value == double(int64_t(value)) ? 0 : 4;
+  return {text, std::to_chars(text, text + sizeof text, value, std::chars_format::fixed, n_decimals).ptr};
 }
 
 std::string prometheus() {

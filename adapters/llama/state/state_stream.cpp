@@ -20,46 +20,46 @@ Result<EngineState> read_state(llama_context* context, llama_seq_id sequence, ll
   const size_t size = all ? MIKV_NEXT(llama_state_get_size)(context)
                           : MIKV_NEXT(llama_state_seq_get_size_ext)(context, sequence, flags);
   if (size == 0) return Error{"llama.cpp could not tell the size of its state"};
-  const AddressSpace memory(size);
-  if (!memory.data()) return no_memory();
+  const AddressSpace memory = reserve_addresses(size);
+  if (!memory) return no_memory();
   EngineState state;
   state.size = size;
   CellCapture capture;
-  const size_t written = all ? MIKV_NEXT(llama_state_get_data)(context, memory.data(), size)
-                             : MIKV_NEXT(llama_state_seq_get_data_ext)(context, memory.data(), size, sequence, flags);
+  const size_t written = all ? MIKV_NEXT(llama_state_get_data)(context, memory.get(), size)
+                             : MIKV_NEXT(llama_state_seq_get_data_ext)(context, memory.get(), size, sequence, flags);
   if (written != size) return Error{"llama.cpp could not write its state"};
-  const uint8_t* at = memory.data();
+  const uint8_t* at = memory.get();
   for (const CellCapture::Hole& hole : capture.holes()) {
     state.words.insert(state.words.end(), at, hole.at);
     if (!state.holes.empty() &&
-        state.holes.back().offset + state.holes.back().size == uint64_t(hole.at - memory.data())) {
+        state.holes.back().offset + state.holes.back().size == uint64_t(hole.at - memory.get())) {
       state.holes.back().size += hole.size;
     } else {
-      state.holes.push_back({uint64_t(hole.at - memory.data()), hole.size});
+      state.holes.push_back({uint64_t(hole.at - memory.get()), hole.size});
     }
     at = hole.at + hole.size;
   }
-  state.words.insert(state.words.end(), at, static_cast<const uint8_t*>(memory.data()) + size);
+  state.words.insert(state.words.end(), at, static_cast<const uint8_t*>(memory.get()) + size);
   state.cells = capture.cells();
   return state;
 }
 
 Result<CellsByLayer> write_state(llama_context* context, llama_seq_id sequence, llama_state_seq_flags flags,
                                  const EngineState& state) {
-  const AddressSpace memory(state.size);
-  if (!memory.data()) return no_memory();
+  const AddressSpace memory = reserve_addresses(state.size);
+  if (!memory) return no_memory();
   const uint8_t* words = state.words.data();
   uint64_t at = 0;
   for (const EngineState::Hole& hole : state.holes) {
-    std::memcpy(memory.data() + at, words, hole.offset - at);
+    std::memcpy(memory.get() + at, words, hole.offset - at);
     words += hole.offset - at;
     at = hole.offset + hole.size;
   }
-  std::memcpy(memory.data() + at, words, state.size - at);
+  std::memcpy(memory.get() + at, words, state.size - at);
   CellCapture capture;
-  const size_t read = sequence == kAllSequences ? MIKV_NEXT(llama_state_set_data)(context, memory.data(), state.size)
-                                                : MIKV_NEXT(llama_state_seq_set_data_ext)(context, memory.data(),
-                                                                                          state.size, sequence, flags);
+  const size_t read = sequence == kAllSequences
+                          ? MIKV_NEXT(llama_state_set_data)(context, memory.get(), state.size)
+                          : MIKV_NEXT(llama_state_seq_set_data_ext)(context, memory.get(), state.size, sequence, flags);
   if (read != state.size) return Error{"llama.cpp could not take the state (is there room for its tokens?)"};
   return capture.cells();
 }
