@@ -24,7 +24,7 @@ class CommandLine(Case):
             with self.subTest(command=command):
                 self.assertRefused(run("mikv:kep=0.2"), "kep", remedy="keep")
                 self.assertRefused(run("mikv:keep=1.5"), "keep", "1.5")
-                self.assertRefused(run("mikv:lo=int5"), "int5", remedy="int4")
+                self.assertRefused(run("mikv:lo=int7"), "int7", remedy="int4")
                 self.assertRefused(run("mikw"), "mikw", remedy="mikv")
                 self.assertRefused(run("llama:q9:prefill=exact"), "q9", remedy="q8_0")
                 self.assertRefused(run("llama:q3_0"), "q3_0", remedy="q4_0")
