@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cstddef>
 #include <bit>
 #include <cstdint>
 #include <numeric>
