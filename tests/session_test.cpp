@@ -165,7 +165,7 @@ TEST_P(SavedSegmentTest, AnyBytesAreHarmless) {
 
 INSTANTIATE_TEST_SUITE_P(Specs, SavedSegmentTest,
                          testing::Values("full", "h2o", "rtn4", "mikv-paper", "mikv", "mikv-max",
-                                         "mikv:lo=int3,keep=0.3", "mikv:hi=int5,lo=int5,keep=0.3"),
+                                         "mikv:lo=int3,keep=0.3", "mikv:hi=int5,lo=int5,keep=0.3", "snapkv"),
                          name_of_spec);
 
 TEST(SavedSegmentCasesTest, OfAnotherSpecOrShapeIsRefusedOrHarmless) {

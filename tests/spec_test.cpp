@@ -33,6 +33,7 @@ TEST(SpecTest, PresetsAreWhatTheirNamesPromise) {
   for (const auto& [name, importance] : {std::pair{"h2o", Importance::h2o},
                                          {"window", Importance::window},
                                          {"streaming", Importance::streaming},
+                                         {"snapkv", Importance::snapkv},
                                          {"random", Importance::random}}) {
     const Spec spec = parsed(name);
     EXPECT_EQ(spec.importance, importance) << name;
@@ -127,8 +128,8 @@ RC_GTEST_PROP(SpecProperty, CanonicalFormRoundTrips, ()) {
       ",hi=" + pick({"f16", "int8", "int5", "int4"}) + ",lo=" + pick({"int2", "int3", "int4", "int5", "int8"}) +
       ",group=" + pick({"auto", "half", "head", "1", "64", "512"}) +
       ",outlier=" + pick({"none", "balancer", "center+hadamard", "hadamard+balancer+center"}) +
-      ",importance=" + pick({"h2o", "window", "streaming", "random"}) + ",prefill=" + pick({"exact", "streaming"}) +
-      ",sinks=" + std::to_string(*rc::gen::inRange(0, 1025)) +
+      ",importance=" + pick({"h2o", "window", "streaming", "snapkv", "random"}) +
+      ",prefill=" + pick({"exact", "streaming"}) + ",sinks=" + std::to_string(*rc::gen::inRange(0, 1025)) +
       ",seed=" + std::to_string(*rc::gen::arbitrary<uint64_t>());
   const Spec spec = parsed(text);
   RC_ASSERT(spec.keep == std::stod(keep_text));
@@ -192,7 +193,7 @@ TEST(SpecTest, RefusalsNameTheKeyTheValueAndWhatWouldDo) {
       {"mikv:outlier=balancer+", {"'balancer+'"}},
       {"mikv:outlier=balancer+balancer", {"'balancer+balancer'"}},
       {"mikv:outlier=none+center", {"'none+center'"}},
-      {"mikv:importance=heavy", {"'importance'", "full, h2o, window, streaming, random"}},
+      {"mikv:importance=heavy", {"'importance'", "full, h2o, window, streaming, snapkv, random"}},
       {"mikv:prefill=fast", {"'prefill'", "exact, streaming"}},
       {"mikv:recent=1.5", {"'recent'", "'1.5'", "0 to 1"}},
       {"mikv:recent=0.5,importance=window", {"recent", "importance=h2o"}},

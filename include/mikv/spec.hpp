@@ -22,8 +22,9 @@ enum class Format : uint8_t { evict, mixed, int2, int3, int4, int5, int8, f16 };
 ///  h2o       the most recent, and the heaviest by accumulated attention; `recent` divides hi (arXiv 2306.14048)
 ///  window    the most recent
 ///  streaming the first `sinks` tokens and the most recent (arXiv 2309.17453)
+///  snapkv    those that the end of the prompt attends to, and that end (arXiv 2404.14469)
 ///  random    a random subset, from `seed`: the control
-enum class Importance : uint8_t { full, h2o, window, streaming, random };
+enum class Importance : uint8_t { full, h2o, window, streaming, snapkv, random };
 
 /// When a prompt is compressed: once at its end (exact attention meanwhile), or after every chunk (bounded peak
 /// memory).

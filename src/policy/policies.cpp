@@ -6,13 +6,14 @@
 #include "policy/h2o.hpp"
 #include "policy/policy.hpp"
 #include "policy/random.hpp"
+#include "policy/snapkv.hpp"
 #include "policy/streaming.hpp"
 #include "policy/window.hpp"
 
 namespace mikv::policy {
 namespace {
 
-constexpr Policy kPolicies[] = {kFull, kH2o, kWindow, kStreaming, kRandom};
+constexpr Policy kPolicies[] = {kFull, kH2o, kWindow, kStreaming, kSnapKv, kRandom};
 
 /// Importance::random stays the last of its enumerators.
 constexpr bool every_importance_has_a_policy() {
