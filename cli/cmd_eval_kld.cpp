@@ -39,7 +39,7 @@ LineChart chart_of(const std::vector<llama::KvChoice>& choices, const std::vecto
                    const std::string& subtitle) {
   LineChart chart{"Divergence from the full cache against its size",
                   subtitle,
-                  "bits an element, all in",
+                  "bits per element, all in",
                   "mean KL divergence",
                   {},
                   true};

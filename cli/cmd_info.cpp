@@ -69,7 +69,7 @@ void print_presets(JsonReport& report) {
     report.add_row({{"preset", preset.name}, {"keys", preset.keys}, {"description", preset.description}});
   }
   table.print(stdout);
-  fmt::print("\nWith -m MODEL: the bits an element of each preset in that model.\n");
+  fmt::print("\nWith -m MODEL: the bits per element of each preset in that model.\n");
 }
 
 void print_model(const llama::Model& model) {
@@ -114,7 +114,7 @@ void run(const Options& options) {
 
 void add_info_command(CLI::App& app) {
   auto options = std::make_shared<Options>();
-  CLI::App* command = app.add_subcommand("info", "versions, SIMD target, presets and their bits an element");
+  CLI::App* command = app.add_subcommand("info", "versions, SIMD target, presets and their bits per element");
   options->model.add_to(*command);
   command->add_option("-o,--output", options->output, "write meta data and rows as JSON")->type_name("FILE.json");
   command->footer("Example:\n  mikv info -m qwen2.5-coder-1.5b");

@@ -69,7 +69,7 @@ std::string describe_bytes(const MemoryUsage& usage) {
   part("ids and scores", usage.ids + usage.scores);
   part("calibration", usage.calibration);
   part("slack", usage.slack);
-  return fmt::format("KV {} ({}), {:.2f} bits an element, {:.0f} % of f16", format_bytes(double(usage.total())), parts,
+  return fmt::format("KV {} ({}), {:.2f} bits per element, {:.0f} % of f16", format_bytes(double(usage.total())), parts,
                      usage.bits_per_element(), 100.0 * usage.bits_per_element() / 16.0);
 }
 

@@ -107,7 +107,7 @@ void KvKnob::add_to(CLI::App& command) {
       "--kv-quality", quality,
       "smallest measured cache whose mean KL divergence to the full one is at most KLD; see `mikv tune`");
   by_quality->type_name("KLD")->check(in_range(1e-6, 100.0));
-  command.add_option("--kv-bits", bits, "best measured cache of at most BITS an element; see `mikv tune`")
+  command.add_option("--kv-bits", bits, "best measured cache of at most BITS per element; see `mikv tune`")
       ->type_name("BITS")
       ->check(in_range(0.1, 32.0))
       ->excludes(by_quality);
@@ -116,7 +116,7 @@ void KvKnob::add_to(CLI::App& command) {
 std::string KvKnob::pick(const llama::Model& model) const {
   const Source source = find_table(model.info());
   const TunedSpec& row = quality > 0.0 ? pick_by_quality(source.rows, quality) : pick_by_bits(source.rows, bits);
-  fmt::print(stderr, "mikv: {} gives --kv {}: {:.2f} bits an element, KL divergence {:.4f} ({})\n",
+  fmt::print(stderr, "mikv: {} gives --kv {}: {:.2f} bits per element, KL divergence {:.4f} ({})\n",
              quality > 0.0 ? fmt::format("--kv-quality {}", quality) : fmt::format("--kv-bits {}", bits), row.spec,
              row.bits_per_element, row.mean_kld, source.name);
   return row.spec;

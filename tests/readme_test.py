@@ -1,6 +1,7 @@
 """README and architecture.md say what is: the C++ example is the one that is compiled, paths exist, presets are real."""
 import pathlib
 import re
+import textwrap
 import unittest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -11,7 +12,9 @@ ARCHITECTURE = (ROOT / "docs/architecture.md").read_text()
 class Readme(unittest.TestCase):
     def test_example_is_the_compiled_one(self):
         blocks = re.findall(r"```cpp\n(.*?)```", README, re.S)
-        self.assertEqual(blocks, [(ROOT / "examples/quickstart.cpp").read_text()])
+        example = (ROOT / "examples/minimal.cpp").read_text()
+        part = re.search(r"// \[readme\]\n(.*?) *// \[/readme\]", example, re.S).group(1)
+        self.assertEqual(blocks, [textwrap.dedent(part)])
 
     def test_paths_exist(self):
         # "Where do I change" is a table of architecture.md.

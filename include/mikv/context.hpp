@@ -120,6 +120,10 @@ struct Figures {
 /// The uncompressed content of a context after an exact prefill, to start several specs from. Immutable.
 class Snapshot;
 
+/// Up to 16 stored keys of one KV head at a time: keys[cells.size()][head_dim_k], in the engine's coordinates. Bit i
+/// of the result: what was left in row i is stored instead of what was there.
+using RotateKeys = std::function<uint32_t(uint32_t stream, std::span<const Cell> cells, std::span<float> keys)>;
+
 class MIKV_API Context {
  public:
   /// Errors: a number out of range.
@@ -128,8 +132,7 @@ class MIKV_API Context {
   Context(const Context&) = delete;
   Context& operator=(const Context&) = delete;
 
-  // ------------------------------------------------------------ layers
-
+  // Layers
   /// Declares a layer before its first step; `layer` is the engine's number for it. n_cells: per stream, 0 for
   /// ContextOptions::n_cells. window: tokens that a query sees, 0 for all; read where the context keeps the cells.
   /// Declaring the same layer again is no error. Errors: unsupported shape; another shape than before.
@@ -137,13 +140,11 @@ class MIKV_API Context {
   /// Tells how the layer's keys turn with their position: compression uses it, and shift() needs it.
   /// Errors: no such layer; more channels than a key has; an angle that is not finite.
   Status set_rope(int layer, Rope rope);
-  bool has_layer(int layer) const;
   std::vector<int> layers() const;
   /// Of a layer that there is.
   const LayerShape& shape(int layer) const;
 
-  // ------------------------------------------------------------ a step
-
+  // A step
   /// Plans the step and makes room for it. Errors: over_budget (nothing changed but concessions, free something or
   /// take a smaller batch); invalid_argument: a sequence out of range; no free cells; what CellOwner returned.
   Status begin_step(const Batch& batch);
@@ -174,8 +175,7 @@ class MIKV_API Context {
   /// An engine's own error of the present step: the step fails with it. Safe from several threads. The first one stays.
   void fail(const Error& error);
 
-  // ------------------------------------------------------------ sequences
-
+  // Sequences
   /// Forgets the tokens of a sequence at positions p0 <= p < p1; negative: from the beginning, to the end.
   /// An engine that keeps the cells calls it after it has removed them.
   Status remove(SequenceId sequence, Position p0 = -1, Position p1 = -1);
@@ -196,9 +196,6 @@ class MIKV_API Context {
   /// The largest position that the sequence holds, -1 if none. Where the context keeps the cells.
   Position last_position(SequenceId sequence) const;
 
-  /// Up to 16 stored keys of one KV head at a time: keys[cells.size()][head_dim_k], in the engine's coordinates. Bit i
-  /// of the result: what was left in row i is stored instead of what was there.
-  using RotateKeys = std::function<uint32_t(uint32_t stream, std::span<const Cell> cells, std::span<float> keys)>;
   /// Visits every stored key of the layer. Changed keys stay in their tier; values stay as they are. Threads of one
   /// call share the work. Errors: no such layer; what CellOwner::live_cells() returned.
   Status rotate_keys(int layer, const RotateKeys& rotate, uint32_t thread = 0, uint32_t n_threads = 1);
@@ -207,8 +204,7 @@ class MIKV_API Context {
   /// single-token step of a sequence does it by itself.
   Status compress();
 
-  // ------------------------------------------------------------ states
-
+  // States
   /// A sequence, or all, as bytes: tiers as they are stored, nothing decoded (docs/file-format.md). tokens: kept with
   /// it. partial: see CellOwner::save. Errors: out of memory; what CellOwner returned.
   Result<std::vector<uint8_t>> save(SequenceId sequence, std::span<const int32_t> tokens = {}, bool partial = false);
@@ -228,8 +224,7 @@ class MIKV_API Context {
   /// to k + c * k_stride + h * head_dim_k, and to v alike; strides in halves. Returns the number of tokens copied.
   uint64_t read_f16(int layer, uint32_t stream, uint16_t* k, size_t k_stride, uint16_t* v, size_t v_stride) const;
 
-  // ------------------------------------------------------------ sizes
-
+  // Sizes
   /// The most bytes that this context may hold, or all that share ContextOptions::account, from the next step on; 0: no
   /// limit.
   void set_budget(uint64_t bytes);
@@ -240,7 +235,7 @@ class MIKV_API Context {
   const Spec& spec() const;
   const ContextOptions& options() const;
 
-  struct MIKV_HIDDEN Impl;
+  struct Impl;
   /// For tests and tools inside of the library.
   Impl& impl() const { return *impl_; }
 

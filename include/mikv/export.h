@@ -5,13 +5,6 @@
 #ifndef MIKV_EXPORT_H
 #define MIKV_EXPORT_H
 
-/* MIKV_HIDDEN: a part of an exported class that is not for users. */
-#if defined(__GNUC__)
-#define MIKV_HIDDEN __attribute__((visibility("hidden")))
-#else
-#define MIKV_HIDDEN
-#endif
-
 #if defined(MIKV_STATIC) || !defined(__GNUC__)
 #define MIKV_API
 #else

@@ -49,14 +49,14 @@ struct Spec {
   Format hi = Format::int8;
   Format lo = Format::mixed;
   double bits =
-      2.7;  ///< of `mixed`: bits an element of the lo tier on average over K and V, cell ids and scales included
+      2.7;  ///< of `mixed`: bits per element of the lo tier on average over K and V, cell ids and scales included
   GroupSize group{GroupSize::Kind::head, 0};
   bool balancer = true;  ///< channel balancer, Eq. 2 of MiKV
   bool center = true;    ///< subtract the per-channel mean of the prompt's keys
   bool hadamard = true;  ///< rotate K and V by an orthonormal Hadamard matrix before quantising
   Prefill prefill = Prefill::exact;
   double recent = 0.75;  ///< share of the hi tier, 0..1, that `h2o` keeps for the most recent tokens; 0.5 as published
-                         ///< (docs/adr/0015)
+                         ///< (docs/adr/0015-the-recent-share.md)
   uint32_t sinks = 4;    ///< first tokens that `streaming` keeps
   uint64_t seed = 1;     ///< of `random`
 

@@ -11,9 +11,9 @@
 //   tiles K    channels/16 tiles              lane = token,   row = channel   (codec/tile.hpp)
 //   tiles V    channels/16 tiles              lane = channel, row = token
 //
-// E.g. INT3, head_dim 128, groups of 64, wide ids: 64 + 128 + 128 + 8*96 + 8*96 = 1856 bytes, 3.625 bits an element
+// E.g. INT3, head_dim 128, groups of 64, wide ids: 64 + 128 + 128 + 8*96 + 8*96 = 1856 bytes, 3.625 bits per element
 // with ids. Mixed bits: each tile has 1 to 4, or 6, of its own, and the head one group. E.g. 2.75 bits on average,
-// head_dim 128, narrow ids: 32 + 32 + 44*32 = 1472 bytes, 2.875 bits an element with ids. Head dimensions that are no
+// head_dim 128, narrow ids: 32 + 32 + 44*32 = 1472 bytes, 2.875 bits per element with ids. Head dimensions that are no
 // multiple of 16 are padded to one; the padding is counted as codes.
 #pragma once
 

@@ -1,5 +1,5 @@
 // Scale8: a scale in one byte, unsigned: four bits of exponent, four of mantissa; 2^-12 to 2^4 * (1 - 1/32), in steps
-// of 1/16 of a power of two, so that rounding moves a scale by at most 3 %: .0009 of a value's square, against .0095
+// of 1/16 of a power of two, so that rounding moves a scale by at most 3 %: 0.0009 of a value's square, against 0.0095
 // that 4 bits lose. Decoding is a shift and an addition: the byte becomes the top of a float's mantissa and the bottom
 // of its exponent.
 #pragma once

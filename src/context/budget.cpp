@@ -9,7 +9,8 @@
 namespace mikv::context {
 namespace {
 
-// At equal bytes, fewer tokens than this in high precision are worse than fewer bits for the others (docs/adr/0012).
+// At equal bytes, fewer tokens than this in high precision are worse than fewer bits for the others
+// (docs/adr/0012-bits-between-heads.md).
 constexpr double kFairKeep = 0.04, kLeastKeep = 0.01, kKeepStep = 0.9;
 // Below 2 bits answers fall apart (docs/quality.md).
 constexpr double kLeastBits = 2.0, kBitsStep = 0.25;

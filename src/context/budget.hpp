@@ -27,8 +27,8 @@ struct BudgetState {
 };
 
 /// Makes the spec one step smaller: fewer tokens in high precision down to 4 %, then fewer bits for the others down to
-/// 2, then the last of the share down to 1 %. Below 4 %, at equal bytes, fewer bits cost less (docs/adr/0012).
-/// False at the end.
+/// 2, then the last of the share down to 1 %. Below 4 %, at equal bytes, fewer bits cost less
+/// (docs/adr/0012-bits-between-heads.md). False at the end.
 bool lower(Spec& spec);
 
 /// What a cache of the spec's bits costs in quality, in words: mean KL divergence, docs/quality.md.

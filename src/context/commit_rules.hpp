@@ -13,11 +13,11 @@ namespace mikv::context {
 
 /// Minimum number of tokens before the first compression of a segment. Centres and balancers are computed from these
 /// tokens and then fixed. Measured: freezing after 16 instead of 256 tokens raises KL divergence 11 times
-/// (docs/adr/0002).
+/// (docs/adr/0002-staged-tier.md).
 inline constexpr uint32_t kFirstTokens = 256;
 
 /// The same for a prompt that is compressed while it is read. Measured at 2,048 tokens: KL divergence 1.04 times that
-/// of exact prefill; with 256 tokens it is 1.8 times (docs/adr/0014).
+/// of exact prefill; with 256 tokens it is 1.8 times (docs/adr/0014-segments-of-a-long-prompt.md).
 inline constexpr uint32_t kFirstStreamedTokens = 1024;
 
 /// What waits in f16 and what is compressed already take together no more than this many tokens in f16.
@@ -38,7 +38,7 @@ struct SegmentCount {
 };
 
 /// Whether what follows these tokens belongs into another segment: there are n_tokens of them, some compressed, under a
-/// spec whose segments have coordinates of their own (docs/adr/0014).
+/// spec whose segments have coordinates of their own (docs/adr/0014-segments-of-a-long-prompt.md).
 bool is_full(const Spec& spec, SegmentCount count, uint32_t n_tokens = kSegmentTokens);
 
 /// Whether a commit that waits for `from` tokens compresses the segment once n_to_come more are staged.

@@ -90,8 +90,6 @@ Status Context::set_rope(int layer, Rope rope) {
   return known->cache->set_rope(std::move(rope));
 }
 
-bool Context::has_layer(int layer) const { return impl_->layers.find(layer); }
-
 std::vector<int> Context::layers() const {
   std::vector<int> numbers;
   for (const auto& [index, layer] : impl_->layers.layers) numbers.push_back(index);

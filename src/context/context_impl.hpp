@@ -16,7 +16,7 @@
 
 namespace mikv {
 
-struct MIKV_HIDDEN Context::Impl {
+struct Context::Impl {
   explicit Impl(ContextOptions given);
 
   ContextOptions options;

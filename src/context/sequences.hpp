@@ -1,8 +1,9 @@
 // Sequences: which segments of the cache hold the tokens of which sequence.
 //
 // A sequence puts its new tokens into a segment of its own, so that it has a share of hi and a centre of its own. It
-// may see more segments: earlier ones of a long prompt (docs/adr/0014), and those of a prefix that it shares (copy(),
-// tokens of several sequences, a loaded state). A stream is a buffer of cells: one per sequence, or one for all.
+// may see more segments: earlier ones of a long prompt (docs/adr/0014-segments-of-a-long-prompt.md), and those of a
+// prefix that it shares (copy(), tokens of several sequences, a loaded state). A stream is a buffer of cells: one per
+// sequence, or one for all.
 #pragma once
 
 #include <cstdint>

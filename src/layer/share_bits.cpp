@@ -101,4 +101,9 @@ Status LayerCache::share_bits(std::span<LayerCache* const> layers, SegmentId seg
   return {};
 }
 
+Status LayerCache::share_bits(SegmentId segment) {
+  LayerCache* const self = this;
+  return share_bits(std::span(&self, 1), segment);
+}
+
 }  // namespace mikv

@@ -32,7 +32,7 @@ TileBits allocate_bits(std::span<const double> harm_k, std::span<const double> h
 
 std::vector<uint32_t> share_bits(std::span<const double> weights, double each, uint32_t n_tiles) {
   if (weights.empty()) return {};
-  constexpr double kExponent = 0.7;  // errors of b bits shrink with 4^-b: bits follow .35 log2(weight)
+  constexpr double kExponent = 0.7;  // errors of b bits shrink with 4^-b: bits follow 0.35 log2(weight)
   const double mean = std::accumulate(weights.begin(), weights.end(), 0.0) / double(weights.size());
   std::vector<double> gain;
   for (const double weight : weights)

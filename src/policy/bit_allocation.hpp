@@ -15,7 +15,7 @@
 namespace mikv::policy {
 
 /// Logit variance (nats squared) that does as much harm as losing a value's variance altogether. Measured as the best
-/// of .8, 1.5 and 3 on SmolLM2-135M and Qwen2.5-Coder-0.5B (docs/adr/0008).
+/// of 0.8, 1.5 and 3 on SmolLM2-135M and Qwen2.5-Coder-0.5B (docs/adr/0008-mixed-bits.md).
 inline constexpr double kValueHarm = 1.5;
 inline constexpr uint32_t kMinTileBits = 1;
 using codec::kMaxTileBits;
@@ -34,9 +34,9 @@ TileBits allocate_bits(std::span<const double> harm_k, std::span<const double> h
 inline constexpr double kMostMoreBits = 2.0;
 
 /// Bits of each head's n_tiles tiles together, `each` of them a head on average, of all heads rounded down to a whole
-/// number: a head whose errors count w times as much (ErrorWeight, relative to the output of its layer) gets up to .35
-/// log2(w) bits a code more. In theory it is .5, for weights that are known exactly; .35 is the best of .25, .35 and .5
-/// on SmolLM2-135M and Qwen2.5-Coder-0.5B (docs/adr/0012).
+/// number: a head whose errors count w times as much (ErrorWeight, relative to the output of its layer) gets up to 0.35
+/// log2(w) bits a code more. In theory it is 0.5, for weights that are known exactly; 0.35 is the best of 0.25, 0.35 and 0.5
+/// on SmolLM2-135M and Qwen2.5-Coder-0.5B (docs/adr/0012-bits-between-heads.md).
 std::vector<uint32_t> share_bits(std::span<const double> weights, double each, uint32_t n_tiles);
 
 }  // namespace mikv::policy

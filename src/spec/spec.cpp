@@ -307,7 +307,7 @@ const std::vector<Preset>& presets() {
   static const std::vector<Preset> all = [] {
     const std::vector<Preset> ours = {
         {"mikv", "importance=h2o,recent=0.75,keep=0.08,hi=int8,lo=mixed,bits=2.7",
-         "our default: about 3.3 bits an element"},
+         "our default: about 3.3 bits per element"},
         {"mikv-hq", "importance=h2o,recent=0.75,keep=0.12,hi=int8,lo=mixed,bits=3.61",
          "closest to the full cache: about 4.4 bits"},
         {"mikv-max", "importance=h2o,recent=0.75,keep=0.06,hi=int8,lo=mixed,bits=1.89", "smallest: about 2.4 bits"},

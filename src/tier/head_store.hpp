@@ -24,7 +24,7 @@ namespace mikv::tier {
 
 /// How many tokens of a prompt that is compressed as it is read one segment holds. RoPE turns keys away from the
 /// coordinates that were frozen on a segment's first tokens; a segment costs each KV head about as much as 16 tokens
-/// (docs/adr/0014).
+/// (docs/adr/0014-segments-of-a-long-prompt.md).
 inline constexpr uint32_t kSegmentTokens = 2048;
 
 /// A centre and a balancer from fewer tokens would describe those tokens, not the head: they stay staged until then.
@@ -83,7 +83,7 @@ class HeadStore {
   uint64_t n_queries = 0;
   QuerySample sample;  ///< empty where q_max is
   bool frozen = false;
-  /// Bits an element that this head's lo tier has, or is to have when it is frozen, beyond those of the spec
+  /// Bits per element that this head's lo tier has, or is to have when it is frozen, beyond those of the spec
   /// (share_bits).
   double more_bits = 0.0;
   /// Tokens of the segments that this one goes on from, whose places for recent tokens are its own (pass_on).

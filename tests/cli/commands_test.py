@@ -41,7 +41,7 @@ class Run(Case):
         self.assertSucceeded(result)
         self.assertTrue(result.stdout.strip())
         last = result.stderr.strip().splitlines()[-1]
-        self.assertRegex(last, r"tokens at [\d.]+ tokens/s .*; KV [\d.]+ \wiB \(.*hi .*lo .*\), [\d.]+ bits an element, \d+ % of f16")
+        self.assertRegex(last, r"tokens at [\d.]+ tokens/s .*; KV [\d.]+ \wiB \(.*hi .*lo .*\), [\d.]+ bits per element, \d+ % of f16")
 
     def test_same_answer_twice_and_with_a_fixed_seed(self):
         for sampling in ([], ["--temp", 0.8, "--seed", 5]):
@@ -76,7 +76,7 @@ class Run(Case):
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
         self.assertEqual(process.returncode, 130, err)
-        self.assertIn(b"bits an element", err)
+        self.assertIn(b"bits per element", err)
 
 
 class Report(Case):
@@ -113,7 +113,7 @@ class Report(Case):
         for kv in ("llama:q8_0", "llama:q8_0:prefill=exact"):
             self.assertEqual(rows[kv]["bits_per_element"], 8.5)
         self.assertLess(rows["mikv"]["kv_bytes"], rows["full"]["kv_bytes"])
-        # Bytes and bits an element tell of the same cache.
+        # Bytes and bits per element tell of the same cache.
         for kv in ("full", "mikv", "h2o"):
             elements = rows["llama:f16"]["kv_bytes"] / 2
             self.assertAlmostEqual(rows[kv]["kv_bytes"] * 8 / elements / rows[kv]["bits_per_element"], 1, delta=0.01)
@@ -148,7 +148,7 @@ class Report(Case):
         run = lambda *knob: mikv("run", "-m", model, "-t", THREADS, "--temp", 0, "-p", "Name a colour.", "-n", 4, *knob)
         untuned = run("--kv-bits", 4)
         self.assertSucceeded(untuned)
-        self.assertRegex(untuned.stderr, r"--kv-bits 4 gives --kv mikv:\S+: [\d.]+ bits an element, KL divergence [\d.]+ \(built-in table")
+        self.assertRegex(untuned.stderr, r"--kv-bits 4 gives --kv mikv:\S+: [\d.]+ bits per element, KL divergence [\d.]+ \(built-in table")
 
         result = mikv("tune", "-m", model, "-t", THREADS, "--text", text, "--context", 256, "--tokens", 8, "--chunks", 1)
         self.assertSucceeded(result)

@@ -13,15 +13,7 @@ CMAKE = os.environ.get("MIKV_CMAKE", "cmake")
 LIBRARY_COMPONENTS = ("library", "dev")
 
 
-def example(name):
-    """examples/NAME is what users read; the small one beside this file is for the time before it exists."""
-    for folder in (ROOT / "examples", HERE / "consumer"):
-        if (folder / name).exists():
-            return folder / name
-    raise FileNotFoundError(name)
-
-
-CPP, C = example("minimal.cpp"), example("minimal.c")
+CPP, C = ROOT / "examples/minimal.cpp", ROOT / "examples/minimal.c"
 DEFINES = (f"-DCPP_EXAMPLE={CPP}", f"-DC_EXAMPLE={C}")
 
 

@@ -265,8 +265,8 @@ TEST_F(SequenceOperations, ASharedPrefixIsStoredOnce) {
   EXPECT_EQ(cache_of(context.get())->memory_usage().n_elements, elements / 301 * 362);
 }
 
-// A prompt that is compressed as it is read goes on in another segment after 2,048 tokens (docs/adr/0014); nobody else
-// can tell.
+// A prompt that is compressed as it is read goes on in another segment after 2,048 tokens
+// (docs/adr/0014-segments-of-a-long-prompt.md); nobody else can tell.
 TEST_F(SequenceOperations, ALongPromptHasSeveralSegments) {
   std::mt19937 random(15);
   const auto make = [](const char* spec) { return ours(spec, true, AttentionBy::mikv, 4096); };

@@ -1,2 +1,0 @@
-#include "mikv/mikv.hpp"
-int main() { return mikv::Spec::parse("mikv").ok() ? 0 : 1; }
