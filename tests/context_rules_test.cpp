@@ -513,7 +513,8 @@ TEST(CellTableTest, DamagedStatesAreRefused) {
   for (size_t n = 1; n < state.words.size(); n += 3) {
     EngineState cut = state;
     cut.words.resize(n);
-    if (n % 16) EXPECT_FALSE(table.load(1, false, cut).ok()) << n;
+    if (n % 16 == 0) continue;  // whole entries
+    EXPECT_FALSE(table.load(1, false, cut).ok()) << n;
   }
   EXPECT_EQ(table.last_position(0), 3) << "another sequence's cells stay";
 }
