@@ -1,4 +1,4 @@
-// Files that are there whole or not at all.
+// Files that exist whole or not at all.
 #pragma once
 
 #include <cstdint>
@@ -12,11 +12,11 @@
 
 namespace mikv {
 
-/// Writes `bytes` to a temporary file beside `path`, syncs it and gives it the name; mode 0600. A link at `path` is
-/// replaced, not followed. On an error nothing is left and what stood at `path` stays.
+/// Writes `bytes` to a temporary file beside `path`, syncs it and renames it to `path`; mode 0600. Replaces a link at
+/// `path`, does not follow it. After an error (io) `path` is as it was, and nothing is left beside it.
 MIKV_API Status write_file(const std::string& path, std::span<const uint8_t> bytes);
 
-/// The whole of a regular file; links are not followed. Error: none there, not readable, larger than `max_bytes`.
+/// Reads a whole regular file; does not follow links. Errors (io): no such file; not readable; over `max_bytes`.
 MIKV_API Result<std::vector<uint8_t>> read_file(const std::string& path, uint64_t max_bytes = uint64_t{1} << 40);
 
 }  // namespace mikv

@@ -1,4 +1,4 @@
-// Numbers of bytes as people write and read them.
+// Numbers of bytes as people write them.
 #pragma once
 
 #include <cstdint>
@@ -10,11 +10,11 @@
 
 namespace mikv {
 
-/// "300MiB", "2GiB", "1.5GB", "4096": bytes. Units: B, KiB, MiB, GiB, TiB, and KB, MB, GB, TB in powers of ten; case
-/// does not matter. Error: no number, an unknown unit, zero, or more than 2^62.
+/// Parses "300MiB", "2GiB", "1.5GB" or "4096". Units: B, KiB, MiB, GiB, TiB; KB, MB, GB, TB are powers of ten. Ignores
+/// case. Errors: no number; an unknown unit; zero; more than 2^62.
 MIKV_API Result<uint64_t> parse_size(std::string_view text);
 
-/// "12.3 MiB": three digits.
+/// Formats with three digits: "12.3 MiB".
 MIKV_API std::string format_bytes(double bytes);
 
 }  // namespace mikv

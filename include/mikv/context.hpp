@@ -10,14 +10,14 @@
 // Between steps an engine removes, copies, keeps and shifts sequences, saves and loads them.
 //
 // A token's K and V live in a cell. Cells are numbered within a stream: one buffer of cells for all sequences
-// (unified), or one per sequence. By default the context keeps the table of cells itself. An engine that keeps its own
-// table (llama.cpp does) implements CellOwner.
+// (unified), or one per sequence. By default the context keeps the table of cells. An engine that keeps its own table
+// (llama.cpp does) implements CellOwner.
 //
-// Threads: attend() and rotate_keys() are collective, see there. The figures (memory_usage, figures, failure) may be
-// read from any thread between steps. All other calls need the context for themselves. Two contexts are independent,
-// unless they share a MemoryAccount, which is safe.
-// Errors: every call returns a Status or Result. A step that fails leaves the sequences as they were before it, except
-// for its own tokens, which the engine removes.
+// Threads: attend() and rotate_keys() are collective, fail() may come from any thread. memory_usage(), figures() and
+// failure() may be read from any thread between steps. All other calls need the context for themselves. Two contexts
+// are independent; they may share a MemoryAccount.
+// Errors: every call that can fail returns a Status or Result. After a step that failed, sequences hold what they held
+// before it. The tokens of the step are forgotten where the context keeps the cells; else the engine removes them.
 #pragma once
 
 #include <cstdint>
@@ -39,7 +39,7 @@ namespace mikv {
 using SequenceId = int32_t;  ///< 0 .. n_sequences - 1
 using Position = int32_t;    ///< of a token in its sequence; what RoPE turns by
 
-/// In remove(), shift(), save() and load(): every sequence at once.
+/// In remove(), shift(), save() and load(): all sequences.
 inline constexpr SequenceId kAllSequences = -1;
 
 /// The tokens of one step.
@@ -64,33 +64,34 @@ struct CellPlace {
 };
 using CellsByLayer = std::map<int, std::vector<CellPlace>>;
 
-/// What an engine itself keeps of a state: bytes, with holes where the rows of K and V would be.
+/// The engine's own part of a saved state: bytes, with holes where the rows of K and V would be.
 struct EngineState {
   struct Hole {
     uint64_t offset = 0, size = 0;
   };
-  uint64_t size = 0;           ///< holes included
-  std::vector<uint8_t> words;  ///< what stands outside of the holes, one part after the other
-  std::vector<Hole> holes;     ///< rising, disjoint
-  CellsByLayer cells;          ///< whose rows are missing, by layer, in the engine's order
+  uint64_t size = 0;           ///< bytes, holes included
+  std::vector<uint8_t> words;  ///< the bytes outside of the holes, in order
+  std::vector<Hole> holes;     ///< by offset, disjoint
+  CellsByLayer cells;          ///< whose rows the holes stand for, by layer, in the engine's order
 };
 
-/// An engine that keeps its own table of cells. The context calls it from within the calls that say so.
+/// An engine that keeps its own table of cells. Called on the thread of begin_step(), copy(), forget_removed(), save()
+/// and load(), and from nowhere else.
 class MIKV_API CellOwner {
  public:
   virtual ~CellOwner() = default;
   /// Cells that hold a token, by layer.
   virtual Result<CellsByLayer> live_cells() = 0;
-  /// `sequence` may be kAllSequences. `partial`: only what cannot be recomputed from the rest (sliding windows,
+  /// Saves a sequence, or kAllSequences. partial: only what cannot be recomputed from the rest (sliding windows,
   /// recurrent layers).
   virtual Result<EngineState> save(SequenceId sequence, bool partial) = 0;
-  /// Takes a saved state and gives the cells that it chose, by layer, in the order of the state.
+  /// Takes a saved state. Returns the cells that it chose, by layer, in the order of the state.
   virtual Result<CellsByLayer> load(SequenceId sequence, bool partial, const EngineState& state) = 0;
-  /// After a load that failed half way: the sequence holds nothing.
+  /// Empties the sequence after a load that failed half way.
   virtual void drop(SequenceId sequence) = 0;
 };
 
-/// One line for people, without a line break. Called on the thread that runs the call.
+/// Receives one line for people, without a line break, on the thread of the call that logs.
 using Log = std::function<void(const std::string& line)>;
 
 struct ContextOptions {
@@ -100,21 +101,21 @@ struct ContextOptions {
   uint32_t n_cells = 4096;   ///< cells per stream, where the context keeps the table
   uint32_t n_ubatch = 512;   ///< tokens that pass through a layer at once (the micro-batch)
   uint32_t n_threads = 1;    ///< the most threads that attend() is called by; also used by compression
-  /// The engine stores the tokens of a unified step in the order of the batch. Else they cannot be told apart and
-  /// share the segments of sequence 0.
+  /// Tokens of a unified step are stored in the order of the batch. If false they cannot be told apart, and all share
+  /// the segments of sequence 0.
   bool tokens_in_order = true;
   CellOwner* cells = nullptr;              ///< borrowed; null: the context keeps the table
-  std::shared_ptr<MemoryAccount> account;  ///< what the context's own account is a part of, to share a budget; or null
+  std::shared_ptr<MemoryAccount> account;  ///< one that contexts share a budget by, or null
   Log log;                                 ///< null: nothing is logged
-  std::string model;                       ///< in words; part of saved states
-  uint64_t fingerprint = 0;                ///< of everything that must be equal for a saved state to mean the same
+  std::string model;                       ///< name for messages; part of saved states
+  uint64_t fingerprint = 0;                ///< of all that must be equal for a saved state to mean the same
 };
 
 /// Counters since the context was created.
 struct Figures {
-  uint64_t n_steps = 0;        ///< that were completed
-  uint64_t n_concessions = 0;  ///< times that the cache was made smaller to stay within the budget
-  uint64_t n_refused = 0;      ///< steps that did not fit the budget
+  uint64_t n_steps = 0;        ///< completed
+  uint64_t n_concessions = 0;  ///< times that the spec was lowered to stay within the budget
+  uint64_t n_refused = 0;      ///< refused with over_budget
 };
 
 /// The uncompressed content of a context after an exact prefill, to start several specs from. Immutable.
@@ -137,71 +138,66 @@ class MIKV_API Context {
   /// ContextOptions::n_cells. window: tokens that a query sees, 0 for all; read where the context keeps the cells.
   /// Declaring the same layer again is no error. Errors: unsupported shape; another shape than before.
   Status add_layer(int layer, const LayerShape& shape, uint32_t n_cells = 0, uint32_t window = 0);
-  /// Tells how the layer's keys turn with their position: compression uses it, and shift() needs it.
-  /// Errors: no such layer; more channels than a key has; an angle that is not finite.
+  /// Declares how keys rotate with their position: improves compression; shift() needs it. Errors: no such layer; more
+  /// channels than a key has; an angle that is not finite.
   Status set_rope(int layer, Rope rope);
   std::vector<int> layers() const;
-  /// Of a layer that there is.
-  const LayerShape& shape(int layer) const;
+  const LayerShape& shape(int layer) const;  ///< the layer must exist
 
   // A step
   /// Plans the step and makes room for it. Errors: over_budget (nothing changed but concessions, free something or
   /// take a smaller batch); invalid_argument: a sequence out of range; no free cells; what CellOwner returned.
   Status begin_step(const Batch& batch);
 
-  /// Keeps K and V of the next cells.size() tokens of the batch. Row i is at data + i * stride floats and has
-  /// [n_kv_heads][head_dim] of them. K and V may come in two calls for the same cells, each with the other one null.
-  /// cells: where the tokens go, in the engine's table; empty where the context keeps the cells: then n_tokens counts.
-  /// A non-finite element is stored as the nearest finite f16, NaN as 0.
-  /// Errors: no such layer; a cell out of range or named twice; more tokens than the batch has; out of memory.
+  /// Keeps K and V of the next tokens of the batch. Row i is at data + i * stride floats: [n_kv_heads][head_dim].
+  /// cells: one per row, the engine's choice; empty where the context keeps the cells, n_tokens is the number then.
+  /// K and V may come in two calls with the same cells, the other one null. Stores f16: what is too large becomes the
+  /// largest finite number, NaN 0. Errors: no such layer; a small stride; a cell out of range or named twice; more
+  /// tokens than the batch has; out of memory.
   Status store(int layer, std::span<const CellPlace> cells, const float* k, size_t k_stride, const float* v,
                size_t v_stride, uint32_t n_tokens = 0);
 
   /// out = softmax(scale * q.k + mask) v over what the tokens' sequences hold. A query that sees no cell gets zeros.
-  /// Unified: one call with all tokens that the layer's last store() kept. Else one per stream that has some.
-  /// Mask::Type::none stands for the context's own mask where it keeps the cells (same sequence, no later position,
-  /// within the layer's window), else for no mask.
-  /// Collective: each of n_threads threads calls it with its own number and the same arguments. Outputs are complete
-  /// when all have returned; only then may the next call on this context start.
+  /// Unified: one call with all tokens of the layer's last store(). Else one call per stream that has some.
+  /// Mask::Type::none: the context's own mask where it keeps the cells (same sequence, no later position, within the
+  /// layer's window), else no mask.
+  /// Collective: each of n_threads threads calls it with its own number and equal arguments. Outputs are complete, and
+  /// the next call on this context may start, when all have returned.
   /// Errors: no such layer; a null pointer or a small stride; out of memory.
   Status attend(int layer, std::span<const AttendArgs> calls, uint32_t thread = 0, uint32_t n_threads = 1);
 
-  /// Ends the step. done: the engine computed all of it; else the step's tokens are forgotten. Errors: the first that
-  /// store() or attend() met; the step's outputs mean nothing then.
+  /// Ends the step. done = false: the engine gave up, the step's tokens are forgotten. Errors: the step's first; its
+  /// outputs are invalid then.
   Status end_step(bool done = true);
 
-  /// The first error of the present or last step.
-  Status failure() const;
-  /// An engine's own error of the present step: the step fails with it. Safe from several threads. The first one stays.
+  Status failure() const;  ///< the first error of the present or last step
+  /// Fails the present step with an error of the engine's. The first error stays.
   void fail(const Error& error);
 
   // Sequences
   /// Forgets the tokens of a sequence at positions p0 <= p < p1; negative: from the beginning, to the end.
   /// An engine that keeps the cells calls it after it has removed them.
   Status remove(SequenceId sequence, Position p0 = -1, Position p1 = -1);
-  /// `to` holds what `from` does as well, at positions p0 <= p < p1. Unified: nothing is copied. Else all of `from`
-  /// replaces what `to` held. An engine that keeps the cells calls it before it copies them.
+  /// Lets `to` hold what `from` holds at p0 <= p < p1. Unified: shares the cells. Else a copy replaces what `to` held.
+  /// An engine that keeps the cells copies them afterwards.
   Status copy(SequenceId from, SequenceId to, Position p0 = -1, Position p1 = -1);
-  /// Forgets all other sequences; where there is a stream per sequence and an engine keeps the cells, those of the
-  /// sequence's own stream only.
+  /// Forgets all other sequences. An engine that keeps split streams decides itself which.
   Status keep(SequenceId sequence);
-  /// Moves positions p0 <= p < p1 by delta and rotates their keys (a context shift). Tokens that would get a negative
-  /// position are forgotten. Errors: unsupported if a layer's RoPE is not known. An engine that keeps the cells calls
-  /// it after it has moved them, and rotates keys by rotate_keys().
+  /// Moves positions p0 <= p < p1 by delta and rotates their keys (a context shift). Forgets tokens whose position gets
+  /// negative. Errors: unsupported if a layer's RoPE is not known. An engine that keeps the cells moves them first and
+  /// rotates keys by rotate_keys().
   Status shift(SequenceId sequence, Position p0, Position p1, Position delta);
-  /// Forgets what earlier calls removed, now instead of at the next step. Errors: what CellOwner returned.
-  Status forget_removed();
-  /// Forgets everything.
-  void clear();
-  /// The largest position that the sequence holds, -1 if none. Where the context keeps the cells.
+  Status forget_removed();  ///< frees what was removed now, not at the next step; errors: those of CellOwner
+  void clear();             ///< forgets everything; the spec stays as the budget made it
+  /// Largest position of the sequence, -1 if none or if the engine keeps the cells.
   Position last_position(SequenceId sequence) const;
 
   /// Visits every stored key of the layer. Changed keys stay in their tier; values stay as they are. Threads of one
   /// call share the work. Errors: no such layer; what CellOwner::live_cells() returned.
   Status rotate_keys(int layer, const RotateKeys& rotate, uint32_t thread = 0, uint32_t n_threads = 1);
 
-  /// Compresses what waits in f16, of all sequences that have enough tokens: the end of a prompt. The first
-  /// single-token step of a sequence does it by itself.
+  /// Compresses what waits in f16, of segments of 256 tokens or more: the end of a prompt. A sequence's first step of a
+  /// single token does the same. Errors: out of memory.
   Status compress();
 
   // States
@@ -209,30 +205,29 @@ class MIKV_API Context {
   /// it. partial: see CellOwner::save. Errors: out of memory; what CellOwner returned.
   Result<std::vector<uint8_t>> save(SequenceId sequence, std::span<const int32_t> tokens = {}, bool partial = false);
   /// Replaces what the sequence held. Bytes may be hostile: all are verified before anything changes. Errors:
-  /// damaged_data; mismatch (another model, options or spec); no room: the sequence is empty then.
+  /// damaged_data; mismatch (another model, options or spec); no room, the sequence is empty then.
   Status load(SequenceId sequence, std::span<const uint8_t> bytes, bool partial = false);
   /// The tokens that were saved with a state. Errors: damaged_data.
   static Result<std::vector<int32_t>> saved_tokens(std::span<const uint8_t> bytes);
 
   /// Errors: something is compressed already; out of memory.
   Result<std::shared_ptr<const Snapshot>> snapshot() const;
-  /// Replaces the content by the snapshot's, under another spec. Cells of an engine's own table are the engine's to
-  /// bring back. Errors: another model's snapshot; a spec that needs more statistics than the snapshot has.
+  /// Replaces the content by the snapshot's, under `spec`. An engine's own table of cells is for the engine to restore.
+  /// Errors: another model's snapshot; a spec that needs more statistics than the snapshot has.
   Status restore(const std::shared_ptr<const Snapshot>& snapshot, const Spec& spec);
 
-  /// Of an uncompressed context, or of what waits in f16: copies rows of a stream as halves. KV head h of cell c goes
-  /// to k + c * k_stride + h * head_dim_k, and to v alike; strides in halves. Returns the number of tokens copied.
+  /// Copies what waits in f16 in a stream. KV head h of cell c goes to k + c * k_stride + h * head_dim_k, and to v
+  /// alike; strides in halves. Returns the number of tokens.
   uint64_t read_f16(int layer, uint32_t stream, uint16_t* k, size_t k_stride, uint16_t* v, size_t v_stride) const;
 
   // Sizes
   /// The most bytes that this context may hold, or all that share ContextOptions::account, from the next step on; 0: no
   /// limit.
   void set_budget(uint64_t bytes);
-  MemoryAccount& account() const;
+  MemoryAccount& account() const;  ///< this context's part of a shared one
   MemoryUsage memory_usage() const;
   Figures figures() const;
-  /// What new text is held under now. Differs from ContextOptions::spec where the budget made it smaller.
-  const Spec& spec() const;
+  const Spec& spec() const;  ///< of new text; differs from options().spec where the budget lowered it
   const ContextOptions& options() const;
 
   struct Impl;

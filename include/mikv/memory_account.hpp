@@ -1,4 +1,4 @@
-// MemoryAccount: how many bytes a cache holds, and the most that it may.
+// MemoryAccount: how many bytes a cache holds, and their limit.
 #pragma once
 
 #include <atomic>
@@ -10,35 +10,35 @@
 
 namespace mikv {
 
-/// Counts bytes and refuses what goes beyond a limit. Every byte of MemoryUsage::total() is charged before it is
-/// allocated, so that transient peaks count as well. What a step needs is reserved first; charges then take from it.
-/// An account may be part of another one: several contexts share a budget that way, and each has its own figures.
+/// Counts bytes and refuses what exceeds a limit. Every byte of MemoryUsage::total() is charged before it is allocated,
+/// so transient peaks count as well. A step reserves what it needs first; charges then take from that.
+/// An account may be part of another one: so several contexts share a budget, and each has its own figures.
 /// Threads: all functions may be called by several threads at once.
 class MIKV_API MemoryAccount {
  public:
-  /// whole: what this account is a part of, or null.
+  /// whole: the account that this one is part of, or null.
   explicit MemoryAccount(std::shared_ptr<MemoryAccount> whole = nullptr) : whole_(std::move(whole)) {}
   MemoryAccount(const MemoryAccount&) = delete;
   MemoryAccount& operator=(const MemoryAccount&) = delete;
   ~MemoryAccount() { end_reservation(); }
 
-  /// The most bytes that may be held, with all parts; 0: no limit. What is held already stays.
+  /// Most bytes that may be held, with all parts; 0: no limit. What is held already stays.
   void set_limit(uint64_t bytes) { limit_.store(bytes, std::memory_order_relaxed); }
   uint64_t limit() const { return limit_.load(std::memory_order_relaxed); }
   uint64_t used() const { return used_.load(std::memory_order_relaxed); }
-  /// The most that used() ever was.
+  /// Largest value of used() so far.
   uint64_t peak() const { return peak_.load(std::memory_order_relaxed); }
   /// Bytes that may be held beyond what is used or reserved, by the nearest limit; UINT64_MAX without one.
   uint64_t room() const;
 
-  /// False, with nothing charged, if that goes beyond a limit.
+  /// Returns false, with nothing charged, if that exceeds a limit.
   bool charge(uint64_t bytes) noexcept;
   void release(uint64_t bytes) noexcept;
 
-  /// Holds bytes for charges to come, instead of what was reserved before. False, with nothing reserved, if there is no
-  /// room for them.
+  /// Holds bytes for later charges, in place of what was reserved before. Returns false, with nothing reserved, if
+  /// there is no room for them.
   bool reserve(uint64_t bytes) noexcept;
-  /// What charges have not taken is free again.
+  /// Frees what charges have not taken.
   void end_reservation() noexcept;
 
  private:

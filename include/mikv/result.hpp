@@ -1,4 +1,4 @@
-// Errors as values: what a call returns when its input cannot be served.
+// Errors as values.
 #pragma once
 
 #include <string>
@@ -8,7 +8,7 @@
 #include "mikv/export.h"
 namespace mikv {
 
-/// What kind of failure it is, for programs that react to it. The numbers are those of mikv_error in mikv.h.
+/// Kind of failure, for programs that react to it. Equal to mikv_error in mikv.h.
 enum class ErrorCode : int {
   ok = 0,
   invalid_argument = 1,  ///< an argument is out of range or contradicts another; correct the call
@@ -18,13 +18,13 @@ enum class ErrorCode : int {
   mismatch = 5,      ///< saved bytes are whole, but of another model, cache or context
   unsupported = 6,   ///< the model or the call needs something that this library does not have
   io = 7,            ///< a file cannot be read or written
-  engine = 8,        ///< the engine's own table of cells failed (CellOwner)
+  engine = 8,        ///< the engine's own failure: CellOwner, Context::fail()
 };
 
-/// The code's name as it is spelled above, "out_of_memory" say.
+/// The code's name as spelled above, such as "out_of_memory".
 MIKV_API const char* error_name(ErrorCode code);
 
-/// Why a call failed: a code for programs, and one line for people that names the cause and what to do about it.
+/// Why a call failed: a code for programs, and one line for people that names cause and remedy.
 struct Error {
   explicit Error(std::string text) : message(std::move(text)) {}
   Error(ErrorCode kind, std::string text) : code(kind), message(std::move(text)) {}
@@ -33,7 +33,7 @@ struct Error {
   std::string message;
 };
 
-/// Either a value or an Error. Reading the wrong one is a bug of the caller (std::bad_variant_access).
+/// A value or an Error. Reading the one that is not there throws std::bad_variant_access: check ok() first.
 template <typename T>
 class [[nodiscard]] Result {
  public:

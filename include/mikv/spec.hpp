@@ -36,14 +36,14 @@ struct GroupSize {
   Kind kind = Kind::automatic;
   uint32_t channels = 0;  ///< used by Kind::channels only
 
-  /// Channels a group for a head of `head_dim` channels; `automatic` is the largest divisor up to 64.
+  /// Channels per group of a head of `head_dim` channels; `automatic`: the largest divisor up to 64.
   /// 0 if `channels` does not divide `head_dim`.
   MIKV_API uint32_t resolve(uint32_t head_dim) const;
   bool operator==(const GroupSize&) const = default;
 };
 
 struct Spec {
-  std::string preset = "mikv";  ///< the name it was made from, for reports
+  std::string preset = "mikv";  ///< name of the preset it was made from, for reports
   Importance importance = Importance::h2o;
   double keep = 0.08;  ///< share of the tokens in the hi tier, 0..1: hi holds floor(keep * S) of S tokens
   Format hi = Format::int8;
@@ -67,18 +67,18 @@ struct Spec {
   /// True if a segment (balancer, centre) must be frozen from the prompt before a token can be compressed.
   bool needs_calibration() const { return balancer || center; }
 
-  /// A cache under this spec records all that one under `other` needs to be started from it (LayerCache::clone).
+  /// True if a cache under this spec records what one under `other` needs to start from it (Context::restore).
   bool can_start(const Spec& other) const;
 
-  /// Tiles of the lo tier differ in bits.
+  /// True if tiles of the lo tier differ in bits.
   bool mixed() const { return lo == Format::mixed; }
 
   /// Parses "preset[:key=value[,key=value...]]". Keys: keep, hi, lo, bits, group, outlier, importance, recent, prefill,
   /// sinks, seed.
-  /// An unknown preset or key, or a value out of range, is an Error that names it and the values that would do.
+  /// Errors: an unknown preset or key; a value out of range. The message names it and the values that are allowed.
   MIKV_API static Result<Spec> parse(std::string_view text);
 
-  /// The canonical full form; parse(to_string()) gives an equal Spec.
+  /// The canonical full form; parse(to_string()) returns an equal Spec.
   MIKV_API std::string to_string() const;
 };
 
@@ -92,13 +92,13 @@ struct Preset {
 /// All presets, in the order in which help texts list them.
 MIKV_API const std::vector<Preset>& presets();
 
-/// Splits a comma-separated list of specs. A piece that is only "key=value" belongs to the spec before it:
+/// Splits a comma-separated list of specs. A piece "key=value" belongs to the spec before it:
 /// "full,mikv:keep=0.2,hi=f16,h2o" has three specs.
 MIKV_API std::vector<std::string> split_spec_list(std::string_view list);
 
 /// Bits per element of a format, without scales; 0 for evict, and for mixed, which has no one number.
 MIKV_API uint32_t format_bits(Format format);
-/// What a budget that runs out makes of a uniform lo format; nothing if there is no smaller one.
+/// The uniform lo format that a budget lowers this one to; nothing if there is no smaller one.
 MIKV_API std::optional<Format> smaller_format(Format format);
 MIKV_API std::string_view format_name(Format format);
 

@@ -12,7 +12,7 @@ namespace mikv {
 /// The address of a token's K and V within a buffer of cells ("stream", context.hpp).
 using Cell = uint32_t;
 
-/// Largest cell number + 1 that a cache accepts: cells index a bitmap, so a hostile number must not size one.
+/// Largest cell number + 1 that a cache accepts. Cells index a bitmap, whose size a hostile number must not choose.
 inline constexpr uint32_t kMaxCells = 1u << 27;
 
 /// Heads and channels of one attention layer.
@@ -62,7 +62,7 @@ struct AttendArgs {
   const float* sinks = nullptr;        ///< [n_heads] attention-sink logits, or null
 };
 
-/// Bytes by what they hold. Everything that is allocated for live data is in one of them.
+/// Bytes by what they hold. Every byte allocated for live data is in one of the first eight.
 struct MemoryUsage {
   uint64_t staged = 0;           ///< payload that is not compressed yet, f16 or 8 bits; all of an uncompressed cache
   uint64_t hi = 0;               ///< codes of the hi tier
@@ -72,8 +72,8 @@ struct MemoryUsage {
   uint64_t scores = 0;           ///< importance scores and arrival numbers
   uint64_t calibration = 0;      ///< centres, balancers, statistics of queries
   uint64_t slack = 0;            ///< allocated, not in use: unused slots of open blocks, growth reserve
-  uint64_t n_elements = 0;       ///< numbers of K and V that live cells stand for, evicted ones included
-  uint64_t n_staged_tokens = 0;  ///< summed over layers and KV heads, as are the next three
+  uint64_t n_elements = 0;       ///< elements of K and V of live cells, evicted ones included
+  uint64_t n_staged_tokens = 0;  ///< summed over layers and KV heads, as the next three
   uint64_t n_hi_tokens = 0;
   uint64_t n_lo_tokens = 0;
   uint64_t n_evicted_tokens = 0;

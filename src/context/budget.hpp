@@ -1,7 +1,7 @@
-// Budget: makes room for a step within the account's limit, by giving up as little quality as does.
+// Budget: makes room for a step within the account's limit, at the least cost in quality.
 //
-// What can be given up is a table of concessions (budget.cpp), tried in order until the step fits. State is explicit:
-// what holds for the present step, and what holds from now on.
+// A table of concessions (budget.cpp) is tried in order until the step fits. State is explicit: what holds for the
+// present step, and what holds from now on.
 #pragma once
 
 #include <cstdint>
@@ -17,13 +17,13 @@
 namespace mikv::context {
 
 struct BudgetState {
-  Spec spec;  ///< that text is held under from now on
-  /// Of the present step: prompts that have no room in f16 wait for their end in 8 bits ...
+  Spec spec;  ///< of all text from now on; only ever lowered, except by set_spec()
+  /// In the present step, prompts wait for their end in 8 bits, not in f16.
   bool staged_in_bytes = false;
-  /// ... and prompts are compressed within the step, once they have so many tokens.
+  /// In the present step, prompts are compressed from this many tokens on.
   std::optional<uint32_t> pressed_from;
-  uint64_t n_lowered = 0;  ///< times that the spec became smaller
-  uint64_t n_refused = 0;  ///< steps that did not fit
+  uint64_t n_lowered = 0;  ///< times that the spec was lowered
+  uint64_t n_refused = 0;  ///< steps refused
 };
 
 /// Makes the spec one step smaller: fewer tokens in high precision down to 4 %, then fewer bits for the others down to
@@ -31,12 +31,12 @@ struct BudgetState {
 /// (docs/adr/0012-bits-between-heads.md). False at the end.
 bool lower(Spec& spec);
 
-/// What a cache of the spec's bits costs in quality, in words: mean KL divergence, docs/quality.md.
+/// Mean KL divergence of a cache of the spec's bits, in words: docs/quality.md.
 const char* cost_of(const Spec& spec);
 
 class Budget {
  public:
-  /// Everything is borrowed. continue_full: begins new segments for prompts whose segment has so many tokens.
+  /// Everything is borrowed. continue_full: begins new segments for prompts whose segment has n_tokens.
   struct Scene {
     LayerSet& layers;
     Sequences& sequences;
@@ -48,8 +48,8 @@ class Budget {
 
   explicit Budget(const Spec& spec) { state_.spec = spec; }
 
-  /// Before the step of scene.plan: what it needs is reserved in the account. Error: over_budget; concessions that were
-  /// tried stay.
+  /// Reserves in the account what the step of scene.plan needs, after concessions if they are necessary.
+  /// Errors: over_budget; concessions that were tried stay.
   Status make_room(const Scene& scene);
 
   const BudgetState& state() const { return state_; }
@@ -62,15 +62,15 @@ class Budget {
   int64_t refused_at_s_ = INT64_MIN / 2;
 };
 
-/// Bytes that a step takes at most, beyond what is held: what the tiers grow by, and what is needed for a moment.
+/// Most bytes that a step adds to what is held: growth of the tiers, and what is needed for a moment.
 uint64_t bytes_of_step(const LayerSet& layers, const StepPlan& plan, const BudgetState& state, uint32_t n_ubatch);
 
-/// Room that compressing what waits now needs for a moment: a segment of a layer at a time.
+/// Bytes that compressing what waits now needs for a moment: one segment of one layer at a time.
 uint64_t bytes_to_compress(const LayerSet& layers, const Sequences& sequences);
 
-/// How many tokens of a prompt, at most n_most, are staged when a micro-batch ends, and wait for the next. Alone, a
-/// prompt is cut every n_ubatch tokens. Others in the batch are cut with it, before it (then its own cuts come earlier
-/// by as many), or share micro-batches with it in equal parts (then they come later by as many).
+/// Most tokens of a prompt, up to n_most, that are staged when a micro-batch ends and wait for the next. Alone, a
+/// prompt is cut every n_ubatch tokens. n_others tokens in the batch before it make the cuts earlier by as many; if
+/// they share micro-batches with it in equal parts, cuts come later by as many.
 uint32_t most_waiting(uint32_t n_most, uint32_t n_others, uint32_t n_ubatch);
 
 }  // namespace mikv::context

@@ -1,4 +1,4 @@
-// CellTable: which cell holds which token of which sequences, for engines that keep no such table themselves.
+// CellTable: which cell holds which token of which sequences, for engines that keep no such table.
 #pragma once
 
 #include <cstdint>
@@ -18,22 +18,22 @@ class CellTable : public CellOwner {
   void add_layer(int layer, uint32_t window) { windows_[layer] = window; }
   bool any_window() const;
 
-  /// Gives the batch's tokens cells. Error: too few are free; nothing changes then.
+  /// Assigns cells to the batch's tokens. Errors: too few are free; nothing changes then.
   Status take(const Batch& batch);
-  /// Takes the cells of the last take() back.
+  /// Frees the cells of the last take().
   void give_back();
-  /// Of the tokens of the last take(), by their place in the batch.
+  /// Cells of the last take(), in the order of the batch.
   std::span<const CellPlace> taken() const { return taken_; }
 
-  /// The additive mask of the last take()'s tokens in `stream`, for layers with that window: a token sees those of its
-  /// first sequence at no later position. Halves; *n_cells gets the number of columns.
+  /// Additive mask of the last take()'s tokens in `stream`, as halves, for layers with this window: a token sees those
+  /// of its first sequence at no later position. Sets *n_cells to the number of columns.
   std::vector<uint16_t> mask(uint32_t stream, uint32_t window, uint32_t* n_cells) const;
 
-  /// As Context's. remove() tells whether any cell was freed.
+  /// As Context's. remove() returns whether any cell was freed.
   bool remove(SequenceId sequence, Position p0, Position p1);
   void copy(SequenceId from, SequenceId to, Position p0, Position p1);
   void keep(SequenceId sequence);
-  /// Returns by stream and cell by how much the token there moved.
+  /// Returns how far tokens moved, by stream and cell.
   std::map<uint32_t, std::map<Cell, Position>> shift(SequenceId sequence, Position p0, Position p1, Position delta);
   void clear();
   Position last_position(SequenceId sequence) const;
@@ -46,7 +46,7 @@ class CellTable : public CellOwner {
  private:
   struct Entry {
     Position position = 0;
-    std::vector<SequenceId> owners;  ///< rising; empty: the cell is free
+    std::vector<SequenceId> owners;  ///< the token's first; empty: the cell is free
     bool owned_by(SequenceId sequence) const;
   };
   struct Stream {
@@ -62,7 +62,7 @@ class CellTable : public CellOwner {
   void for_each(SequenceId sequence, Position p0, Position p1, F f);
   Cell take_free(Stream& stream);
   static void free_cell(Stream& stream, Entry& entry);
-  /// The positions from which on the layer's queries can see a sequence's tokens.
+  /// True if a sequence's next query can see the token. last: each sequence's last position.
   bool in_window(const Entry& entry, uint32_t window, const std::vector<Position>& last) const;
 
   uint32_t n_sequences_;

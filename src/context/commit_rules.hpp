@@ -1,5 +1,5 @@
-// When tokens are compressed: how many wait for it, and where a long prompt begins another segment. Pure functions of
-// counts, so that the context, its budget and `mikv estimate` decide alike.
+// Commit rules: when tokens are compressed, and where a long prompt begins another segment. Pure functions of counts,
+// so that the context, its budget and `mikv estimate` decide alike.
 #pragma once
 
 #include <cstdint>
@@ -20,38 +20,38 @@ inline constexpr uint32_t kFirstTokens = 256;
 /// of exact prefill; with 256 tokens it is 1.8 times (docs/adr/0014-segments-of-a-long-prompt.md).
 inline constexpr uint32_t kFirstStreamedTokens = 1024;
 
-/// What waits in f16 and what is compressed already take together no more than this many tokens in f16.
+/// Waiting and compressed tokens of a streamed prompt together take at most the memory of this many tokens in f16.
 inline constexpr uint32_t kStreamedTokens = 3584;
 
 using tier::kSegmentTokens;
 
-/// Tokens of a streamed prompt that wait in f16 when n_compressed of its tokens are compressed: as many as keep both
-/// within kStreamedTokens in f16, or within half of a context of max_cells; at least kFirstStreamedTokens.
+/// Number of tokens of a streamed prompt that may wait in f16 when n_compressed are compressed: both together take at
+/// most kStreamedTokens in f16, or half of a context of max_cells. At least kFirstStreamedTokens.
 uint32_t streamed_tokens(const Spec& spec, uint64_t max_cells, uint64_t n_compressed);
 
 /// Tokens of a segment in one layer.
 struct SegmentCount {
   uint64_t n_cells = 0;   ///< all
-  uint64_t n_staged = 0;  ///< of them not compressed yet
+  uint64_t n_staged = 0;  ///< not compressed yet
 
   bool compressed() const { return n_cells > n_staged; }
 };
 
-/// Whether what follows these tokens belongs into another segment: there are n_tokens of them, some compressed, under a
+/// True if what follows these tokens belongs in another segment: there are n_tokens or more, some compressed, under a
 /// spec whose segments have coordinates of their own (docs/adr/0014-segments-of-a-long-prompt.md).
 bool is_full(const Spec& spec, SegmentCount count, uint32_t n_tokens = kSegmentTokens);
 
-/// Whether a commit that waits for `from` tokens compresses the segment once n_to_come more are staged.
+/// True if a commit that waits for `from` tokens compresses the segment once n_to_come more are staged.
 bool is_ready(uint32_t from, SegmentCount count, uint32_t n_to_come = 0);
 
-/// What the step does with the tokens of one of its runs.
+/// What the step does with the tokens of a run.
 struct CommitRule {
-  bool commits = false;  ///< attention compresses them at once ...
-  uint32_t from = 0;     ///< ... where so many of the segment are staged, or some are compressed already
+  bool commits = false;  ///< attention compresses them at once
+  uint32_t from = 0;     ///< if this many of the segment are staged, or some are compressed
 };
 
-/// pressed_from: see BudgetState. A generated token is compressed at once, a draft is not (part of it may be taken
-/// back), and a prompt is where it is streamed or the budget presses.
+/// A generated token is compressed at once. A draft is not: part of it may be taken back. A prompt is if it is streamed
+/// or the budget presses. pressed_from: see BudgetState.
 CommitRule rule_of(const Spec& spec, const StepPlan::Run& run, std::optional<uint32_t> pressed_from);
 
 /// n_tokens, or fewer where the budget presses.

@@ -1,4 +1,4 @@
-// What a Context is made of. Internal: the library's tests look at it too.
+// The parts of a Context. Internal; the library's tests read it too.
 #pragma once
 
 #include <memory>
@@ -30,9 +30,9 @@ struct Context::Impl {
   Workspace workspace;
   Figures figures;
 
-  bool cells_freed = false;               ///< some cells may hold no token any more: forget_freed_cells()
-  std::vector<SegmentId> may_have_ended;  ///< segments of the step before, see StepPlan::Run::may_end
-  uint32_t n_since_window = 0;            ///< tokens since those beyond windows were forgotten
+  bool cells_freed = false;               ///< cells may have been freed: forget_freed_cells()
+  std::vector<SegmentId> may_have_ended;  ///< of the last step, see StepPlan::Run::may_end
+  uint32_t n_since_window = 0;            ///< tokens since cells beyond windows were forgotten
 
   bool keeps_cells() const { return owner == &own_cells; }
   const Spec& spec() const { return budget.state().spec; }
@@ -40,31 +40,31 @@ struct Context::Impl {
 
   // Steps (context.cpp).
   Status plan_step(const Batch& batch);
-  /// Compresses prompts that ended with the step before, if nothing is generated from them at once.
+  /// Compresses prompts that ended with the last step, if nothing is generated from them in this one.
   void commit_idle();
-  /// What follows n_tokens or more, some of them compressed, is better off in coordinates of its own.
+  /// Lets prompts continue in a new segment where theirs has n_tokens or more, some compressed.
   void continue_full(uint32_t n_tokens);
   uint32_t n_streamed(SequenceId sequence) const;
   Status share_bits(SegmentId segment, uint32_t from, uint32_t n_to_come) {
     return layers.share_bits(segment, from, n_to_come, options.n_threads);
   }
-  /// Compresses what attention would have, in layers whose attention was not asked for.
+  /// Compresses what attention would have, in layers that were not attended.
   void commit_unattended();
 
-  // What one store() keeps in one segment.
+  /// The tokens of a store() that go to one segment.
   struct Part {
     SegmentId segment = 0;
     uint32_t stream = 0;
     bool generates = false;      ///< see StepPlan::Run
     std::vector<Cell> cells;     ///< of the stream
-    std::vector<uint32_t> rows;  ///< of the call, one for each cell
+    std::vector<uint32_t> rows;  ///< of the call, one per cell
   };
   /// Valid until the next call. Error: more tokens than the batch has, a stream without a token.
   Result<std::span<const Part>> parts_of(const context::ContextLayer& layer, std::span<const CellPlace> cells);
   Status stage(context::ContextLayer& layer, std::span<const Part> parts);
   void write(context::ContextLayer& layer, std::span<const Part> parts, const float* rows, size_t stride, bool keys);
   const context::StepPlan::Run* run_of_row(uint32_t stream, uint32_t row) const;
-  std::vector<Part> parts;  ///< kept, as is what comes next: a generation step allocates nothing
+  std::vector<Part> parts;  ///< kept, as is `gathered`: a generation step allocates nothing
   std::vector<float> gathered;
 
   // Attention.

@@ -1,4 +1,4 @@
-// LayerSet: the caches of all layers of a context, and what is done to a segment in all of them.
+// LayerSet: the caches of all layers of a context, and operations on a segment in all of them.
 #pragma once
 
 #include <cstdint>
@@ -20,7 +20,7 @@ struct ContextLayer {
   Rope rope;
   /// Tokens of the batch that the last store() kept: first_row .. next_row - 1.
   uint32_t first_row = 0, next_row = 0;
-  bool wants_k = false, wants_v = false;  ///< the other half of the last store() is still to come
+  bool wants_k = false, wants_v = false;  ///< the last store() lacked it
   bool attended = false;                  ///< in the present step
 
   SegmentCount count(SegmentId segment) const { return {cache->n_cells(segment), cache->n_staged(segment)}; }
@@ -34,19 +34,18 @@ class LayerSet {
   const ContextLayer* find(int index) const { return const_cast<LayerSet*>(this)->find(index); }
   bool empty() const { return layers.empty(); }
 
-  /// The segment has no tokens in any layer.
+  /// True if the segment has no tokens in any layer.
   bool is_empty(SegmentId segment) const;
-  /// Tokens that are compressed, and cells per stream: of the layer that has most. Layers with a window have fewer.
+  /// Compressed tokens, and cells per stream, of the layer that has most. Layers with a window have fewer.
   struct Most {
     uint64_t n_compressed = 0, n_cells = 0;
   };
   Most most_compressed(std::span<const SegmentId> segments) const;
   bool any_full(SegmentId segment, uint32_t n_tokens) const;
 
-  /// LayerCache::share_bits() over the layers that commit(segment, from) would compress n_to_come tokens later, before
-  /// it does.
+  /// LayerCache::share_bits() over the layers that commit(segment, from) would compress n_to_come tokens later.
   Status share_bits(SegmentId segment, uint32_t from, uint32_t n_to_come, uint32_t n_threads);
-  /// The first error wins; the other layers are done all the same.
+  /// Returns the first error; the other layers are done nevertheless.
   Status commit(SegmentId segment, uint32_t from);
   /// All segments of each layer, layers on n_threads threads.
   Status commit_all(uint32_t from, uint32_t n_threads);

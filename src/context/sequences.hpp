@@ -26,24 +26,24 @@ class Sequences {
   uint32_t stream_of(SequenceId sequence) const { return unified_ ? 0 : uint32_t(sequence); }
   uint32_t n_streams() const { return unified_ ? 1 : n_sequences(); }
 
-  /// Where new tokens of the sequence go; made when first asked for. kMaxSegments if there are no more.
+  /// The segment for new tokens of the sequence, made if there is none. kMaxSegments if no number is free.
   SegmentId segment_for_tokens(SequenceId sequence);
-  /// A segment number that nobody uses, seen by the sequence from now on. kMaxSegments if there are no more.
+  /// A new segment, seen by the sequence. kMaxSegments if no number is free.
   SegmentId new_segment(SequenceId sequence, bool own);
   std::span<const SegmentId> seen_by(SequenceId sequence) const { return seen_[size_t(sequence)]; }
   SegmentId own(SequenceId sequence) const { return own_[size_t(sequence)]; }
   uint32_t stream_of_segment(SegmentId segment) const { return stream_of_segment_[segment]; }
 
-  /// The sequence sees the segment too, or has it for its own.
+  /// Lets the sequence see the segment, or makes it the sequence's own.
   void see(SequenceId sequence, SegmentId segment, bool own);
   bool seen_by_others(SegmentId segment, SequenceId sequence) const;
-  void share(SequenceId from, SequenceId to);  ///< `to` sees what `from` sees
-  void forget(SequenceId sequence);            ///< it holds no tokens any more
+  void share(SequenceId from, SequenceId to);  ///< lets `to` see what `from` sees
+  void forget(SequenceId sequence);            ///< the sequence sees no segments then
   void clear();
   /// Calls f(segment) for every segment in use.
   void for_each_segment(const std::function<void(SegmentId)>& f) const;
-  /// Segments whose last token went are free again; a sequence that then has none of its own goes on in the last one,
-  /// if it alone sees that.
+  /// Frees segments without tokens. A sequence that has none of its own then continues in the last one that it sees, if
+  /// no other sequence sees that.
   void drop_segments(const std::function<bool(SegmentId)>& is_empty);
 
  private:

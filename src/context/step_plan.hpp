@@ -1,5 +1,4 @@
-// StepPlan: what a batch means for the cache: which segment each token goes to, and which segments are attended
-// together.
+// StepPlan: which segment each token of a batch goes to, and which segments are attended together.
 #pragma once
 
 #include <cstdint>
@@ -20,26 +19,24 @@ class StepPlan {
     SequenceId sequence = 0;
     SegmentId segment = 0;
     uint32_t group = 0;  ///< index of segments_of_group()
-    /// The prompt is over: every token of the sequence in the batch wants logits. More than one is a draft to be
-    /// verified, part of which may be taken back.
+    /// The prompt is over: every token of the sequence in the batch wants logits. More than one is a draft, part of
+    /// which may be taken back.
     bool generates = false;
     bool single = false;      ///< one token of its sequence
-    uint32_t n_streamed = 0;  ///< streamed_tokens() of the sequence as the step begins
-    bool may_end =
-        false;  ///< the sequence's last token in the batch wants logits: if it was a prompt, this may have been its end
+    uint32_t n_streamed = 0;  ///< streamed_tokens() of the sequence when the step begins
+    bool may_end = false;     ///< the sequence's last token in the batch wants logits: a prompt may end here
   };
 
   StepPlan() = default;
-  /// Makes segments in `sequences` where needed. `in_order`: the engine stores the tokens of a unified context in the
-  /// order of the batch; where it does not (hybrid models), they cannot be told apart and share the segment of sequence
-  /// 0. Error: there are no more segments, or a sequence is out of range.
+  /// Makes segments in `sequences` where needed. in_order: the tokens of a unified context are stored in the order of
+  /// the batch; if not (hybrid models), they cannot be told apart and share the segment of sequence 0. Errors: no free
+  /// segment; a sequence out of range.
   static Result<StepPlan> make(const Batch& batch, Sequences& sequences, bool in_order);
 
   struct Move {
     SegmentId from, to;
   };
-  /// Prompts, or pieces of one, of kFirstTokens or more go to another segment where is_full(theirs), if there is one
-  /// left.
+  /// Moves prompts, or pieces of one, of kFirstTokens or more to a new segment if is_full(theirs) and one is free.
   std::vector<Move> move_on(Sequences& sequences, const std::function<bool(SegmentId)>& is_full);
 
   /// Sets Run::n_streamed of the runs that are parts of a prompt.
@@ -48,7 +45,7 @@ class StepPlan {
   /// In the order of the batch.
   std::span<const Run> runs() const { return runs_; }
   uint32_t n_tokens() const;
-  /// Of a cache with a stream a sequence; null if the batch has no token of it.
+  /// In a context with a stream per sequence; null if the batch has no token of it.
   const Run* run_of(SequenceId sequence) const;
   const std::vector<SegmentId>& segments_of_group(uint32_t group) const { return groups_[group]; }
 

@@ -28,9 +28,9 @@ struct LayerAttendArgs : AttendArgs {
   LayerAttendArgs(const AttendArgs& args) : AttendArgs(args) {}
 
   std::span<const SegmentId> segments;  ///< to attend; empty: all
-  bool record = true;                   ///< count this attention in importance scores and query statistics
-  bool commit = false;                  ///< commit each KV head as soon as its attention is done (a generation step)
-  uint32_t commit_from = 0;             ///< staged tokens that LayerCache::commit() waits for
+  bool record = true;                   ///< add this attention to importance scores and query statistics
+  bool commit = false;                  ///< commit each KV head when its attention is done (a generation step)
+  uint32_t commit_from = 0;             ///< staged tokens that commit() waits for
 };
 
 enum class TierName : uint8_t { staged, hi, lo, evicted };
@@ -42,13 +42,13 @@ struct StoredToken {
   float score = 0.0f;
   std::vector<float> k;        ///< [head_dim_k]; empty if evicted
   std::vector<float> v;        ///< [head_dim_v]; empty if evicted
-  std::vector<float> k_error;  ///< [head_dim_k] expected squared error that attention makes up for; empty: none
+  std::vector<float> k_error;  ///< [head_dim_k] expected squared error that attention corrects for; empty: none
 };
 
-/// Scratch memory of attention, shared by all layers that the same threads work on. Not cache content.
+/// Scratch memory of attention, shared by all layers of the same threads. Not cache content.
 class Workspace {
  public:
-  /// For calls by up to max_threads threads, with up to max_calls calls at once.
+  /// max_threads: of a call of attend(). max_calls: elements of its `calls`.
   explicit Workspace(uint32_t max_threads, uint32_t max_calls = 1);
   ~Workspace();
   Workspace(const Workspace&) = delete;
@@ -63,7 +63,7 @@ class Workspace {
   std::unique_ptr<Impl> impl_;
 };
 
-/// A saved segment, verified and decoded, that no cache has taken yet.
+/// A saved segment, verified and decoded, that no cache has adopted yet. Belongs to the cache that loaded it.
 class LoadedSegment {
  public:
   LoadedSegment(LoadedSegment&&) noexcept;
@@ -180,7 +180,7 @@ class LayerCache {
   void read_f16(SegmentId segment, uint16_t* k, size_t k_stride, uint16_t* v, size_t v_stride) const;
 
   uint64_t n_cells(SegmentId segment) const;   ///< live cells, evicted ones included
-  uint64_t n_staged(SegmentId segment) const;  ///< tokens that commit would compress
+  uint64_t n_staged(SegmentId segment) const;  ///< tokens that commit() would compress
   MemoryUsage memory_usage() const;
   uint64_t bytes_used() const { return memory_usage().total(); }
 
@@ -207,7 +207,7 @@ class LayerCache {
   std::unique_ptr<Impl> impl_;
 };
 
-/// Attention as the formula says, in double precision over dump(): the oracle of every kernel. Same arguments as
+/// Attention by the formula, in double precision over dump(): the oracle of every kernel. Takes the arguments of
 /// LayerCache::attend; records and commits nothing.
 Status reference_attend(const LayerCache& cache, const LayerAttendArgs& args);
 

@@ -1,4 +1,4 @@
-// What a LayerCache is made of; shared by the cache (layer_cache.cpp) and by attention (layer/attend.cpp).
+// The parts of a LayerCache, for the cache (layer_cache.cpp) and for attention (attend.cpp).
 #pragma once
 
 #include <memory>
@@ -20,20 +20,19 @@ struct LayerCache::Impl {
   attention::Geometry raw_geometry;   ///< of staged tokens: no groups
   attention::Geometry tier_geometry;  ///< of hi and lo
   bool stages_in_bytes = false;
-  uint32_t tier_group_k = 0,
-           tier_group_v = 0;  ///< channels a scale group in hi and lo; the whole head if neither has scales
+  /// Channels per scale group in hi and lo; the whole head if neither has scales.
+  uint32_t tier_group_k = 0, tier_group_v = 0;
   std::vector<std::unique_ptr<tier::SegmentStore>> segments;  ///< by SegmentId; null: never used
 
-  /// Tiers hold values in other coordinates than staged tokens, and perhaps in others in each segment.
+  /// True if tiers hold values in other coordinates than staged tokens, which may differ by segment.
   bool values_transformed() const { return spec.hadamard; }
   tier::SegmentStore* segment(SegmentId id) const { return id < segments.size() ? segments[id].get() : nullptr; }
   tier::SegmentStore& segment_for_put(SegmentId id);
   Status commit(tier::SegmentStore& segment, uint32_t from);
   tier::Tier::Growth staged_growth(const tier::HeadStore& head, uint32_t n_tokens, uint32_t n_at_once) const;
-  /// Bytes that a segment's bitmap of live cells grows by with n_tokens more, wherever the engine puts them next to the
-  /// cells in use.
+  /// Most bytes that n_tokens more add to a segment's bitmap of live cells, next to the cells in use.
   uint64_t bitmap_growth(const tier::SegmentStore* store, uint32_t n_tokens) const;
-  /// Drops a segment whose last cell went, with its centre and balancer: the next prompt freezes its own.
+  /// Drops a segment without cells, with its centre and balancer: the next prompt freezes its own.
   void drop_if_empty(SegmentId id);
 };
 

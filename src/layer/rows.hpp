@@ -27,24 +27,23 @@ struct RowTile {
 Rows prepare_raw(const RowTile& tile, PreparedRows& memory);
 /// Queries in a segment's coordinates, for its hi and lo tiers.
 Rows prepare_for_tier(const RowTile& tile, const codec::Axes& key, PreparedRows& memory);
-/// The same rows for a tier whose keys have an error of known size (codec/expected_error.hpp): with a bias of their own
-/// in `memory`.
+/// The same rows with a bias, kept in `memory`, for a tier whose keys have an error of known size
+/// (codec/expected_error.hpp).
 Rows with_expected_error(const RowTile& tile, const codec::Axes& key, const codec::BlockLayout& layout, Rows rows,
                          PreparedRows& memory);
 
 /// An empty state for n rows: identity of merge().
 void reset(RowState& state, const LayerCache::Impl& layer, uint32_t n_rows);
-/// Views for the kernels: in the coordinates of staged tokens, and of the tiers of a segment. They share the maximum.
-/// Tiers in other coordinates than the last ones make fold_tiers() necessary first, which tier_view does. `value` must
-/// outlive the state.
+/// Views for the kernels, in the coordinates of staged tokens and of the tiers of a segment. They share the maximum.
+/// tier_view calls fold_tiers() where the last tiers had other coordinates. `value` must outlive the state.
 State raw_view(RowState& state, const LayerCache::Impl& layer);
 State tier_view(RowState& state, const LayerCache::Impl& layer, uint32_t n_rows, const codec::Axes& value);
-/// Adds what tiers gave to what staged tokens gave, in their coordinates.
+/// Adds the sums of tiers to those of staged tokens, in the coordinates of the latter.
 void fold_tiers(RowState& state, const LayerCache::Impl& layer, uint32_t n_rows);
-/// into = softmax over what either has seen, the same segments in both.
+/// into = softmax over what either has seen. Both are over the same segments.
 void merge(RowState& into, const RowState& from, uint32_t n_rows);
 
-/// Writes the outputs of the tile and, in inverse_sum[row], 1 / the softmax denominator (0 for a row that saw nothing).
+/// Writes the outputs of the tile, and 1 / softmax denominator to inverse_sum[row] (0 for a row that saw nothing).
 void finish(const RowTile& tile, RowState& state, std::vector<float>& inverse_sum);
 
 }  // namespace mikv::attention

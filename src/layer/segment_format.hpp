@@ -1,11 +1,11 @@
-// A segment as bytes: its tiers as they are stored, so that nothing is lost by saving and loading, and its transform.
+// A segment as bytes: its tiers as they are stored, and its transform. Saving and loading lose nothing.
 //
 //   u32 arrivals               put order of the next token
 //   u64 live[(n_cells+63)/64]  bit c % 64 of word c / 64: cell c is in the segment
 //   for each KV head:
 //     u8  flags: 1 frozen; 2 queries were sampled; 4 it continues other segments; 8 staged in bytes
-//     u32 tokens of those segments, if it continues some
-//     axes of staged keys, if they are in bytes
+//     u32 tokens of those segments, if flag 4 is set
+//     axes of staged keys, if flag 8 is set
 //     u64 queries              number of queries tallied so far
 //     arrays q_max f32, q_square u64
 //     if queries were sampled: arrays arrivals u32, queries u16 of 8 or 16 tokens (tier/query_sample.hpp)
@@ -14,7 +14,7 @@
 //     tiers staged, hi, lo: u32 tokens, then whole blocks (codec/block.hpp) whose cell ids count as in `live`
 //   an array is u32 length, then its values
 //
-// Cells are numbered by their place in the list that the segment is saved for, so that they can be given other numbers.
+// Cells are numbered by their place in the list that the segment is saved for. Loading may give them other numbers.
 #pragma once
 
 #include <cstdint>
@@ -30,15 +30,15 @@ namespace mikv::session {
 /// Appends to `to` what `segment` holds of cells[0], cells[1], ... May throw std::bad_alloc.
 void save_segment(const tier::SegmentStore& segment, std::span<const uint32_t> cells, std::vector<uint8_t>& to);
 
-/// What a segment of a layer must look like.
+/// What a segment of a layer must match.
 struct SegmentContract {
   const LayerShape& shape;
   const Spec& spec;
   const tier::Layouts& layouts;
 };
 
-/// The segment in `bytes`, its cells numbered 0..n_cells-1. Everything is checked, nothing is trusted.
-/// May throw std::bad_alloc.
+/// Reads a segment whose cells are numbered 0..n_cells-1. Bytes may be hostile. Errors: damaged_data. May throw
+/// std::bad_alloc.
 Result<std::unique_ptr<tier::SegmentStore>> load_segment(std::span<const uint8_t> bytes, uint32_t n_cells,
                                                          const SegmentContract& contract);
 

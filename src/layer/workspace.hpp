@@ -1,4 +1,4 @@
-// Scratch memory of attention: per thread, and what threads hand to each other.
+// Scratch memory of attention: per thread, and shared between threads.
 #pragma once
 
 #include <atomic>
@@ -11,21 +11,21 @@
 namespace mikv {
 namespace attention {
 
-/// Rows of queries in one geometry, as Rows points to them.
+/// Memory of Rows: queries in one geometry.
 struct PreparedRows {
   std::vector<float> q, q_sums, q_steps, bias;
   std::vector<float> errors, bias_with_error;  ///< with_expected_error()
   std::vector<uint8_t> q_parts;
 };
 
-/// Memory of State for the rows of a tile. Where tiers hold values in other coordinates
-/// (LayerCache::Impl::values_transformed), they have a sum and an accumulator of their own.
+/// Memory of State for the rows of a tile. Tiers have a sum and an accumulator of their own if they hold values in
+/// other coordinates (LayerCache::Impl::values_transformed).
 struct RowState {
   std::vector<float> max, sum, acc, tier_sum, tier_acc, zeros;
   const codec::Axes* tier_axes = nullptr;  ///< of what is in tier_acc; null: nothing yet
 };
 
-/// What one split of a generation step leaves for the thread that finishes the head last.
+/// Result of one split of a generation step, for the thread that finishes the head last.
 struct Partial {
   RowState state;
   std::vector<std::vector<float>> kept;  ///< [scored span][rows * n_tokens]: logits, in this split's blocks only

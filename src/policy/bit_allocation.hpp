@@ -1,4 +1,4 @@
-// Bit allocation: which tiles of a head get how many bits, so that a given total does least harm.
+// Bit allocation: how many bits each tile of a head gets, so that a given total does least harm.
 //
 // Rate-distortion theory gives a channel bits by the logarithm of its variance ("reverse water-filling", Cover and
 // Thomas, section 10.3.3). Channels, sorted by importance, are cut into tiles of 16; all of a tile have the same bits,
@@ -24,13 +24,13 @@ struct TileBits {
   std::vector<uint8_t> k, v;  ///< of each tile
 };
 
-/// harm_k, harm_v: what losing a tile altogether would do. total: bits of all tiles together; what is less than 1 or
-/// more than 6 a tile is taken as that; one bit is left over where all tiles have 4 and the next step takes two.
-/// Greedy: each step goes where a bit takes most harm away, which is the best there is, as each further bit of a tile
-/// takes away less than the one before.
+/// harm_k, harm_v: harm of losing a tile altogether. total: bits of all tiles together, clamped to 1 to 6 per tile. One
+/// bit is left over where all tiles have 4, because the next step takes two.
+/// Greedy: each bit goes where it removes most harm. That is optimal, because each further bit of a tile removes less
+/// than the one before.
 TileBits allocate_bits(std::span<const double> harm_k, std::span<const double> harm_v, uint32_t total);
 
-/// share_bits() gives a head at most so many bits a code more or less than the average: weights are estimates.
+/// Most bits per code that share_bits() gives a head above or below the average: weights are estimates.
 inline constexpr double kMostMoreBits = 2.0;
 
 /// Bits of each head's n_tiles tiles together, `each` of them a head on average, of all heads rounded down to a whole

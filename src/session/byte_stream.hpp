@@ -1,4 +1,4 @@
-// Bytes in and out of a saved cache. Little endian, as every machine that mikv runs on.
+// Reading and writing the bytes of a saved cache. Little endian, as every machine that mikv runs on.
 #pragma once
 
 #include <cstdint>
@@ -33,8 +33,8 @@ class ByteWriter {
   std::vector<uint8_t>& to_;
 };
 
-/// Reads what may be cut short or hostile: after the first read beyond the end every read gives zeros, and ok() is
-/// false.
+/// Reads bytes that may be cut short or hostile. After the first read beyond the end every read returns zeros, and
+/// ok() is false.
 class ByteReader {
  public:
   explicit ByteReader(std::span<const uint8_t> from) : from_(from) {}
@@ -46,7 +46,7 @@ class ByteReader {
     if (const uint8_t* bytes = take(sizeof value)) std::memcpy(&value, bytes, sizeof value);
     return value;
   }
-  /// n values; empty if there are not so many. Allocates no more than there are bytes left.
+  /// Returns n values, or none if fewer are left. Allocates no more than there are bytes left.
   template <typename T>
   std::vector<T> get_array(uint64_t n) {
     std::vector<T> values;
@@ -58,7 +58,7 @@ class ByteReader {
     if (n) std::memcpy(values.data(), take(n * sizeof(T)), n * sizeof(T));
     return values;
   }
-  /// The next n bytes, or null.
+  /// Returns the next n bytes, or null.
   const uint8_t* take(uint64_t n) {
     if (!ok_ || n > left()) {
       ok_ = false;

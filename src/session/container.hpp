@@ -28,13 +28,13 @@ struct Section {
 
 std::vector<uint8_t> pack(std::span<const Section> sections);
 
-/// A section of bytes that stay the caller's.
+/// A section whose bytes are borrowed.
 struct SectionView {
   uint32_t kind = 0, a = 0, b = 0;
   std::span<const uint8_t> data;
 };
 
-/// Errors: no saved cache of mikv, another version, cut short, a wrong checksum; each by name.
+/// Errors: no saved cache of mikv; another version; cut short; a wrong checksum. The message says which.
 Result<std::vector<SectionView>> unpack(std::span<const uint8_t> bytes);
 
 /// XXH3, 64 bits.

@@ -1,5 +1,5 @@
-// What a saved context says beside its segments: whose state it is, what the engine itself keeps of it, and which
-// sequences see which segments. Readers check everything; their errors say which part is damaged.
+// Sections of a saved context beside its segments: the identity of model and spec, the engine's own part, and which
+// sequences see which segments. Readers check everything; their errors name the damaged part.
 #pragma once
 
 #include <cstdint>
@@ -12,9 +12,9 @@
 
 namespace mikv::session {
 
-/// What must be the same for a state to mean the same.
+/// What must be equal for a state to mean the same.
 struct Identity {
-  std::string model;         ///< in words
+  std::string model;         ///< name for messages
   uint64_t fingerprint = 0;  ///< of everything about the model and its options
   std::string spec;
 
@@ -22,12 +22,12 @@ struct Identity {
   static Result<Identity> read(std::span<const uint8_t> bytes);
 };
 
-/// EngineState without its cells: size, holes, words. The cells of segments follow from the engine's loading it.
+/// EngineState without its cells: size, holes, words. Loading it gives the cells of the segments.
 std::vector<uint8_t> engine_bytes(const EngineState& state);
 Result<EngineState> read_engine(std::span<const uint8_t> bytes);
 
 inline constexpr uint32_t kNoSegment = UINT32_MAX;
-/// No context has more segments.
+/// The most segments of a context.
 inline constexpr uint32_t kMaxSavedSegments = 1u << 12;
 
 /// Which segments a saved sequence sees, by the segments' numbers in the state.

@@ -1,4 +1,4 @@
-// Charge: bytes that are counted in an account for as long as it lives.
+// Charge: bytes that an account counts for as long as the Charge lives.
 #pragma once
 
 #include <cstdint>
@@ -25,7 +25,7 @@ class Charge {
 
   uint64_t bytes() const { return bytes_; }
 
-  /// Throws std::bad_alloc, with nothing changed, if the account has no room for what is more.
+  /// Throws std::bad_alloc, with nothing changed, if the account has no room for the increase.
   void set(uint64_t bytes) {
     if (bytes == bytes_) return;
     if (bytes > bytes_ && !account_->charge(bytes - bytes_)) throw std::bad_alloc();

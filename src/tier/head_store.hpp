@@ -1,8 +1,8 @@
 // HeadStore: what one KV head holds of one segment: staged tokens, the hi tier and the lo tier.
 //
-// A token is put staged, in f16 and the engine's coordinates, or in bytes where there is no room for that. commit()
-// moves it to hi or lo, in the segment's coordinates; the first commit freezes the segment (centre, balancer) from what
-// is staged. A demoted token is never promoted.
+// A token is staged first: in f16 and the engine's coordinates, or in bytes where a budget leaves no room for that.
+// commit() moves it to hi or lo, in the segment's coordinates. The first commit freezes the segment: it computes centre
+// and balancer from the staged tokens. A demoted token is never promoted.
 #pragma once
 
 #include <array>
@@ -27,36 +27,36 @@ namespace mikv::tier {
 /// (docs/adr/0014-segments-of-a-long-prompt.md).
 inline constexpr uint32_t kSegmentTokens = 2048;
 
-/// A centre and a balancer from fewer tokens would describe those tokens, not the head: they stay staged until then.
+/// Minimum number of tokens to calibrate from: fewer would describe themselves, not the head. They stay staged.
 inline constexpr uint32_t kMinCalibrationTokens = 16;
 
 /// Where tokens of a layer may be.
 struct Positions {
   Rope rope;                       ///< no angles: not known
-  uint32_t max_cells = kMaxCells;  ///< cells are below it, and a context has no more tokens
+  uint32_t max_cells = kMaxCells;  ///< cells are smaller; also the most tokens of a context
 };
 
 /// Layouts of the tiers under a spec.
 struct Layouts {
   codec::BlockLayout staged, hi, lo;
   codec::BlockLayout staged_bytes;       ///< of staged tokens under a budget (HeadStore::stage_in_bytes)
-  bool evict = false;                    ///< there is no lo tier: what is demoted is lost
+  bool evict = false;                    ///< no lo tier: demoted tokens are lost
   uint32_t group = 1;                    ///< query heads of a KV head
   const Positions* positions = nullptr;  ///< of the layer; outlives its heads
   MemoryAccount* account = nullptr;      ///< of the layer; outlives its heads
 
-  /// Some tier holds codes, not halves.
+  /// True if a tier holds codes, not halves.
   bool quantised() const { return hi.bits < 16 || (!evict && lo.bits < 16); }
 };
 
-/// Statistics of queries, for balancers: largest magnitudes, and squares of queries times the softmax scale. Squares
-/// are summed as integers, so that the sum does not depend on which thread adds first.
+/// Statistics of queries, for balancers: largest magnitudes, and squares of queries times the softmax scale. Sums are
+/// integers, so that they do not depend on the order of threads.
 struct QueryTally {
   std::array<float, codec::kMaxHeadDim> max{};
   std::array<uint64_t, codec::kMaxHeadDim> square{};
   uint64_t n = 0;  ///< rows
 
-  static constexpr double kOne = 1 << 28;  ///< of the sums; rows count with 2^12 a square at most, so 2^24 of them fit
+  static constexpr double kOne = 1 << 28;  ///< of the sums; a square counts 2^12 at most, so 2^24 rows fit
   void add(const float* q, uint32_t dim, float scale);
 };
 
@@ -76,7 +76,7 @@ class HeadStore {
 
   Tier staged, hi, lo;
   codec::Transform transform;         ///< of hi and lo
-  codec::Transform staged_transform;  ///< of staged tokens: keys less a centre while they have bytes, else as they are
+  codec::Transform staged_transform;  ///< of staged tokens: keys less a centre while in bytes, else none
   /// QueryTally of the queries so far, [dim_k] each; empty if the spec has no balancer or the segment is frozen.
   std::vector<float> q_max;
   std::vector<uint64_t> q_square;
@@ -86,7 +86,7 @@ class HeadStore {
   /// Bits per element that this head's lo tier has, or is to have when it is frozen, beyond those of the spec
   /// (share_bits).
   double more_bits = 0.0;
-  /// Tokens of the segments that this one goes on from, whose places for recent tokens are its own (pass_on).
+  /// Tokens of the segments that this one continues and whose places for recent tokens it took over (pass_on).
   uint32_t n_before = 0;
   bool evict;
 
@@ -95,7 +95,7 @@ class HeadStore {
     return &tier == &staged ? staged_transform : transform;
   }
 
-  /// commit() would freeze the segment.
+  /// True if commit() would freeze the segment.
   bool freezes_next() const { return !frozen && staged.size() >= kMinCalibrationTokens; }
   bool compressed() const { return frozen || hi.size() > 0 || lo.size() > 0; }
   uint32_t stored() const { return staged.size() + hi.size() + lo.size(); }
@@ -104,49 +104,48 @@ class HeadStore {
   /// from: as of LayerCache::commit(). May throw std::bad_alloc; nothing changes then.
   void commit(const Spec& spec, uint64_t n_live, uint32_t from, CommitScratch& scratch);
 
-  /// Staged tokens, and those to come until they are committed, have bytes from now on, in place, unless they are too
-  /// few for a centre, or something is compressed, which those to come belong to. May throw std::bad_alloc; nothing
-  /// changes then.
+  /// Encodes staged tokens in bytes, in place; later ones are staged in bytes until the next commit. No effect with too
+  /// few tokens for a centre, or where something is compressed. May throw std::bad_alloc; nothing changes then.
   void stage_in_bytes(const Layouts& layouts);
-  /// Whether stage_in_bytes() would do anything, were n_tokens staged.
+  /// True if stage_in_bytes() would have an effect on n_tokens staged tokens.
   bool goes_to_bytes(const Layouts& layouts, uint32_t n_tokens) const {
     return layouts.quantised() && !staged_in_bytes() && !compressed() && n_tokens >= kMinCalibrationTokens;
   }
 
-  /// `next`, empty, is to hold what follows: it gets the places in hi that this head has for recent tokens, which are
-  /// demoted here, and its bits. May throw std::bad_alloc; what was demoted until then stays so.
+  /// Hands the places in hi for recent tokens, and the bits, to `next`, which is empty and holds what follows; demotes
+  /// the tokens that had them. May throw std::bad_alloc; what was demoted until then stays so.
   void pass_on(HeadStore& next, const Spec& spec, uint64_t n_live, CommitScratch& scratch);
 
-  /// How many tokens hi may hold, and how many of them for being the most recent.
+  /// Number of tokens that hi may hold, and how many of them are places for the most recent ones.
   struct Budget {
     uint64_t total, recent;
   };
   Budget budget(const Spec& spec, uint64_t n_live) const;
 
-  /// Demotes down to a budget that was lowered; tokens that are staged wait for commit(). May throw std::bad_alloc;
-  /// what was demoted until then stays so.
+  /// Demotes down to a lowered budget; staged tokens wait for commit(). May throw std::bad_alloc; what was demoted
+  /// until then stays so.
   void hold_budget(const Spec& spec, uint64_t n_live, CommitScratch& scratch);
   /// Gives back the memory of unused blocks.
   void trim() {
     for (Tier* tier : {&staged, &hi, &lo}) tier->shrink();
   }
-  /// Encodes the lo tier anew in fewer bits, in place: `uniform`, or, where bits differ by tile, spec.bits on average.
+  /// Encodes the lo tier in fewer bits, in place: in `uniform`, or, where bits differ by tile, spec.bits on average.
   void lower_bits(const Spec& spec, const codec::BlockLayout& uniform);
 
-  /// What errors of the lo tier would do if the staged tokens were committed now, by the sampled queries; zeros where
-  /// there are none, or the segment is frozen. May throw std::bad_alloc.
+  /// Effect of the lo tier's errors on the sampled queries, were the staged tokens committed now. Zeros without queries
+  /// or in a frozen segment. May throw std::bad_alloc.
   policy::ErrorWeight::Sums error_weight(const Spec& spec, uint64_t n_live, CommitScratch& scratch) const;
 
-  /// Before the first token is in `lo`: its layout, where bits differ by head.
+  /// Sets the layout of `lo`, where bits differ by head. Call it before the first token is in `lo`.
   void set_lo_layout(const codec::BlockLayout& layout) {
     own_lo_ = std::make_unique<codec::BlockLayout>(layout);
     lo = Tier(*own_lo_, *account_);
   }
 
-  /// Adds to q_max and q_square; safe from several threads.
+  /// Adds to q_max and q_square. Thread-safe.
   void note_queries(const QueryTally& tally);
 
-  /// Charges calibration_bytes() as they are now. May throw std::bad_alloc where they grew.
+  /// Charges the present calibration_bytes(). May throw std::bad_alloc where they grew.
   void recount() { charge_.set(calibration_bytes()); }
 
   uint64_t calibration_bytes() const {
@@ -155,7 +154,7 @@ class HeadStore {
   }
 
  private:
-  /// What the first commit makes of the prompt.
+  /// Result of the first commit.
   struct Calibration {
     codec::Transform transform;
     std::unique_ptr<codec::BlockLayout> lo;  ///< null: the layer's

@@ -1,5 +1,4 @@
-// QuerySample: some of a head's latest queries, kept until its segment is frozen: what the tokens that come next are
-// likely to ask.
+// QuerySample: some of a head's latest queries, kept until its segment is frozen. They predict what later tokens ask.
 #pragma once
 
 #include <algorithm>
@@ -11,8 +10,7 @@
 namespace mikv::tier {
 
 struct QuerySample {
-  /// Every 32nd of the last 256 tokens, what the text is about; every 8th of the last 64, where the question stands, if
-  /// there is one.
+  /// Every 32nd of the last 256 tokens (the topic of the text) and every 8th of the last 64 (a question at its end).
   static constexpr uint32_t kEach = 8, kTokens = 2 * kEach, kStride = 32, kLateStride = 8;
 
   std::vector<uint16_t> queries;   ///< [kTokens][query heads][dim], halves, times the softmax scale
@@ -21,8 +19,8 @@ struct QuerySample {
   QuerySample() = default;
   QuerySample(uint32_t n_heads, uint32_t dim) : queries(size_t{kTokens} * n_heads * dim), arrivals(kTokens) {}
 
-  /// Whether the token that was put as number `arrival`, one of a batch whose last one is `last`, is to be noted.
-  /// Tokens of a batch that are noted have places of their own: threads may write them together.
+  /// True if the token with put order `arrival` is to be noted, in a batch whose last one is `last`. Noted tokens of a
+  /// batch have different places: threads may write them at once.
   static bool takes(uint32_t arrival, uint32_t last) {
     const bool late = arrival % kLateStride == kLateStride / 2;  // never a multiple of kStride
     return (arrival % kStride == 0 && last - arrival < kEach * kStride) ||
@@ -32,7 +30,7 @@ struct QuerySample {
     return arrival % kStride == 0 ? arrival / kStride % kEach : kEach + arrival / kLateStride % kEach;
   }
 
-  /// Query head `head` of n_heads of a token that takes() said yes to.
+  /// Notes query head `head` of n_heads. takes() must be true for the token.
   void note(uint32_t arrival, uint32_t head, uint32_t n_heads, const float* query, uint32_t dim, float scale) {
     const uint32_t place = place_of(arrival);
     uint16_t* to = queries.data() + (size_t{place} * n_heads + head) * dim;
@@ -40,7 +38,7 @@ struct QuerySample {
     arrivals[place] = arrival + 1;
   }
 
-  /// Makes one of kTokens of a sample that was saved when there were only the places of every 32nd token.
+  /// Extends a sample from a file that has only the places of every 32nd token.
   void add_late_places() {
     queries.resize(queries.size() / arrivals.size() * kTokens);
     arrivals.resize(kTokens);

@@ -1,4 +1,4 @@
-// SegmentStore: one segment of a layer: which cells live in it, and what each KV head holds of them.
+// SegmentStore: one segment of a layer: the cells that live in it, and what each KV head holds of them.
 #pragma once
 
 #include <cstdint>
@@ -18,11 +18,11 @@ class CellSet {
   bool contains(uint32_t cell) const { return cell / 64 < words_.size() && (words_[cell / 64] >> (cell % 64) & 1); }
   void insert(uint32_t cell) { words_[cell / 64] |= uint64_t{1} << (cell % 64); }
   bool remove(uint32_t cell);  ///< false if it was not in the set
-  /// Removes what is not in `words` too; returns how many those were.
+  /// Removes cells that are not in `words`; returns their number.
   uint64_t keep(std::span<const uint64_t> words);
-  /// Room for cells below `end`; may throw std::bad_alloc.
+  /// Makes room for cells below `end`; may throw std::bad_alloc.
   void reserve(uint32_t end);
-  /// What a set of cells below `end`, reserved some at a time, takes at most.
+  /// Most bytes of a set of cells below `end` that was reserved step by step.
   static uint64_t most_bytes(uint32_t end) {
     const uint64_t words = (uint64_t{end} + 63) / 64;
     return (words + words / 16) * sizeof(uint64_t);
@@ -39,14 +39,14 @@ class CellSet {
 class SegmentStore {
  public:
   SegmentStore(std::vector<HeadStore> heads, MemoryAccount* account) : heads_(std::move(heads)), charge_(account) {}
-  /// As it was saved; every head's tiers hold cells of `live` only.
+  /// A loaded segment; every head's tiers hold cells of `live` only.
   SegmentStore(std::vector<HeadStore> heads, CellSet live, uint32_t next_arrival, MemoryAccount* account);
   /// The staged tokens of `other` under other layouts (LayerCache::clone).
   SegmentStore(const SegmentStore& other, const Layouts& layouts, const Spec& spec);
 
-  /// Charges all that is not in tiers, as it is now. May throw std::bad_alloc where it grew.
+  /// Charges what is not in tiers. May throw std::bad_alloc where it grew.
   void recount();
-  /// What the segment takes beside its heads' tiers and calibrations.
+  /// Bytes beside the heads' tiers and calibrations.
   uint64_t own_bytes() const { return sizeof(SegmentStore) + heads_.capacity() * sizeof(HeadStore) + live_.bytes(); }
 
   std::vector<HeadStore>& heads() { return heads_; }
@@ -60,23 +60,23 @@ class SegmentStore {
   void trim() {
     for (HeadStore& head : heads_) head.trim();
   }
-  /// What LayerCache::stage_in_bytes() asks for.
+  /// See LayerCache::stage_in_bytes().
   void stage_in_bytes(const Layouts& layouts);
 
-  /// Cell i becomes cells[i]; may throw std::bad_alloc, nothing changes then.
+  /// Renames cell i to cells[i]. May throw std::bad_alloc; nothing changes then.
   void renumber(std::span<const uint32_t> cells);
 
   /// Replaces what `cells` held by n undefined staged tokens at the end of every head's staged tier.
   /// May throw std::bad_alloc; the cells hold nothing then. Cells are valid and distinct.
   void stage(std::span<const uint32_t> cells);
-  /// Nothing here allocates. Memory is not given back: the owner drops a segment whose last cell went.
+  /// Erasing allocates nothing and gives no memory back: the owner drops a segment without cells.
   void erase(std::span<const uint32_t> cells);
   void erase_range(uint32_t first, uint32_t last);
   /// Erases cells that are not in `live`, a bitmap as CellSet::words().
   void retain(std::span<const uint64_t> live);
 
  private:
-  /// Removes the tokens of n_gone cells that have just left live_.
+  /// Removes the tokens of n_gone cells that are no longer in live_.
   void forget_dead(uint64_t n_gone);
 
   std::vector<HeadStore> heads_;

@@ -1,5 +1,5 @@
 // Tier: the tokens of one KV head in one format, in consecutive blocks. Always dense: removing a token moves the last
-// one into its place, which is allowed because RoPE is already in K, so that order within a tier means nothing.
+// one into its place. Order within a tier has no meaning, because RoPE is already in K.
 #pragma once
 
 #include <cstdint>
@@ -11,7 +11,7 @@
 
 namespace mikv::tier {
 
-/// Frees what Tier allocated, from the heap or mapped, and takes it off its account.
+/// Frees memory of a Tier, from the heap or mapped, and releases it from the account.
 struct FreeTierMemory {
   size_t bytes = 0;
   bool mapped = false;
@@ -34,7 +34,7 @@ class Tier {
   uint32_t size() const { return n_tokens_; }
   uint32_t n_blocks() const { return (n_tokens_ + codec::kBlockTokens - 1) / codec::kBlockTokens; }
   const uint8_t* blocks() const { return blocks_.get(); }
-  /// What the tier takes from the system, unused slots and rounding included.
+  /// Bytes taken from the system, unused slots and rounding included.
   uint64_t allocated_bytes() const;
 
   uint8_t* block_of(uint32_t slot) { return blocks_.get() + size_t{slot / codec::kBlockTokens} * layout_->bytes; }
@@ -48,7 +48,7 @@ class Tier {
   uint32_t arrival(uint32_t slot) const { return layout_->scored ? at<uint32_t>(slot, layout_->arrivals) : 0; }
   /// All scores and arrivals, [size()] each; of a scored tier.
   void copy_ranking(float* scores, uint32_t* arrivals) const;
-  /// Nothing happens in a tier that is not scored.
+  /// No effect in a tier that is not scored.
   void set_score(uint32_t slot, float score, uint32_t arrival) {
     if (!layout_->scored) return;
     at<float>(slot, layout_->scores) = score;
@@ -58,44 +58,42 @@ class Tier {
     if (layout_->scored) at<float>(slot, layout_->scores) += more;
   }
 
-  /// Makes room for n more tokens. May throw std::bad_alloc; nothing changes then. A tier that already holds tokens
-  /// grows by 1/32 of itself at least, or, from where it is mapped, by 1/128 and to a whole page, so that few steps
-  /// have to grow.
+  /// Makes room for n more tokens. May throw std::bad_alloc; nothing changes then. A tier that holds tokens grows by at
+  /// least 1/32 of itself, or 1/128 and to a whole page once it is mapped, so that few steps have to grow.
   void reserve(uint32_t n_more);
-  /// Bytes that reserve(n_more) would take from the system, and those that it would give back only afterwards.
+  /// Bytes that reserve(n_more) takes from the system: for good, and until it returns.
   struct Growth {
     uint64_t lasting = 0, transient = 0;
   };
   Growth growth(uint32_t n_more) const;
-  /// What a tier of n_blocks blocks, reserved some at a time, takes from the system at most.
+  /// Most bytes of a tier of n_blocks blocks that was reserved step by step.
   static uint64_t most_bytes(uint64_t block_bytes, uint32_t n_blocks);
-  /// What the tier takes when it holds n tokens and no reserve.
+  /// Bytes of the tier with n tokens and no reserve.
   uint64_t bytes_of(uint32_t n) const;
   /// Adds n tokens with undefined payload; room must be reserved. Returns the first slot.
   uint32_t append(uint32_t n);
   void remove(uint32_t slot);
-  /// Empties the tier and gives its memory back; a single block stays, as the next generated token wants it again.
+  /// Empties the tier and gives its memory back, except a single block, which the next generated token needs.
   void release();
-  /// Zeroes unused places. Kernels round a step's weights by the largest of its scales, stale ones included: with them
-  /// a sequence would not go on to the bit once it was saved and loaded.
+  /// Zeroes unused places. Kernels round the weights of a step by the largest of its scales, stale ones included: with
+  /// them a loaded sequence would not continue bit for bit.
   void clear_unused();
-  /// Gives back the memory of unused blocks, all of them if there are no tokens, where there is memory to move the
-  /// others to.
+  /// Gives back the memory of unused blocks, if there is memory to move the others to.
   void shrink();
-  /// Encodes all tokens anew in `layout`, whose blocks are smaller, in place: at no time is there more memory than
-  /// before. `layout` is borrowed as in the constructor, and scored as the present one. change: null, or what becomes
-  /// of a token's key. May throw std::bad_alloc; nothing changes then.
+  /// Encodes all tokens in `layout`, whose blocks are smaller, in place: memory never exceeds what it was. `layout` is
+  /// borrowed as in the constructor, and scored as the present one. change: null, or called on each token's key. May
+  /// throw std::bad_alloc; nothing changes then.
   void reencode(const codec::BlockLayout& layout, const std::function<void(float* k)>& change = {});
 
  private:
   using Memory = std::unique_ptr<uint8_t[], FreeTierMemory>;
   void free_all();
-  /// Blocks to have when n_more tokens come; capacity_blocks_ if there is room.
+  /// Number of blocks for n_more more tokens; capacity_blocks_ if there is room.
   uint64_t blocks_for(uint32_t n_more) const;
-  /// Zeroed: kernels read whole blocks and mask unused lanes afterwards, so they must find numbers there, not NaN.
+  /// Returns zeroed memory: kernels read whole blocks and mask unused lanes afterwards, so these must not be NaN.
   Memory allocate(size_t bytes) const;
-  /// Makes mapped memory larger or smaller without copying it: all heads of a cache grow in the same step, which must
-  /// not wait for the whole cache to be copied. What is new is zero.
+  /// Resizes mapped memory without copying it: all heads of a cache grow in the same step, which must not wait for a
+  /// copy of the whole cache. New memory is zero.
   void resize(Memory& memory, size_t bytes) const;
 
   template <typename T>
