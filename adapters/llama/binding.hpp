@@ -1,5 +1,5 @@
-// Binding: a mikv::Context for one llama.cpp context, and the operators that take the place of llama.cpp's own in its
-// graphs. It turns tensors into spans; all that concerns tokens and their payload is the Context's.
+// Binding: a mikv::Context for one llama.cpp context, and the operators that replace llama.cpp's own in its graphs. It
+// turns tensors into spans; tokens and their payload are the Context's.
 #pragma once
 
 #include <map>
@@ -21,21 +21,21 @@ class Binding;
 
 enum class OpKind { store_k, store_v, attend, shift };
 
-/// What a rewritten node carries: ggml hands it back to the operator as user data.
+/// User data of a rewritten node, which ggml hands to the operator.
 struct OpData {
   Binding* binding = nullptr;
   int layer = 0;
   OpKind kind = OpKind::attend;
-  bool last_half = false;  ///< of the two nodes that store K and V of a layer, the one that comes second
+  bool last_half = false;  ///< the second of the two nodes that store K and V of a layer
 };
 
-/// What graphs tell of a layer.
+/// What graphs say about a layer.
 struct LayerTensors {
-  const ggml_tensor *k = nullptr, *v = nullptr;  ///< llama.cpp's own, which hold nothing; borrowed
+  const ggml_tensor *k = nullptr, *v = nullptr;  ///< llama.cpp's own, which are empty; borrowed
   uint32_t cells_per_stream = 0;                 ///< llama.cpp's cell index = stream * cells_per_stream + cell
   std::vector<float> slopes;                     ///< ALiBi, one per query head; empty without
   bool rope_known = false;
-  RopeParams shift_rope{};  ///< of the node that shift() stands for
+  RopeParams shift_rope{};  ///< of the node that shift() replaces
   OpData ops[4];            ///< by OpKind
 };
 
@@ -53,40 +53,39 @@ class Binding : private CellOwner {
 
   // Graphs (graph_rewrite.cpp, operators.cpp).
 
-  /// The layer behind a FLASH_ATTN_EXT node over a cache tensor, declared when first seen. Null, with the reason in
+  /// The layer of a FLASH_ATTN_EXT node over a cache tensor, declared when first seen. Null, with the reason in
   /// cache().failure(), if its attention is not supported.
   LayerTensors* layer_of_attention(const ggml_tensor* attention);
   LayerTensors* find_layer(int index);
   const std::map<int, LayerTensors>& layers() const { return layers_; }
-  /// From the node that stores the layer's keys, the first time.
+  /// Reads the layer's RoPE off the node that stores its keys, once.
   void learn_rope(int index, const ggml_tensor* store_k);
   void store(LayerTensors& layer, const OpData& op, const ggml_tensor* node);
   void attend(const LayerTensors& layer, const OpData& op, ggml_tensor* node, uint32_t thread, uint32_t n_threads);
-  /// Rotates the stored keys as the ROPE node over llama.cpp's own would: source 1 has by how many positions each cell
-  /// moves.
+  /// Rotates stored keys as the ROPE node would rotate llama.cpp's own: source 1 has each cell's shift in positions.
   void shift(const LayerTensors& layer, const OpData& op, const ggml_tensor* node, uint32_t thread, uint32_t n_threads);
 
   bool engine_attends() const { return engine_attends_; }
-  /// Lets a node of llama.cpp's own attention read the rows that store() copies for it. All layers are known by now.
+  /// Lets a node of llama.cpp's own attention read the rows that store() copies for it. All layers must be known.
   void redirect(ggml_tensor* attention);
   void fail(const std::string& message) { cache_->fail(Error{ErrorCode::unsupported, message}); }
 
   // Steps (hooks.cpp).
 
-  /// Returns 0, or what llama_decode shall return without having tried; cache().failure() says why.
+  /// Returns 0, or the result of a llama_decode that must not run; cache().failure() says why.
   int32_t begin_step(const Batch& batch);
-  /// `status` is llama_decode's. False if the step failed on our side: its output means nothing then.
+  /// status: of llama_decode. Returns false if the step failed on our side: its output is invalid then.
   bool end_step(int32_t status);
-  /// An error of a call between steps that cannot report it: printed, if failures are.
+  /// Prints the error of a call between steps that cannot report it, if failures are printed.
   void note(const Status& status) const;
 
-  /// Failures are printed: the program that runs knows nothing of them.
+  /// Prints failures from now on, for programs that do not know mikv.
   void print_failures() { prints_failures_ = true; }
-  /// Figures go to this file, see report.hpp.
+  /// Writes figures to this file, see report.hpp.
   void report_to(const std::string& file) { report_file_ = file; }
   const std::string& report_file() const { return report_file_; }
 
-  /// What save() made for a program that asked for the size; dropped by the next step.
+  /// A state kept for a program that asked for its size; the next step drops it.
   struct SavedState {
     llama_seq_id sequence = 0;
     llama_state_seq_flags flags = 0;
@@ -102,7 +101,7 @@ class Binding : private CellOwner {
   Result<CellsByLayer> load(SequenceId sequence, bool partial, const EngineState& state) override;
   void drop(SequenceId sequence) override;
 
-  /// Of the node's stream `stream`.
+  /// Arguments of one stream of the node.
   AttendArgs args_of(const LayerTensors& layer, ggml_tensor* node, int64_t stream) const;
   void copy_rows(int index, const LayerTensors& layer);
 
@@ -117,15 +116,15 @@ class Binding : private CellOwner {
   std::string report_file_;
 };
 
-/// "cache_k_l12" -> 12; -1 for any other tensor. Looks at the tensor that `t` is a view of.
+/// "cache_k_l12" -> 12; -1 for any other tensor. Reads the name of the tensor that `t` is a view of.
 int cache_layer(const ggml_tensor* t);
 bool is_key_cache(const ggml_tensor* t);
 
-/// FLASH_ATTN_EXT parameters that a rewritten node keeps behind those of GGML_OP_CUSTOM.
+/// Parameters of FLASH_ATTN_EXT. A rewritten node keeps them behind those of GGML_OP_CUSTOM.
 struct AttentionParams {
   float scale, max_bias, softcap;
 };
-/// Of the node before or after it was rewritten.
+/// The node may be rewritten or not.
 AttentionParams attention_params(const ggml_tensor* attention);
 inline constexpr size_t kSavedParams =
     32;  // byte offset in op_params, behind ggml's function, task count and user data

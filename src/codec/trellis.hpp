@@ -1,7 +1,7 @@
 // Trellis codes: the 16 codes that a token has in a tile of mixed bits form a ring, and what a code stands for is read
-// from a table by a window that begins at the code and goes on into those after it:
+// from a table by a window that begins at the code and extends into those after it:
 //
-//   level i = table[(c_i | c_(i+1) << b | c_(i+2) << 2b | ...) mod 2^window]          b bits a code
+//   level i = table[(c_i | c_(i+1) << b | c_(i+2) << 2b | ...) mod 2^window]          b bits per code
 //
 // A value can so be met by one of 64 levels although it costs 1 to 4 bits: "trellis coded quantisation" (M. Marcellin
 // and T. Fischer, 1990; as a ring, "tail-biting"), with a bit-shift window (as in QTIP, arXiv 2406.11235). Of normally
@@ -17,7 +17,7 @@
 //   window of keys      5        6        6        6        6
 //   window of values    2        4        6        6        6
 //
-// With 6 bits a code is its whole window, and there is no ring: for the channels of heads that look tokens up.
+// With 6 bits a code is its whole window, and there is no ring: for channels of heads that look tokens up.
 #pragma once
 
 #include <array>

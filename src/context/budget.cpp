@@ -157,7 +157,7 @@ class Attempt {
     if (!lower(next)) return false;
     for (const auto& [index, layer] : scene_.layers.layers) {
       const double bits = next.mixed() ? next.bits : format_bits(next.lo);
-      if (!layer.cache->lower(next.keep, bits)) break;  // out of memory: the next try goes on where this one stopped
+      if (!layer.cache->lower(next.keep, bits)) break;  // out of memory: the next try resumes here
     }
     state_.spec = next;
     ++state_.n_lowered;

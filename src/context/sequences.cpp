@@ -65,7 +65,7 @@ void Sequences::drop_segments(const std::function<bool(SegmentId)>& is_empty) {
     for (auto& seen : seen_) std::erase(seen, segment);
     std::replace(own_.begin(), own_.end(), segment, kMaxSegments);
   }
-  // A sequence that was cut back goes on where it then ends.
+  // A sequence that was cut back continues where it then ends.
   for (size_t s = 0; s < seen_.size(); ++s) {
     if (own_[s] == kMaxSegments && !seen_[s].empty() && !seen_by_others(seen_[s].back(), SequenceId(s)))
       own_[s] = seen_[s].back();

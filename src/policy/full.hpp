@@ -1,4 +1,4 @@
-// full: every token stays in the hi tier. With hi=f16 it is the uncompressed cache, which the others are compared with.
+// full: every token stays in the hi tier. With hi=f16 it is the uncompressed cache, the baseline of the others.
 //
 // Records nothing, scores nothing, costs nothing.
 #pragma once

@@ -1,6 +1,6 @@
-// h2o: the most recent tokens stay, and of the others the "heavy hitters", which received most attention. The spec key
-// `recent` divides the budget: n_keep - floor((1 - recent) * n_keep) of it is for the most recent. Sources: H2O, arXiv
-// 2306.14048; MiKV, arXiv 2402.18096, section 3, which demotes by it.
+// h2o: keeps the most recent tokens and, of the others, the "heavy hitters", which received most attention. The spec
+// key `recent` divides the budget: n_keep - floor((1 - recent) * n_keep) places are for the most recent. Sources: H2O,
+// arXiv 2306.14048; MiKV, arXiv 2402.18096, section 3, which demotes by it.
 //
 // Records the attention of all queries of all calls; the score is its sum, over queries and the group's query heads.
 // The lowest score goes first, the older first among equals. Cost: a second product of queries and keys in prefill;
@@ -12,10 +12,10 @@
 
 namespace mikv::policy {
 
-/// The one victim of a generation step, by three passes that vectorise; n if the case needs the general way.
+/// The single victim of a generation step, by three passes that vectorise; n if the general way is needed.
 ///
-/// The most recent arrivals all sit in hi, unless cells were erased or overwritten, so the recents are those with
-/// arrival > newest - n_recent. One pass counts whether that is so.
+/// The most recent arrivals are all in hi, unless cells were erased or overwritten. The recent ones are then those with
+/// arrival > newest - n_recent. One pass counts whether that holds.
 inline size_t h2o_single_victim(std::span<const float> scores, std::span<const uint32_t> arrivals, uint64_t n_recent) {
   const size_t n = scores.size();
   uint32_t newest = 0;

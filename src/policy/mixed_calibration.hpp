@@ -1,4 +1,4 @@
-// Mixed segment: the coordinates and the bits of a head whose lo tier has tiles of different bits (lo=mixed), from the
+// Mixed calibration: coordinates and bits of a head whose lo tier has tiles of different bits (lo=mixed), from the
 // second moments of its prompt.
 //
 // With an error of equal variance in all channels of b k, the logit's error is least where b^2 = rms(q) / rms(k) for
@@ -37,8 +37,7 @@ MixedCalibration plan_mixed_calibration(const Moments& moments, double bits, uin
 double total_tile_bits(size_t n_channels, double bits, uint32_t id_bytes);
 double bits_of_total(size_t n_channels, uint32_t total, uint32_t id_bytes);
 
-/// The same tiles with fewer bits, `bits` counted as above; what was planned is taken as it was balanced between K and
-/// V.
+/// The same tiles with fewer bits, `bits` counted as above. The balance between K and V stays as planned.
 codec::BlockLayout lower_bits(const codec::BlockLayout& lo, double bits);
 
 }  // namespace mikv::policy

@@ -1,10 +1,8 @@
-// Policies: which tokens leave the hi tier. One file each in this folder, e.g. policy/h2o.hpp: what it records, how it
-// scores, what it costs, its source. policies.cpp has the table that everything else asks; docs/extending.md tells how
-// one is added.
+// Policies: which tokens leave the hi tier. One file each in this folder, such as policy/h2o.hpp: what it records, how
+// it scores, what it costs, its source. policies.cpp has the table of them; docs/extending.md tells how to add one.
 //
-// A policy is a total order of tokens, "first to go" first, which does not depend on how slots are numbered. It is a
-// pure function of scores, arrivals and a budget. Arrivals are distinct within a KV head; where they are not, the lower
-// index counts as older.
+// A policy is a total order of tokens, "first to go" first, independent of slot numbers: a pure function of scores,
+// arrivals and a budget. Arrivals are distinct within a KV head; among equal ones the lower index counts as older.
 #pragma once
 
 #include <cstdint>
@@ -31,19 +29,19 @@ struct Choice {
 using Choose = void (*)(const Choice& choice, std::span<const float> scores, std::span<const uint32_t> arrivals,
                         uint64_t n_keep, std::vector<uint32_t>& victims, std::vector<uint32_t>& scratch);
 
-/// What a commit makes of recorded scores before it chooses; what it makes of them is stored with the tokens. `scores`
-/// are those of n_hi tokens of the hi tier, and then of the staged tokens, one at least. compressed: as in
-/// Recording::counts(). May throw std::bad_alloc, but not for a single staged token of a compressed head.
+/// Transforms recorded scores before a commit chooses; the result is stored with the tokens. `scores`: of n_hi tokens
+/// of the hi tier, then of one or more staged tokens. compressed: as in Recording::counts(). May throw std::bad_alloc,
+/// but not for a single staged token of a compressed head.
 using Settle = void (*)(std::span<float> scores, std::span<const uint32_t> arrivals, size_t n_hi, bool compressed,
                         std::vector<uint32_t>& scratch);
 
-/// Whose attention is added to the scores of the tokens that receive it, summed over the group's query heads.
+/// Which queries add their attention to the scores of tokens, summed over the group's query heads.
 struct Recording {
-  bool attention = false;     ///< false: nobody's, scores are 0
-  uint32_t last_queries = 0;  ///< 0: every query's. Else that of at most so many last queries of a prompt
+  bool attention = false;     ///< false: none, scores are 0
+  uint32_t last_queries = 0;  ///< 0: all. Else at most this many last queries of a prompt
 
-  /// Whether the queries of a call count. compressed: the KV head has compressed tokens. A policy of last queries
-  /// scores prompts: to it, few tokens after the first commit are generated ones.
+  /// True if the queries of a call count. compressed: the KV head has compressed tokens. A policy of last queries
+  /// scores prompts: it takes few tokens after the first commit for generated ones.
   constexpr bool counts(uint32_t n_tokens, bool compressed) const {
     return attention && (last_queries == 0 || !compressed || n_tokens >= last_queries);
   }
@@ -51,8 +49,8 @@ struct Recording {
   constexpr uint32_t first_query(uint32_t n_tokens) const {
     return last_queries == 0 || n_tokens < last_queries ? 0 : n_tokens - last_queries;
   }
-  /// Whether a call has all the queries that count: what calls before it recorded is dropped. The rest of a prompt that
-  /// was cut into calls may be shorter; it is added to them.
+  /// True if a call has all the queries that count: records of earlier calls are dropped. The rest of a prompt that was
+  /// cut into calls may be shorter; it is added to them.
   constexpr bool starts_anew(uint32_t n_tokens) const { return last_queries != 0 && n_tokens >= last_queries; }
   bool operator==(const Recording&) const = default;
 };
@@ -60,15 +58,15 @@ struct Recording {
 struct Policy {
   Importance importance;
   std::string_view name;     ///< in specs
-  std::string_view own_key;  ///< the spec key that only this policy reads; empty: none
+  std::string_view own_key;  ///< spec key that only this policy reads; empty: none
   Recording recording;
-  Settle settle;                 ///< null: scores stay as they were recorded
+  Settle settle;                 ///< null: scores stay as recorded
   Choose choose;                 ///< null: it demotes nothing
-  std::string_view preset_keys;  ///< of the preset that has its name
+  std::string_view preset_keys;  ///< of the preset of the same name
   std::string_view description;  ///< of that preset, one line
 
   constexpr bool demotes() const { return choose != nullptr; }
-  /// Part of the hi tier is for the most recent tokens, whatever their scores (the spec key `recent`).
+  /// True if part of the hi tier is for the most recent tokens, whatever their scores (spec key `recent`).
   constexpr bool reserves_recent() const { return own_key == "recent"; }
 };
 
@@ -76,17 +74,17 @@ struct Policy {
 std::span<const Policy> policies();
 const Policy& policy_of(Importance importance);
 
-/// What a cache records: what its policy says, and nothing where all tokens or none are in hi, whatever their scores.
+/// What a cache records: its policy's recording, or nothing if all tokens or none are in hi whatever their scores.
 Recording recording_of(const Spec& spec);
 
-/// What the policy of `choice` appends to `victims`; nothing if there are no more than n_keep tokens.
+/// Appends the victims of the policy of `choice`; none if there are no more than n_keep tokens.
 void choose_demotions(const Choice& choice, std::span<const float> scores, std::span<const uint32_t> arrivals,
                       uint64_t n_keep, std::vector<uint32_t>& victims, std::vector<uint32_t>& scratch);
 
-/// How many of n_keep tokens are kept for being the most recent.
+/// Number of n_keep places that are for the most recent tokens.
 uint64_t n_recent(double recent, uint64_t n_keep);
 
-/// floor(keep * n_tokens), where a product within rounding of a whole number counts as that number (0.29 * 100 is 29).
+/// floor(keep * n_tokens). A product within rounding of a whole number counts as that number: 0.29 * 100 is 29.
 uint64_t hi_budget(double keep, uint64_t n_tokens);
 
 }  // namespace mikv::policy

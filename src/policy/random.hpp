@@ -1,6 +1,6 @@
-// random: a random subset stays, from `seed`: the control that other policies have to beat.
+// random: keeps a random subset, from `seed`: the control that other policies have to beat.
 //
-// Records nothing; the score is hash(seed, arrival). A token's luck is drawn once, so survivors stay a uniform sample.
+// Records nothing; the score is hash(seed, arrival). Each token draws once, so survivors stay a uniform sample.
 // Cost: O(n) per choice.
 #pragma once
 

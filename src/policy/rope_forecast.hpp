@@ -1,7 +1,7 @@
-// RoPE forecast: the moments that keys and queries will have over a whole context, from those of its first tokens.
+// RoPE forecast: the moments of keys and queries over a whole context, from those of its first tokens.
 //
 // RoPE (arXiv 2104.09864) turns pair i of a key at position p by angle_i * p. A pair that turns by less than a radian
-// over a prompt has a mean there that is large beside its spread, and another one some thousand tokens later: a centre
+// over a prompt has a mean that is large beside its spread, and another mean some thousand tokens later: a centre
 // frozen on the prompt would be wrong, and its tiles would have too few bits. With z = e^{-i angle p} (k_a + i k_b),
 // the pair as it was before RoPE, of the same distribution at all positions, the pair's moments over positions 0 to N
 // follow from E z, E z^2 and E |z|^2:
@@ -22,11 +22,11 @@ class RopeForecast {
  public:
   explicit RopeForecast(const Rope& rope) : rope_(rope), sums_(rope.angles.size()) {}
 
-  /// A key as it is stored, RoPE applied, [dim_k].
+  /// Adds a key as it is stored, RoPE applied, [dim_k].
   void add(const float* key, uint32_t position);
 
-  /// Puts the moments over positions below `horizon` in place of those of the keys added. Squares of queries are what
-  /// they were where keys hardly turn, and those of a pair alike where they turn around.
+  /// Replaces the moments of the added keys by those over positions below `horizon`. Squares of queries stay where keys
+  /// hardly turn, and become equal within a pair where they turn around.
   void apply(double horizon, Moments& moments) const;
 
  private:

@@ -1,5 +1,5 @@
-// streaming: the first `sinks` tokens stay, which softmax uses as a sink, and the most recent ones. Where the budget is
-// smaller than the sinks, the first of them goes last of all. Source: StreamingLLM, arXiv 2309.17453.
+// streaming: keeps the first `sinks` tokens, which softmax uses as a sink, and the most recent ones. In a budget
+// smaller than the sinks, the first of them goes last. Source: StreamingLLM, arXiv 2309.17453.
 //
 // Records nothing; the score is the arrival, that of a sink above all others. Cost: O(n) per choice.
 #pragma once

@@ -1,4 +1,4 @@
-// window: the most recent tokens stay; the oldest goes first. A sliding window, as Mistral's attention has one.
+// window: keeps the most recent tokens; the oldest goes first. A sliding window, as in Mistral's attention.
 //
 // Records nothing; the score is the arrival. Cost: O(n) per choice.
 #pragma once

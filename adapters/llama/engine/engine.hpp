@@ -1,9 +1,9 @@
 // The engine as the command line sees it: models, and contexts that keep their KV cache under one choice of cache.
 //
-// A KvChoice is one element of a --kv list: a mikv spec ("mikv:keep=0.2"), or "llama:TYPE", which runs stock llama.cpp
-// with that cache type (flash attention on, as llama-server does). "llama:TYPE:prefill=exact" stores a prompt that was
-// read with the full cache, as mikv's specs do by default; llama.cpp by itself reads it with what it has stored of it.
-// The rest of the program never asks which one it got.
+// A KvChoice is one element of a --kv list: a mikv spec ("mikv:keep=0.2"), or "llama:TYPE", stock llama.cpp with that
+// cache type (flash attention on, as in llama-server). "llama:TYPE:prefill=exact" reads the prompt with the full cache
+// and then stores it, as mikv's specs do by default; plain llama.cpp reads it with what it has stored so far.
+// The rest of the program does not know which one it got.
 // No llama.cpp header is needed to use this file.
 #pragma once
 
@@ -29,7 +29,7 @@ using Token = int32_t;
 
 /// One element of a --kv list.
 struct KvChoice {
-  std::string name;           ///< as the user wrote it; names rows in tables
+  std::string name;           ///< as the user wrote it; the name in tables
   std::optional<Spec> spec;   ///< empty: stock llama.cpp with `stock_type`
   int stock_type = -1;        ///< a ggml_type
   bool takes_prompt = false;  ///< stock with prefill=exact: its prompt comes from EngineContext::take_prompt()
@@ -48,10 +48,10 @@ std::string stock_type_names();
 /// llama.cpp's log on stderr, or nothing (the default). Call before anything else.
 void set_verbose(bool verbose);
 std::string llama_version();
-int default_threads();  ///< what llama.cpp would take: the physical cores
+int default_threads();  ///< llama.cpp's default: the physical cores
 
 /// Fetches "user/model[:quant]" from Hugging Face with llama.cpp's own download code (its cache, its HF_TOKEN) and
-/// gives the file. Error: no network, no such repository, no GGUF in it.
+/// returns the file. Errors: no network; no such repository; no GGUF in it.
 Result<std::string> fetch_hugging_face(const std::string& repo);
 
 struct ModelInfo {
@@ -67,7 +67,7 @@ struct ModelInfo {
 
 class Model {
  public:
-  /// Errors: no such file, not a GGUF, cut short, refused by llama.cpp (its own words are passed on).
+  /// Errors: no such file; not a GGUF; cut short; refused by llama.cpp, whose message is passed on.
   static Result<std::unique_ptr<Model>> load(const std::string& path);
   ~Model();
   Model(const Model&) = delete;
@@ -75,7 +75,7 @@ class Model {
 
   const ModelInfo& info() const { return info_; }
 
-  /// `special`: add BOS if the model wants one, and read "<|im_start|>" and its like as the tokens they name.
+  /// special: add BOS if the model wants one, and read "<|im_start|>" and the like as the tokens they name.
   std::vector<Token> tokenize(const std::string& text, bool special) const;
   std::string piece(Token token) const;  ///< may be a part of a UTF-8 character; empty for control tokens
   bool is_end_of_generation(Token token) const;
@@ -99,10 +99,10 @@ struct EngineOptions {
   uint32_t n_ubatch = 512;  ///< tokens that pass through the model at once; also the chunk of prefill=streaming
   int n_threads = 1;
   bool rewindable = false;            ///< sliding-window layers keep all tokens, so that truncate() works at any depth
-  std::function<bool()> should_stop;  ///< asked often while computing; true makes the running step fail soon
+  std::function<bool()> should_stop;  ///< called often while computing; true fails the running step soon
 };
 
-/// A prompt that was computed once: several specs can start from it.
+/// A prompt that is computed once, for several specs to start from.
 struct Checkpoint {
   std::shared_ptr<const Snapshot> snapshot;
   uint32_t n_past = 0;
@@ -127,20 +127,20 @@ class EngineContext {
   uint32_t n_past() const { return n_past_; }
   uint32_t n_ctx() const { return options_.n_ctx; }
 
-  /// Compresses the prompt, if the cache is one that does.
+  /// Compresses the prompt, if the cache compresses.
   Status end_prompt();
   /// Forgets the tokens from `n` on. Error: the model cannot (recurrent state).
   Status truncate(uint32_t n);
   void reset();
-  /// The prompt of a context of mikv, not compressed yet, instead of a prefill. Errors: as copy_prompt
+  /// Takes the uncompressed prompt of a context of mikv instead of a prefill. Errors: as copy_prompt
   /// (stock_prompt.hpp).
   Status take_prompt(EngineContext& from);
 
   MemoryUsage memory_usage() const;
 
-  /// Only for contexts of mikv whose prompt was not compressed yet.
+  /// Errors: not a context of mikv; its prompt is compressed already.
   Result<Checkpoint> checkpoint() const;
-  /// Back to the checkpoint's prompt, uncompressed, under another spec.
+  /// Returns to the checkpoint's prompt, uncompressed, under another spec.
   Status restore(const Checkpoint& checkpoint, const Spec& spec);
 
  private:

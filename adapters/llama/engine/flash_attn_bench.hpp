@@ -1,4 +1,4 @@
-// llama.cpp's own attention, alone: what mikv's kernels are compared with.
+// llama.cpp's own attention by itself: the baseline of mikv's kernels.
 #pragma once
 
 #include <cstdint>
@@ -19,8 +19,7 @@ struct FlashAttnProblem {
   uint32_t n_threads = 1;
 };
 
-/// Queries over `n_layers` caches of a llama.cpp type, in ggml's own graph and thread pool, laid out as llama.cpp lays
-/// them out.
+/// Queries over `n_layers` caches of a llama.cpp type, in ggml's own graph and thread pool and llama.cpp's layout.
 class FlashAttnBench {
  public:
   /// k, v: [n_tokens][n_kv_heads][head_dim], the same in all layers. mask: [n_queries][n_tokens] halves.
@@ -34,7 +33,7 @@ class FlashAttnBench {
 
   /// q: [n_queries][n_heads][head_dim], the same in all layers.
   void set_query(std::span<const float> q);
-  /// Attends all layers once; gives the seconds it took.
+  /// Attends all layers once; returns the seconds it took.
   double run();
   /// [n_queries][n_heads][head_dim] of the last layer, after run().
   std::vector<float> output() const;

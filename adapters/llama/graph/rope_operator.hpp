@@ -20,12 +20,12 @@ RopeParams rope_params(const ggml_tensor* node);
 
 class RopeOperator {
  public:
-  /// For n_keys keys of `dim` channels. `factors`: the node's third source, or null; copied, wherever it lies.
+  /// n_keys keys of `dim` channels. factors: the node's third source, or null; copied from any backend.
   RopeOperator(const RopeParams& params, int64_t dim, const ggml_tensor* factors, int64_t n_keys);
 
   std::span<float> keys();         ///< [n_keys][dim]
   std::span<int32_t> positions();  ///< [n_keys], or [4][n_keys] of multimodal kinds
-  /// The keys, each turned as at its position: [n_keys][dim], valid until the next call. Empty if ggml fails.
+  /// Returns the keys, each rotated to its position: [n_keys][dim], valid until the next call. Empty if ggml fails.
   std::span<const float> turn();
 
  private:

@@ -1,4 +1,4 @@
-// RoPE of a layer, read off the graph: the node that made the keys.
+// RoPE of a layer, read off the node of the graph that made the keys.
 #pragma once
 
 #include "ggml.h"
@@ -6,8 +6,7 @@
 
 namespace mikv::llama {
 
-/// `keys`: the rows of keys that a graph stores. No angles if they are not what a RoPE node puts out, as in layers
-/// without positions.
+/// keys: the rows of keys that a graph stores. No angles if they are not the output of a RoPE node.
 Rope rope_of(const ggml_tensor* keys);
 
 }  // namespace mikv::llama

@@ -12,8 +12,8 @@ namespace mikv::llama {
 
 class RowCopy {
  public:
-  /// Room for tensors of these sizes; pages that nobody writes cost address space only. Where attention was redirected
-  /// to before stays valid. False if there is no address space.
+  /// Makes room for tensors of these sizes; unwritten pages cost address space only. Earlier redirections stay valid.
+  /// Returns false if there is no address space.
   bool reserve(size_t k_bytes, size_t v_bytes);
   /// Lets a FLASH_ATTN_EXT node over a layer's cache tensors read the copy.
   void redirect(ggml_tensor* attention) const;

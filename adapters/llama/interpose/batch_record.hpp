@@ -1,4 +1,4 @@
-// Batches: which sequences a batch's tokens belong to, and which tokens want logits. Graphs do not tell.
+// Batches: which sequences a batch's tokens belong to, and which tokens want logits. Graphs do not say.
 #pragma once
 
 #include <cstdint>
@@ -10,11 +10,11 @@
 
 namespace mikv::llama {
 
-/// Of a batch whose fields are public. Positions are llama.cpp's own affair: it keeps the cells.
+/// Converts a batch with public fields. Leaves out positions: llama.cpp keeps the cells.
 Batch batch_of(const llama_batch& batch);
 
-/// llama_batch_ext is opaque: what it holds is known from the calls that fill it. Calls edit(record) with the batch's
-/// record, which is made when first asked for. Safe from several threads.
+/// Records the calls that fill a llama_batch_ext, which is opaque: calls edit(record) with the batch's record, made at
+/// the first call. Thread-safe.
 void edit_record(const llama_batch_ext* batch, const std::function<void(Batch& record)>& edit);
 void forget_record(const llama_batch_ext* batch);
 Batch recorded(const llama_batch_ext* batch);

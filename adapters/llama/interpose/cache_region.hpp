@@ -1,4 +1,4 @@
-// llama.cpp's own buffers for K and V: address space without memory, as nothing is ever stored there.
+// llama.cpp's own buffers for K and V: address space without memory, because nothing is ever stored there.
 #pragma once
 
 #include "ggml-alloc.h"
@@ -6,8 +6,8 @@
 
 namespace mikv::llama {
 
-/// Gives the tensors of `context`, llama.cpp's K and V, addresses in a reservation that the system commits no memory
-/// for: it may be larger than the machine's memory. Null if there is no address space.
+/// Places the tensors of `context`, llama.cpp's K and V, in a reservation without memory, which may be larger than the
+/// machine's memory. Returns null if there is no address space.
 ggml_backend_buffer_t reserve_cache_tensors(ggml_context* context, ggml_backend_buffer_type_t type);
 
 }  // namespace mikv::llama

@@ -5,14 +5,14 @@
 
 namespace mikv::llama {
 
-/// Empty, or one line that says how this program's llama.cpp differs from the one that mikv was built for.
+/// One line on how this program's llama.cpp differs from the one that mikv was built for; empty if it does not.
 std::string version_mismatch();
-/// From now on the first call that needs llama.cpp ends the process if there is a mismatch: what our functions know of
-/// its structures would be wrong.
+/// From now on the first call that needs llama.cpp ends the process if there is a mismatch: our functions would
+/// misread its structures.
 void check_version_before_use();
 
-/// The function `name` as libllama or libggml define it. Ends the process, with a line that says why, if there is none:
-/// a caller would call a null pointer.
+/// The function `name` of libllama or libggml. Ends the process, with a line that says why, if there is none: the
+/// caller would call a null pointer.
 void* next_definition(const char* name);
 
 }  // namespace mikv::llama

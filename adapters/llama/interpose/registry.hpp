@@ -20,7 +20,7 @@ class Registry {
   Binding* of_context(const llama_context* context);
   Binding* of_memory(llama_memory_t memory);
 
-  /// Over all contexts; the spec is that of the last one.
+  /// Sums over all contexts; the spec of the last one.
   struct Totals {
     MemoryUsage usage;
     Figures figures;
@@ -29,14 +29,14 @@ class Registry {
   };
   Totals totals();
 
-  /// A scheduler belongs to the context that is being created, or run, on this thread when it is first seen.
+  /// A scheduler belongs to the context that is created or run on this thread when it is first seen.
   Binding* of_scheduler(ggml_backend_sched_t scheduler);
   void forget_scheduler(ggml_backend_sched_t scheduler);
 
-  /// Buffers of llama.cpp's own K and V, which hold nothing. `region` is where they lie.
+  /// Adds a buffer of llama.cpp's own K and V, which is empty; `region` is its memory.
   void add_cache_buffer(ggml_backend_buffer_t buffer, AddressSpace region);
   bool is_cache_buffer(ggml_backend_buffer_t buffer);
-  /// Where the buffer lies, to be given back after it is freed; nowhere if it is not one of them.
+  /// Forgets the buffer and returns its region, to be released after it is freed; empty if it is not one of them.
   AddressSpace forget_cache_buffer(ggml_backend_buffer_t buffer);
 
  private:

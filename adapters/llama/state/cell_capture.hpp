@@ -1,8 +1,8 @@
 // CellCapture: which cells llama.cpp reads or writes when it saves or loads its state.
 //
-// llama.cpp keeps its bookkeeping of cells to itself, except where it saves a state: it then reads the rows of the
-// cells in question from its cache tensors, and writes them when it loads one. Those tensors hold nothing here. While a
-// capture lives on a thread, such reads and writes only note which cells they are about.
+// llama.cpp does not show its table of cells. When it saves a state, it reads the rows of the cells from its cache
+// tensors; when it loads one, it writes them. Those tensors are empty here. While a capture lives on a thread, such
+// reads and writes only note which cells they concern.
 #pragma once
 
 #include <cstdint>
@@ -23,14 +23,14 @@ class CellCapture {
   /// By layer, in llama.cpp's order.
   const CellsByLayer& cells() const { return cells_; }
 
-  /// Bytes of the state that are K and V rows, which nothing was written to.
+  /// Bytes of the state for K and V rows, left unwritten.
   struct Hole {
     const uint8_t* at;
     size_t size;
   };
   const std::vector<Hole>& holes() const { return holes_; }
 
-  /// Notes a read or write of cache tensor `tensor`; false without a capture on this thread.
+  /// Notes a read or write of a cache tensor. Returns false without a capture on this thread.
   static bool note(const ggml_tensor* tensor, const void* memory, size_t offset, size_t size);
 
  private:

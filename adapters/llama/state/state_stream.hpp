@@ -1,5 +1,5 @@
-// llama.cpp's own words for the state of a context: which cells hold which token of which sequence, and what recurrent
-// layers remember. K and V are not in them (state/cell_capture.hpp).
+// llama.cpp's own part of a saved state: which cells hold which token of which sequence, and the state of recurrent
+// layers. K and V are left out (state/cell_capture.hpp).
 #pragma once
 
 #include "llama.h"
