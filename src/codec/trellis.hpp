@@ -73,7 +73,8 @@ void encode_ring(Ring ring, uint32_t bits, const float* x, float inverse, uint8_
 void ring_levels(Ring ring, uint32_t bits, const uint8_t* codes, uint8_t* levels);
 
 /// Quantises a head's part of a token under one scale, x' = alpha (level - 127.5), tile t with bits[t]. The scale
-/// begins as the root mean square and ends as the least-squares one of the codes, weights[t] per element. values[n_tiles
+/// begins as the root mean square and ends as the least-squares one of the codes, weights[t] per element.
+/// values[n_tiles
 /// * 16], 0 beyond the head's channels; codes: as many. Returns the scale as a byte (codec/scale8.hpp).
 uint8_t quantise_trellis(Ring ring, const float* values, const uint8_t* bits, const float* weights, uint32_t n_tiles,
                          uint8_t* codes);

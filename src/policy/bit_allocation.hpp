@@ -35,8 +35,8 @@ inline constexpr double kMostMoreBits = 2.0;
 
 /// Bits of each head's n_tiles tiles together, `each` of them a head on average, of all heads rounded down to a whole
 /// number: a head whose errors count w times as much (ErrorWeight, relative to the output of its layer) gets up to 0.35
-/// log2(w) bits a code more. In theory it is 0.5, for weights that are known exactly; 0.35 is the best of 0.25, 0.35 and 0.5
-/// on SmolLM2-135M and Qwen2.5-Coder-0.5B (docs/adr/0012-bits-between-heads.md).
+/// log2(w) bits a code more. In theory it is 0.5, for weights that are known exactly; 0.35 is the best of 0.25, 0.35
+/// and 0.5 on SmolLM2-135M and Qwen2.5-Coder-0.5B (docs/adr/0012-bits-between-heads.md).
 std::vector<uint32_t> share_bits(std::span<const double> weights, double each, uint32_t n_tiles);
 
 }  // namespace mikv::policy
