@@ -87,7 +87,7 @@ INSTANTIATE_TEST_SUITE_P(Specs, MemoryTest,
                                          "mikv:importance=full", "snapkv"),
                          name_of_spec);
 
-/// Bits an element of a compressed cache of 4,096 tokens, all-in.
+/// Bits per element of a compressed cache of 4,096 tokens, all-in.
 MemoryUsage usage_at_4096(const LayerShape& shape, const std::string& spec, uint32_t max_cells = kMaxCells) {
   Random random(81);
   const Tokens chunk(shape, kChunk, random);

@@ -181,7 +181,7 @@ TEST(OutlierTest, CentringUndoesAKeyBias) {
   RecordProperty("none_balancer_center_both_all", std::to_string(none) + " " + std::to_string(balancer) + " " +
                                                       std::to_string(center) + " " + std::to_string(both) + " " +
                                                       std::to_string(all));
-  // Measured: 1.01, .61, .070, .068, .069; half of the ratios is asked for.
+  // Measured: 1.01, 0.61, 0.070, 0.068, 0.069; half of the ratios is asked for.
   EXPECT_LT(7.0 * center, none);
   EXPECT_LT(7.0 * both, none);
   EXPECT_LT(7.0 * all, none);

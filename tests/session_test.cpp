@@ -309,7 +309,7 @@ void expect_session_part(const session::SectionView& section) {
       }
       // Bytes: half a step of 255, in coordinates that a balancer may stretch by 4 between channels.
       EXPECT_LT(most, 4.0 * 0.5 / 255.0) << (key ? "K" : "V");
-      // 3.5 bits with ids and scales leave 2 to 3 for codes: .09 of the variance at most.
+      // 3.5 bits with ids and scales leave 2 to 3 for codes: 0.09 of the variance at most.
       EXPECT_LE(lost, 0.09 * squares) << (key ? "K" : "V");
     }
   }

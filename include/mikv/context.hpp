@@ -121,8 +121,8 @@ struct Figures {
 /// The uncompressed content of a context after an exact prefill, to start several specs from. Immutable.
 class Snapshot;
 
-/// Up to 16 stored keys of one KV head at a time: keys[cells.size()][head_dim_k], in the engine's coordinates. Bit i
-/// of the result: what was left in row i is stored instead of what was there.
+/// Gets up to 16 stored keys of a KV head: keys[cells.size()][head_dim_k], in the engine's coordinates. Bit i of the
+/// result: store row i, it was changed.
 using RotateKeys = std::function<uint32_t(uint32_t stream, std::span<const Cell> cells, std::span<float> keys)>;
 
 class MIKV_API Context {
@@ -134,9 +134,9 @@ class MIKV_API Context {
   Context& operator=(const Context&) = delete;
 
   // Layers
-  /// Declares a layer before its first step; `layer` is the engine's number for it. n_cells: per stream, 0 for
-  /// ContextOptions::n_cells. window: tokens that a query sees, 0 for all; read where the context keeps the cells.
-  /// Declaring the same layer again is no error. Errors: unsupported shape; another shape than before.
+  /// Declares a layer before its first step; `layer` is the engine's number, from 0. n_cells: per stream, 0 for
+  /// ContextOptions::n_cells. window: tokens that a query sees, 0 for all. A context that keeps the cells ignores
+  /// n_cells, one that does not ignores window. Repeating a declaration is fine. Errors: unsupported or another shape.
   Status add_layer(int layer, const LayerShape& shape, uint32_t n_cells = 0, uint32_t window = 0);
   /// Declares how keys rotate with their position: improves compression; shift() needs it. Errors: no such layer; more
   /// channels than a key has; an angle that is not finite.
@@ -145,8 +145,8 @@ class MIKV_API Context {
   const LayerShape& shape(int layer) const;  ///< the layer must exist
 
   // A step
-  /// Plans the step and makes room for it. Errors: over_budget (nothing changed but concessions, free something or
-  /// take a smaller batch); invalid_argument: a sequence out of range; no free cells; what CellOwner returned.
+  /// Plans the step and makes room for it. Errors: over_budget (free something or take a smaller batch; what the budget
+  /// gave up stays given up); a sequence out of range; no free cells; an error of CellOwner. There is no step then.
   Status begin_step(const Batch& batch);
 
   /// Keeps K and V of the next tokens of the batch. Row i is at data + i * stride floats: [n_kv_heads][head_dim].
@@ -175,8 +175,8 @@ class MIKV_API Context {
   void fail(const Error& error);
 
   // Sequences
-  /// Forgets the tokens of a sequence at positions p0 <= p < p1; negative: from the beginning, to the end.
-  /// An engine that keeps the cells calls it after it has removed them.
+  /// Forgets tokens at positions p0 <= p < p1; negative: from the beginning, to the end. An engine that keeps the cells
+  /// removes them first.
   Status remove(SequenceId sequence, Position p0 = -1, Position p1 = -1);
   /// Lets `to` hold what `from` holds at p0 <= p < p1. Unified: shares the cells. Else a copy replaces what `to` held.
   /// An engine that keeps the cells copies them afterwards.
@@ -192,8 +192,7 @@ class MIKV_API Context {
   /// Largest position of the sequence, -1 if none or if the engine keeps the cells.
   Position last_position(SequenceId sequence) const;
 
-  /// Visits every stored key of the layer. Changed keys stay in their tier; values stay as they are. Threads of one
-  /// call share the work. Errors: no such layer; what CellOwner::live_cells() returned.
+  /// Visits every stored key of the layer; keys stay in their tier. Collective, as attend(). Errors: no such layer.
   Status rotate_keys(int layer, const RotateKeys& rotate, uint32_t thread = 0, uint32_t n_threads = 1);
 
   /// Compresses what waits in f16, of segments of 256 tokens or more: the end of a prompt. A sequence's first step of a
@@ -201,8 +200,8 @@ class MIKV_API Context {
   Status compress();
 
   // States
-  /// A sequence, or all, as bytes: tiers as they are stored, nothing decoded (docs/file-format.md). tokens: kept with
-  /// it. partial: see CellOwner::save. Errors: out of memory; what CellOwner returned.
+  /// A sequence, or all, as bytes: tiers as they are stored (docs/file-format.md), and `tokens` beside them.
+  /// partial: see CellOwner::save. Errors: out of memory; those of CellOwner.
   Result<std::vector<uint8_t>> save(SequenceId sequence, std::span<const int32_t> tokens = {}, bool partial = false);
   /// Replaces what the sequence held. Bytes may be hostile: all are verified before anything changes. Errors:
   /// damaged_data; mismatch (another model, options or spec); no room, the sequence is empty then.
@@ -221,8 +220,7 @@ class MIKV_API Context {
   uint64_t read_f16(int layer, uint32_t stream, uint16_t* k, size_t k_stride, uint16_t* v, size_t v_stride) const;
 
   // Sizes
-  /// The most bytes that this context may hold, or all that share ContextOptions::account, from the next step on; 0: no
-  /// limit.
+  /// Limit of this context, or of all that share ContextOptions::account, from the next step on; 0: none.
   void set_budget(uint64_t bytes);
   MemoryAccount& account() const;  ///< this context's part of a shared one
   MemoryUsage memory_usage() const;

@@ -48,8 +48,7 @@ struct Spec {
   double keep = 0.08;  ///< share of the tokens in the hi tier, 0..1: hi holds floor(keep * S) of S tokens
   Format hi = Format::int8;
   Format lo = Format::mixed;
-  double bits =
-      2.7;  ///< of `mixed`: bits per element of the lo tier on average over K and V, cell ids and scales included
+  double bits = 2.7;  ///< of `mixed`: bits per element of the lo tier, mean of K and V, cell ids and scales included
   GroupSize group{GroupSize::Kind::head, 0};
   bool balancer = true;  ///< channel balancer, Eq. 2 of MiKV
   bool center = true;    ///< subtract the per-channel mean of the prompt's keys

@@ -33,10 +33,10 @@ TileBits allocate_bits(std::span<const double> harm_k, std::span<const double> h
 /// Most bits per code that share_bits() gives a head above or below the average: weights are estimates.
 inline constexpr double kMostMoreBits = 2.0;
 
-/// Bits of each head's n_tiles tiles together, `each` of them a head on average, of all heads rounded down to a whole
-/// number: a head whose errors count w times as much (ErrorWeight, relative to the output of its layer) gets up to 0.35
-/// log2(w) bits a code more. In theory it is 0.5, for weights that are known exactly; 0.35 is the best of 0.25, 0.35
-/// and 0.5 on SmolLM2-135M and Qwen2.5-Coder-0.5B (docs/adr/0012-bits-between-heads.md).
+/// Bits of each head's n_tiles tiles together: `each` per head on average, the sum over heads rounded down. A head
+/// whose errors count w times as much (ErrorWeight, relative to the output of its layer) gets up to 0.35 log2(w) more
+/// bits per code. Theory says 0.5 for exactly known weights; 0.35 is the best of 0.25, 0.35 and 0.5 on SmolLM2-135M and
+/// Qwen2.5-Coder-0.5B (docs/adr/0012-bits-between-heads.md).
 std::vector<uint32_t> share_bits(std::span<const double> weights, double each, uint32_t n_tiles);
 
 }  // namespace mikv::policy

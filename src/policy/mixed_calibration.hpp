@@ -28,12 +28,12 @@ struct MixedCalibration {
   codec::BlockLayout lo;
 };
 
-/// bits: per element of a full block, on average over K and V, scales and ids of id_bytes included; rounded down to
-/// what tiles of 1 to 4 and 6 bits can meet, or up to 1 bit a tile.
+/// bits: per element of a full block, mean of K and V, scales and ids of id_bytes included; rounded down to what tiles
+/// of 1 to 4 and 6 bits can meet, or up to 1 bit per tile.
 MixedCalibration plan_mixed_calibration(const Moments& moments, double bits, uint32_t id_bytes);
 
-/// Bits of all tiles of a head together that `bits` per element leave when scales and ids have theirs, for dim_k +
-/// dim_v channels; and the bits per element that such a total makes.
+/// Bits of all tiles of a head together, if `bits` per element include scales and ids, for dim_k + dim_v channels; and
+/// its inverse.
 double total_tile_bits(size_t n_channels, double bits, uint32_t id_bytes);
 double bits_of_total(size_t n_channels, uint32_t total, uint32_t id_bytes);
 

@@ -83,8 +83,7 @@ class HeadStore {
   uint64_t n_queries = 0;
   QuerySample sample;  ///< empty where q_max is
   bool frozen = false;
-  /// Bits per element that this head's lo tier has, or is to have when it is frozen, beyond those of the spec
-  /// (share_bits).
+  /// Bits per element of this head's lo tier beyond those of the spec, once it is frozen (share_bits).
   double more_bits = 0.0;
   /// Tokens of the segments that this one continues and whose places for recent tokens it took over (pass_on).
   uint32_t n_before = 0;
