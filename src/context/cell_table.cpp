@@ -84,6 +84,11 @@ Status CellTable::take(const Batch& batch) {
   return {};
 }
 
+void CellTable::begin_step() {
+  taken_.clear();
+  taken_by_.clear();
+}
+
 void CellTable::give_back() {
   for (const CellPlace& place : taken_) {
     Entry& entry = streams_[place.stream].cells[place.cell];

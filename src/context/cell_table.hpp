@@ -20,6 +20,8 @@ class CellTable : public CellOwner {
 
   /// Assigns cells to the batch's tokens. Errors: too few are free; nothing changes then.
   Status take(const Batch& batch);
+  /// Before a step: nothing is taken in it yet.
+  void begin_step();
   /// Frees the cells of the last take().
   void give_back();
   /// Cells of the last take(), in the order of the batch.

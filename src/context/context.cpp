@@ -121,6 +121,7 @@ Status Context::Impl::plan_step(const Batch& batch) {
 
 Status Context::begin_step(const Batch& batch) {
   impl_->reset_failure();  // each step fails for itself: a server continues with the next request
+  impl_->own_cells.begin_step();
   try {
     Status status = impl_->plan_step(batch);
     for (auto& [index, layer] : impl_->layers.layers) {
@@ -339,7 +340,8 @@ Mask Context::Impl::own_mask(const ContextLayer& layer, uint32_t stream) const {
   const OwnMask& mask = found->second;
   const size_t row = size_t{mask.n_cells} * sizeof(uint16_t);
   // A step that passes through the layer in parts: rows of the parts before.
-  const size_t first = size_t{layer.first_row} * (sequences.unified() ? 1 : 0);
+  const auto before = own_cells.taken().first(layer.first_row);
+  const auto first = size_t(std::ranges::count(before, stream, &CellPlace::stream));
   return {Mask::Type::f16, reinterpret_cast<const uint8_t*>(mask.values.data()) + first * row, row, mask.n_cells};
 }
 

@@ -68,6 +68,8 @@ Result<StepPlan> StepPlan::make(const Batch& batch, Sequences& sequences, bool i
     }
   }
   for (const auto& [token, sequence] : batch.shared) {
+    if (token >= batch.tokens.size())
+      return Error{"token " + std::to_string(token) + " is shared but not in the batch"};
     if (!sequences.valid(sequence))
       return Error{"sequence " + std::to_string(sequence) + " of the batch is out of range"};
     if (!mixed_up) plan.shared_.emplace_back(batch.tokens[token].sequence, sequence);
