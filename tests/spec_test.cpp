@@ -79,7 +79,7 @@ TEST(SpecTest, EveryPresetIsListedOnceAndRoundTrips) {
     EXPECT_EQ(parsed(spec.to_string()), spec) << spec.to_string();
     EXPECT_EQ(parsed(std::string(preset.name) + ":" + std::string(preset.keys)), spec) << preset.name;
   }
-  EXPECT_EQ(names.size(), 13u);
+  EXPECT_EQ(names.size(), 14u);
 }
 
 TEST(SpecTest, KeysOverrideThePreset) {
