@@ -6,24 +6,9 @@
 #include "check.hpp"
 #include "interrupt.hpp"
 #include "random.hpp"
+#include "rising_cells.hpp"
 
 namespace mikv::cli {
-namespace {
-
-// A table of cells for one sequence that only grows: token i is in cell i.
-class RisingCells : public CellOwner {
- public:
-  Result<CellsByLayer> live_cells() override { return unused(); }
-  Result<EngineState> save(SequenceId, bool) override { return unused(); }
-  Result<CellsByLayer> load(SequenceId, bool, const EngineState&) override { return unused(); }
-  void drop(SequenceId) override {}
-
- private:
-  static Error unused() { return Error{ErrorCode::unsupported, "no cell is ever freed here"}; }
-};
-
-}  // namespace
-
 CacheSize measure_cache(const LayerShape& shape, const Spec& spec, uint32_t n_tokens, uint64_t n_cells) {
   RisingCells table;
   ContextOptions options;

@@ -19,6 +19,7 @@
 #include "noise.hpp"
 #include "progress.hpp"
 #include "random.hpp"
+#include "rising_cells.hpp"
 #include "roofline.hpp"
 #include "statistics.hpp"
 #include "stopwatch.hpp"
@@ -118,18 +119,6 @@ AttendArgs make_args(const llama::FlashAttnProblem& problem, const Content& cont
 size_t output_size(const llama::FlashAttnProblem& problem) {
   return size_t(problem.n_queries) * problem.shape.n_heads * problem.shape.head_dim_v;
 }
-
-/// Cells as they come: token i of the one sequence is in cell i, and none is ever freed.
-class RisingCells : public CellOwner {
- public:
-  Result<CellsByLayer> live_cells() override { return unused(); }
-  Result<EngineState> save(SequenceId, bool) override { return unused(); }
-  Result<CellsByLayer> load(SequenceId, bool, const EngineState&) override { return unused(); }
-  void drop(SequenceId) override {}
-
- private:
-  static Error unused() { return Error{ErrorCode::unsupported, "no cell is ever freed here"}; }
-};
 
 /// A context that holds the content in each of its layers: all but the tokens of a prompt's present chunk compressed,
 /// as they are in use. A step of those tokens is open, or of one more.

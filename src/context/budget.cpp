@@ -113,7 +113,6 @@ class Attempt {
   }
 
   void set_staged_in_bytes(bool on) {
-    state_.staged_in_bytes |= on;
     for (const auto& [index, layer] : scene_.layers.layers) layer.cache->stage_in_bytes(on);
   }
 

@@ -18,8 +18,6 @@ namespace mikv::context {
 
 struct BudgetState {
   Spec spec;  ///< of all text from now on; only ever lowered, except by set_spec()
-  /// In the present step, prompts wait for their end in 8 bits, not in f16.
-  bool staged_in_bytes = false;
   /// In the present step, prompts are compressed from this many tokens on.
   std::optional<uint32_t> pressed_from;
   uint64_t n_lowered = 0;  ///< times that the spec was lowered
