@@ -1,7 +1,6 @@
 /* The least that a C program does with mikv: one layer, one prompt, one generated token.
- *   cc minimal.c $(pkg-config --cflags --libs mikv) -lm
+ *   cc minimal.c $(pkg-config --cflags --libs mikv)
  */
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -10,8 +9,11 @@
 enum { kHeads = 14, kKvHeads = 2, kDim = 64, kPrompt = 1000 };
 
 /* Stands for a model: some keys, values or queries for n tokens. */
-static void numbers(float* data, size_t n, float seed) {
-  for (size_t i = 0; i < n; ++i) data[i] = sinf(seed + 0.7f * (float)i);
+static void numbers(float* data, size_t n, uint32_t seed) {
+  for (size_t i = 0; i < n; ++i) {
+    seed = seed * 1664525u + 1013904223u;
+    data[i] = (float)(seed >> 8) / 8388608.0f - 1.0f;
+  }
 }
 
 static mikv_error step(mikv_context* cache, size_t n, mikv_token* tokens, float* k, float* v, float* q, float* out) {
