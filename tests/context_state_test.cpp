@@ -79,7 +79,7 @@ TEST_P(StatesTest, StatesOfOtherModelsAndCachesAreRefusedByName) {
   EXPECT_NE(other_model.message().find("another model"), std::string::npos);
   const Status other_cache = SmallEngine(wish("h2o")).cache().load(0, bytes);
   EXPECT_EQ(other_cache.code(), ErrorCode::mismatch);
-  EXPECT_NE(other_cache.message().find("another cache"), std::string::npos);
+  EXPECT_NE(other_cache.message().find("another kind of cache"), std::string::npos);
   EXPECT_EQ(SmallEngine(wish()).cache().load(kAllSequences, bytes).code(), ErrorCode::mismatch);
 }
 
@@ -111,6 +111,89 @@ TEST_P(StatesTest, AStateOfMoreCellsThanThereAreIsRefused) {
   ASSERT_TRUE(to.prompt(0, 10).ok());
   EXPECT_FALSE(to.cache().load(0, bytes).ok());
   EXPECT_EQ(to.cache().last_position(0), 9) << "what it held stays";
+}
+
+// ---------------------------------------------------------------- states travel between specs and budgets
+
+TEST_P(StatesTest, StatesTravelBetweenSpecsOfAKind) {
+  for (const char* spec : {"mikv-max", "mikv-hq", "mikv:keep=0.3,hi=f16,bits=2.2"}) {
+    SmallEngine from(wish("mikv")), same(wish("mikv")), to(wish(spec));
+    ASSERT_TRUE(from.prompt(0, 300).ok());
+    ASSERT_TRUE(from.generate(0).ok());
+    const auto bytes = from.cache().save(0).value();
+    ASSERT_TRUE(same.cache().load(0, bytes).ok());
+    ASSERT_TRUE(to.prompt(1, 300).ok()) << "segments of two kinds are attended to in one step";
+    ASSERT_TRUE(to.generate(1).ok());
+    const Status status = to.cache().load(0, bytes);
+    ASSERT_TRUE(status.ok()) << spec << ": " << status.message();
+    // What is loaded is as it was saved, and so is what follows it.
+    for (int i = 0; i < 3; ++i) {
+      ASSERT_TRUE(same.generate(0).ok());
+      ASSERT_TRUE(to.generate(0).ok());
+      EXPECT_EQ(to.output(), same.output()) << spec;
+      ASSERT_TRUE(to.generate(1).ok());
+    }
+    EXPECT_EQ(to.cache().spec(), Spec::parse(spec).value());
+  }
+}
+
+TEST_P(StatesTest, AStateOfBeforeABudgetActedLoadsAfterIt) {
+  Wish tight = wish();
+  tight.budget = 300 << 10;
+  tight.n_cells = 8192;
+  SmallEngine engine(tight);
+  ASSERT_TRUE(engine.prompt(0, 300).ok());
+  ASSERT_TRUE(engine.generate(0).ok());
+  const auto before = engine.cache().save(0).value();
+  SequenceId last = 0;
+  for (int i = 0; i < 60 && engine.cache().figures().n_concessions < 8; ++i) {
+    last = 1 + i % 3;
+    if (!engine.prompt(last, 300).ok() || !engine.generate(last).ok()) break;
+  }
+  ASSERT_GT(engine.cache().figures().n_concessions, 0u);
+  const auto after = engine.cache().save(0).value();
+  ASSERT_TRUE(engine.cache().remove(last).ok());
+  const Status loaded = engine.cache().load(0, before);
+  EXPECT_TRUE(loaded.ok()) << loaded.message();
+  EXPECT_LE(engine.bytes(), tight.budget);
+  EXPECT_TRUE(engine.generate(0).ok());
+  SmallEngine fresh(tight);
+  const Status restarted = fresh.cache().load(0, after);
+  EXPECT_TRUE(restarted.ok()) << restarted.message();
+  EXPECT_TRUE(fresh.generate(0).ok());
+  EXPECT_EQ(fresh.cache().lowered_sequences(), std::vector<SequenceId>{0}) << "it says that it is held below";
+}
+
+TEST_P(StatesTest, WhereRoomIsShortAStateIsLoweredWhileItLoads) {
+  SmallEngine from(wish());
+  ASSERT_TRUE(from.prompt(0, 900).ok());
+  ASSERT_TRUE(from.generate(0).ok());
+  const auto bytes = from.cache().save(0).value();
+  Wish tight = wish();
+  tight.budget = from.bytes() * 9 / 10;
+  SmallEngine to(tight);
+  const Status status = to.cache().load(0, bytes);
+  ASSERT_TRUE(status.ok()) << status.message();
+  EXPECT_LE(to.bytes(), tight.budget);
+  EXPECT_EQ(to.cache().lowered_sequences(), std::vector<SequenceId>{0});
+  tight.budget = from.bytes() / 4;
+  SmallEngine none(tight);
+  EXPECT_EQ(none.cache().load(0, bytes).code(), ErrorCode::over_budget);
+  EXPECT_EQ(none.cache().last_position(0), -1);
+  EXPECT_TRUE(none.cache().lowered_sequences().empty());
+}
+
+TEST_P(StatesTest, WhatIsSavedAfterAPromptIsCompressed) {
+  SmallEngine from(wish()), to(wish());
+  ASSERT_TRUE(from.prompt(0, 600).ok());
+  const uint64_t staged = from.cache().memory_usage().n_staged_tokens;
+  const auto bytes = from.cache().save(0).value();
+  EXPECT_GT(staged, 0u);
+  ASSERT_TRUE(to.cache().load(0, bytes).ok());
+  EXPECT_EQ(to.cache().memory_usage().n_staged_tokens, 0u);
+  ASSERT_TRUE(from.generate(0).ok());
+  ASSERT_TRUE(to.generate(0).ok());
+  EXPECT_EQ(from.output(), to.output());
 }
 
 TEST(StateTest, WithoutRoomALoadedSequenceIsEmpty) {

@@ -196,10 +196,10 @@ TEST(ContainerTest, HoldsWhatWasPacked) {
   const auto bytes = small_container();
   const auto sections = session::unpack(bytes);
   ASSERT_TRUE(sections.ok()) << sections.message();
-  ASSERT_EQ(sections.value().size(), 3u);
-  EXPECT_EQ(sections.value()[0].b, 3u);
-  EXPECT_EQ(sections.value()[0].data.size(), 5u);
-  EXPECT_EQ(sections.value()[2].data[99], 6);
+  ASSERT_EQ(sections.value().sections.size(), 3u);
+  EXPECT_EQ(sections.value().sections[0].b, 3u);
+  EXPECT_EQ(sections.value().sections[0].data.size(), 5u);
+  EXPECT_EQ(sections.value().sections[2].data[99], 6);
 }
 
 TEST(ContainerTest, EveryFlippedByteAndEveryTruncationIsRefused) {
@@ -327,8 +327,8 @@ TEST(SessionDataTest, AFileOfEveryVersionLoadsOrIsRefusedByName) {
       EXPECT_NE(sections.message().find("version " + std::to_string(version)), std::string::npos) << sections.message();
       continue;
     }
-    ASSERT_EQ(sections.value().size(), kSessionParts);
-    for (const session::SectionView& section : sections.value()) {
+    ASSERT_EQ(sections.value().sections.size(), kSessionParts);
+    for (const session::SectionView& section : sections.value().sections) {
       SCOPED_TRACE(section.kind);
       expect_session_part(section);
     }
@@ -339,7 +339,7 @@ TEST(SessionDataTest, WhatIsWrittenNowIsWhatTheFileSays) {
   const std::vector<uint8_t> bytes = session::pack(make_session_data());
   const auto sections = session::unpack(bytes);
   ASSERT_TRUE(sections.ok()) << sections.message();
-  for (const session::SectionView& section : sections.value()) {
+  for (const session::SectionView& section : sections.value().sections) {
     SCOPED_TRACE(section.kind);
     expect_session_part(section);
   }
@@ -355,7 +355,7 @@ TEST(SessionDataTest, AnEarlyFileOfVersion1LoadsOrIsRefusedByName) {
     return;
   }
   const auto layer = make_layer({2, 1, 16, 16}, "mikv:keep=0.25,bits=3.5");
-  auto segment = layer->load_segment(sections.value()[0].data, 20);
+  auto segment = layer->load_segment(sections.value().sections[0].data, 20);
   ASSERT_TRUE(segment.ok()) << segment.message();
   ASSERT_TRUE(layer->adopt_segment(0, std::move(segment).value(), cell_range(0, 20)).ok());
   EXPECT_EQ(layer->n_cells(0), 20u);

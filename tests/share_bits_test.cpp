@@ -234,7 +234,7 @@ TEST(ShareBitsTest, LoweringKeepsTheDifference) {
   const uint64_t before = layer->bytes_used();
   for (LayerCache* cache : {layer.get(), loaded.get()}) {
     const double difference = prompt.error(*cache, 1) / prompt.error(*cache, 0);
-    ASSERT_TRUE(cache->lower(0.05, 2.25).ok());
+    ASSERT_TRUE(cache->lower(0, {0.05, 2.25}).ok());
     EXPECT_LT(cache->bytes_used(), before);
     EXPECT_GT(prompt.error(*cache, 1) / prompt.error(*cache, 0), 0.5 * difference);
   }

@@ -102,6 +102,7 @@ Result<std::unique_ptr<Binding>> Binding::create(const Spec& spec, const llama_m
   auto cache = Context::create(std::move(options));
   if (!cache) return cache.error();
   binding->cache_ = std::move(cache).value();
+  binding->embeds_ = params.embeddings;
   binding->engine_attends_ = attention_by == AttentionBy::engine && spec.uncompressed();
   return binding;
 }
@@ -155,8 +156,31 @@ LayerTensors* Binding::layer_of_attention(const ggml_tensor* attention) {
 // Codes of llama_decode: a cache that is full, upon which programs free what they can and try less, and a failure.
 constexpr int32_t kFull = 1, kFailed = -3;
 
-int32_t Binding::begin_step(const Batch& batch) {
+namespace {
+
+// All tokens of a text to embed want outputs, and nobody goes on with it: it is a prompt like any other.
+void ask_for_last_output_only(Batch& batch) {
+  std::map<SequenceId, Batch::Token*> last;
+  for (Batch::Token& token : batch.tokens) {
+    const auto [before, is_new] = last.try_emplace(token.sequence, &token);
+    if (is_new) continue;
+    before->second->output = false;
+    before->second = &token;
+  }
+}
+
+}  // namespace
+
+int32_t Binding::begin_step(Batch batch) {
   saved_state_ = {};
+  if (embeds_) ask_for_last_output_only(batch);
+  before_.clear();
+  const auto remember = [&](SequenceId sequence) {
+    if (std::ranges::find(before_, sequence, &std::pair<llama_seq_id, llama_pos>::first) != before_.end()) return;
+    before_.emplace_back(sequence, llama_memory_seq_pos_max(llama_get_memory(context_), sequence));
+  };
+  for (const Batch::Token& token : batch.tokens) remember(token.sequence);
+  for (const Batch::Shared& shared : batch.shared) remember(shared.sequence);
   const Status status = cache_->begin_step(batch);
   if (status) return 0;
   const bool full = status.code() == ErrorCode::over_budget;
@@ -168,8 +192,16 @@ int32_t Binding::begin_step(const Batch& batch) {
 bool Binding::end_step(int32_t status) {
   const Status failed = cache_->end_step(status == 0);
   note(failed);
+  if (!failed && status == 0) take_back();
   if (!report_file_.empty()) write_report(report_file_, false);
   return failed.ok();
+}
+
+void Binding::take_back() {
+  for (const auto& [sequence, position] : before_) {
+    if (MIKV_NEXT(llama_memory_seq_rm)(llama_get_memory(context_), sequence, position + 1, -1)) continue;
+    cache_->invalidate(sequence, Error{ErrorCode::engine, "the tokens of a step that failed could not be removed"});
+  }
 }
 
 void Binding::note(const Status& status) const {

@@ -5,6 +5,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "ggml-backend.h"
@@ -73,7 +74,7 @@ class Binding : private CellOwner {
   // Steps (hooks.cpp).
 
   /// Returns 0, or the result of a llama_decode that must not run; cache().failure() says why.
-  int32_t begin_step(const Batch& batch);
+  int32_t begin_step(Batch batch);
   /// status: of llama_decode. Returns false if the step failed on our side: its output is invalid then.
   bool end_step(int32_t status);
   /// Prints the error of a call between steps that cannot report it, if failures are printed.
@@ -101,6 +102,8 @@ class Binding : private CellOwner {
   Result<CellsByLayer> load(SequenceId sequence, bool partial, const EngineState& state) override;
   void drop(SequenceId sequence) override;
 
+  /// Removes from llama.cpp's table what a step added whose rows are not all stored: nothing is answered from a part.
+  void take_back();
   /// Arguments of one stream of the node.
   AttendArgs args_of(const LayerTensors& layer, ggml_tensor* node, int64_t stream) const;
   void copy_rows(int index, const LayerTensors& layer);
@@ -110,6 +113,8 @@ class Binding : private CellOwner {
   std::map<int, LayerTensors> layers_;
   std::vector<CellPlace> places_;  ///< kept: a generation step allocates nothing
   bool engine_attends_ = false;
+  bool embeds_ = false;                                     ///< outputs are embeddings, not probabilities
+  std::vector<std::pair<llama_seq_id, llama_pos>> before_;  ///< sequences of the step, and where they ended before it
   RowCopy row_copy_;
   SavedState saved_state_;
   bool prints_failures_ = false;

@@ -114,8 +114,8 @@ struct ContextOptions {
 /// Counters since the context was created.
 struct Figures {
   uint64_t n_steps = 0;        ///< completed
-  uint64_t n_concessions = 0;  ///< times that the spec was lowered to stay within the budget
-  uint64_t n_refused = 0;      ///< refused with over_budget
+  uint64_t n_concessions = 0;  ///< times that stored text was lowered to stay within the budget
+  uint64_t n_refused = 0;      ///< steps, copies and loads refused with over_budget
 };
 
 /// The uncompressed content of a context after an exact prefill, to start several specs from. Immutable.
@@ -145,8 +145,8 @@ class MIKV_API Context {
   const LayerShape& shape(int layer) const;  ///< the layer must exist
 
   // A step
-  /// Plans the step and makes room for it. Errors: over_budget (free something or take a smaller batch; what the budget
-  /// gave up stays given up); a sequence out of range; no free cells; an error of CellOwner. There is no step then.
+  /// Plans the step and makes room for it. Errors: over_budget (free something or take a smaller batch); a sequence out
+  /// of range, or incomplete (see invalidate()); no free cells; an error of CellOwner. There is no step then.
   Status begin_step(const Batch& batch);
 
   /// Keeps K and V of the next tokens of the batch. Row i is at data + i * stride floats: [n_kv_heads][head_dim].
@@ -183,12 +183,16 @@ class MIKV_API Context {
   Status copy(SequenceId from, SequenceId to, Position p0 = -1, Position p1 = -1);
   /// Forgets all other sequences. An engine that keeps split streams decides itself which.
   Status keep(SequenceId sequence);
+  /// Marks what a sequence, or kAllSequences, holds as incomplete: for an engine whose own part of a call failed. Steps
+  /// with it are refused, with the reason, until it is removed, loaded or replaced by a copy. Calls of this context
+  /// that fail half way, such as copy(), do the same.
+  void invalidate(SequenceId sequence, const Error& why);
   /// Moves positions p0 <= p < p1 by delta and rotates their keys (a context shift). Forgets tokens whose position gets
   /// negative. Errors: unsupported if a layer's RoPE is not known. An engine that keeps the cells moves them first and
   /// rotates keys by rotate_keys().
   Status shift(SequenceId sequence, Position p0, Position p1, Position delta);
   Status forget_removed();  ///< frees what was removed now, not at the next step; errors: those of CellOwner
-  void clear();             ///< forgets everything; the spec stays as the budget made it
+  void clear();             ///< forgets everything
   /// Largest position of the sequence, -1 if none or if the engine keeps the cells.
   Position last_position(SequenceId sequence) const;
 
@@ -204,7 +208,9 @@ class MIKV_API Context {
   /// partial: see CellOwner::save. Errors: out of memory; those of CellOwner.
   Result<std::vector<uint8_t>> save(SequenceId sequence, std::span<const int32_t> tokens = {}, bool partial = false);
   /// Replaces what the sequence held. Bytes may be hostile: all are verified before anything changes. Errors:
-  /// damaged_data; mismatch (another model, options or spec); no room, the sequence is empty then.
+  /// damaged_data; mismatch (another model or options, a smaller context, or a spec of another kind: evicted or not,
+  /// compressed or not, lo=mixed or uniform); over_budget: the sequence is empty then. What was saved in other bits or
+  /// shares is held so, and lowered where the budget needs it.
   Status load(SequenceId sequence, std::span<const uint8_t> bytes, bool partial = false);
   /// The tokens that were saved with a state. Errors: damaged_data.
   static Result<std::vector<int32_t>> saved_tokens(std::span<const uint8_t> bytes);
@@ -225,7 +231,9 @@ class MIKV_API Context {
   MemoryAccount& account() const;  ///< this context's part of a shared one
   MemoryUsage memory_usage() const;
   Figures figures() const;
-  const Spec& spec() const;  ///< of new text; differs from options().spec where the budget lowered it
+  const Spec& spec() const;  ///< as it was asked for; what new text is held as, where there is room
+  /// Sequences of which a budget has lowered a part below spec(). It stays so until they are removed.
+  std::vector<SequenceId> lowered_sequences() const;
   const ContextOptions& options() const;
 
   struct Impl;

@@ -7,16 +7,18 @@
 #include "mikv/byte_size.hpp"
 
 namespace mikv::context {
+
+using policy::Rung;
+
 namespace {
 
-// At equal bytes, fewer tokens than this in high precision are worse than fewer bits for the others
-// (docs/adr/0012-bits-between-heads.md).
-constexpr double kFairKeep = 0.04, kLeastKeep = 0.01, kKeepStep = 0.9;
-// Below 2 bits answers fall apart (docs/quality.md).
-constexpr double kLeastBits = 2.0, kBitsStep = 0.25;
+// Programs that are refused try again with less, many times a second, and long prompts lower what there is a little at
+// a time: one line is enough.
+constexpr int64_t kSecondsBetweenLines = 10;
 
-// Programs that are refused try again with less, many times a second: one line is enough.
-constexpr int64_t kSecondsBetweenRefusals = 10;
+int64_t seconds_now() {
+  return std::chrono::duration_cast<std::chrono::seconds>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
 
 std::string decimals(double value, int n) {
   std::string text = std::to_string(value);
@@ -30,38 +32,22 @@ std::string held_as(const Spec& spec) {
 
 }  // namespace
 
-bool lower(Spec& spec) {
-  if (spec.uncompressed() || spec.importance == Importance::full) return false;
-  const auto keep_less = [&spec](double least) { spec.keep = std::max(least, spec.keep * kKeepStep); };
-  if (spec.keep > kFairKeep) {
-    keep_less(kFairKeep);
-  } else if (spec.mixed() && spec.bits > kLeastBits) {
-    spec.bits = std::max(kLeastBits, spec.bits - kBitsStep);
-  } else if (const std::optional<Format> smaller = smaller_format(spec.lo)) {
-    spec.lo = *smaller;
-  } else if (spec.keep > kLeastKeep) {
-    keep_less(kLeastKeep);
-  } else {
-    return false;
-  }
-  return true;
-}
-
-const char* cost_of(const Spec& spec) {
-  const double bits = spec.mixed() ? spec.bits : format_bits(spec.lo);
-  if (bits >= 3.5) return "mean KL divergence as mikv-hq, 0.002 to 0.005";
-  if (bits >= 2.7) return "mean KL divergence as mikv, 0.004 to 0.01";
-  if (bits >= 2.2) return "mean KL divergence between mikv and mikv-max, 0.008 to 0.02";
-  return "mean KL divergence as mikv-max, 0.015 to 0.05";
-}
-
 // One search for room: the budget's state, and what it may change.
 class Attempt {
  public:
-  Attempt(Budget& budget, const Budget::Scene& scene) : budget_(budget), scene_(scene), state_(budget.state_) {}
+  Attempt(Budget& budget, const Budget::Scene& scene)
+      : budget_(budget), scene_(scene), spec_(scene.options.spec), rungs_(policy::ladder_of(spec_)) {}
 
   // Reserves what the step needs; false if there is no room for it.
-  bool fits() { return scene_.account.reserve(needed()); }
+  bool fits() { return scene_.account.reserve(needed({spec_, budget_.pressed_from_})); }
+
+  // True if the step would fit after the last concession.
+  bool could_fit() const {
+    const Rung last = rungs_.empty() ? Rung() : rungs_.back();
+    if (spec_.uncompressed()) return false;
+    return needed({spec_, 0, &last}) <= with(freed_by(last, Commits::others)) ||
+           needed({spec_, 0, &last, true}) <= with(freed_by(last, Commits::all));
+  }
 
   // Concessions. Each returns whether the step fits then.
 
@@ -80,36 +66,67 @@ class Attempt {
     return compress_pieces(kFirstStreamedTokens - n_fewer());
   }
 
-  // Only where that is enough: a prompt is then compressed at its end, and a segment that is frozen on a prompt's first
-  // few tokens is bad for as long as it lives.
-  bool keep_a_smaller_share() {
-    uint64_t freed = 0;
-    for (const auto& [index, layer] : scene_.layers.layers) freed += layer.cache->freed_by(kFairKeep);
-    if (needed() > scene_.account.room() + freed) return false;
-    while (state_.spec.keep > kFairKeep && lower_once()) {
-      if (fits()) return true;
-    }
-    return false;
-  }
+  bool lower_a_little() { return lower(std::min<size_t>(rungs_.size(), policy::kStepsBetweenMeasured)); }
 
   bool compress_small_pieces() { return compress_pieces(kFirstTokens) || compress_pieces(0); }
 
   bool lower_to_the_end() {
-    while (lower_once()) {
-      if (fits()) return true;
+    if (lower(rungs_.size())) return true;
+    // What was foreseen is a little less than what is freed, or more.
+    if (!rungs_.empty()) hold(rungs_.back());
+    return fits();
+  }
+
+  void begin() {
+    budget_.pressed_from_.reset();
+    set_staged_in_bytes(false);
+  }
+
+  // The first rung at which `bytes_at` fits beside what the segments then have, reserved.
+  bool lower_for(const std::function<uint64_t(const Rung*)>& bytes_at, const std::function<void(const Rung&)>& also) {
+    if (scene_.account.reserve(bytes_at(nullptr))) return true;
+    if (!spec_.uncompressed() && commit(kFirstTokens) && scene_.account.reserve(bytes_at(nullptr))) return true;
+    for (const Rung& rung : rungs_) {
+      if (bytes_at(&rung) > with(freed_by(rung, Commits::none))) continue;
+      hold(rung);
+      also(rung);
+      if (scene_.account.reserve(bytes_at(nullptr))) return true;
     }
     return false;
   }
 
-  void begin() {
-    state_.pressed_from.reset();
-    set_staged_in_bytes(false);
-  }
+  const Rung* lowest() const { return lowest_ ? &*lowest_ : nullptr; }
 
  private:
-  uint64_t needed() const {
-    const uint64_t to_compress = state_.spec.uncompressed() ? 0 : bytes_to_compress(scene_.layers, scene_.sequences);
-    return to_compress + bytes_of_step(scene_.layers, scene_.plan, state_, scene_.options.n_ubatch);
+  uint64_t needed(const Pressure& pressure) const {
+    const uint64_t to_compress =
+        spec_.uncompressed() ? 0 : bytes_to_compress(scene_.layers, scene_.sequences, pressure.rung);
+    return to_compress + bytes_of_step(scene_.layers, scene_.plan, pressure, scene_.options.n_ubatch);
+  }
+
+  // Room once so much was freed.
+  uint64_t with(int64_t freed) const {
+    const uint64_t room = scene_.account.room();
+    return freed >= 0 ? room + uint64_t(freed) : room - std::min(room, uint64_t(-freed));
+  }
+
+  bool in_step(SegmentId segment) const {
+    return std::ranges::any_of(scene_.plan.runs(), [=](const StepPlan::Run& run) { return run.segment == segment; });
+  }
+
+  // Segments that are compressed before the step.
+  enum class Commits { none, others, all };
+
+  // What lowering all segments gives back.
+  int64_t freed_by(const Rung& rung, Commits commits) const {
+    int64_t freed = 0;
+    for (const auto& [index, layer] : scene_.layers.layers) {
+      scene_.sequences.for_each_segment([&, &layer = layer](SegmentId segment) {
+        const bool commit = commits == Commits::all || (commits == Commits::others && !in_step(segment));
+        freed += layer.cache->freed_by(segment, rung, commit);
+      });
+    }
+    return freed;
   }
 
   void set_staged_in_bytes(bool on) {
@@ -128,14 +145,14 @@ class Attempt {
   // Compresses prompts of which so much was read, which may make room for all of the step in f16, or else in this step
   // those that get so far.
   bool compress_pieces(uint32_t from) {
-    state_.pressed_from.reset();
+    budget_.pressed_from_.reset();
     const bool committed = commit(from);
     scene_.continue_full(kFirstStreamedTokens - n_fewer());
     if (committed && fits()) return true;
-    state_.pressed_from = from;
+    budget_.pressed_from_ = from;
     if (!fits()) return false;
     for (const StepPlan::Run& run : scene_.plan.runs()) {
-      const CommitRule rule = rule_of(state_.spec, run, state_.pressed_from);
+      const CommitRule rule = rule_of(spec_, run, budget_.pressed_from_);
       (void)scene_.layers.share_bits(run.segment, rule.from, std::min(run.n, scene_.options.n_ubatch),
                                      scene_.options.n_threads);
     }
@@ -151,75 +168,137 @@ class Attempt {
     return done;
   }
 
-  bool lower_once() {
-    Spec next = state_.spec;
-    if (!lower(next)) return false;
-    for (const auto& [index, layer] : scene_.layers.layers) {
-      const double bits = next.mixed() ? next.bits : format_bits(next.lo);
-      if (!layer.cache->lower(next.keep, bits)) break;  // out of memory: the next try resumes here
+  // To the first of so many rungs that is enough; to none if none is.
+  bool lower(size_t n_rungs) {
+    for (size_t i = 0; i < n_rungs; ++i) {
+      const Rung& rung = rungs_[i];
+      if (needed({spec_, budget_.pressed_from_, &rung}) > with(freed_by(rung, Commits::none))) continue;
+      hold(rung);
+      if (fits()) return true;
     }
-    state_.spec = next;
-    ++state_.n_lowered;
-    return true;
+    return false;
+  }
+
+  void hold(const Rung& rung) {
+    for (const auto& [index, layer] : scene_.layers.layers) {
+      // Out of memory: the next try resumes here. Segments of the step may hold nothing yet.
+      scene_.sequences.for_each_segment([&, &layer = layer](SegmentId segment) {
+        if (in_step(segment) || layer.cache->n_cells(segment)) (void)layer.cache->lower(segment, rung);
+      });
+    }
+    lowest_ = rung;
+    ++budget_.n_lowered_;
   }
 
   Budget& budget_;
   const Budget::Scene& scene_;
-  BudgetState& state_;
+  const Spec& spec_;
+  std::vector<Rung> rungs_;
+  std::optional<Rung> lowest_;
 };
 
 namespace {
 
 struct Concession {
-  const char* line;  ///< logged the first time; empty: the spec that is then held says it
+  const char* line;  ///< logged the first time; empty: say_lowered() does
   const char* cost;  ///< in quality
+  bool lowers;       ///< segments, for as long as they live
   bool (Attempt::*try_it)();
 };
 
 // In the order in which they are tried: what costs less quality per byte comes first.
 constexpr std::array kConcessions = {
     Concession{"where there is no room for a whole prompt in f16, what was read of it waits for its end in 8 bits",
-               "next to none lost", &Attempt::stage_in_bytes},
+               "next to none lost", false, &Attempt::stage_in_bytes},
     Concession{"where there is no room for a whole prompt in 8 bits, what was read of it is compressed before its end",
-               "as streaming prefill, docs/quality.md", &Attempt::compress_large_pieces},
-    Concession{"", "within the spec's own level", &Attempt::keep_a_smaller_share},
+               "as streaming prefill, docs/quality.md", false, &Attempt::compress_large_pieces},
+    // Only where that is enough: a prompt is then compressed at its end, and a segment that is frozen on a prompt's
+    // first few tokens is bad for as long as it lives.
+    Concession{"", "KL divergence 1.4 times that of the spec", true, &Attempt::lower_a_little},
     Concession{"where there is no room for 1,024 tokens of a prompt, it is compressed in smaller pieces",
-               "KL divergence 1.8 times that of exact prefill, or more", &Attempt::compress_small_pieces},
-    Concession{"", "down to mikv-max and below", &Attempt::lower_to_the_end},
+               "KL divergence 1.8 times that of exact prefill, or more", false, &Attempt::compress_small_pieces},
+    Concession{"", "down to the last measured rung", true, &Attempt::lower_to_the_end},
 };
 
 }  // namespace
 
+void Budget::say(const Scene& scene, const std::string& line) {
+  if (!scene.options.log) return;
+  scene.options.log("KV budget " + format_bytes(double(limit_)) + ": " + line);
+}
+
+void Budget::say_lowered(const Scene& scene, const Rung& rung) {
+  const int64_t now = seconds_now();
+  if (now - lowered_at_s_ <= kSecondsBetweenLines) return;
+  lowered_at_s_ = now;
+  const Spec spec = policy::lowered(scene.options.spec, rung);
+  say(scene, "what is in use now is held as " + held_as(spec) + " (" + policy::cost_of(spec) +
+                 "); what comes later as asked for, where there is room");
+}
+
+Status Budget::refuse(const Scene& scene, const std::string& what) {
+  ++n_refused_;
+  const std::string why = "no room for " + what + " beside " + format_bytes(double(scene.account.used())) +
+                          " in use; end or shorten contexts, or raise the budget";
+  const int64_t now = seconds_now();
+  if (now - refused_at_s_ > kSecondsBetweenLines) say(scene, why);
+  refused_at_s_ = now;
+  return Error{ErrorCode::over_budget, "KV budget " + format_bytes(double(limit_)) + ": " + why};
+}
+
+bool Budget::was_refused(const StepPlan& plan) const {
+  return std::ranges::any_of(plan.runs(), [&](const StepPlan::Run& run) {
+    return !run.generates && std::ranges::find(refused_, run.sequence) != refused_.end();
+  });
+}
+
+// Where a batch holds several prompts it is not known which one was too much.
+void Budget::remember_refused(const StepPlan& plan) {
+  std::optional<SequenceId> prompt;
+  for (const StepPlan::Run& run : plan.runs()) {
+    if (run.generates || run.sequence == prompt) continue;
+    if (prompt) return;
+    prompt = run.sequence;
+  }
+  if (prompt && std::ranges::find(refused_, *prompt) == refused_.end()) refused_.push_back(*prompt);
+}
+
+void Budget::forgive(SequenceId sequence) { std::erase(refused_, sequence); }
+
 Status Budget::make_room(const Scene& scene) {
   if (scene.account.room() == UINT64_MAX) return {};  // no limit
   scene.account.end_reservation();
-  const uint64_t limit = scene.account.used() + scene.account.room();
-  const auto log = [&](const std::string& line) {
-    if (scene.options.log) scene.options.log("KV budget " + format_bytes(double(limit)) + ": " + line);
-  };
+  limit_ = scene.account.used() + scene.account.room();
   Attempt attempt(*this, scene);
   attempt.begin();
   if (attempt.fits()) return {};
-  const Spec before = state_.spec;
   bool done = false;
-  for (size_t i = 0; !done && !state_.spec.uncompressed() && i < kConcessions.size(); ++i) {
-    const Concession& concession = kConcessions[i];
-    done = (attempt.*concession.try_it)();
-    if (*concession.line && !(said_ >> i & 1))
-      log(concession.line + std::string(" (quality: ") + concession.cost + ")");
-    said_ |= uint64_t{1} << i;
+  if (attempt.could_fit()) {
+    const bool may_lower = !was_refused(scene.plan);
+    for (size_t i = 0; !done && i < kConcessions.size(); ++i) {
+      const Concession& concession = kConcessions[i];
+      if (concession.lowers && !may_lower) continue;
+      done = (attempt.*concession.try_it)();
+      if (*concession.line && !(said_ >> i & 1))
+        say(scene, concession.line + std::string(" (quality: ") + concession.cost + ")");
+      said_ |= uint64_t{1} << i;
+    }
+  } else {
+    remember_refused(scene.plan);
   }
-  if (!(state_.spec == before)) log(held_as(state_.spec) + " from now on (" + cost_of(state_.spec) + ")");
-  if (done) return {};
-  ++state_.n_refused;
-  const std::string why = "no room for " + std::to_string(scene.plan.n_tokens()) + " more tokens beside " +
-                          format_bytes(double(scene.account.used())) +
-                          " in use; end or shorten contexts, or raise the budget";
-  const int64_t now =
-      std::chrono::duration_cast<std::chrono::seconds>(std::chrono::steady_clock::now().time_since_epoch()).count();
-  if (now - refused_at_s_ > kSecondsBetweenRefusals) log(why);
-  refused_at_s_ = now;
-  return Error{ErrorCode::over_budget, "KV budget " + format_bytes(double(limit)) + ": " + why};
+  if (attempt.lowest()) say_lowered(scene, *attempt.lowest());
+  return done ? Status() : refuse(scene, std::to_string(scene.plan.n_tokens()) + " more tokens");
+}
+
+Status Budget::make_room_for(const Scene& scene, const std::function<uint64_t(const Rung*)>& bytes_at,
+                             const std::function<void(const Rung&)>& lower) {
+  if (scene.account.room() == UINT64_MAX) return {};  // no limit
+  scene.account.end_reservation();
+  limit_ = scene.account.used() + scene.account.room();
+  Attempt attempt(*this, scene);
+  const bool done = attempt.lower_for(bytes_at, lower);
+  if (attempt.lowest()) say_lowered(scene, *attempt.lowest());
+  return done ? Status() : refuse(scene, format_bytes(double(bytes_at(nullptr))) + " of saved or copied text");
 }
 
 }  // namespace mikv::context

@@ -1,36 +1,31 @@
-// Budget: makes room for a step within the account's limit, at the least cost in quality.
+// Budget: makes room for a step within the memory accounts' limits, by a table of concessions.
 //
-// A table of concessions (budget.cpp) is tried in order until the step fits. State is explicit: what holds for the
-// present step, and what holds from now on.
+// A concession belongs to the segments that it is made for: each keeps how it is held (LayerCache::spec_of), and what
+// comes later is held as it was asked for, as soon as there is room. What cannot fit even after the last concession is
+// refused before the first: it costs nobody anything.
 #pragma once
 
 #include <cstdint>
 #include <functional>
 #include <optional>
-#include <string>
+#include <vector>
 
 #include "context/layer_set.hpp"
 #include "context/sequences.hpp"
 #include "context/step_plan.hpp"
 #include "mikv/context.hpp"
+#include "policy/ladder.hpp"
 
 namespace mikv::context {
 
-struct BudgetState {
-  Spec spec;  ///< of all text from now on; only ever lowered, except by set_spec()
-  /// In the present step, prompts are compressed from this many tokens on.
+/// What presses on a step.
+struct Pressure {
+  const Spec& spec;  ///< as it was asked for
+  /// Prompts are compressed from this many tokens on.
   std::optional<uint32_t> pressed_from;
-  uint64_t n_lowered = 0;  ///< times that the spec was lowered
-  uint64_t n_refused = 0;  ///< steps refused
+  const policy::Rung* rung = nullptr;  ///< as if all segments had been lowered to it; null: as they are
+  bool committed = false;              ///< as if what waits in the step's segments had been compressed before
 };
-
-/// Makes the spec one step smaller: fewer tokens in high precision down to 4 %, then fewer bits for the others down to
-/// 2, then the last of the share down to 1 %. Below 4 %, at equal bytes, fewer bits cost less
-/// (docs/adr/0012-bits-between-heads.md). False at the end.
-bool lower(Spec& spec);
-
-/// Mean KL divergence of a cache of the spec's bits, in words: docs/quality.md.
-const char* cost_of(const Spec& spec);
 
 class Budget {
  public:
@@ -44,27 +39,46 @@ class Budget {
     std::function<void(uint32_t n_tokens)> continue_full;
   };
 
-  explicit Budget(const Spec& spec) { state_.spec = spec; }
-
   /// Reserves in the account what the step of scene.plan needs, after concessions if they are necessary.
-  /// Errors: over_budget; concessions that were tried stay.
+  /// Errors: over_budget. Concessions were made only if they were taken to be enough.
   Status make_room(const Scene& scene);
 
-  const BudgetState& state() const { return state_; }
-  void set_spec(const Spec& spec) { state_.spec = spec; }
+  /// Reserves what is about to be copied or loaded between steps. bytes_at: its size once lowered to a rung, or as it
+  /// is; lower: lowers what is not in the cache yet. Errors: over_budget, as above.
+  Status make_room_for(const Scene& scene, const std::function<uint64_t(const policy::Rung*)>& bytes_at,
+                       const std::function<void(const policy::Rung&)>& lower);
+
+  /// The sequence begins anew: an earlier prompt of it that was refused says nothing about the next.
+  void forgive(SequenceId sequence);
+
+  /// Of the present step, see Pressure.
+  std::optional<uint32_t> pressed_from() const { return pressed_from_; }
+  uint64_t n_lowered() const { return n_lowered_; }  ///< times that segments were lowered
+  uint64_t n_refused() const { return n_refused_; }  ///< steps, copies and loads
 
  private:
   friend class Attempt;
-  BudgetState state_;
-  uint64_t said_ = 0;  ///< bit i: concession i was logged
-  int64_t refused_at_s_ = INT64_MIN / 2;
+  void say(const Scene& scene, const std::string& line);
+  void say_lowered(const Scene& scene, const policy::Rung& rung);
+  Status refuse(const Scene& scene, const std::string& what);
+  bool was_refused(const StepPlan& plan) const;
+  void remember_refused(const StepPlan& plan);
+
+  std::optional<uint32_t> pressed_from_;
+  uint64_t n_lowered_ = 0, n_refused_ = 0;
+  uint64_t limit_ = 0;  ///< of the present search, for messages
+  uint64_t said_ = 0;   ///< bit i: concession i was logged
+  int64_t refused_at_s_ = INT64_MIN / 2, lowered_at_s_ = INT64_MIN / 2;
+  /// Prompts that could not fit. A program that is refused tries again with a part: the rest would not fit either, so
+  /// that nothing is lowered for it.
+  std::vector<SequenceId> refused_;
 };
 
 /// Most bytes that a step adds to what is held: growth of the tiers, and what is needed for a moment.
-uint64_t bytes_of_step(const LayerSet& layers, const StepPlan& plan, const BudgetState& state, uint32_t n_ubatch);
+uint64_t bytes_of_step(const LayerSet& layers, const StepPlan& plan, const Pressure& pressure, uint32_t n_ubatch);
 
 /// Bytes that compressing what waits now needs for a moment: one segment of one layer at a time.
-uint64_t bytes_to_compress(const LayerSet& layers, const Sequences& sequences);
+uint64_t bytes_to_compress(const LayerSet& layers, const Sequences& sequences, const policy::Rung* rung = nullptr);
 
 /// Most tokens of a prompt, up to n_most, that are staged when a micro-batch ends and wait for the next. Alone, a
 /// prompt is cut every n_ubatch tokens. n_others tokens in the batch before it make the cuts earlier by as many; if

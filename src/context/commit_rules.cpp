@@ -22,7 +22,7 @@ bool is_ready(uint32_t from, SegmentCount count, uint32_t n_to_come) {
 
 CommitRule rule_of(const Spec& spec, const StepPlan::Run& run, std::optional<uint32_t> pressed_from) {
   if (run.single || run.generates) return {run.single, pressed(kFirstTokens, pressed_from)};
-  const bool streaming = spec.prefill == Prefill::streaming;
+  const bool streaming = spec.prefill == Prefill::streaming || run.measured;
   return {pressed_from || streaming, pressed(streaming ? run.n_streamed : UINT32_MAX, pressed_from)};
 }
 

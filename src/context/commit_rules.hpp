@@ -50,8 +50,9 @@ struct CommitRule {
   uint32_t from = 0;     ///< if this many of the segment are staged, or some are compressed
 };
 
-/// A generated token is compressed at once. A draft is not: part of it may be taken back. A prompt is if it is streamed
-/// or the budget presses. pressed_from: see BudgetState.
+/// A generated token is compressed at once. A draft is not: part of it may be taken back. A prompt is if it is
+/// streamed, measured (else perplexity would not read what is compressed), or the budget presses. pressed_from: see
+/// Budget.
 CommitRule rule_of(const Spec& spec, const StepPlan::Run& run, std::optional<uint32_t> pressed_from);
 
 /// n_tokens, or fewer where the budget presses.

@@ -35,8 +35,8 @@ Context::Impl::Impl(ContextOptions given)
       own_cells(options.n_sequences, options.unified, options.cells ? 0 : options.n_cells),
       owner(options.cells ? options.cells : &own_cells),
       sequences(options.n_sequences, options.unified),
-      budget(options.spec),
-      workspace(options.n_threads, options.n_sequences) {}
+      workspace(options.n_threads, options.n_sequences),
+      incomplete(options.n_sequences) {}
 
 Context::Context(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 Context::~Context() = default;
@@ -102,6 +102,7 @@ const LayerShape& Context::shape(int layer) const { return impl_->layers.find(la
 
 Status Context::Impl::plan_step(const Batch& batch) {
   if (const Status status = forget_freed_cells(); !status) return status;
+  if (const Status status = check_complete(batch); !status) return status;
   auto made = StepPlan::make(batch, sequences, options.tokens_in_order);
   if (!made) return made.error();
   plan = std::move(made).value();
@@ -129,8 +130,7 @@ Status Context::begin_step(const Batch& batch) {
       layer.wants_k = layer.wants_v = layer.attended = false;
     }
     if (status) {
-      status = impl_->budget.make_room({impl_->layers, impl_->sequences, impl_->plan, *impl_->account, impl_->options,
-                                        [this](uint32_t n_tokens) { impl_->continue_full(n_tokens); }});
+      status = impl_->budget.make_room(impl_->scene(impl_->plan));
       for (const StepPlan::Run& run : impl_->plan.runs()) {
         if (run.may_end) impl_->may_have_ended.push_back(run.segment);
       }
@@ -171,19 +171,66 @@ Status Context::end_step(bool done) {
   return failed;
 }
 
+Status Context::Impl::check_complete(const Batch& batch) const {
+  const auto check = [&](SequenceId sequence) -> Status {
+    if (!sequences.valid(sequence) || incomplete[size_t(sequence)]) return {};
+    const Error& why = incomplete[size_t(sequence)].error();
+    return Error{why.code, "sequence " + std::to_string(sequence) + " is incomplete (" + why.message +
+                               "); remove it and read its text again"};
+  };
+  for (const Batch::Token& token : batch.tokens) {
+    if (const Status status = check(token.sequence); !status) return status;
+  }
+  for (const Batch::Shared& shared : batch.shared) {
+    if (const Status status = check(shared.sequence); !status) return status;
+  }
+  return {};
+}
+
+Status Context::Impl::commit_prompt(SegmentId segment) {
+  Status status = share_bits(segment, kFirstTokens, 0);
+  if (status) status = layers.commit(segment, kFirstTokens);
+  layers.trim(segment);
+  return status;
+}
+
+Status Context::Impl::commit_ended(SequenceId sequence) {
+  Status first;
+  std::erase_if(may_have_ended, [&](SegmentId segment) {
+    const auto seen = [&](SequenceId s) {
+      return std::ranges::find(sequences.seen_by(s), segment) != sequences.seen_by(s).end();
+    };
+    if (sequence != kAllSequences && !seen(sequence)) return false;
+    if (const Status status = commit_prompt(segment); first && !status) first = status;
+    return true;
+  });
+  return first;
+}
+
 void Context::Impl::commit_idle() {
   const auto runs = plan.runs();
+  const auto in_step = [&](SegmentId segment) {
+    return std::ranges::any_of(runs, [&](const StepPlan::Run& run) { return run.segment == segment; });
+  };
   for (const SegmentId segment : may_have_ended) {
-    if (std::ranges::any_of(runs, [&](const StepPlan::Run& run) { return run.segment == segment; })) continue;
-    if (const Status status = share_bits(segment, kFirstTokens, 0); !status) fail(status.error());
-    if (const Status status = layers.commit(segment, kFirstTokens); !status) fail(status.error());
-    layers.trim(segment);
+    if (in_step(segment)) continue;
+    if (const Status status = commit_prompt(segment); !status) fail(status.error());
   }
   may_have_ended.clear();
+  // An engine that has a prompt to read puts it beside what is generated: one that is in no such step was given up. If
+  // it comes back after all, it is as a streamed prompt is.
+  if (spec().uncompressed() || !std::ranges::all_of(runs, &StepPlan::Run::generates)) return;
+  sequences.for_each_segment([&](SegmentId segment) {
+    if (!in_step(segment) && layers.any_staged(segment, kFirstTokens)) (void)commit_prompt(segment);  // or next time
+  });
 }
 
 void Context::Impl::continue_full(uint32_t n_tokens) {
-  const auto full = [&](SegmentId segment) { return layers.any_full(segment, n_tokens); };
+  // Where a budget took from a segment, new text is held as asked for again once half of the room is free.
+  const bool free = account->room() != UINT64_MAX && account->used() <= account->room();
+  const auto full = [&](SegmentId segment) {
+    return layers.any_full(segment, n_tokens) || (free && layers.is_lowered(segment));
+  };
   for (const StepPlan::Move& move : plan.move_on(sequences, full)) layers.continue_segment(move.from, move.to);
 }
 
@@ -445,12 +492,23 @@ void Context::set_budget(uint64_t bytes) {
 MemoryAccount& Context::account() const { return *impl_->account; }
 MemoryUsage Context::memory_usage() const { return impl_->layers.usage(); }
 const Spec& Context::spec() const { return impl_->spec(); }
+
+std::vector<SequenceId> Context::lowered_sequences() const {
+  std::vector<SequenceId> lowered;
+  for (SequenceId s = 0; impl_->sequences.valid(s); ++s) {
+    const auto seen = impl_->sequences.seen_by(s);
+    if (std::ranges::any_of(seen, [&](SegmentId segment) { return impl_->layers.is_lowered(segment); }))
+      lowered.push_back(s);
+  }
+  return lowered;
+}
+
 const ContextOptions& Context::options() const { return impl_->options; }
 
 Figures Context::figures() const {
   Figures figures = impl_->figures;
-  figures.n_concessions = impl_->budget.state().n_lowered;
-  figures.n_refused = impl_->budget.state().n_refused;
+  figures.n_concessions = impl_->budget.n_lowered();
+  figures.n_refused = impl_->budget.n_refused();
   return figures;
 }
 

@@ -33,15 +33,25 @@ struct Context::Impl {
   bool cells_freed = false;               ///< cells may have been freed: forget_freed_cells()
   std::vector<SegmentId> may_have_ended;  ///< of the last step, see StepPlan::Run::may_end
   uint32_t n_since_window = 0;            ///< tokens since cells beyond windows were forgotten
+  std::vector<Status> incomplete;         ///< by sequence: why it must not be attended to
 
   bool keeps_cells() const { return owner == &own_cells; }
-  const Spec& spec() const { return budget.state().spec; }
-  std::optional<uint32_t> pressed_from() const { return budget.state().pressed_from; }
+  const Spec& spec() const { return options.spec; }
+  std::optional<uint32_t> pressed_from() const { return budget.pressed_from(); }
+  context::Budget::Scene scene(context::StepPlan& of) {
+    return {layers, sequences, of, *account, options, [this](uint32_t n_tokens) { continue_full(n_tokens); }};
+  }
 
   // Steps (context.cpp).
   Status plan_step(const Batch& batch);
-  /// Compresses prompts that ended with the last step, if nothing is generated from them in this one.
+  /// Compresses prompts that ended with the last step, if nothing is generated from them in this one, and those that
+  /// nobody reads any more (a request that was cancelled).
   void commit_idle();
+  /// Compresses prompts that ended with the last step, of one sequence or of all.
+  Status commit_ended(SequenceId sequence);
+  Status commit_prompt(SegmentId segment);
+  /// An error if a sequence of the batch is incomplete.
+  Status check_complete(const Batch& batch) const;
   /// Lets prompts continue in a new segment where theirs has n_tokens or more, some compressed.
   void continue_full(uint32_t n_tokens);
   uint32_t n_streamed(SequenceId sequence) const;
@@ -80,9 +90,14 @@ struct Context::Impl {
   Mask own_mask(const context::ContextLayer& layer, uint32_t stream) const;
 
   // Cells and sequences (sequence_calls.cpp).
-  Status forget_freed_cells();
+  /// loading: the engine has cells of a state already whose content comes next.
+  Status forget_freed_cells(bool loading = false);
   void forget_cells(const CellsByLayer& cells);
   void forget_sequence(SequenceId sequence);
+  /// Notes why a sequence, or kAllSequences, does not hold what the engine takes it to hold.
+  void set_incomplete(SequenceId sequence, const Error& why) noexcept;
+  /// Marks what lacks cells that the engine has.
+  void find_missing(const CellsByLayer& cells);
   Status copy_stream(SequenceId from, SequenceId to);
   void rotate(int index, const std::map<uint32_t, std::map<Cell, Position>>& moved);
   void clear();

@@ -18,24 +18,28 @@ struct Demand {
 
 // Adds one segment. n: its tokens in the step.
 void add_segment(Demand& demand, const ContextLayer& layer, SegmentId segment, uint32_t n, const StepPlan& plan,
-                 const BudgetState& state, uint32_t n_ubatch) {
-  const SegmentCount count = layer.count(segment);
+                 const Pressure& pressure, uint32_t n_ubatch) {
+  SegmentCount count = layer.count(segment);
   uint32_t from = 0;
   bool compressed = true;
   for (const StepPlan::Run& run : plan.runs()) {
     if (run.segment != segment) continue;
-    const CommitRule rule = rule_of(state.spec, run, state.pressed_from);
+    const CommitRule rule = rule_of(pressure.spec, run, pressure.pressed_from);
     from = std::max(from, rule.from);
     compressed = compressed && rule.commits && is_ready(rule.from, count, n);
   }
-  const LayerCache::Growth growth = layer.cache->growth(segment, n, n_ubatch, compressed);
+  // What is added to compressed tokens takes no more than what is compressed alone.
+  const bool alone = pressure.committed && count.n_staged >= tier::kMinCalibrationTokens;
+  const SegmentId of = alone ? kMaxSegments : segment;
+  if (alone) count = {};
+  const LayerCache::Growth growth = layer.cache->growth(of, n, n_ubatch, compressed, pressure.rung);
   demand.lasting += growth.lasting;
   demand.transient += growth.transient;
   demand.compressed += growth.compressed;
   if (!compressed || is_ready(from, count, 1)) return;
   const uint32_t n_most = uint32_t(from - count.n_staged - 1);
   const uint32_t n_waiting = most_waiting(n_most, plan.n_tokens() - n, n_ubatch);
-  demand.waiting += layer.cache->growth(segment, n_waiting, n_ubatch, false).lasting;
+  demand.waiting += layer.cache->growth(of, n_waiting, n_ubatch, false, pressure.rung).lasting;
 }
 
 }  // namespace
@@ -45,14 +49,14 @@ uint32_t most_waiting(uint32_t n_most, uint32_t n_others, uint32_t n_ubatch) {
   return n_ubatch - over <= n_others ? n_most : n_most - over + std::min(over, n_others);
 }
 
-uint64_t bytes_of_step(const LayerSet& layers, const StepPlan& plan, const BudgetState& state, uint32_t n_ubatch) {
+uint64_t bytes_of_step(const LayerSet& layers, const StepPlan& plan, const Pressure& pressure, uint32_t n_ubatch) {
   std::map<SegmentId, uint32_t> tokens;
   for (const StepPlan::Run& run : plan.runs()) tokens[run.segment] += run.n;
   std::vector<Demand> demands;
   int64_t now = 0;
   for (const auto& [index, layer] : layers.layers) {
     Demand& demand = demands.emplace_back();
-    for (const auto& [segment, n] : tokens) add_segment(demand, layer, segment, n, plan, state, n_ubatch);
+    for (const auto& [segment, n] : tokens) add_segment(demand, layer, segment, n, plan, pressure, n_ubatch);
     now += demand.waiting;
   }
   // Layers store, attend and compress one after the other: those before have what lasts, those after what waits.
@@ -67,11 +71,12 @@ uint64_t bytes_of_step(const LayerSet& layers, const StepPlan& plan, const Budge
   return uint64_t(std::max<int64_t>({0, most, now + int64_t(transient)}));
 }
 
-uint64_t bytes_to_compress(const LayerSet& layers, const Sequences& sequences) {
+uint64_t bytes_to_compress(const LayerSet& layers, const Sequences& sequences, const policy::Rung* rung) {
   uint64_t most = 0;
   for (const auto& [index, layer] : layers.layers) {
     sequences.for_each_segment([&, &layer = layer](SegmentId segment) {
-      if (layer.count(segment).n_staged) most = std::max(most, layer.cache->growth(segment, 0, 0, true).compressed);
+      if (!layer.count(segment).n_staged) return;
+      most = std::max(most, layer.cache->growth(segment, 0, 0, true, rung).compressed);
     });
   }
   return most;

@@ -44,6 +44,30 @@ bool LayerSet::any_full(SegmentId segment, uint32_t n_tokens) const {
   });
 }
 
+bool LayerSet::any_staged(SegmentId segment, uint32_t n_tokens) const {
+  return std::ranges::any_of(layers,
+                             [&](const auto& entry) { return entry.second.count(segment).n_staged >= n_tokens; });
+}
+
+bool LayerSet::is_lowered(SegmentId segment) const {
+  return std::ranges::any_of(layers, [&](const auto& entry) {
+    const LayerCache& cache = *entry.second.cache;
+    const Spec &held = cache.spec_of(segment), &asked = cache.spec();
+    return cache.n_cells(segment) &&
+           (held.keep < asked.keep || held.bits < asked.bits || format_bits(held.lo) < format_bits(asked.lo));
+  });
+}
+
+uint64_t LayerSet::bytes_of(SegmentId segment, const policy::Rung* rung) const {
+  uint64_t bytes = 0;
+  for (const auto& [index, layer] : layers) {
+    const uint64_t now = layer.cache->bytes_of(segment);
+    const int64_t freed = rung ? layer.cache->freed_by(segment, *rung, false) : 0;
+    bytes += freed > 0 ? now - std::min(now, uint64_t(freed)) : now;
+  }
+  return bytes;
+}
+
 Status LayerSet::share_bits(SegmentId segment, uint32_t from, uint32_t n_to_come, uint32_t n_threads) {
   std::vector<LayerCache*> caches;
   for (const auto& [index, layer] : layers) {

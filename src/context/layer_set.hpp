@@ -42,6 +42,11 @@ class LayerSet {
   };
   Most most_compressed(std::span<const SegmentId> segments) const;
   bool any_full(SegmentId segment, uint32_t n_tokens) const;
+  /// True if a layer has n_tokens or more that nothing of the segment was compressed with.
+  bool any_staged(SegmentId segment, uint32_t n_tokens) const;
+  /// True if the segment is held in less than its cache's spec says.
+  bool is_lowered(SegmentId segment) const;
+  uint64_t bytes_of(SegmentId segment, const policy::Rung* rung) const;  ///< lowered to the rung, or as it is
 
   /// LayerCache::share_bits() over the layers that commit(segment, from) would compress n_to_come tokens later.
   Status share_bits(SegmentId segment, uint32_t from, uint32_t n_to_come, uint32_t n_threads);

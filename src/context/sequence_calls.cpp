@@ -49,7 +49,7 @@ void turn(const Rope& rope, Position delta, std::span<float> key) {
 
 // ---------------------------------------------------------------- cells that hold nothing any more
 
-Status Context::Impl::forget_freed_cells() {
+Status Context::Impl::forget_freed_cells(bool loading) {
   if (!cells_freed) return {};
   const auto cells = owner->live_cells();
   if (!cells) return cells.error();
@@ -64,7 +64,35 @@ Status Context::Impl::forget_freed_cells() {
   }
   sequences.drop_segments([&](SegmentId segment) { return layers.is_empty(segment); });
   cells_freed = false;
+  if (!loading) find_missing(cells.value());
   return {};
+}
+
+void Context::Impl::find_missing(const CellsByLayer& cells) {
+  for (const auto& [index, of_layer] : cells) {
+    const ContextLayer* layer = layers.find(index);
+    if (!layer) continue;
+    std::vector<uint64_t> n_missing(sequences.n_streams());
+    for (const CellPlace& place : of_layer) ++n_missing[place.stream];
+    sequences.for_each_segment(
+        [&](SegmentId segment) { n_missing[sequences.stream_of_segment(segment)] -= layer->cache->n_cells(segment); });
+    for (uint32_t stream = 0; stream < n_missing.size(); ++stream) {
+      if (n_missing[stream] == 0) continue;
+      const Error why{ErrorCode::engine, std::to_string(n_missing[stream]) + " of its tokens were never stored"};
+      set_incomplete(sequences.unified() ? kAllSequences : SequenceId(stream), why);
+    }
+  }
+}
+
+void Context::Impl::set_incomplete(SequenceId sequence, const Error& why) noexcept {
+  for (SequenceId s = 0; sequences.valid(s); ++s) {
+    if ((sequence != kAllSequences && s != sequence) || !incomplete[size_t(s)]) continue;  // the first reason stays
+    try {
+      incomplete[size_t(s)] = why;
+    } catch (const std::bad_alloc&) {
+      incomplete[size_t(s)] = Error{why.code, ""};
+    }
+  }
 }
 
 void Context::Impl::forget_cells(const CellsByLayer& cells) {
@@ -80,7 +108,10 @@ void Context::Impl::forget_cells(const CellsByLayer& cells) {
 
 void Context::Impl::forget_sequence(SequenceId sequence) {
   for (SequenceId s = 0; sequences.valid(s); ++s) {
-    if (s == sequence || sequence < 0) sequences.forget(s);
+    if (s != sequence && sequence >= 0) continue;
+    sequences.forget(s);
+    budget.forgive(s);
+    incomplete[size_t(s)] = {};
   }
 }
 
@@ -104,14 +135,28 @@ Status Context::Impl::copy_stream(SequenceId from, SequenceId to) {
     layers.empty_segment(segment);
   }
   sequences.drop_segments([&](SegmentId segment) { return layers.is_empty(segment); });
-  sequences.forget(to);
-  Status first;
+  forget_sequence(to);
+  const auto bytes_at = [&](const policy::Rung* rung) {
+    uint64_t bytes = 0;
+    for (const SegmentId segment : sequences.seen_by(from)) bytes += layers.bytes_of(segment, rung);
+    return bytes;
+  };
+  context::StepPlan no_step;
+  Status status = budget.make_room_for(scene(no_step), bytes_at, [](const policy::Rung&) {});
   for (const SegmentId segment : sequences.seen_by(from)) {
+    if (!status) break;
     const SegmentId copy = sequences.new_segment(to, segment == sequences.own(from));
-    const Status status = layers.copy_segment(segment, copy);
-    if (first && !status) first = status;
+    status = copy == kMaxSegments ? Error{"too many sequences share parts of the cache; use fewer"}
+                                  : layers.copy_segment(segment, copy);
   }
-  return first;
+  account->end_reservation();
+  sequences.set_reading(to, sequences.reading(from));
+  if (status) return status;
+  for (const SegmentId segment : std::vector(sequences.seen_by(to).begin(), sequences.seen_by(to).end())) {
+    layers.empty_segment(segment);
+  }
+  sequences.drop_segments([&](SegmentId segment) { return layers.is_empty(segment); });
+  return status;
 }
 
 Status Context::copy(SequenceId from, SequenceId to, Position p0, Position p1) {
@@ -119,7 +164,7 @@ Status Context::copy(SequenceId from, SequenceId to, Position p0, Position p1) {
     if (!impl_->sequences.valid(sequence)) return no_sequence(sequence, impl_->sequences.n_sequences());
   }
   if (from == to) return {};
-  return guarded([&]() -> Status {
+  const Status copied = guarded([&]() -> Status {
     if (const Status status = impl_->forget_freed_cells(); !status) return status;
     if (impl_->keeps_cells()) {
       impl_->own_cells.copy(from, to, p0, p1);
@@ -127,8 +172,15 @@ Status Context::copy(SequenceId from, SequenceId to, Position p0, Position p1) {
     }
     if (!impl_->sequences.unified()) return impl_->copy_stream(from, to);
     impl_->sequences.share(from, to);
+    impl_->incomplete[size_t(to)] = impl_->incomplete[size_t(from)];
     return {};
   });
+  if (!copied) impl_->set_incomplete(to, Error{copied.code(), "it could not be copied: " + copied.message()});
+  return copied;
+}
+
+void Context::invalidate(SequenceId sequence, const Error& why) {
+  if (sequence == kAllSequences || impl_->sequences.valid(sequence)) impl_->set_incomplete(sequence, why);
 }
 
 Status Context::keep(SequenceId sequence) {
@@ -183,7 +235,12 @@ Status Context::shift(SequenceId sequence, Position p0, Position p1, Position de
     if (const Status status = impl_->forget_freed_cells(); !status) return status;
     const auto moved = impl_->own_cells.shift(sequence, p0, p1, delta);
     impl_->cells_freed = true;
-    for (const auto& [index, layer] : impl_->layers.layers) impl_->rotate(index, moved);
+    try {
+      for (const auto& [index, layer] : impl_->layers.layers) impl_->rotate(index, moved);
+    } catch (const std::bad_alloc&) {  // some keys are turned, others not
+      impl_->set_incomplete(sequence, Error{ErrorCode::out_of_memory, "out of memory shifting its positions"});
+      throw;
+    }
     return {};
   });
 }
@@ -194,6 +251,7 @@ void Context::Impl::clear() {
   if (keeps_cells()) own_cells.clear();
   may_have_ended.clear();
   cells_freed = false;
+  for (SequenceId s = 0; sequences.valid(s); ++s) forget_sequence(s);
 }
 
 void Context::clear() { impl_->clear(); }

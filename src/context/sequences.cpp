@@ -5,7 +5,7 @@
 namespace mikv::context {
 
 Sequences::Sequences(uint32_t n_sequences, bool unified)
-    : unified_(unified), seen_(std::max(1u, n_sequences)), own_(seen_.size(), kMaxSegments) {}
+    : unified_(unified), seen_(std::max(1u, n_sequences)), own_(seen_.size(), kMaxSegments), reading_(seen_.size()) {}
 
 SegmentId Sequences::new_segment(SequenceId sequence, bool own) {
   const auto free = std::find(stream_of_segment_.begin(), stream_of_segment_.end(), kUnused);
@@ -39,16 +39,19 @@ bool Sequences::seen_by_others(SegmentId segment, SequenceId sequence) const {
 void Sequences::share(SequenceId from, SequenceId to) {
   const std::vector<SegmentId> segments = seen_[size_t(from)];
   for (const SegmentId segment : segments) see(to, segment, false);
+  if (reading(to) == Reading::nothing) set_reading(to, reading(from));
 }
 
 void Sequences::forget(SequenceId sequence) {
   seen_[size_t(sequence)].clear();
   own_[size_t(sequence)] = kMaxSegments;
+  reading_[size_t(sequence)] = Reading::nothing;
 }
 
 void Sequences::clear() {
   for (auto& seen : seen_) seen.clear();
   std::fill(own_.begin(), own_.end(), kMaxSegments);
+  std::fill(reading_.begin(), reading_.end(), Reading::nothing);
   stream_of_segment_.clear();
 }
 

@@ -16,6 +16,14 @@
 
 namespace mikv::context {
 
+/// What the latest tokens of a sequence were.
+enum class Reading : uint8_t {
+  nothing,
+  prompt,    ///< the beginning of a prompt
+  ended,     ///< the end of one, or generated
+  measured,  ///< a text whose probabilities were asked for
+};
+
 class Sequences {
  public:
   Sequences(uint32_t n_sequences, bool unified);
@@ -39,6 +47,8 @@ class Sequences {
   bool seen_by_others(SegmentId segment, SequenceId sequence) const;
   void share(SequenceId from, SequenceId to);  ///< lets `to` see what `from` sees
   void forget(SequenceId sequence);            ///< the sequence sees no segments then
+  Reading reading(SequenceId sequence) const { return reading_[size_t(sequence)]; }
+  void set_reading(SequenceId sequence, Reading reading) { reading_[size_t(sequence)] = reading; }
   void clear();
   /// Calls f(segment) for every segment in use.
   void for_each_segment(const std::function<void(SegmentId)>& f) const;
@@ -52,6 +62,7 @@ class Sequences {
   bool unified_;
   std::vector<std::vector<SegmentId>> seen_;  ///< by sequence
   std::vector<SegmentId> own_;                ///< by sequence; kMaxSegments: none
+  std::vector<Reading> reading_;              ///< by sequence
   std::vector<uint32_t> stream_of_segment_;   ///< by segment; kUnused: free
 };
 

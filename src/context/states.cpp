@@ -42,9 +42,7 @@ Section segment_section(int layer, SegmentId segment, uint32_t stream, std::span
     if (place.stream == stream) cells.push_back(place.cell);
   }
   Section section{kSegment, uint32_t(layer), segment, {}};
-  ByteWriter out(section.data);
-  out.put(stream);
-  out.put(uint32_t(cells.size()));
+  session::SegmentHeader{stream, uint32_t(cells.size()), cache.spec_of(segment).to_string()}.put(section.data);
   status = cache.save_segment(segment, cells, section.data);
   return section;
 }
@@ -69,6 +67,8 @@ std::vector<SavedSequence> saved_sequences(const Sequences& sequences, SequenceI
 Result<std::vector<uint8_t>> save(Context::Impl& impl, SequenceId sequence, std::span<const int32_t> tokens,
                                   bool partial) {
   if (const Status status = impl.forget_freed_cells(); !status) return status.error();
+  // What is compressed with the next step anyway is saved small.
+  if (const Status status = impl.commit_ended(sequence); !status) return status.error();
   const auto engine = impl.owner->save(sequence, partial);
   if (!engine) return engine.error();
   std::vector<Section> sections;
@@ -113,40 +113,47 @@ struct Loaded {
   std::vector<LoadedLayerSegment> segments;
 };
 
-Status check_identity(const Context::Impl& impl, std::span<const uint8_t> bytes) {
+// Returns the spec that the state was saved under.
+Result<Spec> check_identity(const Context::Impl& impl, std::span<const uint8_t> bytes) {
   const auto saved = Identity::read(bytes);
   if (!saved) return saved.error();
   if (saved.value().fingerprint != impl.options.fingerprint) {
     return Error{ErrorCode::mismatch, "of another model or other model options (" + saved.value().model + ", here " +
                                           impl.options.model + ")"};
   }
-  const std::string here = impl.spec().to_string();
-  if (saved.value().spec != here) {
-    return Error{ErrorCode::mismatch, "of another cache (--kv " + saved.value().spec + ", here --kv " + here + ")"};
-  }
-  return {};
+  auto spec = Spec::parse(saved.value().spec);
+  if (!spec) return Error{ErrorCode::mismatch, "of a cache that this version does not know (" + spec.message() + ")"};
+  return spec;
 }
 
-Status read_segment(const Context::Impl& impl, const SectionView& section, Loaded& loaded) {
+Status read_segment(const Context::Impl& impl, const SectionView& section, uint32_t version, const Spec& asked,
+                    Loaded& loaded) {
   const ContextLayer* layer = impl.layers.find(int(section.a));
-  ByteReader in(section.data);
-  const uint32_t stream = in.get<uint32_t>(), n_cells = in.get<uint32_t>();
-  if (!in.ok() || !layer || section.b >= kMaxSegments) return damaged("a segment");
-  auto content = layer->cache->load_segment(section.data.subspan(section.data.size() - in.left()), n_cells);
+  if (!layer || section.b >= kMaxSegments) return damaged("a segment");
+  std::span<const uint8_t> bytes;
+  const auto header = session::SegmentHeader::read(section.data, version, bytes);
+  if (!header) return header.error();
+  auto spec = header.value().spec.empty() ? asked : Spec::parse(header.value().spec);
+  if (!spec) return damaged("a segment's spec");
+  auto content = layer->cache->load_segment(bytes, header.value().n_cells, spec.value());
   if (!content) return content.error();
-  loaded.segments.push_back({int(section.a), section.b, stream, n_cells, std::move(content).value()});
+  loaded.segments.push_back(
+      {int(section.a), section.b, header.value().stream, header.value().n_cells, std::move(content).value()});
   return {};
 }
 
 Result<Loaded> verify(const Context::Impl& impl, SequenceId sequence, std::span<const uint8_t> bytes) {
-  const auto sections = session::unpack(bytes);
-  if (!sections) return sections.error();
+  const auto container = session::unpack(bytes);
+  if (!container) return container.error();
   Loaded loaded;
+  Spec asked;
   bool has_identity = false, has_engine = false;
-  for (const SectionView& section : sections.value()) {
+  for (const SectionView& section : container.value().sections) {
     Status status;
     if (section.kind == kIdentity) {
-      status = check_identity(impl, section.data);
+      const auto spec = check_identity(impl, section.data);
+      if (!spec) return spec.error();
+      asked = spec.value();
       has_identity = true;
     } else if (section.kind == kEngine) {
       auto engine = session::read_engine(section.data);
@@ -158,7 +165,8 @@ Result<Loaded> verify(const Context::Impl& impl, SequenceId sequence, std::span<
       if (!sequences) return sequences.error();
       loaded.sequences = std::move(sequences).value();
     } else if (section.kind == kSegment) {
-      status = read_segment(impl, section, loaded);
+      if (!has_identity) return damaged("its order");
+      status = read_segment(impl, section, container.value().version, asked, loaded);
     }
     if (!status) return status.error();
   }
@@ -199,17 +207,36 @@ Result<SegmentNumbers> number_segments(Context::Impl& impl, SequenceId sequence,
   return numbers;
 }
 
+// Reserves what the loaded segments take; lowers them, and those that are there, as far as it must.
+Status make_room(Context::Impl& impl, Loaded& loaded) {
+  const auto bytes_at = [&](const policy::Rung* rung) {
+    uint64_t bytes = 0;
+    for (const LoadedLayerSegment& segment : loaded.segments) {
+      const int64_t freed = rung ? segment.content.freed_by(*rung) : 0;
+      bytes += uint64_t(std::max<int64_t>(0, int64_t(segment.content.bytes()) - freed));
+    }
+    return bytes;
+  };
+  context::StepPlan no_step;
+  return impl.budget.make_room_for(impl.scene(no_step), bytes_at, [&](const policy::Rung& rung) {
+    for (LoadedLayerSegment& segment : loaded.segments) (void)segment.content.lower(rung);
+  });
+}
+
 Status install(Context::Impl& impl, SequenceId sequence, bool partial, Loaded loaded, const CellsByLayer& cells) {
   if (sequence == kAllSequences) {
     impl.layers.clear();
     impl.sequences.clear();
+    impl.may_have_ended.clear();
+    impl.forget_sequence(kAllSequences);
     impl.cells_freed = false;
   } else {
     if (!partial) impl.forget_sequence(sequence);
     impl.forget_cells(cells);  // what they held before is overwritten
     impl.cells_freed = true;
-    if (const Status status = impl.forget_freed_cells(); !status) return status;
+    if (const Status status = impl.forget_freed_cells(true); !status) return status;
   }
+  if (const Status status = make_room(impl, loaded); !status) return status;
   const auto numbers = number_segments(impl, sequence, partial, loaded);
   if (!numbers) return numbers.error();
   for (LoadedLayerSegment& segment : loaded.segments) {
@@ -223,6 +250,12 @@ Status install(Context::Impl& impl, SequenceId sequence, bool partial, Loaded lo
     LayerCache& cache = *impl.layers.find(segment.layer)->cache;
     const Status status = cache.adopt_segment(number->second, std::move(segment.content), mine);
     if (!status) return status;
+  }
+  for (const auto& [number, segment] : numbers.value()) {
+    for (SequenceId s = 0; impl.sequences.valid(s); ++s) {
+      const auto seen = impl.sequences.seen_by(s);
+      if (std::ranges::find(seen, segment) != seen.end()) impl.sequences.set_reading(s, context::Reading::ended);
+    }
   }
   return {};
 }
@@ -244,26 +277,30 @@ Status Context::load(SequenceId sequence, std::span<const uint8_t> bytes, bool p
   if (sequence != kAllSequences && !impl_->sequences.valid(sequence)) {
     return Error{ErrorCode::mismatch, "for a sequence that this context does not have"};
   }
+  bool changed = false;
+  Status status;
   try {
     auto loaded = verify(*impl_, sequence, bytes);
     if (!loaded) return loaded.error();
-    if (const Status status = impl_->forget_freed_cells(); !status) return status;
+    if (status = impl_->forget_freed_cells(); !status) return status;
+    changed = true;
     const auto cells = impl_->owner->load(sequence, partial, loaded.value().engine);
-    Status status =
+    status =
         cells ? install(*impl_, sequence, partial, std::move(loaded).value(), cells.value()) : Status(cells.error());
-    if (status) return status;
-    impl_->owner->drop(sequence);  // rather none than a part
-    (void)remove(sequence);
-    return status;
   } catch (const std::bad_alloc&) {
-    return no_memory();
+    status = no_memory();
   }
+  impl_->account->end_reservation();
+  if (status || !changed) return status;
+  impl_->owner->drop(sequence);  // rather none than a part
+  (void)remove(sequence);
+  return status;
 }
 
 Result<std::vector<int32_t>> Context::saved_tokens(std::span<const uint8_t> bytes) {
-  const auto sections = session::unpack(bytes);
-  if (!sections) return sections.error();
-  for (const SectionView& section : sections.value()) {
+  const auto container = session::unpack(bytes);
+  if (!container) return container.error();
+  for (const SectionView& section : container.value().sections) {
     if (section.kind != kTokens) continue;
     ByteReader in(section.data);
     return in.get_array<int32_t>(section.data.size() / sizeof(int32_t));
@@ -302,7 +339,7 @@ Status Context::restore(const std::shared_ptr<const Snapshot>& snapshot, const S
   for (auto& [index, layer] : impl_->layers.layers) layer.cache = std::move(next[index]);
   impl_->sequences = snapshot->sequences;
   if (impl_->keeps_cells()) impl_->own_cells = snapshot->cells;
-  impl_->budget.set_spec(spec);
+  impl_->options.spec = spec;
   return {};
 }
 

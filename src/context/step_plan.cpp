@@ -9,8 +9,23 @@
 namespace mikv::context {
 namespace {
 
-// More tokens with logits than a draft has are a text to be measured (perplexity), not generated.
-constexpr uint32_t kMaxDraft = 64;
+// Where nothing was read before, more tokens with logits than a draft has are a text to be measured.
+constexpr uint32_t kMaxFirstDraft = 64;
+
+// The tokens of a sequence in a batch.
+struct Tally {
+  uint32_t n = 0, n_outputs = 0;
+  bool last_output = false;
+  bool generates = false, measured = false;  // see StepPlan::Run
+};
+
+void judge(Tally& tally, Reading before) {
+  const bool all_outputs = tally.n == tally.n_outputs;
+  const bool draft =
+      all_outputs && (before == Reading::ended || (before == Reading::nothing && tally.n <= kMaxFirstDraft));
+  tally.generates = tally.n == 1 || draft;
+  tally.measured = !tally.generates && tally.n_outputs > 1;
+}
 
 bool share_a_segment(const std::vector<SegmentId>& a, const std::vector<SegmentId>& b) {
   return std::any_of(a.begin(), a.end(), [&](SegmentId f) { return std::find(b.begin(), b.end(), f) != b.end(); });
@@ -25,10 +40,6 @@ void add_segments(std::vector<SegmentId>& to, std::span<const SegmentId> more) {
 }  // namespace
 
 Result<StepPlan> StepPlan::make(const Batch& batch, Sequences& sequences, bool in_order) {
-  struct Tally {
-    uint32_t n = 0, n_outputs = 0;
-    bool last_output = false;
-  };
   std::map<SequenceId, Tally> tallies;
   for (const Batch::Token& token : batch.tokens) {
     if (!sequences.valid(token.sequence)) {
@@ -39,6 +50,12 @@ Result<StepPlan> StepPlan::make(const Batch& batch, Sequences& sequences, bool i
     ++tally.n;
     tally.n_outputs += token.output;
     tally.last_output = token.output;
+  }
+  for (auto& [sequence, tally] : tallies) {
+    judge(tally, sequences.reading(sequence));
+    sequences.set_reading(sequence, tally.measured                         ? Reading::measured
+                                    : tally.generates || tally.last_output ? Reading::ended
+                                                                           : Reading::prompt);
   }
   StepPlan plan;
   const bool mixed_up = sequences.unified() && !in_order && tallies.size() > 1;
@@ -57,7 +74,9 @@ Result<StepPlan> StepPlan::make(const Batch& batch, Sequences& sequences, bool i
     const Tally& tally = tallies[batch.tokens[i].sequence];
     run.single = tally.n == 1;
     run.may_end = tally.last_output;
-    run.generates = run.single || (tally.n == tally.n_outputs && tally.n <= kMaxDraft);
+    run.generates = tally.generates;
+    run.measured = tally.measured;
+    if (run.measured) run.n_streamed = kFirstStreamedTokens;
     plan.runs_.push_back(run);
   }
   if (mixed_up) {

@@ -22,9 +22,12 @@ class StepPlan {
     /// The prompt is over: every token of the sequence in the batch wants logits. More than one is a draft, part of
     /// which may be taken back.
     bool generates = false;
-    bool single = false;      ///< one token of its sequence
-    uint32_t n_streamed = 0;  ///< streamed_tokens() of the sequence when the step begins
-    bool may_end = false;     ///< the sequence's last token in the batch wants logits: a prompt may end here
+    /// A text whose probabilities are measured (perplexity): several tokens want logits, and no prompt ended before.
+    bool measured = false;
+    bool single = false;  ///< one token of its sequence
+    /// streamed_tokens() of the sequence when the step begins, or kFirstStreamedTokens of a text that is measured.
+    uint32_t n_streamed = 0;
+    bool may_end = false;  ///< the sequence's last token in the batch wants logits: a prompt may end here
   };
 
   StepPlan() = default;

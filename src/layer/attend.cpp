@@ -96,7 +96,7 @@ BlockSpan span_of(const tier::Tier& tier, const Geometry& geometry) {
 }
 
 Scratch scratch_for(ThreadSlot& slot, const LayerCache::Impl& layer, uint32_t n_rows) {
-  const uint32_t n_tiles = std::max(layer.layouts.staged.tiles_k, layer.layouts.staged.tiles_v);
+  const uint32_t n_tiles = std::max(layer.layouts->staged.tiles_k, layer.layouts->staged.tiles_v);
   slot.logits.resize(size_t{n_rows} * kStepTokens);
   slot.decoded.resize(size_t{kStepBlocks} * n_tiles * kLanes * kLanes);
   slot.weights.resize(size_t{kMaxKernelRows} * kStepTokens);
@@ -323,7 +323,7 @@ void finish_chunk(const Call& call, uint32_t kv_head) {
 
 void commit_head(const Call& call, uint32_t kv_head, ThreadSlot& slot) {
   for (tier::SegmentStore* segment : call.segments) {
-    segment->heads()[kv_head].commit(call.layer.spec, segment->n_live(), call.args.commit_from, slot.commit);
+    segment->heads()[kv_head].commit(segment->spec(), segment->n_live(), call.args.commit_from, slot.commit);
   }
 }
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "layer/layer_impl.hpp"
+#include "policy/mixed_calibration.hpp"
 
 namespace mikv {
 namespace {
@@ -12,7 +13,9 @@ using Growth = LayerCache::Growth;
 // What a step does to a segment.
 struct Step {
   uint32_t n_tokens, n_at_once;
-  uint64_t n_live;  // of the segment, afterwards
+  uint64_t n_live;                  // of the segment, afterwards
+  const Spec& spec;                 // of the segment
+  const tier::Layouts& of_segment;  // layouts
 };
 
 void add_tier(Growth& growth, const tier::Tier::Growth& of_tier) {
@@ -25,50 +28,63 @@ void add_compressed_tier(Growth& growth, const tier::Tier::Growth& of_tier) {
   growth.compressed += of_tier.lasting;
 }
 
+uint32_t blocks_of(uint64_t n_tokens) { return uint32_t((n_tokens + codec::kBlockTokens - 1) / codec::kBlockTokens); }
+
 // The lo tier of a head whose layout is planned when its segment is frozen: it has spec.bits per element at most.
-uint64_t planned_lo_bytes(const LayerCache::Impl& layer, const tier::HeadStore& head, uint32_t n_tokens) {
-  const LayerShape& shape = layer.shape;
-  const uint32_t n_blocks = (n_tokens + codec::kBlockTokens - 1) / codec::kBlockTokens;
+uint64_t planned_lo_bytes(const LayerShape& shape, const Spec& spec, const tier::HeadStore& head, uint64_t n_tokens) {
   const double block_elements = double(codec::kBlockTokens) * (shape.head_dim_k + shape.head_dim_v);
-  const auto block_bytes = uint64_t((layer.spec.bits + head.more_bits) / 8.0 * block_elements) + 1;
-  return tier::Tier::most_bytes(block_bytes, n_blocks) +
+  const auto block_bytes = uint64_t((spec.bits + head.more_bits) / 8.0 * block_elements) + 1;
+  return tier::Tier::most_bytes(block_bytes, blocks_of(n_tokens)) +
          codec::Transform::most_bytes(shape.head_dim_k, shape.head_dim_v) + sizeof(codec::BlockLayout);
 }
 
 // Tokens of a head that are compressed in this step, with what is staged.
 void add_compressed(Growth& growth, const LayerCache::Impl& layer, const tier::HeadStore& head, const Step& step) {
-  const tier::Tier::Growth staged = layer.staged_growth(head, std::min(step.n_tokens, step.n_at_once), step.n_at_once);
+  const tier::Tier::Growth staged =
+      layer.staged_growth(head, step.of_segment, std::min(step.n_tokens, step.n_at_once), step.n_at_once);
   growth.transient = std::max(growth.transient, staged.transient) + staged.lasting;
   // One block of the staged tier stays (Tier::release).
-  growth.lasting += int64_t(layer.layouts.staged.bytes) - int64_t(head.staged.allocated_bytes());
+  growth.lasting += int64_t(step.of_segment.staged.bytes) - int64_t(head.staged.allocated_bytes());
   const uint32_t n_new = head.staged.size() + step.n_tokens;
   // One more than hi may hold: the new token enters before another one leaves.
   const uint64_t n_hi =
-      std::min<uint64_t>(head.budget(layer.spec, step.n_live).total + 1, uint64_t{head.hi.size()} + n_new);
+      std::min<uint64_t>(head.budget(step.spec, step.n_live).total + 1, uint64_t{head.hi.size()} + n_new);
   add_compressed_tier(growth, head.hi.growth(uint32_t(n_hi - std::min<uint64_t>(n_hi, head.hi.size()))));
-  if (layer.layouts.evict) return;
-  if (layer.spec.mixed() && !head.frozen) {
-    add_compressed_tier(growth, {planned_lo_bytes(layer, head, n_new), 0});
+  if (!head.frozen && step.spec.needs_calibration()) growth.lasting -= int64_t(head.statistics_bytes());
+  if (step.of_segment.evict) return;
+  if (step.spec.mixed() && !head.frozen) {
+    add_compressed_tier(growth, {planned_lo_bytes(layer.shape, step.spec, head, n_new), 0});
   } else {
     add_compressed_tier(growth, head.lo.growth(n_new));
   }
 }
 
+// Bytes of n blocks of a head's lo tier, encoded in the bits of `spec`.
+uint64_t lowered_lo_bytes(const Spec& spec, const tier::HeadStore& head, const codec::BlockLayout& uniform,
+                          uint64_t n_tokens) {
+  uint64_t block_bytes = head.lo.layout().bytes;
+  if (!spec.mixed()) {
+    block_bytes = std::min<uint64_t>(block_bytes, uniform.bytes);
+  } else if (spec.bits + head.more_bits < head.lo.layout().bits_per_element()) {
+    block_bytes = policy::lower_bits(head.lo.layout(), spec.bits + head.more_bits).bytes;
+  }
+  return tier::Tier::most_bytes(block_bytes, blocks_of(n_tokens));
+}
+
 }  // namespace
 
 // Of n_tokens more, of which n_at_once are put before anything else happens to them.
-tier::Tier::Growth LayerCache::Impl::staged_growth(const tier::HeadStore& head, uint32_t n_tokens,
-                                                   uint32_t n_at_once) const {
+tier::Tier::Growth LayerCache::Impl::staged_growth(const tier::HeadStore& head, const tier::Layouts& of_segment,
+                                                   uint32_t n_tokens, uint32_t n_at_once) const {
   // Bytes begin with the put that follows that of the 16th token.
   const uint32_t n_first = head.staged.size() >= tier::kMinCalibrationTokens
                                ? 0
                                : std::min(n_tokens, n_at_once + tier::kMinCalibrationTokens);
   const uint32_t n_all = head.staged.size() + n_tokens;
-  if (!stages_in_bytes || !head.goes_to_bytes(layouts, n_all) || n_first == n_tokens)
+  if (!stages_in_bytes || !head.goes_to_bytes(of_segment, n_all) || n_first == n_tokens)
     return head.staged.growth(n_tokens);
   tier::Tier::Growth growth = head.staged.growth(n_first);
-  const uint32_t n_blocks = (n_all + codec::kBlockTokens - 1) / codec::kBlockTokens;
-  const uint64_t bytes = tier::Tier::most_bytes(layouts.staged_bytes.bytes, n_blocks),
+  const uint64_t bytes = tier::Tier::most_bytes(of_segment.staged_bytes.bytes, blocks_of(n_all)),
                  now = head.staged.allocated_bytes();
   growth.lasting = std::max(growth.lasting, bytes - std::min(bytes, now));
   return growth;
@@ -83,41 +99,55 @@ uint64_t LayerCache::Impl::bitmap_growth(const tier::SegmentStore* store, uint32
   return bytes - std::min(bytes, now);
 }
 
-LayerCache::Growth LayerCache::growth(SegmentId segment, uint32_t n_tokens, uint32_t n_at_once, bool compressed) const {
+LayerCache::Growth LayerCache::growth(SegmentId segment, uint32_t n_tokens, uint32_t n_at_once, bool compressed,
+                                      const policy::Rung* rung) const {
   const tier::SegmentStore* store = impl_->segment(segment);
   compressed = compressed && !impl_->spec.uncompressed();
-  const Step step{n_tokens, n_at_once, (store ? store->n_live() : 0) + n_tokens};
+  const Spec spec = rung ? policy::lowered(spec_of(segment), *rung) : spec_of(segment);
+  const tier::Layouts& layouts = store ? store->layouts() : *impl_->layouts;
+  const Step step{n_tokens, n_at_once, (store ? store->n_live() : 0) + n_tokens, spec, layouts};
   // A head that there is not yet; it is no larger than one that is.
-  const tier::HeadStore fresh(impl_->layouts, impl_->spec);
+  const tier::HeadStore fresh(layouts, spec, *impl_->account);
   Growth growth;
   growth.lasting += int64_t(impl_->bitmap_growth(store, n_tokens));
   if (!store) {
     growth.lasting += int64_t(sizeof(tier::SegmentStore) + impl_->shape.n_kv_heads * sizeof(tier::HeadStore));
     const uint64_t statistics = impl_->shape.n_kv_heads * fresh.calibration_bytes();  // until the segment is frozen
-    compressed ? growth.transient += statistics : growth.lasting += int64_t(statistics);
+    growth.lasting += int64_t(statistics);
+    if (compressed) growth.transient += statistics;
   }
   for (uint32_t h = 0; h < impl_->shape.n_kv_heads; ++h) {
     const tier::HeadStore& head = store ? store->heads()[h] : fresh;
     compressed ? add_compressed(growth, *impl_, head, step)
-               : add_tier(growth, impl_->staged_growth(head, n_tokens, n_at_once));
+               : add_tier(growth, impl_->staged_growth(head, layouts, n_tokens, n_at_once));
   }
   return growth;
 }
 
-uint64_t LayerCache::freed_by(double keep) const {
-  Spec smaller = impl_->spec;
-  smaller.keep = keep;
+int64_t LayerCache::Impl::freed_by(const tier::SegmentStore& segment, const policy::Rung& rung, bool commits) const {
+  const Spec smaller = policy::lowered(segment.spec(), rung);
+  if (spec.uncompressed() || (smaller == segment.spec() && !commits)) return 0;
+  const codec::BlockLayout uniform = make_layouts(shape, smaller, positions).lo;
   int64_t freed = 0;
-  for (const auto& segment : impl_->segments) {
-    if (!segment) continue;
-    for (const tier::HeadStore& head : segment->heads()) {
-      const uint64_t n_hi = head.budget(smaller, segment->n_live()).total;
-      if (head.staged.size() || head.hi.size() <= n_hi) continue;  // as hold_budget() does
-      freed += int64_t(head.hi.allocated_bytes()) - int64_t(head.hi.bytes_of(uint32_t(n_hi)));
-      if (!impl_->layouts.evict) freed -= int64_t(head.lo.growth(uint32_t(head.hi.size() - n_hi)).lasting);
-    }
+  for (const tier::HeadStore& head : segment.heads()) {
+    const bool freezes = head.freezes_next() || !smaller.needs_calibration();
+    const uint32_t n_staged = commits && (freezes || head.compressed()) ? head.staged.size() : 0;
+    if (head.staged.size() && !n_staged) continue;  // as hold_budget() does
+    const uint64_t n_stored = uint64_t{head.hi.size()} + head.lo.size() + n_staged;
+    const uint64_t n_hi = std::min<uint64_t>(head.budget(smaller, segment.n_live()).total, head.hi.size() + n_staged);
+    freed += int64_t(head.hi.allocated_bytes() + head.lo.allocated_bytes()) - int64_t(head.hi.bytes_of(uint32_t(n_hi)));
+    if (n_staged) freed += int64_t(head.staged.allocated_bytes()) - int64_t(segment.layouts().staged.bytes);
+    if (n_staged && freezes) freed += int64_t(head.statistics_bytes());
+    if (segment.layouts().evict) continue;
+    freed -= int64_t(smaller.mixed() && !head.frozen ? planned_lo_bytes(shape, smaller, head, n_stored - n_hi)
+                                                     : lowered_lo_bytes(smaller, head, uniform, n_stored - n_hi));
   }
-  return uint64_t(std::max<int64_t>(0, freed));
+  return freed;
+}
+
+int64_t LayerCache::freed_by(SegmentId segment, const policy::Rung& rung, bool commits) const {
+  const tier::SegmentStore* store = impl_->segment(segment);
+  return store ? impl_->freed_by(*store, rung, commits) : 0;
 }
 
 }  // namespace mikv

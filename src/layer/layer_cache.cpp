@@ -5,6 +5,7 @@
 #include <functional>
 #include <new>
 #include <string>
+#include <tuple>
 
 #include "attention/kernel_api.hpp"
 #include "codec/expected_error.hpp"
@@ -49,8 +50,9 @@ Status check_groups(const LayerShape& shape, const Spec& spec) {
 // Ids of so many cells fit two bytes.
 constexpr uint32_t kNarrowCells = 1u << 16;
 
-tier::Layouts make_layouts(const LayerShape& shape, const Spec& spec, const tier::Positions& positions,
-                           MemoryAccount& account) {
+}  // namespace
+
+tier::Layouts make_layouts(const LayerShape& shape, const Spec& spec, const tier::Positions& positions) {
   const uint32_t id_bytes = positions.max_cells <= kNarrowCells ? 2 : 4;
   const uint32_t group_k = spec.group.resolve(shape.head_dim_k), group_v = spec.group.resolve(shape.head_dim_v);
   const auto layout = [&](Format format, bool scored) {
@@ -67,9 +69,16 @@ tier::Layouts make_layouts(const LayerShape& shape, const Spec& spec, const tier
           layout(Format::int8, scored),
           spec.lo == Format::evict,
           shape.n_heads / shape.n_kv_heads,
-          &positions,
-          &account};
+          &positions};
 }
+
+// Tiers of a segment share their groups: where hi is f16 and has none, it is read in lo's.
+std::pair<uint32_t, uint32_t> tier_groups(const LayerShape& shape, const tier::Layouts& layouts) {
+  const codec::BlockLayout& grouped = layouts.evict || layouts.hi.groups_k ? layouts.hi : layouts.lo;
+  return {grouped.groups_k ? grouped.group_k : shape.head_dim_k, grouped.groups_v ? grouped.group_v : shape.head_dim_v};
+}
+
+namespace {
 
 attention::Geometry make_geometry(const LayerShape& shape, uint32_t group_k, uint32_t group_v) {
   return {attention::tile_pairs(shape.head_dim_k, group_k), attention::tile_pairs(shape.head_dim_v, group_v),
@@ -125,12 +134,7 @@ void write_part(tier::SegmentStore& segment, uint32_t n, const float* rows, size
 tier::SegmentStore& LayerCache::Impl::segment_for_put(SegmentId id) {
   if (id >= segments.size()) segments.resize(size_t{id} + 1);
   if (!segments[id]) {
-    std::vector<tier::HeadStore> heads;
-    heads.reserve(shape.n_kv_heads);
-    for (uint32_t h = 0; h < shape.n_kv_heads; ++h) {
-      heads.emplace_back(layouts, spec);
-    }
-    segments[id] = std::make_unique<tier::SegmentStore>(std::move(heads), account.get());
+    segments[id] = std::make_unique<tier::SegmentStore>(shape.n_kv_heads, layouts, spec, *account);
     segments[id]->recount();
   }
   return *segments[id];
@@ -139,7 +143,7 @@ tier::SegmentStore& LayerCache::Impl::segment_for_put(SegmentId id) {
 Status LayerCache::Impl::commit(tier::SegmentStore& segment, uint32_t from) {
   tier::CommitScratch scratch;  // not kept: after a long prompt it is as large as several per cent of the cache
   try {
-    for (tier::HeadStore& head : segment.heads()) head.commit(spec, segment.n_live(), from, scratch);
+    for (tier::HeadStore& head : segment.heads()) head.commit(segment.spec(), segment.n_live(), from, scratch);
   } catch (const std::bad_alloc&) {
     return Error{ErrorCode::out_of_memory,
                  "out of memory compressing the KV cache; its tokens stay in f16. Use fewer or shorter contexts"};
@@ -164,13 +168,9 @@ Result<std::unique_ptr<LayerCache>> LayerCache::create(const LayerShape& shape, 
   impl->shape = shape;
   impl->spec = spec;
   impl->positions.max_cells = std::clamp(max_cells, 1u, kMaxCells);
-  impl->layouts = make_layouts(shape, spec, impl->positions, *impl->account);
+  impl->layouts = std::make_shared<tier::Layouts>(make_layouts(shape, spec, impl->positions));
   impl->raw_geometry = make_geometry(shape, shape.head_dim_k, shape.head_dim_v);
-  // Tiers of a segment share their groups: where hi is f16 and has none, it is read in lo's.
-  const codec::BlockLayout& grouped =
-      impl->layouts.evict || impl->layouts.hi.groups_k ? impl->layouts.hi : impl->layouts.lo;
-  impl->tier_group_k = grouped.groups_k ? grouped.group_k : shape.head_dim_k;
-  impl->tier_group_v = grouped.groups_v ? grouped.group_v : shape.head_dim_v;
+  std::tie(impl->tier_group_k, impl->tier_group_v) = tier_groups(shape, *impl->layouts);
   impl->tier_geometry = make_geometry(shape, impl->tier_group_k, impl->tier_group_v);
   return std::unique_ptr<LayerCache>(new LayerCache(std::move(impl)));
 }
@@ -196,7 +196,7 @@ Status LayerCache::stage(SegmentId segment, std::span<const Cell> cells) {
   try {
     if (const Status status = check_cells(segment, cells, impl_->positions.max_cells); !status) return status;
     tier::SegmentStore& store = impl_->segment_for_put(segment);
-    if (impl_->stages_in_bytes) store.stage_in_bytes(impl_->layouts);
+    if (impl_->stages_in_bytes) store.stage_in_bytes();
     store.stage(cells);
   } catch (const std::bad_alloc&) {
     erase(segment, cells);  // wherever it stopped
@@ -214,7 +214,7 @@ Status LayerCache::continue_segment(SegmentId segment, SegmentId next) {
   try {
     std::vector<tier::HeadStore>& heads = impl_->segment_for_put(next).heads();
     tier::SegmentStore& from = *impl_->segment(segment);
-    for (size_t h = 0; h < heads.size(); ++h) from.heads()[h].pass_on(heads[h], impl_->spec, from.n_live(), scratch);
+    for (size_t h = 0; h < heads.size(); ++h) from.heads()[h].pass_on(heads[h], from.spec(), from.n_live(), scratch);
   } catch (const std::bad_alloc&) {
     return Error{ErrorCode::out_of_memory,
                  "out of memory beginning another segment of the KV cache; use fewer or shorter contexts"};
@@ -258,31 +258,31 @@ Status LayerCache::commit_all(uint32_t from) {
   return {};
 }
 
-Status LayerCache::lower(double keep, double bits) {
-  Spec& spec = impl_->spec;
-  spec.keep = std::min(spec.keep, keep);
-  if (spec.mixed()) {
-    spec.bits = std::min(spec.bits, bits);
-  } else {
-    while (bits < format_bits(spec.lo) && smaller_format(spec.lo)) spec.lo = *smaller_format(spec.lo);
-  }
-  const tier::Layouts next = make_layouts(impl_->shape, spec, impl_->positions, *impl_->account);
-  tier::CommitScratch scratch;
+Status LayerCache::Impl::lower(tier::SegmentStore& segment, const policy::Rung& rung) const {
   try {
-    for (const auto& segment : impl_->segments) {
-      if (!segment) continue;
-      for (tier::HeadStore& head : segment->heads()) {
-        head.hold_budget(spec, segment->n_live(), scratch);
-        const bool fewer = spec.mixed() ? spec.bits + head.more_bits < head.lo.layout().bits_per_element()
-                                        : head.lo.layout().bits > next.lo.bits;
-        if (fewer) head.lower_bits(spec, next.lo);
-      }
+    const Spec smaller = policy::lowered(segment.spec(), rung);
+    segment.set_spec(smaller);  // first: what runs out of memory below resumes with the next call
+    const codec::BlockLayout uniform = make_layouts(shape, smaller, positions).lo;
+    tier::CommitScratch scratch;
+    for (tier::HeadStore& head : segment.heads()) {
+      head.hold_budget(smaller, segment.n_live(), scratch);
+      const bool fewer = smaller.mixed() ? smaller.bits + head.more_bits < head.lo.layout().bits_per_element()
+                                         : head.lo.layout().bits > uniform.bits;
+      if (fewer) head.lower_bits(smaller, uniform);
     }
   } catch (const std::bad_alloc&) {
     return Error{ErrorCode::out_of_memory, "out of memory making the KV cache smaller"};
   }
-  impl_->layouts.lo = next.lo;  // no tier refers to it now: those that do have equal bits
   return {};
+}
+
+Status LayerCache::lower(SegmentId segment, const policy::Rung& rung) {
+  try {
+    if (const Status status = check_cells(segment, {}, impl_->positions.max_cells); !status) return status;
+    return impl_->lower(impl_->segment_for_put(segment), rung);
+  } catch (const std::bad_alloc&) {
+    return out_of_memory(0);
+  }
 }
 
 void LayerCache::trim(SegmentId segment) {
@@ -293,7 +293,7 @@ void LayerCache::stage_in_bytes(bool on) {
   impl_->stages_in_bytes = on;
   if (!on) return;
   for (const auto& segment : impl_->segments) {
-    if (segment) segment->stage_in_bytes(impl_->layouts);
+    if (segment) segment->stage_in_bytes();
   }
 }
 
@@ -378,6 +378,16 @@ uint64_t LayerCache::n_cells(SegmentId segment) const {
   return store ? store->n_live() : 0;
 }
 
+const Spec& LayerCache::spec_of(SegmentId segment) const {
+  const tier::SegmentStore* store = impl_->segment(segment);
+  return store ? store->spec() : impl_->spec;
+}
+
+uint64_t LayerCache::bytes_of(SegmentId segment) const {
+  const tier::SegmentStore* store = impl_->segment(segment);
+  return store ? store->charged_bytes() : 0;
+}
+
 uint64_t LayerCache::n_staged(SegmentId segment) const {
   const tier::SegmentStore* store = impl_->segment(segment);
   return store && !impl_->spec.uncompressed() ? store->heads().front().staged.size() : 0;
@@ -400,7 +410,8 @@ Result<std::unique_ptr<LayerCache>> LayerCache::clone(const Spec& spec, std::sha
   try {
     to.positions = impl_->positions;
     for (const auto& segment : impl_->segments) {
-      to.segments.push_back(segment ? std::make_unique<tier::SegmentStore>(*segment, to.layouts, spec) : nullptr);
+      to.segments.push_back(segment ? std::make_unique<tier::SegmentStore>(*segment, to.layouts, spec, *to.account)
+                                    : nullptr);
     }
   } catch (const std::bad_alloc&) {
     return Error{ErrorCode::out_of_memory, "out of memory cloning a KV cache; use fewer specs or a shorter context"};

@@ -15,6 +15,7 @@
 #include "mikv/result.hpp"
 #include "mikv/spec.hpp"
 #include "mikv/types.hpp"
+#include "policy/ladder.hpp"
 
 namespace mikv {
 
@@ -69,6 +70,11 @@ class LoadedSegment {
   LoadedSegment(LoadedSegment&&) noexcept;
   LoadedSegment& operator=(LoadedSegment&&) noexcept;
   ~LoadedSegment();
+
+  uint64_t bytes() const;  ///< that adopting it takes
+  /// LayerCache::lower() and LayerCache::freed_by() of it.
+  Status lower(const policy::Rung& rung);
+  int64_t freed_by(const policy::Rung& rung) const;
 
   struct Impl;
 
@@ -152,13 +158,18 @@ class LayerCache {
   /// The most that n_tokens more in `segment` take. compressed: they and what is staged are committed, n_at_once tokens
   /// after their put; else they stay staged.
   using Growth = LayerGrowth;
-  Growth growth(SegmentId segment, uint32_t n_tokens, uint32_t n_at_once, bool compressed) const;
-  /// Bytes that lower(keep, ...) gives back by its share alone.
-  uint64_t freed_by(double keep) const;
+  /// rung: as if lower(segment, *rung) had been called; null: as it is.
+  Growth growth(SegmentId segment, uint32_t n_tokens, uint32_t n_at_once, bool compressed,
+                const policy::Rung* rung = nullptr) const;
+  /// Bytes that lower(segment, rung) gives back; less than none if it takes some. commits: after a commit(segment) of
+  /// what is staged, which is not counted otherwise.
+  int64_t freed_by(SegmentId segment, const policy::Rung& rung, bool commits) const;
 
-  /// Makes what is stored, and what will be, smaller: hi holds floor(keep * S) of S tokens, lo has `bits` where it has
-  /// more. Tokens are encoded anew in place. Errors: out of memory; calling again resumes.
-  Status lower(double keep, double bits);
+  /// Makes a segment smaller, or what it will hold, if it holds more than the rung: hi has floor(rung.keep * S) of S
+  /// tokens, lo rung.bits. Tokens are encoded anew in place. Errors: out of memory; calling again resumes.
+  Status lower(SegmentId segment, const policy::Rung& rung);
+  /// How the segment holds its tokens: spec(), unless it was lowered or loaded.
+  const Spec& spec_of(SegmentId segment) const;
   /// Gives back memory that is reserved for tokens to come, 3 to 5 %: for sequences that rest.
   void trim(SegmentId segment);
   /// on: from 16 staged tokens on, a segment with nothing compressed holds them in 8 bits per element instead of 16,
@@ -181,14 +192,20 @@ class LayerCache {
 
   uint64_t n_cells(SegmentId segment) const;   ///< live cells, evicted ones included
   uint64_t n_staged(SegmentId segment) const;  ///< tokens that commit() would compress
+  uint64_t bytes_of(SegmentId segment) const;  ///< that the segment has charged
   MemoryUsage memory_usage() const;
   uint64_t bytes_used() const { return memory_usage().total(); }
 
   /// Appends what the segment holds of cells[0], cells[1], ...: tiers as they are stored (layer/segment_format.hpp).
   Status save_segment(SegmentId segment, std::span<const Cell> cells, std::vector<uint8_t>& to) const;
-  /// Reads what save_segment() of a cache of the same shape and spec wrote for n_cells cells. Bytes may be hostile; the
-  /// cache does not change.
-  Result<LoadedSegment> load_segment(std::span<const uint8_t> bytes, uint32_t n_cells) const;
+  /// Reads what save_segment() of a cache of the same shape wrote for n_cells cells of a segment held as `saved`, which
+  /// may have another share, other bits and formats than this cache's spec. Bytes may be hostile; the cache does not
+  /// change. Errors: damaged_data; mismatch: more cells than this cache has, or a spec whose tiers are of another kind.
+  Result<LoadedSegment> load_segment(std::span<const uint8_t> bytes, uint32_t n_cells, const Spec& saved) const;
+  /// The same, held as this cache's spec says.
+  Result<LoadedSegment> load_segment(std::span<const uint8_t> bytes, uint32_t n_cells) const {
+    return load_segment(bytes, n_cells, spec());
+  }
   /// Makes what this cache has loaded the content of `segment`; cells[i] is the new number of the i-th saved cell.
   Status adopt_segment(SegmentId segment, LoadedSegment loaded, std::span<const Cell> cells);
   /// The content of `from` in `to` as well, under the same cell numbers.

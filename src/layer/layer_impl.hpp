@@ -2,10 +2,12 @@
 #pragma once
 
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "attention/kernel_api.hpp"
 #include "layer/layer_cache.hpp"
+#include "policy/ladder.hpp"
 #include "policy/policy.hpp"
 #include "tier/segment_store.hpp"
 
@@ -14,11 +16,11 @@ namespace mikv {
 struct LayerCache::Impl {
   std::shared_ptr<MemoryAccount> account;
   LayerShape shape;
-  Spec spec;
+  Spec spec;  ///< of new segments
   tier::Positions positions;
-  tier::Layouts layouts;
-  attention::Geometry raw_geometry;   ///< of staged tokens: no groups
-  attention::Geometry tier_geometry;  ///< of hi and lo
+  std::shared_ptr<const tier::Layouts> layouts;  ///< of that spec
+  attention::Geometry raw_geometry;              ///< of staged tokens: no groups
+  attention::Geometry tier_geometry;             ///< of hi and lo
   bool stages_in_bytes = false;
   /// Channels per scale group in hi and lo; the whole head if neither has scales.
   uint32_t tier_group_k = 0, tier_group_v = 0;
@@ -29,11 +31,20 @@ struct LayerCache::Impl {
   tier::SegmentStore* segment(SegmentId id) const { return id < segments.size() ? segments[id].get() : nullptr; }
   tier::SegmentStore& segment_for_put(SegmentId id);
   Status commit(tier::SegmentStore& segment, uint32_t from);
-  tier::Tier::Growth staged_growth(const tier::HeadStore& head, uint32_t n_tokens, uint32_t n_at_once) const;
+  Status lower(tier::SegmentStore& segment, const policy::Rung& rung) const;
+  int64_t freed_by(const tier::SegmentStore& segment, const policy::Rung& rung, bool commits) const;
+  tier::Tier::Growth staged_growth(const tier::HeadStore& head, const tier::Layouts& of_segment, uint32_t n_tokens,
+                                   uint32_t n_at_once) const;
   /// Most bytes that n_tokens more add to a segment's bitmap of live cells, next to the cells in use.
   uint64_t bitmap_growth(const tier::SegmentStore* store, uint32_t n_tokens) const;
   /// Drops a segment without cells, with its centre and balancer: the next prompt freezes its own.
   void drop_if_empty(SegmentId id);
 };
+
+/// Channels of K and of V that share a scale in hi and lo: the whole head if neither has scales.
+std::pair<uint32_t, uint32_t> tier_groups(const LayerShape& shape, const tier::Layouts& layouts);
+
+/// Layouts of a layer's tiers under a spec.
+tier::Layouts make_layouts(const LayerShape& shape, const Spec& spec, const tier::Positions& positions);
 
 }  // namespace mikv

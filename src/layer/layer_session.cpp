@@ -7,8 +7,9 @@
 namespace mikv {
 
 struct LoadedSegment::Impl {
+  MemoryAccount account;  // until the segment is adopted: what is verified takes nobody's budget
   std::unique_ptr<tier::SegmentStore> store;
-  const LayerCache::Impl* owner = nullptr;  // whose layouts and account the store borrows
+  const LayerCache::Impl* owner = nullptr;  // whose positions the store borrows
   uint32_t n_cells = 0;
 };
 
@@ -17,7 +18,26 @@ LoadedSegment::LoadedSegment(LoadedSegment&&) noexcept = default;
 LoadedSegment& LoadedSegment::operator=(LoadedSegment&&) noexcept = default;
 LoadedSegment::~LoadedSegment() = default;
 
+uint64_t LoadedSegment::bytes() const { return impl_->account.used(); }
+
+Status LoadedSegment::lower(const policy::Rung& rung) { return impl_->owner->lower(*impl_->store, rung); }
+
+int64_t LoadedSegment::freed_by(const policy::Rung& rung) const {
+  return impl_->owner->freed_by(*impl_->store, rung, false);
+}
+
 namespace {
+
+// True if a layer under `here` can hold and attend to a segment that was saved under `saved`: kernels take the
+// coordinates and groups of a layer's tiers to be alike.
+bool can_hold(const LayerCache::Impl& layer, const Spec& saved, const tier::Layouts& layouts) {
+  const Spec& here = layer.spec;
+  const auto demotes = [](const Spec& spec) { return policy::policy_of(spec.importance).demotes(); };
+  return here.uncompressed() == saved.uncompressed() && here.mixed() == saved.mixed() &&
+         here.hadamard == saved.hadamard && demotes(here) == demotes(saved) && layer.layouts->evict == layouts.evict &&
+         layer.layouts->quantised() == layouts.quantised() &&
+         tier_groups(layer.shape, *layer.layouts) == tier_groups(layer.shape, layouts);
+}
 
 Error no_memory() {
   return Error{ErrorCode::out_of_memory, "out of memory copying a part of the KV cache; use fewer or shorter contexts"};
@@ -36,12 +56,23 @@ Status LayerCache::save_segment(SegmentId segment, std::span<const Cell> cells, 
   return {};
 }
 
-Result<LoadedSegment> LayerCache::load_segment(std::span<const uint8_t> bytes, uint32_t n_cells) const {
-  if (n_cells > impl_->positions.max_cells) return Error{"the saved cache has more cells than this one"};
+Result<LoadedSegment> LayerCache::load_segment(std::span<const uint8_t> bytes, uint32_t n_cells,
+                                               const Spec& saved) const {
+  if (n_cells > impl_->positions.max_cells) {
+    return Error{ErrorCode::mismatch, "of a context with more cells than this one has; take a larger one"};
+  }
   try {
-    auto store = session::load_segment(bytes, n_cells, {impl_->shape, impl_->spec, impl_->layouts});
-    if (!store) return store.error();
+    std::shared_ptr<const tier::Layouts> layouts = impl_->layouts;
+    if (saved.hi != impl_->spec.hi || saved.lo != impl_->spec.lo || saved.group != impl_->spec.group) {
+      layouts = std::make_shared<tier::Layouts>(make_layouts(impl_->shape, saved, impl_->positions));
+    }
+    if (!can_hold(*impl_, saved, *layouts)) {
+      return Error{ErrorCode::mismatch, "of another kind of cache (--kv " + saved.to_string() + ", here --kv " +
+                                            impl_->spec.to_string() + ")"};
+    }
     auto impl = std::make_unique<LoadedSegment::Impl>();
+    auto store = session::load_segment(bytes, n_cells, {impl_->shape, saved, std::move(layouts), impl->account});
+    if (!store) return store.error();
     impl->store = std::move(store).value();
     impl->owner = impl_.get();
     impl->n_cells = n_cells;
@@ -62,6 +93,7 @@ Status LayerCache::adopt_segment(SegmentId segment, LoadedSegment loaded, std::s
   try {
     loaded.impl_->store->renumber(cells);
     if (segment >= impl_->segments.size()) impl_->segments.resize(size_t{segment} + 1);
+    loaded.impl_->store->move_to(*impl_->account);
   } catch (const std::bad_alloc&) {
     return no_memory();
   }
@@ -83,7 +115,7 @@ Status LayerCache::copy_segment(SegmentId from, SegmentId to) {
     }
     std::vector<uint8_t> bytes;
     if (const Status status = save_segment(from, cells, bytes); !status) return status;
-    auto loaded = load_segment(bytes, uint32_t(cells.size()));
+    auto loaded = load_segment(bytes, uint32_t(cells.size()), store->spec());
     if (!loaded) return loaded.error();
     return adopt_segment(to, std::move(loaded).value(), cells);
   } catch (const std::bad_alloc&) {

@@ -13,7 +13,7 @@ namespace {
 
 constexpr float kHidden = -std::numeric_limits<float>::infinity();
 
-uint32_t acc_stride(const LayerCache::Impl& layer) { return layer.layouts.staged.tiles_v * kLanes; }
+uint32_t acc_stride(const LayerCache::Impl& layer) { return layer.layouts->staged.tiles_v * kLanes; }
 uint32_t zeros_stride(const LayerCache::Impl& layer) { return layer.shape.head_dim_v / layer.tier_group_v * kLanes; }
 
 Rows prepare(const RowTile& tile, const Geometry& geometry, const codec::Axes& key, bool bytes, PreparedRows& memory) {
@@ -60,7 +60,7 @@ Rows prepare_raw(const RowTile& tile, PreparedRows& memory) {
 }
 
 Rows prepare_for_tier(const RowTile& tile, const codec::Axes& key, PreparedRows& memory) {
-  return prepare(tile, tile.layer.tier_geometry, key, kernels().takes_bytes && tile.layer.layouts.quantised(), memory);
+  return prepare(tile, tile.layer.tier_geometry, key, kernels().takes_bytes && tile.layer.layouts->quantised(), memory);
 }
 
 Rows with_expected_error(const RowTile& tile, const codec::Axes& key, const codec::BlockLayout& layout, Rows rows,

@@ -144,10 +144,10 @@ bool get_head(ByteReader& in, const SegmentContract& contract, tier::CellSet mis
   head.frozen = flags & kFrozen;
   if (flags & kGoesOn) head.n_before = in.get<uint32_t>();
   if (flags & kStagedInBytes) {
-    if (!contract.layouts.quantised()) return false;
+    if (!contract.layouts->quantised()) return false;
     head.staged_transform.key = get_axes(in);
     if (!good_axes(head.staged_transform.key, shape.head_dim_k)) return false;
-    head.staged = tier::Tier(contract.layouts.staged_bytes, *contract.layouts.account);
+    head.staged = tier::Tier(contract.layouts->staged_bytes, contract.account);
   }
   head.n_queries = in.get<uint64_t>();
   head.q_max = get_array<float>(in);
@@ -178,7 +178,7 @@ bool get_head(ByteReader& in, const SegmentContract& contract, tier::CellSet mis
   if (mixed) {
     if (!k.good(codec::tiles_of(shape.head_dim_k)) || !v.good(codec::tiles_of(shape.head_dim_v))) return false;
     head.set_lo_layout(codec::BlockLayout::make_mixed(shape.head_dim_k, shape.head_dim_v, {k.bits, k.weights},
-                                                      {v.bits, v.weights}, contract.layouts.lo.id_bytes));
+                                                      {v.bits, v.weights}, contract.layouts->lo.id_bytes));
     head.more_bits = std::clamp(head.lo.layout().bits_per_element() - contract.spec.bits, -policy::kMostMoreBits,
                                 policy::kMostMoreBits);
   } else if (!k.bits.empty() || !v.bits.empty() || !k.weights.empty() || !v.weights.empty()) {
@@ -189,7 +189,7 @@ bool get_head(ByteReader& in, const SegmentContract& contract, tier::CellSet mis
   // Compressed tokens need the segment that they were compressed in.
   if (contract.spec.needs_calibration() && !head.frozen && (head.hi.size() || head.lo.size())) return false;
   const auto left = missing.words();
-  return contract.layouts.evict || std::all_of(left.begin(), left.end(), [](uint64_t word) { return word == 0; });
+  return contract.layouts->evict || std::all_of(left.begin(), left.end(), [](uint64_t word) { return word == 0; });
 }
 
 }  // namespace
@@ -236,15 +236,15 @@ Result<std::unique_ptr<tier::SegmentStore>> load_segment(std::span<const uint8_t
   const auto words = in.get_array<uint64_t>((uint64_t{n_cells} + 63) / 64);
   if (!in.ok()) return bad;
   if (n_cells % 64 && words.back() >> (n_cells % 64)) return bad;
-  std::vector<tier::HeadStore> heads;
-  heads.reserve(contract.shape.n_kv_heads);
+  auto segment = std::make_unique<tier::SegmentStore>(contract.shape.n_kv_heads, contract.layouts, contract.spec,
+                                                      contract.account);
   const tier::CellSet live(words);
-  for (uint32_t h = 0; h < contract.shape.n_kv_heads; ++h) {
-    heads.emplace_back(contract.layouts, contract.spec);
-    if (!get_head(in, contract, live, heads.back())) return bad;
+  for (tier::HeadStore& head : segment->heads()) {
+    if (!get_head(in, contract, live, head)) return bad;
   }
   if (in.left() != 0) return bad;
-  return std::make_unique<tier::SegmentStore>(std::move(heads), live, next_arrival, contract.layouts.account);
+  segment->set_loaded(live, next_arrival);
+  return segment;
 }
 
 }  // namespace mikv::session

@@ -33,8 +33,9 @@ void save_segment(const tier::SegmentStore& segment, std::span<const uint32_t> c
 /// What a segment of a layer must match.
 struct SegmentContract {
   const LayerShape& shape;
-  const Spec& spec;
-  const tier::Layouts& layouts;
+  const Spec& spec;  ///< that it was saved under
+  std::shared_ptr<const tier::Layouts> layouts;
+  MemoryAccount& account;
 };
 
 /// Reads a segment whose cells are numbered 0..n_cells-1. Bytes may be hostile. Errors: damaged_data. May throw

@@ -26,7 +26,8 @@ void weigh(Candidate& candidate) {
   tier::CommitScratch scratch;
   double output = 0.0;
   for (const tier::HeadStore& head : candidate.segment.heads()) {
-    const policy::ErrorWeight::Sums sums = head.error_weight(candidate.layer.spec, candidate.segment.n_live(), scratch);
+    const policy::ErrorWeight::Sums sums =
+        head.error_weight(candidate.segment.spec(), candidate.segment.n_live(), scratch);
     candidate.weights.push_back(sums.error);
     output += sums.output;
   }
@@ -36,6 +37,7 @@ void weigh(Candidate& candidate) {
 // What heads have in common that can give each other bits, as a bit costs each of them the same memory.
 struct Kind {
   uint32_t dim_k, dim_v, id_bytes, n_tokens;
+  double bits;  // of the spec
   auto operator<=>(const Kind&) const = default;
 };
 struct Sharing {
@@ -50,7 +52,7 @@ Status LayerCache::share_bits(std::span<LayerCache* const> layers, SegmentId seg
     std::vector<Candidate> candidates;
     for (const LayerCache* layer : layers) {
       tier::SegmentStore* store = layer->impl_->segment(segment);
-      if (store && layer->spec().mixed() && store->heads().front().freezes_next())
+      if (store && store->spec().mixed() && store->heads().front().freezes_next())
         candidates.push_back({*layer->impl_, *store, {}});
     }
     std::atomic<size_t> next{0};
@@ -79,19 +81,18 @@ Status LayerCache::share_bits(std::span<LayerCache* const> layers, SegmentId seg
     for (const Candidate& candidate : candidates) {
       const LayerShape& shape = candidate.layer.shape;
       std::vector<tier::HeadStore>& heads = candidate.segment.heads();
-      Sharing& sharing = sharings[{shape.head_dim_k, shape.head_dim_v, candidate.layer.layouts.lo.id_bytes,
-                                   heads.front().staged.size()}];
+      Sharing& sharing = sharings[{shape.head_dim_k, shape.head_dim_v, candidate.layer.layouts->lo.id_bytes,
+                                   heads.front().staged.size(), candidate.segment.spec().bits}];
       for (tier::HeadStore& head : heads) sharing.heads.push_back(&head);
       sharing.weights.insert(sharing.weights.end(), candidate.weights.begin(), candidate.weights.end());
     }
     for (const auto& [kind, sharing] : sharings) {
       const uint32_t n_channels = kind.dim_k + kind.dim_v,
                      n_tiles = codec::tiles_of(kind.dim_k) + codec::tiles_of(kind.dim_v);
-      const double bits = candidates.front().layer.spec.bits;
       const auto shares =
-          policy::share_bits(sharing.weights, policy::total_tile_bits(n_channels, bits, kind.id_bytes), n_tiles);
+          policy::share_bits(sharing.weights, policy::total_tile_bits(n_channels, kind.bits, kind.id_bytes), n_tiles);
       for (size_t i = 0; i < shares.size(); ++i) {
-        sharing.heads[i]->more_bits = policy::bits_of_total(n_channels, shares[i], kind.id_bytes) - bits;
+        sharing.heads[i]->more_bits = policy::bits_of_total(n_channels, shares[i], kind.id_bytes) - kind.bits;
       }
     }
   } catch (const std::bad_alloc&) {

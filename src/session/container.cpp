@@ -38,16 +38,16 @@ std::vector<uint8_t> pack(std::span<const Section> sections) {
   return bytes;
 }
 
-Result<std::vector<SectionView>> unpack(std::span<const uint8_t> bytes) {
+Result<Container> unpack(std::span<const uint8_t> bytes) {
   ByteReader in(bytes);
   const uint8_t* magic = in.take(sizeof kMagic);
   if (!magic || std::memcmp(magic, kMagic, sizeof kMagic) != 0)
     return Error{ErrorCode::damaged_data, "no saved cache of mikv"};
   const uint32_t version = in.get<uint32_t>(), n_sections = in.get<uint32_t>();
   if (!in.ok()) return Error{ErrorCode::damaged_data, "cut short"};
-  if (version != kContainerVersion) {
+  if (version < 1 || version > kContainerVersion) {
     return Error{ErrorCode::damaged_data, "a saved cache of format version " + std::to_string(version) +
-                                              "; this mikv reads version " + std::to_string(kContainerVersion)};
+                                              "; this mikv reads versions 1 to " + std::to_string(kContainerVersion)};
   }
   if (n_sections > kMaxSections || in.left() / kEntryBytes < n_sections)
     return Error{ErrorCode::damaged_data, "cut short or damaged (its table of sections)"};
@@ -75,7 +75,7 @@ Result<std::vector<SectionView>> unpack(std::span<const uint8_t> bytes) {
       return Error{ErrorCode::damaged_data, "damaged (a section has a wrong checksum)"};
   }
   if (in.left() != 0) return Error{ErrorCode::damaged_data, "damaged (there is more than its sections)"};
-  return sections;
+  return Container{version, std::move(sections)};
 }
 
 }  // namespace mikv::session

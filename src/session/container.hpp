@@ -1,7 +1,7 @@
 // The file of a saved cache: sections of bytes, each with its length and checksum.
 //
 //   char magic[8]  "MIKVSESS"
-//   u32  version   1
+//   u32  version   2; 1 is read too
 //   u32  sections
 //   sections x { u32 kind, u32 a, u32 b, u32 0, u64 length, u64 XXH3 of the data }
 //   u64  XXH3 of everything above
@@ -17,7 +17,8 @@
 
 namespace mikv::session {
 
-inline constexpr uint32_t kContainerVersion = 1;
+/// 2: each segment says how it is held. Of version 1, all segments are as the identity's spec says.
+inline constexpr uint32_t kContainerVersion = 2;
 inline constexpr uint32_t kMaxSections = 1u << 20;
 
 struct Section {
@@ -34,8 +35,13 @@ struct SectionView {
   std::span<const uint8_t> data;
 };
 
-/// Errors: no saved cache of mikv; another version; cut short; a wrong checksum. The message says which.
-Result<std::vector<SectionView>> unpack(std::span<const uint8_t> bytes);
+struct Container {
+  uint32_t version = 0;
+  std::vector<SectionView> sections;
+};
+
+/// Errors: no saved cache of mikv; a later version; cut short; a wrong checksum. The message says which.
+Result<Container> unpack(std::span<const uint8_t> bytes);
 
 /// XXH3, 64 bits.
 uint64_t hash(std::span<const uint8_t> bytes);

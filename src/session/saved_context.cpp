@@ -38,6 +38,25 @@ Result<Identity> Identity::read(std::span<const uint8_t> bytes) {
   return identity;
 }
 
+void SegmentHeader::put(std::vector<uint8_t>& bytes) const {
+  ByteWriter out(bytes);
+  out.put(stream);
+  out.put(n_cells);
+  put_text(out, spec);
+}
+
+Result<SegmentHeader> SegmentHeader::read(std::span<const uint8_t> bytes, uint32_t version,
+                                          std::span<const uint8_t>& segment) {
+  ByteReader in(bytes);
+  SegmentHeader header;
+  header.stream = in.get<uint32_t>();
+  header.n_cells = in.get<uint32_t>();
+  if (version > 1) header.spec = get_text(in);
+  if (!in.ok()) return Error{ErrorCode::damaged_data, "damaged (a segment)"};
+  segment = bytes.last(in.left());
+  return header;
+}
+
 std::vector<uint8_t> engine_bytes(const EngineState& state) {
   std::vector<uint8_t> bytes;
   ByteWriter out(bytes);

@@ -16,10 +16,20 @@ namespace mikv::session {
 struct Identity {
   std::string model;         ///< name for messages
   uint64_t fingerprint = 0;  ///< of everything about the model and its options
-  std::string spec;
+  std::string spec;          ///< as it was asked for
 
   std::vector<uint8_t> bytes() const;
   static Result<Identity> read(std::span<const uint8_t> bytes);
+};
+
+/// How a segment is held, at the beginning of its section: what it was saved from, and its spec. `segment` is the rest.
+struct SegmentHeader {
+  uint32_t stream = 0, n_cells = 0;  ///< of the saved context; of the layer's stream in the state
+  std::string spec;                  ///< empty: as the identity says (version 1)
+
+  void put(std::vector<uint8_t>& bytes) const;
+  static Result<SegmentHeader> read(std::span<const uint8_t> bytes, uint32_t version,
+                                    std::span<const uint8_t>& segment);
 };
 
 /// EngineState without its cells: size, holes, words. Loading it gives the cells of the segments.

@@ -25,6 +25,9 @@ class Charge {
 
   uint64_t bytes() const { return bytes_; }
 
+  /// Names another account, which has been charged for bytes(), as the one that they are released from.
+  void change_account(MemoryAccount& account) { account_ = &account; }
+
   /// Throws std::bad_alloc, with nothing changed, if the account has no room for the increase.
   void set(uint64_t bytes) {
     if (bytes == bytes_) return;

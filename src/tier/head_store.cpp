@@ -23,14 +23,14 @@ double tokens_to_expect(uint32_t n_tokens, double bits, Prefill prefill) {
 
 }  // namespace
 
-HeadStore::HeadStore(const Layouts& layouts, const Spec& spec)
-    : staged(layouts.staged, *layouts.account),
-      hi(layouts.hi, *layouts.account),
-      lo(layouts.lo, *layouts.account),
+HeadStore::HeadStore(const Layouts& layouts, const Spec& spec, MemoryAccount& account)
+    : staged(layouts.staged, account),
+      hi(layouts.hi, account),
+      lo(layouts.lo, account),
       evict(layouts.evict),
       staged_f16_(&layouts.staged),
-      account_(layouts.account),
-      charge_(layouts.account),
+      account_(&account),
+      charge_(&account),
       positions_(layouts.positions) {
   if (!spec.mixed()) transform.key.hadamard = transform.value.hadamard = spec.hadamard;
   if (!spec.balancer) return;
@@ -39,8 +39,9 @@ HeadStore::HeadStore(const Layouts& layouts, const Spec& spec)
   sample = QuerySample(layouts.group, layouts.staged.dim_k);
 }
 
-HeadStore::HeadStore(const HeadStore& other, const Layouts& layouts, const Spec& spec) : HeadStore(layouts, spec) {
-  staged = Tier(other.staged, layouts.staged, *layouts.account);
+HeadStore::HeadStore(const HeadStore& other, const Layouts& layouts, const Spec& spec, MemoryAccount& account)
+    : HeadStore(layouts, spec, account) {
+  staged = Tier(other.staged, layouts.staged, account);
   if (!spec.balancer || other.q_max.empty()) return;
   q_max = other.q_max;
   q_square = other.q_square;

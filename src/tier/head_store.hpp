@@ -43,7 +43,6 @@ struct Layouts {
   bool evict = false;                    ///< no lo tier: demoted tokens are lost
   uint32_t group = 1;                    ///< query heads of a KV head
   const Positions* positions = nullptr;  ///< of the layer; outlives its heads
-  MemoryAccount* account = nullptr;      ///< of the layer; outlives its heads
 
   /// True if a tier holds codes, not halves.
   bool quantised() const { return hi.bits < 16 || (!evict && lo.bits < 16); }
@@ -69,9 +68,10 @@ struct CommitScratch {
 
 class HeadStore {
  public:
-  HeadStore(const Layouts& layouts, const Spec& spec);
+  /// `layouts` and `account` are borrowed and outlive the head.
+  HeadStore(const Layouts& layouts, const Spec& spec, MemoryAccount& account);
   /// The staged tokens and query statistics of `other` under other layouts; other.compressed() must be false.
-  HeadStore(const HeadStore& other, const Layouts& layouts, const Spec& spec);
+  HeadStore(const HeadStore& other, const Layouts& layouts, const Spec& spec, MemoryAccount& account);
   HeadStore(HeadStore&&) noexcept = default;
 
   Tier staged, hi, lo;
@@ -147,9 +147,23 @@ class HeadStore {
   /// Charges the present calibration_bytes(). May throw std::bad_alloc where they grew.
   void recount() { charge_.set(calibration_bytes()); }
 
+  /// Bytes that this head has charged.
+  uint64_t charged_bytes() const {
+    return charge_.bytes() + staged.allocated_bytes() + hi.allocated_bytes() + lo.allocated_bytes();
+  }
+  /// Names another account, which has been charged for charged_bytes(), as the one that they are released from.
+  void change_account(MemoryAccount& account) {
+    for (Tier* tier : {&staged, &hi, &lo}) tier->change_account(account);
+    charge_.change_account(account);
+    account_ = &account;
+  }
+
+  /// What is kept of queries until the segment is frozen.
+  uint64_t statistics_bytes() const {
+    return q_max.size() * sizeof(float) + q_square.size() * sizeof(uint64_t) + sample.bytes();
+  }
   uint64_t calibration_bytes() const {
-    return transform.bytes() + staged_transform.bytes() + q_max.size() * sizeof(float) +
-           q_square.size() * sizeof(uint64_t) + sample.bytes() + (own_lo_ ? sizeof *own_lo_ : 0);
+    return transform.bytes() + staged_transform.bytes() + statistics_bytes() + (own_lo_ ? sizeof *own_lo_ : 0);
   }
 
  private:

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <new>
 
 namespace mikv::tier {
 
@@ -28,17 +29,47 @@ uint64_t CellSet::keep(std::span<const uint64_t> words) {
   return n_gone;
 }
 
-SegmentStore::SegmentStore(const SegmentStore& other, const Layouts& layouts, const Spec& spec)
-    : live_(other.live_), charge_(layouts.account), n_live_(other.n_live_), next_arrival_(other.next_arrival_) {
+SegmentStore::SegmentStore(uint32_t n_heads, std::shared_ptr<const Layouts> layouts, const Spec& spec,
+                           MemoryAccount& account)
+    : layouts_(std::move(layouts)), spec_(spec), account_(&account), charge_(&account) {
+  heads_.reserve(n_heads);
+  for (uint32_t h = 0; h < n_heads; ++h) heads_.emplace_back(*layouts_, spec_, account);
+}
+
+SegmentStore::SegmentStore(const SegmentStore& other, std::shared_ptr<const Layouts> layouts, const Spec& spec,
+                           MemoryAccount& account)
+    : layouts_(std::move(layouts)),
+      spec_(spec),
+      account_(&account),
+      live_(other.live_),
+      charge_(&account),
+      n_live_(other.n_live_),
+      next_arrival_(other.next_arrival_) {
   heads_.reserve(other.heads_.size());
-  for (const HeadStore& head : other.heads_) heads_.emplace_back(head, layouts, spec);
+  for (const HeadStore& head : other.heads_) heads_.emplace_back(head, *layouts_, spec_, account);
   recount();
 }
 
-SegmentStore::SegmentStore(std::vector<HeadStore> heads, CellSet live, uint32_t next_arrival, MemoryAccount* account)
-    : heads_(std::move(heads)), live_(std::move(live)), charge_(account), next_arrival_(next_arrival) {
+void SegmentStore::set_loaded(CellSet live, uint32_t next_arrival) {
+  live_ = std::move(live);
+  next_arrival_ = next_arrival;
   for (const uint64_t word : live_.words()) n_live_ += uint64_t(std::popcount(word));
   recount();
+}
+
+uint64_t SegmentStore::charged_bytes() const {
+  uint64_t bytes = charge_.bytes();
+  for (const HeadStore& head : heads_) bytes += head.charged_bytes();
+  return bytes;
+}
+
+void SegmentStore::move_to(MemoryAccount& account) {
+  const uint64_t bytes = charged_bytes();
+  if (!account.charge(bytes)) throw std::bad_alloc();
+  account_->release(bytes);
+  charge_.change_account(account);
+  for (HeadStore& head : heads_) head.change_account(account);
+  account_ = &account;
 }
 
 void SegmentStore::recount() {
@@ -68,9 +99,9 @@ bool SegmentStore::compressed() const {
 
 bool SegmentStore::staged_in_bytes() const { return std::ranges::any_of(heads_, &HeadStore::staged_in_bytes); }
 
-void SegmentStore::stage_in_bytes(const Layouts& layouts) {
+void SegmentStore::stage_in_bytes() {
   try {
-    for (HeadStore& head : heads_) head.stage_in_bytes(layouts);
+    for (HeadStore& head : heads_) head.stage_in_bytes(*layouts_);
   } catch (const std::bad_alloc&) {  // the others stay in f16
   }
 }

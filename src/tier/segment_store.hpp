@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <vector>
 
@@ -38,11 +39,23 @@ class CellSet {
 
 class SegmentStore {
  public:
-  SegmentStore(std::vector<HeadStore> heads, MemoryAccount* account) : heads_(std::move(heads)), charge_(account) {}
-  /// A loaded segment; every head's tiers hold cells of `live` only.
-  SegmentStore(std::vector<HeadStore> heads, CellSet live, uint32_t next_arrival, MemoryAccount* account);
+  /// An empty one of n_heads KV heads, held as `spec` says. The account outlives the segment.
+  SegmentStore(uint32_t n_heads, std::shared_ptr<const Layouts> layouts, const Spec& spec, MemoryAccount& account);
   /// The staged tokens of `other` under other layouts (LayerCache::clone).
-  SegmentStore(const SegmentStore& other, const Layouts& layouts, const Spec& spec);
+  SegmentStore(const SegmentStore& other, std::shared_ptr<const Layouts> layouts, const Spec& spec,
+               MemoryAccount& account);
+  /// Makes an empty one a loaded one; every head's tiers hold cells of `live` only. May throw std::bad_alloc.
+  void set_loaded(CellSet live, uint32_t next_arrival);
+
+  /// How the segment holds its tokens. It may be less than the layer's other segments have: a budget lowers segments
+  /// (LayerCache::lower), and a loaded one is as it was saved.
+  const Spec& spec() const { return spec_; }
+  void set_spec(const Spec& spec) { spec_ = spec; }
+  const Layouts& layouts() const { return *layouts_; }
+
+  uint64_t charged_bytes() const;
+  /// Moves all charges to another account. May throw std::bad_alloc, where that has no room; nothing changes then.
+  void move_to(MemoryAccount& account);
 
   /// Charges what is not in tiers. May throw std::bad_alloc where it grew.
   void recount();
@@ -61,7 +74,7 @@ class SegmentStore {
     for (HeadStore& head : heads_) head.trim();
   }
   /// See LayerCache::stage_in_bytes().
-  void stage_in_bytes(const Layouts& layouts);
+  void stage_in_bytes();
 
   /// Renames cell i to cells[i]. May throw std::bad_alloc; nothing changes then.
   void renumber(std::span<const uint32_t> cells);
@@ -79,6 +92,9 @@ class SegmentStore {
   /// Removes the tokens of n_gone cells that are no longer in live_.
   void forget_dead(uint64_t n_gone);
 
+  std::shared_ptr<const Layouts> layouts_;  ///< the heads' tiers borrow them
+  Spec spec_;
+  MemoryAccount* account_;
   std::vector<HeadStore> heads_;
   CellSet live_;
   Charge charge_;  ///< of own_bytes()

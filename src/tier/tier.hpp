@@ -58,6 +58,12 @@ class Tier {
     if (layout_->scored) at<float>(slot, layout_->scores) += more;
   }
 
+  /// Names another account, which has been charged for allocated_bytes(), as the one that they are released from.
+  void change_account(MemoryAccount& account) {
+    account_ = &account;
+    if (blocks_) blocks_.get_deleter().account = &account;
+  }
+
   /// Makes room for n more tokens. May throw std::bad_alloc; nothing changes then. A tier that holds tokens grows by at
   /// least 1/32 of itself, or 1/128 and to a whole page once it is mapped, so that few steps have to grow.
   void reserve(uint32_t n_more);

@@ -72,7 +72,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   switch (data[0] >> 4) {
     case 0:
       if (const auto sections = session::unpack(rest)) {
-        for (const session::SectionView& section : sections.value()) test::use(*layer, section.data, n_cells);
+        for (const session::SectionView& section : sections.value().sections) test::use(*layer, section.data, n_cells);
       }
       break;
     case 1: (void)session::Identity::read(rest); break;

@@ -202,8 +202,9 @@ void Model::reload(SegmentId segment, uint32_t shift) {
   for (const Cell cell : cells) others.push_back(cell + 7 * shift);
   const auto move = [&](const std::vector<Cell>& from, const std::vector<Cell>& to) -> Status {
     std::vector<uint8_t> bytes;
+    const Spec held = layer_->spec_of(segment);
     if (const Status saved = layer_->save_segment(segment, from, bytes); !saved) return saved;
-    auto loaded = layer_->load_segment(bytes, uint32_t(from.size()));
+    auto loaded = layer_->load_segment(bytes, uint32_t(from.size()), held);
     return loaded ? layer_->adopt_segment(segment, std::move(loaded).value(), to) : Status(loaded.error());
   };
   if (!attempt([&] { return move(cells, others); })) return;
@@ -232,7 +233,15 @@ void Model::rotate(SegmentId segment, Cell first, uint32_t count) {
 
 void Model::lower() {
   const Spec before = layer_->spec();
-  const auto lower = [&] { return layer_->lower(before.keep * 0.7, before.mixed() ? before.bits - 0.25 : 2.0); };
+  rung_ = {rung_.keep * 0.7, before.mixed() ? rung_.bits - 0.25 : 2.0};
+  const auto lower = [&] {
+    Status first;
+    for (SegmentId segment = 0; segment < kSegments; ++segment) {
+      if (!layer_->n_cells(segment)) continue;
+      if (const Status status = layer_->lower(segment, rung_); first && !status) first = status;
+    }
+    return first;
+  };
   n_lowered_ = 1;
   if (!attempt(lower)) {
     RC_ASSERT(lower().ok());  // stopped in the middle, it goes on where it was
@@ -242,7 +251,7 @@ void Model::lower() {
     for (uint32_t head = 0; head < kShape.n_kv_heads; ++head) {
       const TierCounts counts = count_tiers(layer_->dump(segment, head));
       if (counts.staged || before.importance == Importance::full) continue;
-      RC_ASSERT(counts.hi <= policy::hi_budget(layer_->spec().keep, layer_->n_cells(segment)));
+      RC_ASSERT(counts.hi <= policy::hi_budget(layer_->spec_of(segment).keep, layer_->n_cells(segment)));
     }
   }
 }
@@ -273,7 +282,7 @@ void Model::committed(SegmentId segment, bool failed) {
   const auto found = segments_.find(segment);
   if (found == segments_.end()) return;
   Segment& model = found->second;
-  const Spec& spec = layer_->spec();
+  const Spec& spec = layer_->spec_of(segment);
   for (uint32_t head = 0; head < kShape.n_kv_heads; ++head) {
     const auto& before = model.tokens[head];
     uint64_t n_staged = 0, n_hi = 0;
@@ -344,7 +353,7 @@ SavedSegment Model::saved(SegmentId segment) const {
   if (cells.empty()) return {0, {}, std::vector<SavedHead>(kShape.n_kv_heads)};
   std::vector<uint8_t> bytes;
   RC_ASSERT(layer_->save_segment(segment, std::vector<Cell>(cells.begin(), cells.end()), bytes).ok());
-  return read_saved_segment(bytes, uint32_t(cells.size()), kShape, layer_->spec(), sizeof(Cell));
+  return read_saved_segment(bytes, uint32_t(cells.size()), kShape, layer_->spec_of(segment), sizeof(Cell));
 }
 
 /// The tokens of a head, by cell, are the model's cells, once each, with what was put.
@@ -375,7 +384,7 @@ void Model::check_payload(const Token& before, const StoredToken& now, const Sav
 
 void Model::check_encoded(std::span<const float> before, std::span<const float> now, const StoredToken& token, bool key,
                           const SavedHead& head, uint32_t n_encodes) const {
-  const Spec& spec = layer_->spec();
+  const Spec& spec = head.spec;
   const bool staged = token.tier == TierName::staged;
   const Format format = staged                       ? head.in_bytes ? Format::int8 : Format::f16
                         : token.tier == TierName::hi ? spec.hi
@@ -411,15 +420,16 @@ void Model::check_encoded(std::span<const float> before, std::span<const float> 
 /// Codes and scales of live tokens are counted to the byte: for each token of a block its share of the block's tiles
 /// (codec/block.hpp), head dimensions padded to whole ones.
 void Model::check_bytes(const MemoryUsage& usage, const std::vector<SavedHead>& heads) const {
-  const Spec& spec = layer_->spec();
+  const Spec& asked = layer_->spec();
   const auto groups = [&](Format format) -> uint64_t {
     if (format == Format::f16 || format == Format::evict) return 0;
-    return kShape.head_dim_k / spec.group.resolve(kShape.head_dim_k) +
-           kShape.head_dim_v / spec.group.resolve(kShape.head_dim_v);
+    return kShape.head_dim_k / asked.group.resolve(kShape.head_dim_k) +
+           kShape.head_dim_v / asked.group.resolve(kShape.head_dim_v);
   };
   constexpr uint64_t kPadded = 32 + 16, kTiles = kPadded / 16;
   uint64_t staged = 0, hi = 0, lo = 0, scales = 0, n_stored = 0, n_scored = 0;
   for (const SavedHead& head : heads) {
+    const Spec& spec = head.spec;
     staged += head.n_staged * kPadded * (head.in_bytes ? 1 : 2);
     hi += head.n_hi * kPadded * format_bits(spec.hi) / 8;
     scales += 4 * (head.n_hi * groups(spec.hi) + (head.in_bytes ? head.n_staged * groups(Format::int8) : 0));
@@ -445,7 +455,7 @@ void Model::check_bytes(const MemoryUsage& usage, const std::vector<SavedHead>& 
   RC_ASSERT(usage.lo == lo);
   RC_ASSERT(usage.scales == scales);
   RC_ASSERT(usage.ids >= n_stored * sizeof(Cell));
-  RC_ASSERT(usage.scores == (spec.importance == Importance::full ? 0 : n_scored * 2 * sizeof(uint32_t)));
+  RC_ASSERT(usage.scores == (asked.importance == Importance::full ? 0 : n_scored * 2 * sizeof(uint32_t)));
 }
 
 }  // namespace mikv::test

@@ -111,8 +111,9 @@ class Model {
   std::unique_ptr<LayerCache> layer_;
   Faults* faults_;
   Random random_;
-  bool heads_differ_ = false;  ///< a commit failed: some heads may have compressed what others have staged
-  uint32_t n_lowered_ = 0;     ///< calls of lower() since the last check
+  bool heads_differ_ = false;    ///< a commit failed: some heads may have compressed what others have staged
+  policy::Rung rung_{0.3, 4.0};  ///< of the latest lower()
+  uint32_t n_lowered_ = 0;       ///< calls of lower() since the last check
   std::map<SegmentId, Segment> segments_;
 };
 

@@ -127,6 +127,7 @@ SavedSegment read_saved_segment(std::span<const uint8_t> bytes, uint32_t n_cells
   };
   for (uint32_t h = 0; h < shape.n_kv_heads; ++h) {
     SavedHead& head = segment.heads.emplace_back();
+    head.spec = spec;
     const uint8_t flags = in.get<uint8_t>();
     head.frozen = flags & 1, head.sampled = flags & 2, head.continues = flags & 4, head.in_bytes = flags & 8;
     if (head.continues) in.skip(sizeof(uint32_t));

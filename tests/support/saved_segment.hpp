@@ -30,6 +30,7 @@ struct SavedRange {
 };
 
 struct SavedHead {
+  Spec spec;  ///< that the segment is held as
   bool frozen = false, sampled = false, continues = false, in_bytes = false;
   SavedAxes staged_key;  ///< of staged tokens in bytes
   std::vector<float> q_max;

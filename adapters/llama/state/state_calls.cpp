@@ -52,7 +52,10 @@ size_t take_state(Binding& binding, llama_seq_id sequence, llama_state_seq_flags
   const Status status = binding.cache().load(sequence, bytes, is_partial(flags));
   if (status) return bytes.size();
   print("the state cannot be loaded", "it is " + status.message());
-  return 0;
+  if (!is_partial(flags)) return 0;
+  // llama.cpp's server ends when a part of a sequence (a checkpoint) is refused. The sequence is, with its next step.
+  binding.cache().invalidate(sequence, status.error());
+  return bytes.size();
 }
 
 size_t save_file(Binding& binding, llama_seq_id sequence, const char* path, std::span<const llama_token> tokens) {

@@ -87,7 +87,6 @@ class Budget : public testing::TestWithParam<bool> {
 
 TEST_P(Budget, IsNeverExceededAndGivesUpQualityBeforeRequests) {
   const Spec asked = cache_->spec();
-  std::vector<Spec> specs = {asked};
   int32_t code = 0;
   size_t n_fed = 0;
   for (llama_seq_id s = 0; code == 0; s = (s + 1) % 4) {
@@ -95,26 +94,16 @@ TEST_P(Budget, IsNeverExceededAndGivesUpQualityBeforeRequests) {
     for (const size_t n : {size_t{50}, size_t{1}}) {
       if (code == 0) code = feed(s, n);
       if (code == 0) n_fed += n;
-      if (!(cache_->spec() == specs.back())) specs.push_back(cache_->spec());
     }
   }
   EXPECT_EQ(code, 1);  // llama_decode's word for a full cache
   // No transient peak either: the allocator counts. Bitmaps of cells are beside it, and small.
   EXPECT_LE(cache_->account().peak(), kBudget);
   EXPECT_EQ(cache_->figures().n_refused, 1u);
-
-  ASSERT_GT(specs.size(), 3u);
-  for (size_t i = 1; i < specs.size(); ++i) {
-    const Spec &before = specs[i - 1], &after = specs[i];
-    EXPECT_LE(after.keep, before.keep);
-    EXPECT_LE(after.bits, before.bits);
-    EXPECT_TRUE(after.bits == before.bits || after.keep <= 0.0401)
-        << "bits went before the share in high precision was small";
-    EXPECT_TRUE(after.keep == before.keep || after.keep >= 0.0399 || before.bits <= 2.0)
-        << "the last of the share went before the bits";
-  }
-  EXPECT_LT(specs.back().bits, asked.bits);
-  // All of it was used: 2 bits and what stands beside them.
+  EXPECT_GT(cache_->figures().n_concessions, 3u);
+  EXPECT_EQ(cache_->lowered_sequences().size(), 4u);
+  EXPECT_EQ(cache_->spec(), asked) << "what comes later is held as it was asked for";
+  // All of it was used: 1.65 bits and what stands beside them.
   EXPECT_GT(double(cache_of(context_.get())->memory_usage().total()), 0.9 * double(kBudget));
 
   // The end of a request makes room for another.

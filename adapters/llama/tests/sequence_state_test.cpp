@@ -46,7 +46,7 @@ TEST_P(Tiers, ABadStateIsRefusedAndChangesNothing) {
     EXPECT_TRUE(refused(bad)) << i;
     EXPECT_TRUE(refused(good.substr(0, i))) << i;
   }
-  const auto another = ours("mikv-max", GetParam());
+  const auto another = ours("h2o", GetParam());
   feed(another.get(), 0, prompt);
   EXPECT_TRUE(refused(save(another.get(), 0)));
   const auto stock_context = stock(GetParam());
