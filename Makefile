@@ -18,7 +18,7 @@ PREFIX ?= /usr/local
 
 # Each step is its own make target for readability, but they must run in the order written.
 .NOTPARALLEL:
-.PHONY: help setup build test test-sanitizers test-arm test-llama-server fuzz format install package demo bench clean
+.PHONY: help setup build test test-long test-sanitizers test-arm test-llama-server fuzz format install package demo bench clean
 
 help: ## show this list
 	@echo "make TARGET, one of:"
@@ -32,11 +32,19 @@ build: setup ## release build (the default): leaves the command at build/bin/mik
 	@cmake --preset release --log-level=WARNING $(CMAKE_ARGS)
 	@cmake --build --preset release --parallel $(JOBS)
 
-test: setup ## the tests of the release build, with llama.cpp and SmolLM2
-	@cmake --preset release --log-level=WARNING -DMIKV_BUILD_TESTS=ON $(CMAKE_ARGS)
-	@cmake --build --preset release --parallel $(JOBS)
-	@$(FETCH) get $(TEST_MODEL) >build/test-model.txt
-	@MIKV_TEST_MODEL="$$(cat build/test-model.txt)" ctest --preset release --parallel $(JOBS) --output-log build/ctest.log
+test: setup ## the tests of the release build, with llama.cpp and SmolLM2 (6 minutes)
+	@$(call run_tests,release,build/ctest.log)
+
+test-long: setup ## those that take longest: soaks, long prompts, all kinds of caches (8 minutes)
+	@$(call run_tests,long,build/ctest-long.log)
+
+# Builds the release and its tests, and runs those of a test preset.
+define run_tests
+cmake --preset release --log-level=WARNING -DMIKV_BUILD_TESTS=ON $(CMAKE_ARGS); \
+cmake --build --preset release --parallel $(JOBS); \
+$(FETCH) get $(TEST_MODEL) >build/test-model.txt; \
+MIKV_TEST_MODEL="$$(cat build/test-model.txt)" ctest --preset $(1) --parallel $(JOBS) --output-log $(2)
+endef
 
 test-sanitizers: setup ## the unit tests under the address and undefined-behaviour sanitizers, those with threads under the thread sanitizer
 	@for preset in asan tsan; do \

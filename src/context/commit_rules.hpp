@@ -16,6 +16,10 @@ namespace mikv::context {
 /// (docs/adr/0002-staged-tier.md).
 inline constexpr uint32_t kFirstTokens = 256;
 
+/// Queries are recorded from this many tokens of a segment on: the last 64 before its first compression matter most,
+/// and their statistics take as much as 30 tokens in f16.
+inline constexpr uint32_t kRecordFrom = kFirstTokens - 32;
+
 /// The same for a prompt that is compressed while it is read. Measured at 2,048 tokens: KL divergence 1.04 times that
 /// of exact prefill; with 256 tokens it is 1.8 times (docs/adr/0014-segments-of-a-long-prompt.md).
 inline constexpr uint32_t kFirstStreamedTokens = 1024;

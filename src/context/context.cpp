@@ -73,6 +73,7 @@ Status Context::add_layer(int layer, const LayerShape& shape, uint32_t n_cells, 
     if (!cache) return Error{cache.error().code, "layer " + std::to_string(layer) + ": " + cache.message()};
     ContextLayer added;
     added.cache = std::move(cache).value();
+    added.cache->record_from(context::kRecordFrom);
     added.n_cells = n_cells;
     added.window = window;
     impl_->layers.layers.emplace(layer, std::move(added));

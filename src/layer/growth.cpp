@@ -90,6 +90,13 @@ tier::Tier::Growth LayerCache::Impl::staged_growth(const tier::HeadStore& head, 
   return growth;
 }
 
+uint64_t LayerCache::Impl::statistics_growth(const tier::SegmentStore* store, const tier::Layouts& of_segment,
+                                             const Spec& of, uint32_t n_tokens) const {
+  if (store && (store->heads().front().frozen || store->heads().front().statistics_bytes())) return 0;
+  if ((store ? store->next_arrival() : 0) + uint64_t{n_tokens} < positions.record_from) return 0;
+  return shape.n_kv_heads * tier::HeadStore::record_bytes(of_segment, of);
+}
+
 uint64_t LayerCache::Impl::bitmap_growth(const tier::SegmentStore* store, uint32_t n_tokens) const {
   uint32_t end = 0;
   for (const auto& segment : segments) end = std::max(end, segment ? segment->live().end() : 0);
@@ -112,10 +119,10 @@ LayerCache::Growth LayerCache::growth(SegmentId segment, uint32_t n_tokens, uint
   growth.lasting += int64_t(impl_->bitmap_growth(store, n_tokens));
   if (!store) {
     growth.lasting += int64_t(sizeof(tier::SegmentStore) + impl_->shape.n_kv_heads * sizeof(tier::HeadStore));
-    const uint64_t statistics = impl_->shape.n_kv_heads * fresh.calibration_bytes();  // until the segment is frozen
-    growth.lasting += int64_t(statistics);
-    if (compressed) growth.transient += statistics;
   }
+  const uint64_t statistics = impl_->statistics_growth(store, layouts, spec, n_tokens);
+  if (!compressed) growth.lasting += int64_t(statistics);
+  growth.transient += compressed ? statistics : 0;  // until the segment is frozen
   for (uint32_t h = 0; h < impl_->shape.n_kv_heads; ++h) {
     const tier::HeadStore& head = store ? store->heads()[h] : fresh;
     compressed ? add_compressed(growth, *impl_, head, step)

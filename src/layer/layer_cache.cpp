@@ -192,6 +192,8 @@ Status LayerCache::set_rope(Rope rope) {
   return {};
 }
 
+void LayerCache::record_from(uint32_t n_tokens) { impl_->positions.record_from = n_tokens; }
+
 Status LayerCache::stage(SegmentId segment, std::span<const Cell> cells) {
   try {
     if (const Status status = check_cells(segment, cells, impl_->positions.max_cells); !status) return status;

@@ -119,6 +119,10 @@ class LayerCache {
   /// (policy/rope_forecast.hpp). Errors: more channels than a key has, an angle that is not finite.
   Status set_rope(Rope rope);
 
+  /// Records no queries before a segment has n_tokens: statistics of short texts would be larger than the texts. Of
+  /// segments that begin later.
+  void record_from(uint32_t n_tokens);
+
   /// Stores K and V of n tokens, replacing what their cells held. Row t of k is at k + t * k_stride floats,
   /// [n_kv_heads][head_dim_k]; v alike. A non-finite element becomes the nearest finite f16, NaN 0.
   /// Errors: a cell >= max_cells or named twice, a segment >= kMaxSegments: nothing is stored; out of memory: the cells

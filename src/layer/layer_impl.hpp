@@ -37,6 +37,9 @@ struct LayerCache::Impl {
                                    uint32_t n_at_once) const;
   /// Most bytes that n_tokens more add to a segment's bitmap of live cells, next to the cells in use.
   uint64_t bitmap_growth(const tier::SegmentStore* store, uint32_t n_tokens) const;
+  /// Bytes of the statistics of queries that n_tokens more in the segment begin.
+  uint64_t statistics_growth(const tier::SegmentStore* store, const tier::Layouts& of_segment, const Spec& of,
+                             uint32_t n_tokens) const;
   /// Drops a segment without cells, with its centre and balancer: the next prompt freezes its own.
   void drop_if_empty(SegmentId id);
 };

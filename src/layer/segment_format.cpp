@@ -149,6 +149,8 @@ bool get_head(ByteReader& in, const SegmentContract& contract, tier::CellSet mis
     if (!good_axes(head.staged_transform.key, shape.head_dim_k)) return false;
     head.staged = tier::Tier(contract.layouts->staged_bytes, contract.account);
   }
+  const bool records = contract.spec.balancer && !head.frozen;
+  head.sample = records ? tier::QuerySample(contract.layouts->group, shape.head_dim_k) : tier::QuerySample();
   head.n_queries = in.get<uint64_t>();
   head.q_max = get_array<float>(in);
   head.q_square = get_array<uint64_t>(in);
@@ -166,7 +168,7 @@ bool get_head(ByteReader& in, const SegmentContract& contract, tier::CellSet mis
   head.transform.key = get_axes(in);
   head.transform.value = get_axes(in);
   const Tiles k = Tiles::read(in), v = Tiles::read(in);
-  const bool tallies = contract.spec.balancer && !head.frozen;
+  const bool tallies = records && !head.q_max.empty();  // a short segment records none yet
   if (!tallies) head.sample = {};
   if (!in.ok() || head.q_max.size() != (tallies ? shape.head_dim_k : 0) || head.q_square.size() != head.q_max.size())
     return false;

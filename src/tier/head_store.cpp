@@ -33,16 +33,29 @@ HeadStore::HeadStore(const Layouts& layouts, const Spec& spec, MemoryAccount& ac
       charge_(&account),
       positions_(layouts.positions) {
   if (!spec.mixed()) transform.key.hadamard = transform.value.hadamard = spec.hadamard;
-  if (!spec.balancer) return;
+  if (positions_->record_from == 0) record(layouts, spec);
+}
+
+uint64_t HeadStore::record_bytes(const Layouts& layouts, const Spec& spec) {
+  if (!spec.balancer) return 0;
+  const uint64_t dim = layouts.staged.dim_k;
+  return dim * (sizeof(float) + sizeof(uint64_t)) +
+         QuerySample::kTokens * (layouts.group * dim * sizeof(uint16_t) + sizeof(uint32_t));
+}
+
+void HeadStore::record(const Layouts& layouts, const Spec& spec) {
+  if (frozen || !spec.balancer || !q_max.empty()) return;
+  QuerySample empty(layouts.group, layouts.staged.dim_k);
+  std::vector<uint64_t> squares(layouts.staged.dim_k);
   q_max.assign(layouts.staged.dim_k, 0.0f);
-  q_square.assign(layouts.staged.dim_k, 0);
-  sample = QuerySample(layouts.group, layouts.staged.dim_k);
+  q_square = std::move(squares);
+  sample = std::move(empty);
 }
 
 HeadStore::HeadStore(const HeadStore& other, const Layouts& layouts, const Spec& spec, MemoryAccount& account)
     : HeadStore(layouts, spec, account) {
   staged = Tier(other.staged, layouts.staged, account);
-  if (!spec.balancer || other.q_max.empty()) return;
+  if (!spec.balancer) return;
   q_max = other.q_max;
   q_square = other.q_square;
   n_queries = other.n_queries;
@@ -152,7 +165,8 @@ HeadStore::Calibration HeadStore::plan_uniform(const Spec& spec, CommitScratch& 
   for (uint32_t c = 0; c < dim; ++c) {
     if (spec.center) key.centre.push_back(codec::f32_to_f16(float(sum[c] / staged.size())));
     const float mu = spec.center ? codec::f16_to_f32(key.centre[c]) : 0.0f;
-    if (spec.balancer) key.balancer.push_back(codec::balance(q_max[c], std::max(high[c] - mu, mu - low[c])));
+    if (spec.balancer)
+      key.balancer.push_back(codec::balance(q_max.empty() ? 0.0f : q_max[c], std::max(high[c] - mu, mu - low[c])));
   }
   return calibration;
 }

@@ -34,6 +34,9 @@ inline constexpr uint32_t kMinCalibrationTokens = 16;
 struct Positions {
   Rope rope;                       ///< no angles: not known
   uint32_t max_cells = kMaxCells;  ///< cells are smaller; also the most tokens of a context
+  /// Queries are recorded from a segment's so many tokens on: before, statistics would be larger than what they help
+  /// to compress.
+  uint32_t record_from = 0;
 };
 
 /// Layouts of the tiers under a spec.
@@ -77,7 +80,8 @@ class HeadStore {
   Tier staged, hi, lo;
   codec::Transform transform;         ///< of hi and lo
   codec::Transform staged_transform;  ///< of staged tokens: keys less a centre while in bytes, else none
-  /// QueryTally of the queries so far, [dim_k] each; empty if the spec has no balancer or the segment is frozen.
+  /// QueryTally of the queries so far, [dim_k] each; empty if the spec has no balancer, before record(), and once the
+  /// segment is frozen.
   std::vector<float> q_max;
   std::vector<uint64_t> q_square;
   uint64_t n_queries = 0;
@@ -94,6 +98,10 @@ class HeadStore {
     return &tier == &staged ? staged_transform : transform;
   }
 
+  /// Records queries from now on, if it is not frozen and its spec has use for them. May throw std::bad_alloc.
+  void record(const Layouts& layouts, const Spec& spec);
+  /// Bytes that record() takes.
+  static uint64_t record_bytes(const Layouts& layouts, const Spec& spec);
   /// True if commit() would freeze the segment.
   bool freezes_next() const { return !frozen && staged.size() >= kMinCalibrationTokens; }
   bool compressed() const { return frozen || hi.size() > 0 || lo.size() > 0; }

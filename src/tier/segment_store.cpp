@@ -112,6 +112,12 @@ void SegmentStore::stage(std::span<const uint32_t> cells) {
   erase(cells);  // first: a sliding window overwrites as many tokens as it adds, and needs no more room
   live_.reserve(*std::max_element(cells.begin(), cells.end()) + 1);
   charge_.set(own_bytes());
+  if (layouts_->positions->record_from && next_arrival_ + cells.size() >= layouts_->positions->record_from) {
+    for (HeadStore& head : heads_) {
+      head.record(*layouts_, spec_);
+      head.recount();
+    }
+  }
   for (HeadStore& head : heads_) head.staged.reserve(uint32_t(cells.size()));
   for (HeadStore& head : heads_) {
     const uint32_t first = head.staged.append(uint32_t(cells.size()));
