@@ -64,7 +64,11 @@ struct Tally {
 std::vector<LineCase> make_cases(const Options& options) {
   if (!options.file.empty()) {
     auto cases = read_line_cases(options.file);
-    if (cases.size() > options.n_prompts) cases.resize(options.n_prompts);
+    if (cases.size() > options.n_prompts) {
+      fmt::print(stderr, "mikv: {} of the {} prompts of {}; --prompts {} takes all\n", options.n_prompts, cases.size(),
+                 options.file, cases.size());
+      cases.resize(options.n_prompts);
+    }
     return cases;
   }
   std::vector<LineCase> cases;

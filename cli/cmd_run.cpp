@@ -13,6 +13,7 @@
 #include "progress.hpp"
 #include "stopwatch.hpp"
 #include "terminal.hpp"
+#include "utf8.hpp"
 
 namespace mikv::cli {
 namespace {
@@ -41,8 +42,8 @@ struct Generation {
 };
 
 std::string prompt_text(const Options& options) {
-  if (!options.prompt_file.empty()) return read_file(options.prompt_file, "prompt file");
-  return options.prompt;
+  if (!options.prompt_file.empty()) return readable_text(read_file(options.prompt_file, "prompt file"), "the prompt file");
+  return readable_text(options.prompt, "the prompt");
 }
 
 std::vector<llama::Token> prompt_tokens(const Options& options, const llama::Model& model) {

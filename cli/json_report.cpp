@@ -46,8 +46,12 @@ JsonReport::JsonReport(std::string path, const std::string& command) : path_(std
   document_["rows"] = Json::array();
 }
 
+std::string json_text(const Json& json, int indent) {
+  return json.dump(indent, ' ', false, Json::error_handler_t::replace);
+}
+
 void JsonReport::write() const {
-  if (!path_.empty()) write_file(path_, document_.dump(2) + "\n");
+  if (!path_.empty()) write_file(path_, json_text(document_, 2) + "\n");
 }
 
 void check_writable(const std::string& path, const std::string& option) {

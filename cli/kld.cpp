@@ -10,6 +10,7 @@
 #include "check.hpp"
 #include "progress.hpp"
 #include "statistics.hpp"
+#include "utf8.hpp"
 
 namespace mikv::cli {
 namespace {
@@ -100,7 +101,7 @@ void KldOptions::describe(Json& meta) const {
 
 std::string KldOptions::contents() const {
   if (text.empty()) throw UserError("no text; give a plain text file with --text FILE");
-  return read_file(text, "text");
+  return readable_text(read_file(text, "text"), "--text " + text);
 }
 
 std::vector<llama::Token> KldOptions::tokenise(const std::string& contents, const llama::Model& model) const {

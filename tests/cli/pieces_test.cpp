@@ -10,6 +10,7 @@
 #include <fstream>
 #include <functional>
 #include <set>
+#include <utility>
 
 #include "bar_chart.hpp"
 #include "busy_machine.hpp"
@@ -23,6 +24,7 @@
 #include "table.hpp"
 #include "terminal.hpp"
 #include "thread_team.hpp"
+#include "utf8.hpp"
 #include "word_lists.hpp"
 
 namespace mikv::cli {
@@ -148,7 +150,30 @@ TEST(LineRetrieval, OnlyTheWholeNumberCounts) {
   EXPECT_FALSE(answers("none", ""));
 }
 
+TEST(LineRetrieval, ThousandsMayBeSeparated) {
+  for (const char* written : {"12,345>", "It is 12'345.", "12\xC2\xA0" "345", "12\xE2\x80\xAF" "345", "5, 12,345"}) {
+    EXPECT_TRUE(answers(written, "12345")) << written;
+  }
+  EXPECT_TRUE(answers("1,234,567", "1234567"));
+  for (const char* written : {"12,345", "112,345", "12,3456", "12,34", "12345.5"}) {
+    EXPECT_FALSE(answers(written, "345")) << written;
+    EXPECT_FALSE(answers(written, "2345")) << written;
+  }
+  EXPECT_TRUE(answers("12, 345", "12"));
+  EXPECT_FALSE(answers("47123.7", "47123"));  // another number
+  EXPECT_TRUE(answers("It is 47123.", "47123"));
+}
+
+TEST(LineRetrieval, NegativeNumbersHaveTheirSign) {
+  EXPECT_TRUE(answers("is <-5>", "-5"));
+  EXPECT_TRUE(answers("\xE2\x88\x92" "5", "-5"));
+  EXPECT_FALSE(answers("-5", "5"));
+  EXPECT_TRUE(answers("line brave-5", "5"));
+}
+
 TEST(LineRetrieval, AnswerEndsWhereItsNumberEnds) {
+  for (const char* open : {"12,", "12,3", "12,345", "12.", "12.5"}) EXPECT_FALSE(answer_is_complete(open)) << open;
+  for (const char* ended : {"12, ", "12,345>", "12. ", "12.5 ", "12,3 "}) EXPECT_TRUE(answer_is_complete(ended)) << ended;
   EXPECT_FALSE(answer_is_complete(""));
   EXPECT_FALSE(answer_is_complete("12"));
   EXPECT_TRUE(answer_is_complete("12>"));
@@ -189,6 +214,47 @@ TEST(LineRetrieval, ReadsLongEvalFiles) {
   EXPECT_EQ(cases[0].answer_prefix(), "The <REGISTER_CONTENT> in line torpid-kid is <");
   EXPECT_EQ(cases[1].expected_number, "7");
   EXPECT_EQ(cases[1].answer_prefix(), "");
+}
+
+std::string row(const std::string& expected_number) {
+  return "{\"prompt\": \"p\", \"expected_number\": " + expected_number + "}\n";
+}
+
+TEST(LineRetrieval, ReadsFilesOfOtherTools) {
+  const TemporaryFile file("\xEF\xBB\xBF" + row("42") + "\r\n \t\r\n" + row("7"));
+  ASSERT_EQ(read_line_cases(file.path()).size(), 2u);
+}
+
+TEST(LineRetrieval, ReadsNumbersAsPeopleWriteThem) {
+  const std::pair<const char*, const char*> forms[] = {
+      {"47123", "47123"},       {"47123.0", "47123"}, {"-5", "-5"},     {"\" 12,345 \"", "12345"}, {"\"+7\"", "7"},
+      {"\"-1,234\"", "-1234"}, {"\"007\"", "007"},   {"\"0\"", "0"},  {"18446744073709551615", "18446744073709551615"},
+      {"-9223372036854775808", "-9223372036854775808"}};
+  for (const auto& [written, read] : forms) {
+    const TemporaryFile file(row(written));
+    EXPECT_EQ(read_line_cases(file.path()).front().expected_number, read) << written;
+  }
+}
+
+TEST(LineRetrieval, RefusesWhatIsNoWholeNumber) {
+  for (const char* wrong : {"47123.7", "1e30", "true", "null", "\"\"", "\" \"", "\"x\"", "\"5 6\"", "\"12,34\"", "\"1.5\"", "[1]",
+                            "{}", "18446744073709551616", "\"18446744073709551616\"", "\"-9223372036854775809\"", "\"--5\""}) {
+    const TemporaryFile file(row("1") + row(wrong));
+    const std::string message = message_of([&] { read_line_cases(file.path()); });
+    EXPECT_NE(message.find(file.path() + " line 2 has the expected_number "), std::string::npos) << wrong << ": " << message;
+  }
+}
+
+TEST(LineRetrieval, SaysWhatIsWrongWithALine) {
+  const auto message = [](const std::string& text) {
+    const TemporaryFile file(text);
+    return message_of([&] { read_line_cases(file.path()); });
+  };
+  EXPECT_NE(message("[" + row("1") + "]").find("line 1"), std::string::npos);
+  EXPECT_NE(message("[{\"prompt\": \"p\", \"expected_number\": 1}]").find("array"), std::string::npos);
+  EXPECT_NE(message("\xFF\xFE{").find("UTF-8"), std::string::npos);
+  EXPECT_NE(message("{\"expected_number\": 1}").find("no \"prompt\""), std::string::npos);
+  EXPECT_NE(message("{\"prompt\": \"p\"}").find("no \"expected_number\""), std::string::npos);
 }
 
 TEST(LineRetrieval, NamesTheBadLineOfAFile) {
@@ -236,6 +302,30 @@ TEST(Report, HasMetaAndRowsAndReplacesTheFileWhole) {
   EXPECT_FALSE(fs::exists(file.path() + ".partial"));
 }
 
+TEST(Report, TakesTextOfAnyBytes) {
+  const TemporaryFile file("");
+  set_command_line(2, std::array<const char*, 2>{"mikv", "caf\xE9"}.data());
+  JsonReport report(file.path(), "eval kld");
+  report.meta()["text"] = "\xFF\xC3";
+  report.write();
+  const auto read = Json::parse(std::ifstream(file.path()));
+  EXPECT_EQ(read["meta"]["command_line"], "mikv caf\xEF\xBF\xBD");
+}
+
+TEST(Utf8, OnlyWellFormedCharactersPass) {
+  for (const char* valid : {"", "plain", "na\xC3\xAFve", "\xE2\x82\xAC", "\xF0\x9F\x98\x80", "\xED\x9F\xBF", "\xF4\x8F\xBF\xBF"}) {
+    EXPECT_EQ(find_invalid_utf8(valid), std::string::npos) << valid;
+    EXPECT_EQ(to_valid_utf8(valid), valid);
+  }
+  const std::string bad = "\xEF\xBF\xBD";
+  EXPECT_EQ(to_valid_utf8("na\xEFve"), "na" + bad + "ve");
+  EXPECT_EQ(to_valid_utf8("a\xC3"), "a" + bad);                             // cut short
+  EXPECT_EQ(to_valid_utf8("\xC0\x80"), bad + bad);                          // overlong
+  EXPECT_EQ(to_valid_utf8("\xED\xA0\x80"), bad + bad + bad);                // surrogate
+  EXPECT_EQ(to_valid_utf8("\xF7\xBF\xBF\xBF"), bad + bad + bad + bad);      // beyond U+10FFFF
+  EXPECT_EQ(find_invalid_utf8("ab\xFF"), 2u);
+}
+
 TEST(Report, RefusesAPathThatCannotBeWritten) {
   EXPECT_NE(message_of([] { JsonReport("/no/such/folder/x.json", "c"); }).find("no folder"), std::string::npos);
   EXPECT_NE(message_of([] { JsonReport("/tmp", "c"); }).find("name a file"), std::string::npos);
@@ -247,6 +337,9 @@ TEST(Plot, EscapesTextAndDrawsABarForEachValue) {
                        .rows = {{"one", false}, {"two", true}},
                        .panels = {{"p", {{0.5, "50 %"}, {2.0, "200 %"}}}}};
   const std::string text = svg(chart);
+  const BarChart odd{.title = "caf\xE9\x01", .subtitle = "", .rows = {}, .panels = {{"p", {}}}};
+  EXPECT_EQ(find_invalid_utf8(svg(odd)), std::string::npos);  // XML must be UTF-8, without control characters
+  EXPECT_EQ(svg(odd).find('\x01'), std::string::npos);
   EXPECT_NE(text.find("a &lt; b &amp; c"), std::string::npos);
   EXPECT_EQ(text.find("a < b"), std::string::npos);
   size_t n_bars = 0;
