@@ -45,6 +45,23 @@ class ModelFiles(Case):
         self.assertRefused(mikv("eval", "lines", "-m", path, "-o", report, "--prompts", 1), *words, **remedy)
         self.assertFalse(os.path.exists(report))
 
+    def test_what_is_no_file_is_refused_at_once(self):
+        os.mkfifo(self.path("pipe.gguf"))
+        os.symlink(self.path("circle.gguf"), self.path("circle.gguf"))
+        os.symlink(self.path("none.gguf"), self.path("dangling.gguf"))
+        cases = ((self.path("pipe.gguf"), "not a file"), ("/dev/zero", "not a file"), (self.folder, "directory"), (self.path("circle.gguf"), "circle"),
+                 (self.path("dangling.gguf"), "none.gguf"), (self.path("none.gguf"), "no model file"))
+        for path, word in cases:
+            for command in (["info"], ["estimate", "-c", 512], ["run", "-p", "x"], ["bench", "decode"], ["server"], ["cli"], ["perplexity"], ["bench-llama"]):
+                with self.subTest(command=command, path=path):
+                    self.assertRefused(mikv(*command, "-m", path, timeout=20), path, word, remedy="mikv model list")
+
+    def test_names_that_are_nearly_right(self):
+        for command in (["info"], ["run", "-p", "x"], ["server"], ["cli"]):
+            for typed in ("smollm2", "smolm2-135m", "smollm2-135m.gguf"):
+                self.assertRefused(mikv(*command, "-m", typed), typed, "did you mean smollm2-135m?", remedy="mikv model list")
+            self.assertNotIn("did you mean", mikv(*command, "-m", "nope").stderr)
+
     def tiny(self):
         tiny_gguf.write_llama(self.path("tiny.gguf"))
         return self.path("tiny.gguf")

@@ -10,13 +10,16 @@
 #include <fstream>
 #include <functional>
 #include <set>
+#include <sstream>
 #include <utility>
 
 #include "bar_chart.hpp"
 #include "busy_machine.hpp"
+#include "cache_size.hpp"
 #include "engine/engine.hpp"
 #include "errors.hpp"
 #include "json_report.hpp"
+#include "kv_knob.hpp"
 #include "line_retrieval.hpp"
 #include "progress.hpp"
 #include "random.hpp"
@@ -286,6 +289,24 @@ TEST(KvList, RefusesWithTheRemedy) {
   EXPECT_NE(message("").find("empty"), std::string::npos);
   EXPECT_NE(message("llama").find("llama:f16"), std::string::npos);
   EXPECT_NE(message("mikv:keep=7").find("keep"), std::string::npos);
+}
+
+TEST(KvList, EveryStockTypeHasASize) {
+  std::istringstream names(llama::stock_type_names());
+  for (std::string name; std::getline(names >> std::ws, name, ',');) {
+    const auto choice = llama::KvChoice::parse("llama:" + name);
+    ASSERT_TRUE(choice.ok()) << name;
+    EXPECT_GE(stock_bits_per_element(choice.value()), 4.5) << name;
+    EXPECT_LE(stock_bits_per_element(choice.value()), 16.0) << name;
+  }
+}
+
+TEST(KvKnob, MoreBitsThanAnyRowGiveTheLargest) {
+  const std::vector<TunedSpec> rows = {{"small", 2.0, 0.1}, {"lucky", 3.0, 0.01}, {"large", 4.0, 0.02}};
+  EXPECT_EQ(pick_by_bits(rows, 2.5).spec, "small");
+  EXPECT_EQ(pick_by_bits(rows, 3.9).spec, "lucky");
+  EXPECT_EQ(pick_by_bits(rows, 4.0).spec, "large");
+  EXPECT_EQ(pick_by_bits(rows, 20.0).spec, "large");
 }
 
 TEST(Report, HasMetaAndRowsAndReplacesTheFileWhole) {
