@@ -5,7 +5,6 @@
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
-#include <sstream>
 
 #include "errors.hpp"
 #include "version.hpp"
@@ -31,16 +30,18 @@ RowLog::RowLog(const std::string& report_path) : path_(rows_path(report_path)) {
 }
 
 void RowLog::read() {
-  std::istringstream text(read_file(path_, "rows"));
-  std::string line;
-  if (!std::getline(text, line)) return;
-  const Json head = Json::parse(line, nullptr, false);
+  const std::string text = read_file(path_, "rows");
+  if (text.empty()) return;
+  const auto next_line = [&] {  // a line without an end was being written when the run was killed
+    const size_t end = text.find('\n', n_good_bytes_);
+    return end == std::string::npos ? Json() : Json::parse(text.substr(n_good_bytes_, end - n_good_bytes_), nullptr, false);
+  };
+  const Json head = next_line();
   if (!head.is_object() || !head.contains(kIdentity))
     throw UserError(fmt::format("{} is where rows are kept, but holds something else; move it or choose another -o", path_));
   old_identity_ = head.at(kIdentity);
-  while (std::getline(text, line)) {
-    const Json row = Json::parse(line, nullptr, false);
-    if (!row.is_object()) break;  // the line that was written when the run was killed
+  for (Json row = head; row.is_object(); row = next_line()) {
+    n_good_bytes_ = text.find('\n', n_good_bytes_) + 1;
     old_is_complete_ |= row.contains("complete");
     const auto part = row.find("part"), kv = row.find("kv");
     if (part == row.end() || kv == row.end() || !part->is_number_unsigned() || !kv->is_string()) continue;
@@ -58,6 +59,7 @@ void RowLog::resume(Json identity, size_t n_rows) {
     if (!rows_.empty() && !old_is_complete_)
       fmt::print(stderr, "mikv: {} has {} rows of another command, model or input: starting anew\n", path_, rows_.size());
     rows_.clear();
+    n_good_bytes_ = 0;
   } else if (!rows_.empty()) {
     fmt::print(stderr, "mikv: resuming: {} of {} rows are there, in {}\n", rows_.size(), n_rows_, path_);
   }
@@ -70,10 +72,11 @@ void RowLog::write_line(const Json& line) {
     return std::fwrite(text.data(), 1, text.size(), file_.get()) == text.size();
   };
   bool written = true;
-  if (!file_) {  // anew, without what a killed run cut short
-    file_.reset(std::fopen(path_.c_str(), "wb"));
-    written = file_ && put({{kIdentity, identity_}});
-    for (const auto& [key, row] : rows_) written = written && put(row);
+  if (!file_) {
+    std::error_code failure;
+    if (n_good_bytes_ > 0) fs::resize_file(path_, n_good_bytes_, failure);
+    file_.reset(std::fopen(path_.c_str(), n_good_bytes_ > 0 ? "ab" : "wb"));
+    written = file_ && !failure && (n_good_bytes_ > 0 || put({{kIdentity, identity_}}));
   }
   if (!written || !put(line) || std::fflush(file_.get()) != 0)
     throw UserError(

@@ -50,6 +50,7 @@ class RowLog {
   size_t n_rows_ = 0;
   Json identity_, old_identity_;
   bool old_is_complete_ = false;
+  size_t n_good_bytes_ = 0;  ///< of the file, that new rows are put behind
   std::map<std::pair<size_t, std::string>, Json> rows_;
   std::unique_ptr<std::FILE, Closer> file_;  ///< opened for the first row that is new
 };
