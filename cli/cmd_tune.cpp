@@ -33,10 +33,20 @@ void say_who_reads(const std::string& path, const llama::ModelInfo& info) {
   }
 }
 
+/// Models may lie where nothing can be written.
+void check_sidecar_folder(const std::string& path) {
+  try {
+    check_writable(path, "the table");
+  } catch (const UserError& error) {
+    throw UserError(std::string(error.what()) + ", with -o FILE.json");
+  }
+}
+
 void run(const Options& options) {
   const std::string text = options.kld.contents();
   const auto model = options.model.load();
   const std::string path = options.output.empty() ? sidecar_path(model->info()) : options.output;
+  if (options.output.empty()) check_sidecar_folder(path);
   JsonReport report(path, "tune");
   RowLog rows(path);
   const auto chunks = options.kld.chunks_of(text, *model);

@@ -14,6 +14,7 @@
 #include <sstream>
 
 #include "errors.hpp"
+#include "interrupt.hpp"
 #include "mikv/simd.hpp"
 #include "version.hpp"
 
@@ -85,6 +86,7 @@ void write_file(const std::string& path, const std::string& text) {
 }
 
 std::string read_file(const std::string& path, const std::string& what) {
+  const InterruptEndsAtOnce at_once;  // a pipe may never end
   if (path == "-") return {std::istreambuf_iterator<char>(std::cin), {}};
   std::error_code error;
   if (fs::is_directory(path, error))

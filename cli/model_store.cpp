@@ -15,6 +15,7 @@
 #include <cstring>
 #include <filesystem>
 #include <nlohmann/json.hpp>
+#include <regex>
 #include <string_view>
 #include <system_error>
 #include <utility>
@@ -188,6 +189,24 @@ std::string similar_model(std::string_view typed) {
   return nearest;
 }
 
+/// A model in several files, NAME-00001-of-00003.gguf and so on, is named by its first one.
+void require_whole_split(const std::string& path) {
+  static const std::regex form("(.*-)([0-9]{5})-of-([0-9]{5})(\\.gguf)");
+  std::smatch parts;
+  if (!std::regex_match(path, parts, form)) return;
+  const auto part = [&](int n) { return fmt::format("{}{:05}-of-{}{}", parts.str(1), n, parts.str(3), parts.str(4)); };
+  const int n_parts = std::stoi(parts.str(3)), given = std::stoi(parts.str(2));
+  if (given != 1) {
+    throw UserError(fmt::format("\"{}\" is part {} of a model in {} files; give -m the first, \"{}\"", path, given, n_parts,
+                                part(1)));
+  }
+  std::error_code failure;
+  for (int n = 2; n <= n_parts; ++n) {
+    if (fs::exists(part(n), failure)) continue;
+    throw UserError(fmt::format("\"{}\" is a model in {} files, of which \"{}\" is missing; fetch it too", path, n_parts, part(n)));
+  }
+}
+
 std::string file_of(const PackageModel& model) { return model.present ? model.path : fetch(model.name); }
 
 }  // namespace
@@ -243,6 +262,7 @@ void require_model_file(const std::string& path) {
   if (error) refuse(fmt::format("cannot read model \"{}\": {}", path, error.message()));
   if (fs::is_directory(status)) refuse(fmt::format("\"{}\" is a directory, not a file", path));
   if (!fs::is_regular_file(status)) refuse(fmt::format("\"{}\" is a pipe, a socket or a device, not a file", path));
+  require_whole_split(path);
 }
 
 std::string resolve_model(const std::string& name_or_file) {
