@@ -90,8 +90,8 @@ void run(const Options& options) {
   if (!options.plot.empty()) {
     write_file(options.plot,
                svg(chart_of(choices, result.tallies,
-                            fmt::format("{}, {} + {} tokens, {} chunks", options.model.name(),
-                                        options.kld.n_context, options.kld.n_tokens, options.kld.n_chunks))));
+                            fmt::format("{}, {} + {} tokens, {} chunks", options.model.name(), options.kld.n_context,
+                                        options.kld.n_tokens, options.kld.n_chunks))));
   }
   throw_if_interrupted();
 }
@@ -105,8 +105,11 @@ void add_eval_kld_command(CLI::App& eval) {
   add_kv_option(*command, options->kv, "mikv,mikv-paper,h2o,rtn4,llama:q8_0,llama:q4_0");
   options->knob.add_to(*command);
   options->kld.add_to(*command);
-  command->add_option("-o,--output", options->output, "write meta data and rows as JSON; FILE.rows.jsonl has them as they come, and an interrupted "
-                      "run goes on from there")->type_name("FILE.json");
+  command
+      ->add_option("-o,--output", options->output,
+                   "write meta data and rows as JSON; FILE.rows.jsonl has them as they come, and an interrupted "
+                   "run goes on from there")
+      ->type_name("FILE.json");
   command->add_option("--plot", options->plot, "draw divergence against bits as SVG")->type_name("FILE.svg");
   command->footer(
       "Example:\n  mikv eval kld -m qwen2.5-coder-1.5b --text book.txt --context 1024 --tokens 64 --chunks 5 \\\n"

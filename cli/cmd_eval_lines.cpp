@@ -190,7 +190,8 @@ double amount_of_work(const std::vector<Prompt>& prompts, const Arms& arms, cons
   double work = 0.0;
   for (size_t i = 0; i < prompts.size(); ++i) {
     const size_t n = n_missing(rows, arms, i);
-    work += double(prompts[i].tokens.size() * std::min(arms.n_prefills(), n)) + double(n) * kUsualSteps * kStepInPromptTokens;
+    work += double(prompts[i].tokens.size() * std::min(arms.n_prefills(), n)) +
+            double(n) * kUsualSteps * kStepInPromptTokens;
   }
   return work;
 }
@@ -223,16 +224,19 @@ std::vector<Tally> tallies_of(const RowLog& rows, const Arms& arms, size_t n_pro
 
 void print_table(const Arms& arms, const std::vector<Tally>& tallies) {
   using enum Table::Align;
-  std::vector<Table::Column> columns = {{"kv", left}, {"score"}, {"correct"}, {"bits/element"}, {"KV bytes"}, {"of f16"},
-                                        {"prefill t/s"}};
+  std::vector<Table::Column> columns = {{"kv", left}, {"score"},  {"correct"},    {"bits/element"},
+                                        {"KV bytes"}, {"of f16"}, {"prefill t/s"}};
   const bool timed = std::ranges::all_of(tallies, &Tally::has_decode_rate);
   if (timed) columns.push_back({"decode t/s"});
   Table table(columns);
   for (size_t arm = 0; arm < arms.size(); ++arm) {
     const Tally& t = tallies[arm];
-    std::vector<std::string> cells = {arms.choice(arm).name, fmt::format("{:.0f} %", 100.0 * t.score()),
-                                      fmt::format("{}/{}", t.n_correct, t.n), fmt::format("{:.2f}", t.mean_bits()),
-                                      format_bytes(t.mean_bytes()), fmt::format("{:.0f} %", 100.0 * t.mean_bits() / 16.0),
+    std::vector<std::string> cells = {arms.choice(arm).name,
+                                      fmt::format("{:.0f} %", 100.0 * t.score()),
+                                      fmt::format("{}/{}", t.n_correct, t.n),
+                                      fmt::format("{:.2f}", t.mean_bits()),
+                                      format_bytes(t.mean_bytes()),
+                                      fmt::format("{:.0f} %", 100.0 * t.mean_bits() / 16.0),
                                       fmt::format("{:.0f}", t.prefill_rate())};
     if (timed) cells.push_back(fmt::format("{:.1f}", t.decode_rate()));
     table.add_row(std::move(cells));
@@ -359,13 +363,17 @@ void add_eval_lines_command(CLI::App& eval) {
       ->type_name("N")
       ->capture_default_str();
   add_ubatch_option(*command, options->n_ubatch);
-  command->add_option("-o,--output", options->output, "write meta data and rows as JSON; FILE.rows.jsonl has each answer as it comes, and an "
-                      "interrupted run goes on from there")->type_name("FILE.json");
+  command
+      ->add_option("-o,--output", options->output,
+                   "write meta data and rows as JSON; FILE.rows.jsonl has each answer as it comes, and an "
+                   "interrupted run goes on from there")
+      ->type_name("FILE.json");
   command->add_option("--plot", options->plot, "write a bar chart of scores and bytes")->type_name("FILE.svg");
   command->footer(
       "Example:\n  mikv eval lines -m qwen2.5-coder-0.5b --lines 20 --prompts 20 --seed 7 \\\n"
       "    --kv full,h2o,mikv-paper,mikv,llama:f16,llama:q4_0 -o lines.json --plot lines.svg\n"
-      "Answers are too short to time generation; `mikv bench decode` does that. With -n 100 --no-prefix they may be long\n"
+      "Answers are too short to time generation; `mikv bench decode` does that. With -n 100 --no-prefix they may be "
+      "long\n"
       "enough: a column of decode tokens/s needs 64 tokens of one answer.");
   command->callback([options] { run(*options); });
 }

@@ -50,7 +50,7 @@ struct Generation {
 
 /// A prompt that comes through a pipe or from a file needs no flag.
 bool is_given_on_standard_input() {
-  struct stat status{};
+  struct stat status {};
   if (fstat(STDIN_FILENO, &status) != 0) return false;
   return S_ISFIFO(status.st_mode) || S_ISREG(status.st_mode) || S_ISSOCK(status.st_mode);
 }
@@ -98,11 +98,13 @@ std::string describe_speed(const Generation& done) {
   return text;
 }
 
-void print_summary(const Options& options, const llama::KvChoice& kv, const Generation& done, const MemoryUsage& usage) {
+void print_summary(const Options& options, const llama::KvChoice& kv, const Generation& done,
+                   const MemoryUsage& usage) {
   const bool compresses = !kv.stock() && !kv.spec->uncompressed();
   const bool nothing_yet = compresses && usage.n_staged_tokens > 0 && usage.n_hi_tokens + usage.n_lo_tokens == 0;
-  fmt::print(stderr, "mikv: {}; KV {}, {:.0f} % of f16 ({}){}\n", describe_speed(done), format_bytes(double(usage.total())),
-             100.0 * usage.bits_per_element() / 16.0, format_bytes(2.0 * double(usage.n_elements)),
+  fmt::print(stderr, "mikv: {}; KV {}, {:.0f} % of f16 ({}){}\n", describe_speed(done),
+             format_bytes(double(usage.total())), 100.0 * usage.bits_per_element() / 16.0,
+             format_bytes(2.0 * double(usage.n_elements)),
              nothing_yet && done.compressed ? ": nothing is compressed under 256 tokens" : "");
   if (!options.model.verbose) return;
   rusage process{};
@@ -221,9 +223,10 @@ void add_run_command(CLI::App& app) {
   command->add_option("-n,--predict", options->n_predict, "tokens to generate; -1: until the answer ends")
       ->type_name("N")
       ->capture_default_str();
-  auto* n_ctx = command->add_option("-c,--ctx-size", options->n_ctx, "context in tokens; 0: as many as the model was trained for")
-      ->type_name("N")
-      ->capture_default_str();
+  auto* n_ctx =
+      command->add_option("-c,--ctx-size", options->n_ctx, "context in tokens; 0: as many as the model was trained for")
+          ->type_name("N")
+          ->capture_default_str();
   command->add_option("-s,--seed", options->seed, "of the sampler; -1: a random one")
       ->type_name("N")
       ->capture_default_str();

@@ -28,7 +28,8 @@ void say_who_reads(const std::string& path, const llama::ModelInfo& info) {
   if (std::filesystem::equivalent(path, sidecar, failure) && !failure) {
     fmt::print(stderr, "mikv: wrote {}; --kv-quality and --kv-bits pick from it for this model\n", path);
   } else {
-    fmt::print(stderr, "mikv: wrote {}; --kv-quality and --kv-bits pick from it with --kv-table {}, without that from {}\n",
+    fmt::print(stderr,
+               "mikv: wrote {}; --kv-quality and --kv-bits pick from it with --kv-table {}, without that from {}\n",
                path, path, std::filesystem::exists(sidecar, failure) ? sidecar : "the built-in table");
   }
 }
@@ -58,8 +59,7 @@ void run(const Options& options) {
   for (const std::string& spec : tuning_ladder()) choices.push_back(unwrap(llama::KvChoice::parse(spec)));
   rows.resume({{"model", fingerprint(model->info())}, {"caches", names_of(choices)}, {"text", text_fingerprint(text)}},
               choices.size() * chunks.size());
-  const KldResult result =
-      measure_kld(*model, choices, chunks, options.kld, options.model.threads(), "tune", rows);
+  const KldResult result = measure_kld(*model, choices, chunks, options.kld, options.model.threads(), "tune", rows);
   throw_if_interrupted();  // half a table would pick by other text for some specs than for others: the old one stays
 
   using enum Table::Align;

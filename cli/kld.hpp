@@ -1,9 +1,9 @@
 // KL divergence of the next token's distribution to the full cache's, for several caches on the same text.
 //
-// The text is tokenised once, as text: what looks like a control token is none. Chunk i is `n_context` tokens as a prompt,
-// compressed at its end, and the next `n_tokens` tokens fed one by one. Each chunk begins with BOS where the model wants
-// one, as in llama-perplexity: some models are next to random without it. After each of the tokens that are fed the
-// distribution is compared with the one that our uncompressed cache gives.
+// The text is tokenised once, as text: what looks like a control token is none. Chunk i is `n_context` tokens as a
+// prompt, compressed at its end, and the next `n_tokens` tokens fed one by one. Each chunk begins with BOS where the
+// model wants one, as in llama-perplexity: some models are next to random without it. After each of the tokens that are
+// fed the distribution is compared with the one that our uncompressed cache gives.
 #pragma once
 
 #include <CLI/CLI.hpp>
@@ -54,8 +54,8 @@ struct KldResult {
   bool interrupted = false;
 };
 
-/// Measures every choice, with progress on stderr under `title`. Rows go to `rows`, and those that it has are not measured
-/// again.
+/// Measures every choice, with progress on stderr under `title`. Rows go to `rows`, and those that it has are not
+/// measured again.
 KldResult measure_kld(const llama::Model& model, std::vector<llama::KvChoice> choices,
                       const std::vector<std::vector<llama::Token>>& chunks, const KldOptions& options, int n_threads,
                       const std::string& title, RowLog& rows);

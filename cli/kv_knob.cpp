@@ -118,7 +118,8 @@ void KvKnob::add_to(CLI::App& command) {
       ->type_name("BITS")
       ->check(in_range(0.1, 32.0))
       ->excludes(by_quality);
-  command.add_option("--kv-table", table, "the table that these pick from, of `mikv tune -o` (default: the model's own)")
+  command
+      .add_option("--kv-table", table, "the table that these pick from, of `mikv tune -o` (default: the model's own)")
       ->type_name("FILE.json");
 }
 

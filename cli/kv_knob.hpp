@@ -1,7 +1,8 @@
 // One knob instead of a spec: --kv-quality KLD and --kv-bits B pick a spec from a table of measurements.
 //
-// The table is the one of --kv-table, else what `mikv tune` wrote beside the model (MODEL.gguf.mikv.json); for a model that was never tuned, one
-// that is built in (kv_table.json), in which each spec has the worst divergence of the models it was measured on.
+// The table is the one of --kv-table, else what `mikv tune` wrote beside the model (MODEL.gguf.mikv.json); for a model
+// that was never tuned, one that is built in (kv_table.json), in which each spec has the worst divergence of the models
+// it was measured on.
 #pragma once
 
 #include <CLI/CLI.hpp>
@@ -34,7 +35,8 @@ std::vector<TunedSpec> read_tuning(const std::string& text, const std::string& w
 
 /// The smallest spec whose divergence is at most `kld`. Throws UserError if there is none.
 const TunedSpec& pick_by_quality(const std::vector<TunedSpec>& rows, double kld);
-/// The spec of least divergence among those of at most `bits`; the largest if all are. Throws UserError if there is none.
+/// The spec of least divergence among those of at most `bits`; the largest if all are. Throws UserError if there is
+/// none.
 const TunedSpec& pick_by_bits(const std::vector<TunedSpec>& rows, double bits);
 
 struct KvKnob {

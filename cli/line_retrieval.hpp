@@ -23,9 +23,9 @@ LineCase make_line_case(uint32_t n_lines, uint64_t seed, uint32_t index);
 /// Most lines a case can have: all names differ.
 uint32_t max_lines();
 
-/// LongEval's own test cases: one JSON object a line, with `prompt` and `expected_number`, a whole number that may also be
-/// a string ("12,345"). A byte order mark, CRLF and empty lines are fine.
-/// Throws UserError that names the file and line.
+/// LongEval's own test cases: one JSON object a line, with `prompt` and `expected_number`, a whole number that may also
+/// be a string ("12,345"). A byte order mark, CRLF and empty lines are fine. Throws UserError that names the file and
+/// line.
 std::vector<LineCase> read_line_cases(const std::string& path);
 
 /// True if one of the whole numbers in `answer` is the expected one. "12,345" is one number (written_number.hpp).

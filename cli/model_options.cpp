@@ -84,8 +84,10 @@ std::vector<llama::KvChoice> parse_kv_option(const std::string& list) { return u
 void warn_beyond_training(const llama::Model& model, uint32_t n_ctx) {
   const uint32_t trained = model.info().n_ctx_train;
   if (trained == 0 || n_ctx <= trained) return;
-  fmt::print(stderr, "mikv: -c {} is more than the {} tokens that the model was trained for; beyond them it may make no sense\n",
-             n_ctx, trained);
+  fmt::print(
+      stderr,
+      "mikv: -c {} is more than the {} tokens that the model was trained for; beyond them it may make no sense\n",
+      n_ctx, trained);
 }
 
 void require_fits(size_t n_tokens, uint32_t n_ctx, const std::string& what) {

@@ -197,13 +197,14 @@ void require_whole_split(const std::string& path) {
   const auto part = [&](int n) { return fmt::format("{}{:05}-of-{}{}", parts.str(1), n, parts.str(3), parts.str(4)); };
   const int n_parts = std::stoi(parts.str(3)), given = std::stoi(parts.str(2));
   if (given != 1) {
-    throw UserError(fmt::format("\"{}\" is part {} of a model in {} files; give -m the first, \"{}\"", path, given, n_parts,
-                                part(1)));
+    throw UserError(fmt::format("\"{}\" is part {} of a model in {} files; give -m the first, \"{}\"", path, given,
+                                n_parts, part(1)));
   }
   std::error_code failure;
   for (int n = 2; n <= n_parts; ++n) {
     if (fs::exists(part(n), failure)) continue;
-    throw UserError(fmt::format("\"{}\" is a model in {} files, of which \"{}\" is missing; fetch it too", path, n_parts, part(n)));
+    throw UserError(
+        fmt::format("\"{}\" is a model in {} files, of which \"{}\" is missing; fetch it too", path, n_parts, part(n)));
   }
 }
 
@@ -255,7 +256,8 @@ void require_model_file(const std::string& path) {
     refuse(fmt::format("\"{}\" is a link that leads in a circle", path));
   if (status.type() == fs::file_type::not_found) {
     if (fs::is_symlink(fs::symlink_status(path, ignored)))
-      refuse(fmt::format("\"{}\" is a link to \"{}\", which is not there", path, fs::read_symlink(path, ignored).string()));
+      refuse(fmt::format("\"{}\" is a link to \"{}\", which is not there", path,
+                         fs::read_symlink(path, ignored).string()));
     const std::string known = similar_model(path);
     refuse(fmt::format("no model file \"{}\"{}", path, known.empty() ? "" : fmt::format("; did you mean {}?", known)));
   }

@@ -34,11 +34,13 @@ void RowLog::read() {
   if (text.empty()) return;
   const auto next_line = [&] {  // a line without an end was being written when the run was killed
     const size_t end = text.find('\n', n_good_bytes_);
-    return end == std::string::npos ? Json() : Json::parse(text.substr(n_good_bytes_, end - n_good_bytes_), nullptr, false);
+    return end == std::string::npos ? Json()
+                                    : Json::parse(text.substr(n_good_bytes_, end - n_good_bytes_), nullptr, false);
   };
   const Json head = next_line();
   if (!head.is_object() || !head.contains(kIdentity))
-    throw UserError(fmt::format("{} is where rows are kept, but holds something else; move it or choose another -o", path_));
+    throw UserError(
+        fmt::format("{} is where rows are kept, but holds something else; move it or choose another -o", path_));
   old_identity_ = head.at(kIdentity);
   for (Json row = head; row.is_object(); row = next_line()) {
     n_good_bytes_ = text.find('\n', n_good_bytes_) + 1;
@@ -57,7 +59,8 @@ void RowLog::resume(Json identity, size_t n_rows) {
   const bool same = identity_ == old_identity_;
   if (!same || old_is_complete_) {
     if (!rows_.empty() && !old_is_complete_)
-      fmt::print(stderr, "mikv: {} has {} rows of another command, model or input: starting anew\n", path_, rows_.size());
+      fmt::print(stderr, "mikv: {} has {} rows of another command, model or input: starting anew\n", path_,
+                 rows_.size());
     rows_.clear();
     n_good_bytes_ = 0;
   } else if (!rows_.empty()) {
@@ -94,7 +97,8 @@ void RowLog::finish() { write_line({{"complete", true}}); }
 
 std::string RowLog::hint() const {
   if (path_.empty() || rows_.empty()) return {};
-  return fmt::format("; {} of {} rows are in {}, and the same command goes on from there", rows_.size(), n_rows_, path_);
+  return fmt::format("; {} of {} rows are in {}, and the same command goes on from there", rows_.size(), n_rows_,
+                     path_);
 }
 
 void RowLog::say_interrupted() const {

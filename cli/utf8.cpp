@@ -16,7 +16,10 @@ size_t character_bytes(std::string_view text) {
   const auto byte = [&](size_t i) { return i < text.size() ? static_cast<unsigned char>(text[i]) : 0u; };
   const unsigned lead = byte(0);
   if (lead < 0x80) return 1;
-  const size_t n = lead >= 0xC2 && lead < 0xE0 ? 2 : lead >= 0xE0 && lead < 0xF0 ? 3 : lead >= 0xF0 && lead < 0xF5 ? 4 : 0;
+  const size_t n = lead >= 0xC2 && lead < 0xE0   ? 2
+                   : lead >= 0xE0 && lead < 0xF0 ? 3
+                   : lead >= 0xF0 && lead < 0xF5 ? 4
+                                                 : 0;
   if (n == 0 || n > text.size()) return 0;
   const unsigned low = lead == 0xE0 ? 0xA0 : lead == 0xF0 ? 0x90 : 0x80;
   const unsigned high = lead == 0xED ? 0x9F : lead == 0xF4 ? 0x8F : 0xBF;
@@ -53,8 +56,8 @@ std::string readable_text(std::string text, const std::string& what) {
   const size_t bad = find_invalid_utf8(text);
   if (bad == std::string::npos) return text;
   const auto line = 1 + std::count(text.begin(), text.begin() + std::ptrdiff_t(bad), '\n');
-  fmt::print(stderr, "mikv: {} is not UTF-8 in line {}; such bytes are read as U+FFFD, and iconv converts a file\n", what,
-             line);
+  fmt::print(stderr, "mikv: {} is not UTF-8 in line {}; such bytes are read as U+FFFD, and iconv converts a file\n",
+             what, line);
   return to_valid_utf8(text);
 }
 

@@ -9,9 +9,7 @@ namespace {
 bool is_digit(char c) { return std::isdigit(static_cast<unsigned char>(c)); }
 bool is_word(char c) { return std::isalnum(static_cast<unsigned char>(c)) || c == '_'; }
 
-size_t count_digits(std::string_view text) {
-  return size_t(std::ranges::find_if_not(text, is_digit) - text.begin());
-}
+size_t count_digits(std::string_view text) { return size_t(std::ranges::find_if_not(text, is_digit) - text.begin()); }
 
 /// Bytes of the thousands separator at the beginning of `text`: a comma, an apostrophe, or a space that does not break.
 size_t separator_bytes(std::string_view text) {

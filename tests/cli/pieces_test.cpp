@@ -154,7 +154,12 @@ TEST(LineRetrieval, OnlyTheWholeNumberCounts) {
 }
 
 TEST(LineRetrieval, ThousandsMayBeSeparated) {
-  for (const char* written : {"12,345>", "It is 12'345.", "12\xC2\xA0" "345", "12\xE2\x80\xAF" "345", "5, 12,345"}) {
+  for (const char* written : {"12,345>", "It is 12'345.",
+                              "12\xC2\xA0"
+                              "345",
+                              "12\xE2\x80\xAF"
+                              "345",
+                              "5, 12,345"}) {
     EXPECT_TRUE(answers(written, "12345")) << written;
   }
   EXPECT_TRUE(answers("1,234,567", "1234567"));
@@ -169,14 +174,18 @@ TEST(LineRetrieval, ThousandsMayBeSeparated) {
 
 TEST(LineRetrieval, NegativeNumbersHaveTheirSign) {
   EXPECT_TRUE(answers("is <-5>", "-5"));
-  EXPECT_TRUE(answers("\xE2\x88\x92" "5", "-5"));
+  EXPECT_TRUE(
+      answers("\xE2\x88\x92"
+              "5",
+              "-5"));
   EXPECT_FALSE(answers("-5", "5"));
   EXPECT_TRUE(answers("line brave-5", "5"));
 }
 
 TEST(LineRetrieval, AnswerEndsWhereItsNumberEnds) {
   for (const char* open : {"12,", "12,3", "12,345", "12.", "12.5"}) EXPECT_FALSE(answer_is_complete(open)) << open;
-  for (const char* ended : {"12, ", "12,345>", "12. ", "12.5 ", "12,3 "}) EXPECT_TRUE(answer_is_complete(ended)) << ended;
+  for (const char* ended : {"12, ", "12,345>", "12. ", "12.5 ", "12,3 "})
+    EXPECT_TRUE(answer_is_complete(ended)) << ended;
   EXPECT_FALSE(answer_is_complete(""));
   EXPECT_FALSE(answer_is_complete("12"));
   EXPECT_TRUE(answer_is_complete("12>"));
@@ -229,10 +238,16 @@ TEST(LineRetrieval, ReadsFilesOfOtherTools) {
 }
 
 TEST(LineRetrieval, ReadsNumbersAsPeopleWriteThem) {
-  const std::pair<const char*, const char*> forms[] = {
-      {"47123", "47123"},       {"47123.0", "47123"}, {"-5", "-5"},     {"\" 12,345 \"", "12345"}, {"\"+7\"", "7"},
-      {"\"-1,234\"", "-1234"}, {"\"007\"", "007"},   {"\"0\"", "0"},  {"18446744073709551615", "18446744073709551615"},
-      {"-9223372036854775808", "-9223372036854775808"}};
+  const std::pair<const char*, const char*> forms[] = {{"47123", "47123"},
+                                                       {"47123.0", "47123"},
+                                                       {"-5", "-5"},
+                                                       {"\" 12,345 \"", "12345"},
+                                                       {"\"+7\"", "7"},
+                                                       {"\"-1,234\"", "-1234"},
+                                                       {"\"007\"", "007"},
+                                                       {"\"0\"", "0"},
+                                                       {"18446744073709551615", "18446744073709551615"},
+                                                       {"-9223372036854775808", "-9223372036854775808"}};
   for (const auto& [written, read] : forms) {
     const TemporaryFile file(row(written));
     EXPECT_EQ(read_line_cases(file.path()).front().expected_number, read) << written;
@@ -240,11 +255,13 @@ TEST(LineRetrieval, ReadsNumbersAsPeopleWriteThem) {
 }
 
 TEST(LineRetrieval, RefusesWhatIsNoWholeNumber) {
-  for (const char* wrong : {"47123.7", "1e30", "true", "null", "\"\"", "\" \"", "\"x\"", "\"5 6\"", "\"12,34\"", "\"1.5\"", "[1]",
-                            "{}", "18446744073709551616", "\"18446744073709551616\"", "\"-9223372036854775809\"", "\"--5\""}) {
+  for (const char* wrong :
+       {"47123.7", "1e30", "true", "null", "\"\"", "\" \"", "\"x\"", "\"5 6\"", "\"12,34\"", "\"1.5\"", "[1]", "{}",
+        "18446744073709551616", "\"18446744073709551616\"", "\"-9223372036854775809\"", "\"--5\""}) {
     const TemporaryFile file(row("1") + row(wrong));
     const std::string message = message_of([&] { read_line_cases(file.path()); });
-    EXPECT_NE(message.find(file.path() + " line 2 has the expected_number "), std::string::npos) << wrong << ": " << message;
+    EXPECT_NE(message.find(file.path() + " line 2 has the expected_number "), std::string::npos)
+        << wrong << ": " << message;
   }
 }
 
@@ -334,16 +351,17 @@ TEST(Report, TakesTextOfAnyBytes) {
 }
 
 TEST(Utf8, OnlyWellFormedCharactersPass) {
-  for (const char* valid : {"", "plain", "na\xC3\xAFve", "\xE2\x82\xAC", "\xF0\x9F\x98\x80", "\xED\x9F\xBF", "\xF4\x8F\xBF\xBF"}) {
+  for (const char* valid :
+       {"", "plain", "na\xC3\xAFve", "\xE2\x82\xAC", "\xF0\x9F\x98\x80", "\xED\x9F\xBF", "\xF4\x8F\xBF\xBF"}) {
     EXPECT_EQ(find_invalid_utf8(valid), std::string::npos) << valid;
     EXPECT_EQ(to_valid_utf8(valid), valid);
   }
   const std::string bad = "\xEF\xBF\xBD";
   EXPECT_EQ(to_valid_utf8("na\xEFve"), "na" + bad + "ve");
-  EXPECT_EQ(to_valid_utf8("a\xC3"), "a" + bad);                             // cut short
-  EXPECT_EQ(to_valid_utf8("\xC0\x80"), bad + bad);                          // overlong
-  EXPECT_EQ(to_valid_utf8("\xED\xA0\x80"), bad + bad + bad);                // surrogate
-  EXPECT_EQ(to_valid_utf8("\xF7\xBF\xBF\xBF"), bad + bad + bad + bad);      // beyond U+10FFFF
+  EXPECT_EQ(to_valid_utf8("a\xC3"), "a" + bad);                         // cut short
+  EXPECT_EQ(to_valid_utf8("\xC0\x80"), bad + bad);                      // overlong
+  EXPECT_EQ(to_valid_utf8("\xED\xA0\x80"), bad + bad + bad);            // surrogate
+  EXPECT_EQ(to_valid_utf8("\xF7\xBF\xBF\xBF"), bad + bad + bad + bad);  // beyond U+10FFFF
   EXPECT_EQ(find_invalid_utf8("ab\xFF"), 2u);
 }
 
