@@ -244,6 +244,19 @@ void print_table(const Arms& arms, const std::vector<Tally>& tallies) {
   table.print(stdout);
 }
 
+/// Where an uncompressed cache fails as well, the others' scores tell nothing.
+void warn_if_nobody_can(const Arms& arms, const std::vector<Tally>& tallies) {
+  for (size_t arm = 0; arm < arms.size(); ++arm) {
+    const std::string& kv = arms.choice(arm).name;
+    if ((kv == "full" || kv == "llama:f16") && tallies[arm].n > 0 && tallies[arm].n_correct == 0) {
+      fmt::print(stderr,
+                 "mikv: {} finds none either: this is too hard for the model; try fewer --lines or another model\n",
+                 kv);
+      return;
+    }
+  }
+}
+
 void add_rows(JsonReport& report, const Arms& arms, const std::vector<Tally>& tallies) {
   for (size_t arm = 0; arm < arms.size(); ++arm) {
     const Tally& t = tallies[arm];
@@ -320,6 +333,7 @@ void run(const Options& options) {
   if (stopped) rows.say_interrupted();
   const auto tallies = tallies_of(rows, arms, prompts.size());
   print_table(arms, tallies);
+  warn_if_nobody_can(arms, tallies);
   add_rows(report, arms, tallies);
   report.write();
   if (!options.plot.empty()) {

@@ -172,6 +172,7 @@ class Report(Case):
         document = self.report("eval", "lines", "-m", self.path("tiny.gguf"), "--raw", "--no-prefix", "--lines", 1, "--prompts", 1, "-n", 80, "--kv", "full,mikv")
         for row in document["rows"]:
             self.assertGreater(row["decode_tokens_per_s"], 0)
+        self.assertIn("full finds none either", self.stderr)  # random weights
 
     def test_names_of_any_bytes(self):
         tiny_gguf.write_llama(self.path("tiny.gguf"))
