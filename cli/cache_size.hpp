@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "engine/engine.hpp"
 #include "mikv/context.hpp"
 
 namespace mikv::cli {
@@ -15,6 +16,9 @@ struct CacheSize {
 
 /// Of one layer. n_tokens: of the prompt; n_cells: that the context may hold.
 CacheSize measure_cache(const LayerShape& shape, const Spec& spec, uint32_t n_tokens, uint64_t n_cells);
+
+/// Of a cache type of stock llama.cpp, llama:TYPE: plain arithmetic, codes and the scales of their blocks.
+double stock_bits_per_element(const llama::KvChoice& choice);
 
 /// Tokens that measure_cache() reads at once.
 inline constexpr uint32_t kMeasuredChunk = 512;

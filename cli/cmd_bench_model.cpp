@@ -225,7 +225,7 @@ void run(const Options& options) {
   Noise noise;
   LineChart chart{
       fmt::format("{} tokens/s with a context", options.workload.prefill ? "Prompt" : "Generated"),
-      fmt::format("{}, {} threads, {}, median of {}", model->info().description, options.model.threads(),
+      fmt::format("{}, {} threads, {}, median of {}", options.model.name(), options.model.threads(),
                   options.workload.prefill ? fmt::format("{} tokens at a time", options.n_new) : "token by token",
                   options.n_repetitions),
       "tokens in the cache before", "tokens/s"};

@@ -13,6 +13,7 @@
 #include "cache_size.hpp"
 #include "commands.hpp"
 #include "errors.hpp"
+#include "interrupt.hpp"
 #include "json_report.hpp"
 #include "model_options.hpp"
 #include "table.hpp"
@@ -57,6 +58,7 @@ Bytes estimate_layer(const LayerShape& shape, const Spec& spec, uint64_t n_token
 void run(const Options& options) {
   const auto choices = parse_kv_option(options.kv);
   const auto model = options.model.load();
+  const InterruptEndsAtOnce at_once;
   const uint64_t n_each = options.n_ctx / options.n_parallel;
   if (n_each == 0) throw UserError("--ctx-size is smaller than --parallel; give each sequence one token at least");
   JsonReport report(options.output, "estimate");
@@ -77,14 +79,15 @@ void run(const Options& options) {
   using enum Table::Align;
   Table table({{"kv", left}, {"full contexts"}, {"bits/element"}, {"of f16"}, {"at most, prompts in turn"}});
   for (const llama::KvChoice& choice : choices) {
-    if (choice.stock())
-      throw UserError(
-          fmt::format("estimate knows caches of mikv; llama.cpp's {} prints its size when it starts", choice.name));
     double held = 0.0, prompt = 0.0;
-    for (const auto& [key, entry] : shapes) {
-      const Bytes bytes = estimate_layer(entry.first, *choice.spec, n_each);
-      held += bytes.held * entry.second;
-      prompt += bytes.prompt * entry.second;
+    if (choice.stock()) {  // allocated as a whole when it starts
+      held = prompt = elements / options.n_parallel * stock_bits_per_element(choice) / 8.0;
+    } else {
+      for (const auto& [key, entry] : shapes) {
+        const Bytes bytes = estimate_layer(entry.first, *choice.spec, n_each);
+        held += bytes.held * entry.second;
+        prompt += bytes.prompt * entry.second;
+      }
     }
     const double all = held * options.n_parallel;
     // While the last prompt is read the others are compressed.
@@ -98,9 +101,9 @@ void run(const Options& options) {
                     {"bits_per_element", 8.0 * all / elements}});
   }
   if (options.json) {
-    fmt::print("{}\n", report.document().dump(1));
+    fmt::print("{}\n", json_text(report.document(), 1));
   } else {
-    fmt::print("{}: {} tokens in {} sequence{}, {} in f16\n", model->info().description, n_each * options.n_parallel,
+    fmt::print("{}: {} tokens in {} sequence{}, {} in f16\n", options.model.name(), n_each * options.n_parallel,
                options.n_parallel, options.n_parallel == 1 ? "" : "s", format_bytes(2.0 * elements));
     table.print(stdout);
     if (model->info().sliding_window) {

@@ -74,20 +74,24 @@ void run(const Options& options) {
   const std::string text = options.kld.contents();
   JsonReport report(options.output, "eval kld");
   if (!options.plot.empty()) check_writable(options.plot, "--plot");
+  RowLog rows(options.output);
+  options.knob.check();
   const auto model = options.model.load();
   options.knob.add_choice(*model, choices);
-  const auto tokens = options.kld.tokenise(text, *model);
+  const auto chunks = options.kld.chunks_of(text, *model);
+  rows.resume({{"model", fingerprint(model->info())}, {"caches", names_of(choices)}, {"text", text_fingerprint(text)}},
+              choices.size() * chunks.size());
   options.model.describe(*model, report.meta());
   options.kld.describe(report.meta());
-  const KldResult result = measure_kld(*model, choices, tokens, options.kld, options.model.threads(), "eval kld");
+  const KldResult result = measure_kld(*model, choices, chunks, options.kld, options.model.threads(), "eval kld", rows);
   if (result.interrupted) report.meta()["interrupted"] = true;
   report_rows(choices, result.tallies, report);
   report.write();
   if (!options.plot.empty()) {
     write_file(options.plot,
                svg(chart_of(choices, result.tallies,
-                            fmt::format("{}, {} + {} tokens, {} chunks", model->info().description,
-                                        options.kld.n_context, options.kld.n_tokens, options.kld.n_chunks))));
+                            fmt::format("{}, {} + {} tokens, {} chunks", options.model.name(), options.kld.n_context,
+                                        options.kld.n_tokens, options.kld.n_chunks))));
   }
   throw_if_interrupted();
 }
@@ -101,7 +105,11 @@ void add_eval_kld_command(CLI::App& eval) {
   add_kv_option(*command, options->kv, "mikv,mikv-paper,h2o,rtn4,llama:q8_0,llama:q4_0");
   options->knob.add_to(*command);
   options->kld.add_to(*command);
-  command->add_option("-o,--output", options->output, "write meta data and rows as JSON")->type_name("FILE.json");
+  command
+      ->add_option("-o,--output", options->output,
+                   "write meta data and rows as JSON; FILE.rows.jsonl has them as they come, and an interrupted "
+                   "run goes on from there")
+      ->type_name("FILE.json");
   command->add_option("--plot", options->plot, "draw divergence against bits as SVG")->type_name("FILE.svg");
   command->footer(
       "Example:\n  mikv eval kld -m qwen2.5-coder-1.5b --text book.txt --context 1024 --tokens 64 --chunks 5 \\\n"

@@ -13,6 +13,7 @@
 #include "line_retrieval.hpp"
 #include "model_options.hpp"
 #include "progress.hpp"
+#include "row_log.hpp"
 #include "stopwatch.hpp"
 #include "table.hpp"
 #include "terminal.hpp"
@@ -47,6 +48,41 @@ struct Prompt {
   bool has_prefix = false;
 };
 
+/// Generation is timed in answers that go on for this many tokens after the first one. Shorter ones tell of everything
+/// else; `mikv bench decode` measures it.
+constexpr size_t kLeastTimedSteps = 64;
+
+/// One cache's answer to one prompt.
+struct Outcome {
+  std::string text;
+  bool correct = false;
+  double bits_per_element = 0.0, kv_bytes = 0.0;
+  size_t n_prompt_tokens = 0, n_steps = 0;  ///< n_steps: those that are timed
+  double prefill_s = 0.0, decode_s = 0.0;
+};
+
+Json row_of(const Outcome& outcome) {
+  return {{"correct", outcome.correct},
+          {"answer", outcome.text},
+          {"bits_per_element", outcome.bits_per_element},
+          {"kv_bytes", outcome.kv_bytes},
+          {"prompt_tokens", outcome.n_prompt_tokens},
+          {"prefill_s", outcome.prefill_s},
+          {"timed_steps", outcome.n_steps},
+          {"timed_s", outcome.decode_s}};
+}
+
+Outcome outcome_of(const Json& row) {
+  return {.text = row.at("answer"),
+          .correct = row.at("correct"),
+          .bits_per_element = row.at("bits_per_element"),
+          .kv_bytes = row.at("kv_bytes"),
+          .n_prompt_tokens = row.at("prompt_tokens"),
+          .n_steps = row.at("timed_steps"),
+          .prefill_s = row.at("prefill_s"),
+          .decode_s = row.at("timed_s")};
+}
+
 /// One cache's results so far.
 struct Tally {
   size_t n = 0, n_correct = 0;
@@ -54,17 +90,34 @@ struct Tally {
   size_t n_prompt_tokens = 0, n_steps = 0;
   double prefill_s = 0.0, decode_s = 0.0;
 
+  void add(const Outcome& outcome) {
+    n += 1;
+    n_correct += outcome.correct;
+    bits_per_element += outcome.bits_per_element;
+    kv_bytes += outcome.kv_bytes;
+    n_prompt_tokens += outcome.n_prompt_tokens;
+    prefill_s += outcome.prefill_s;
+    if (outcome.n_steps < kLeastTimedSteps) return;
+    n_steps += outcome.n_steps;
+    decode_s += outcome.decode_s;
+  }
+
   double score() const { return n ? double(n_correct) / double(n) : 0.0; }
   double mean_bytes() const { return n ? kv_bytes / double(n) : 0.0; }
   double mean_bits() const { return n ? bits_per_element / double(n) : 0.0; }
   double prefill_rate() const { return prefill_s > 0 ? double(n_prompt_tokens) / prefill_s : 0.0; }
-  double decode_rate() const { return decode_s > 0 ? double(n_steps) / decode_s : 0.0; }
+  bool has_decode_rate() const { return n_steps > 0 && decode_s > 0; }
+  double decode_rate() const { return has_decode_rate() ? double(n_steps) / decode_s : 0.0; }
 };
 
 std::vector<LineCase> make_cases(const Options& options) {
   if (!options.file.empty()) {
     auto cases = read_line_cases(options.file);
-    if (cases.size() > options.n_prompts) cases.resize(options.n_prompts);
+    if (cases.size() > options.n_prompts) {
+      fmt::print(stderr, "mikv: {} of the {} prompts of {}; --prompts {} takes all\n", options.n_prompts, cases.size(),
+                 options.file, cases.size());
+      cases.resize(options.n_prompts);
+    }
     return cases;
   }
   std::vector<LineCase> cases;
@@ -98,62 +151,110 @@ llama::Token likeliest(std::span<const float> logits) {
 }
 
 /// Greedy; stops where a number that follows the prefix has ended, because nothing after it can change the answer.
-std::string answer(const Options& options, const llama::Model& model, const Prompt& prompt, const ArmStart& start,
-                   Tally& tally) {
-  std::string text;
+void answer(const Options& options, const llama::Model& model, const Prompt& prompt, const ArmStart& start,
+            Outcome& outcome) {
   llama::Token token = likeliest(start.logits);
   for (uint32_t i = 0; i < options.n_predict && !model.is_end_of_generation(token); ++i) {
     throw_if_interrupted();
-    text += model.piece(token);
-    if (prompt.has_prefix && answer_is_complete(text)) break;
+    outcome.text += model.piece(token);
+    if (prompt.has_prefix && answer_is_complete(outcome.text)) break;
     const Stopwatch watch;
     check(start.context->decode(token));
-    tally.decode_s += watch.seconds();
-    ++tally.n_steps;
+    if (i > 0) {  // the first step finds nothing in the processor's caches
+      outcome.decode_s += watch.seconds();
+      ++outcome.n_steps;
+    }
     token = likeliest(start.context->logits());
   }
-  return text;
 }
 
-void measure(const Options& options, const llama::Model& model, const Prompt& prompt, Arms& arms, size_t arm,
-             Tally& tally) {
+Outcome measure(const Options& options, const llama::Model& model, const Prompt& prompt, Arms& arms, size_t arm) {
   const ArmStart start = arms.start(arm);
-  Tally next = tally;  // a prompt counts only when its answer is complete
-  const std::string text = answer(options, model, prompt, start, next);
-  next.n += 1;
-  next.n_correct += answers(text, prompt.expected_number);
-  next.bits_per_element += start.usage.bits_per_element();
-  next.kv_bytes += double(start.usage.total());
-  next.n_prompt_tokens += prompt.tokens.size();
-  next.prefill_s += start.prefill_s;
-  tally = next;
+  Outcome outcome{.bits_per_element = start.usage.bits_per_element(),
+                  .kv_bytes = double(start.usage.total()),
+                  .n_prompt_tokens = prompt.tokens.size(),
+                  .prefill_s = start.prefill_s};
+  answer(options, model, prompt, start, outcome);
+  outcome.correct = answers(outcome.text, prompt.expected_number);
+  return outcome;
+}
+
+size_t n_missing(const RowLog& rows, const Arms& arms, size_t prompt) {
+  size_t n = 0;
+  for (size_t arm = 0; arm < arms.size(); ++arm) n += !rows.has(prompt, arms.choice(arm).name);
+  return n;
 }
 
 /// In prompt tokens.
-double amount_of_work(const std::vector<Prompt>& prompts, const Arms& arms) {
+double amount_of_work(const std::vector<Prompt>& prompts, const Arms& arms, const RowLog& rows) {
   double work = 0.0;
-  for (const Prompt& prompt : prompts) work += double(prompt.tokens.size() * arms.n_prefills());
-  return work + double(prompts.size() * arms.size()) * kUsualSteps * kStepInPromptTokens;
+  for (size_t i = 0; i < prompts.size(); ++i) {
+    const size_t n = n_missing(rows, arms, i);
+    work += double(prompts[i].tokens.size() * std::min(arms.n_prefills(), n)) +
+            double(n) * kUsualSteps * kStepInPromptTokens;
+  }
+  return work;
+}
+
+void measure_missing(const Options& options, const llama::Model& model, const std::vector<Prompt>& prompts, Arms& arms,
+                     RowLog& rows, Progress& progress) {
+  for (size_t i = 0; i < prompts.size(); ++i) {
+    arms.set_prompt(prompts[i].tokens);
+    for (size_t arm = 0; arm < arms.size(); ++arm) {
+      const std::string& kv = arms.choice(arm).name;
+      if (rows.has(i, kv)) continue;
+      progress.advance(0, fmt::format("prompt {} of {}, {}", i + 1, prompts.size(), kv));
+      rows.add(i, kv, row_of(measure(options, model, prompts[i], arms, arm)));
+      progress.advance(kUsualSteps * kStepInPromptTokens);
+    }
+  }
+  rows.finish();
+}
+
+std::vector<Tally> tallies_of(const RowLog& rows, const Arms& arms, size_t n_prompts) {
+  std::vector<Tally> tallies(arms.size());
+  for (size_t arm = 0; arm < arms.size(); ++arm) {
+    for (size_t i = 0; i < n_prompts; ++i) {
+      const std::string& kv = arms.choice(arm).name;
+      if (rows.has(i, kv)) tallies[arm].add(outcome_of(rows.row(i, kv)));
+    }
+  }
+  return tallies;
 }
 
 void print_table(const Arms& arms, const std::vector<Tally>& tallies) {
   using enum Table::Align;
-  Table table({{"kv", left},
-               {"score"},
-               {"correct"},
-               {"bits/element"},
-               {"KV bytes"},
-               {"of f16"},
-               {"prefill t/s"},
-               {"decode t/s"}});
+  std::vector<Table::Column> columns = {{"kv", left}, {"score"},  {"correct"},    {"bits/element"},
+                                        {"KV bytes"}, {"of f16"}, {"prefill t/s"}};
+  const bool timed = std::ranges::all_of(tallies, &Tally::has_decode_rate);
+  if (timed) columns.push_back({"decode t/s"});
+  Table table(columns);
   for (size_t arm = 0; arm < arms.size(); ++arm) {
     const Tally& t = tallies[arm];
-    table.add_row({arms.choice(arm).name, fmt::format("{:.0f} %", 100.0 * t.score()),
-                   fmt::format("{}/{}", t.n_correct, t.n), fmt::format("{:.2f}", t.mean_bits()),
-                   format_bytes(t.mean_bytes()), fmt::format("{:.0f} %", 100.0 * t.mean_bits() / 16.0),
-                   fmt::format("{:.0f}", t.prefill_rate()), fmt::format("{:.1f}", t.decode_rate())});
+    std::vector<std::string> cells = {arms.choice(arm).name,
+                                      fmt::format("{:.0f} %", 100.0 * t.score()),
+                                      fmt::format("{}/{}", t.n_correct, t.n),
+                                      fmt::format("{:.2f}", t.mean_bits()),
+                                      format_bytes(t.mean_bytes()),
+                                      fmt::format("{:.0f} %", 100.0 * t.mean_bits() / 16.0),
+                                      fmt::format("{:.0f}", t.prefill_rate())};
+    if (timed) cells.push_back(fmt::format("{:.1f}", t.decode_rate()));
+    table.add_row(std::move(cells));
   }
   table.print(stdout);
+}
+
+/// Where an uncompressed cache fails as well, the others' scores tell nothing.
+void warn_if_nobody_can(const Arms& arms, const std::vector<Tally>& tallies) {
+  for (size_t arm = 0; arm < arms.size(); ++arm) {
+    const std::string& kv = arms.choice(arm).name;
+    if ((kv == "full" || kv == "llama:f16") && tallies[arm].n > 0 && tallies[arm].n_correct == 0) {
+      fmt::print(stderr,
+                 "mikv: {} finds none either: this is too hard for the model; try fewer --lines or another model\n",
+                 kv);
+      return;
+    }
+  }
 }
 
 void add_rows(JsonReport& report, const Arms& arms, const std::vector<Tally>& tallies) {
@@ -166,13 +267,13 @@ void add_rows(JsonReport& report, const Arms& arms, const std::vector<Tally>& ta
                     {"bits_per_element", t.mean_bits()},
                     {"kv_bytes", t.mean_bytes()},
                     {"prefill_tokens_per_s", t.prefill_rate()},
-                    {"decode_tokens_per_s", t.decode_rate()}});
+                    {"decode_tokens_per_s", t.has_decode_rate() ? Json(t.decode_rate()) : Json()}});
   }
 }
 
-void write_plot(const Options& options, const llama::Model& model, const Arms& arms, const std::vector<Tally>& tallies,
+void write_plot(const Options& options, const Arms& arms, const std::vector<Tally>& tallies,
                 const std::string& subtitle) {
-  BarChart chart{.title = "Line retrieval: " + model.info().description,
+  BarChart chart{.title = "Line retrieval: " + options.model.name(),
                  .subtitle = subtitle,
                  .panels = {{"correct answers", {}}, {"KV cache at the end of the prompt", {}}}};
   double largest = 0.0;
@@ -192,8 +293,11 @@ void run(const Options& options) {
   const auto cases = make_cases(options);
   JsonReport report(options.output, "eval lines");
   if (!options.plot.empty()) check_writable(options.plot, "--plot");
+  RowLog rows(options.output);
+  options.knob.check();
   const auto model = options.model.load();
   options.knob.add_choice(*model, choices);
+  warn_beyond_training(*model, options.n_ctx);
   const auto prompts = make_prompts(options, cases, *model);
   llama::EngineOptions context_options{.n_ctx = context_size(options, prompts),
                                        .n_ubatch = options.n_ubatch,
@@ -209,28 +313,32 @@ void run(const Options& options) {
                         {"n_ctx", context_options.n_ctx},
                         {"n_ubatch", options.n_ubatch}});
 
-  std::vector<Tally> tallies(arms.size());
-  Progress progress("eval lines", amount_of_work(prompts, arms));
-  arms.on_prefill = [&](size_t n_tokens) { progress.advance(double(n_tokens)); };
-  try {
-    for (size_t i = 0; i < prompts.size(); ++i) {
-      arms.set_prompt(prompts[i].tokens);
-      for (size_t arm = 0; arm < arms.size(); ++arm) {
-        progress.advance(0, fmt::format("prompt {} of {}, {}", i + 1, prompts.size(), arms.choice(arm).name));
-        measure(options, *model, prompts[i], arms, arm, tallies[arm]);
-        progress.advance(kUsualSteps * kStepInPromptTokens);
-      }
+  rows.resume({{"model", fingerprint(model->info())},
+               {"caches", names_of(choices)},
+               {"file", options.file.empty() ? Json() : Json(text_fingerprint(read_file(options.file, "test cases")))}},
+              prompts.size() * arms.size());
+  bool stopped = false;
+  {
+    Progress progress("eval lines", amount_of_work(prompts, arms, rows));
+    arms.on_prefill = [&](size_t n_tokens) { progress.advance(double(n_tokens)); };
+    try {
+      measure_missing(options, *model, prompts, arms, rows, progress);
+    } catch (const Interrupted&) {
+      stopped = true;
+    } catch (const UserError& error) {
+      throw UserError(error.what() + rows.hint());
     }
-  } catch (const Interrupted&) {
-    report.meta()["interrupted"] = true;
   }
-  progress.clear();
+  if (stopped) report.meta()["interrupted"] = true;
+  if (stopped) rows.say_interrupted();
+  const auto tallies = tallies_of(rows, arms, prompts.size());
   print_table(arms, tallies);
+  warn_if_nobody_can(arms, tallies);
   add_rows(report, arms, tallies);
   report.write();
   if (!options.plot.empty()) {
     const size_t n_tokens = prompts.front().tokens.size();
-    write_plot(options, *model, arms, tallies,
+    write_plot(options, arms, tallies,
                fmt::format("{} prompts of about {} tokens, greedy; mikv {}", tallies.front().n, n_tokens,
                            report.meta()["commit"].get<std::string>()));
   }
@@ -269,11 +377,18 @@ void add_eval_lines_command(CLI::App& eval) {
       ->type_name("N")
       ->capture_default_str();
   add_ubatch_option(*command, options->n_ubatch);
-  command->add_option("-o,--output", options->output, "write meta data and rows as JSON")->type_name("FILE.json");
+  command
+      ->add_option("-o,--output", options->output,
+                   "write meta data and rows as JSON; FILE.rows.jsonl has each answer as it comes, and an "
+                   "interrupted run goes on from there")
+      ->type_name("FILE.json");
   command->add_option("--plot", options->plot, "write a bar chart of scores and bytes")->type_name("FILE.svg");
   command->footer(
       "Example:\n  mikv eval lines -m qwen2.5-coder-0.5b --lines 20 --prompts 20 --seed 7 \\\n"
-      "    --kv full,h2o,mikv-paper,mikv,llama:f16,llama:q4_0 -o lines.json --plot lines.svg");
+      "    --kv full,h2o,mikv-paper,mikv,llama:f16,llama:q4_0 -o lines.json --plot lines.svg\n"
+      "Answers are too short to time generation; `mikv bench decode` does that. With -n 100 --no-prefix they may be "
+      "long\n"
+      "enough: a column of decode tokens/s needs 64 tokens of one answer.");
   command->callback([options] { run(*options); });
 }
 

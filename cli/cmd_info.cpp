@@ -72,9 +72,9 @@ void print_presets(JsonReport& report) {
   fmt::print("\nWith -m MODEL: the bits per element of each preset in that model.\n");
 }
 
-void print_model(const llama::Model& model) {
+void print_model(const std::string& name, const llama::Model& model) {
   const auto& info = model.info();
-  fmt::print("model          {} ({}, {:.2f} billion weights, {})\n", info.description, info.architecture,
+  fmt::print("model          {} ({}, {:.2f} billion weights, {})\n", name, info.architecture,
              1e-9 * double(info.n_params), format_bytes(double(info.n_bytes)));
   if (info.layers.empty()) {
     fmt::print("attention      none that keeps keys and values: mikv has nothing to store for this model\n");
@@ -92,6 +92,7 @@ void run(const Options& options) {
   llama::set_verbose(options.model.verbose);
   JsonReport report(options.output, "info");
   const auto model = options.model.given() ? options.model.load() : nullptr;
+  const InterruptEndsAtOnce at_once;
   fmt::print("mikv           {} ({})\n", kVersion, kCommit);
   fmt::print("llama.cpp      {}, unmodified; cache types llama:{{{}}}\n", llama::llama_version(),
              llama::stock_type_names());
@@ -100,7 +101,7 @@ void run(const Options& options) {
   report.meta().update({{"llama_cpp", llama::llama_version()}, {"simd_targets", simd_targets()}});
   if (model) {
     options.model.describe(*model, report.meta());
-    print_model(*model);
+    print_model(options.model.name(), *model);
   }
   fmt::print("\n");
   if (model && !model->info().layers.empty())

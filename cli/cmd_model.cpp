@@ -23,7 +23,7 @@ void print_as_json(const std::vector<PackageModel>& models) {
                     {"present", model.present},
                     {"path", model.path}});
   }
-  fmt::print("{}\n", list.dump(2));
+  fmt::print("{}\n", json_text(list, 2));
 }
 
 void print_as_table(const std::vector<PackageModel>& models) {

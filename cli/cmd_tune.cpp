@@ -2,6 +2,7 @@
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
+#include <filesystem>
 #include <memory>
 
 #include "check.hpp"
@@ -20,19 +21,45 @@ struct Options {
   std::string output;
 };
 
+/// Whether the table that was written is the one that the knobs read by themselves.
+void say_who_reads(const std::string& path, const llama::ModelInfo& info) {
+  const std::string sidecar = sidecar_path(info);
+  std::error_code failure;
+  if (std::filesystem::equivalent(path, sidecar, failure) && !failure) {
+    fmt::print(stderr, "mikv: wrote {}; --kv-quality and --kv-bits pick from it for this model\n", path);
+  } else {
+    fmt::print(stderr,
+               "mikv: wrote {}; --kv-quality and --kv-bits pick from it with --kv-table {}, without that from {}\n",
+               path, path, std::filesystem::exists(sidecar, failure) ? sidecar : "the built-in table");
+  }
+}
+
+/// Models may lie where nothing can be written.
+void check_sidecar_folder(const std::string& path) {
+  try {
+    check_writable(path, "the table");
+  } catch (const UserError& error) {
+    throw UserError(std::string(error.what()) + ", with -o FILE.json");
+  }
+}
+
 void run(const Options& options) {
   const std::string text = options.kld.contents();
   const auto model = options.model.load();
   const std::string path = options.output.empty() ? sidecar_path(model->info()) : options.output;
+  if (options.output.empty()) check_sidecar_folder(path);
   JsonReport report(path, "tune");
-  const auto tokens = options.kld.tokenise(text, *model);
+  RowLog rows(path);
+  const auto chunks = options.kld.chunks_of(text, *model);
   options.model.describe(*model, report.meta());
   options.kld.describe(report.meta());
   report.meta()["fingerprint"] = fingerprint(model->info());
 
   std::vector<llama::KvChoice> choices;
   for (const std::string& spec : tuning_ladder()) choices.push_back(unwrap(llama::KvChoice::parse(spec)));
-  const KldResult result = measure_kld(*model, choices, tokens, options.kld, options.model.threads(), "tune");
+  rows.resume({{"model", fingerprint(model->info())}, {"caches", names_of(choices)}, {"text", text_fingerprint(text)}},
+              choices.size() * chunks.size());
+  const KldResult result = measure_kld(*model, choices, chunks, options.kld, options.model.threads(), "tune", rows);
   throw_if_interrupted();  // half a table would pick by other text for some specs than for others: the old one stays
 
   using enum Table::Align;
@@ -47,7 +74,7 @@ void run(const Options& options) {
   }
   table.print(stdout);
   report.write();
-  fmt::print(stderr, "mikv: wrote {}; --kv-quality and --kv-bits now pick from it\n", path);
+  say_who_reads(path, model->info());
 }
 
 }  // namespace
@@ -60,7 +87,8 @@ void add_tune_command(CLI::App& app) {
   options->kld.add_to(*command);
   command
       ->add_option("-o,--output", options->output,
-                   "where to write the table (default: MODEL.gguf.mikv.json beside the model)")
+                   "where to write the table (default: MODEL.gguf.mikv.json beside the model, where --kv-quality and "
+                   "--kv-bits look for it; another one is named with --kv-table)")
       ->type_name("FILE.json");
   command->footer(
       "Example:\n  mikv tune -m qwen2.5-coder-1.5b --text book.txt\n"

@@ -14,6 +14,7 @@
 #include <sstream>
 
 #include "errors.hpp"
+#include "interrupt.hpp"
 #include "mikv/simd.hpp"
 #include "version.hpp"
 
@@ -46,8 +47,12 @@ JsonReport::JsonReport(std::string path, const std::string& command) : path_(std
   document_["rows"] = Json::array();
 }
 
+std::string json_text(const Json& json, int indent) {
+  return json.dump(indent, ' ', false, Json::error_handler_t::replace);
+}
+
 void JsonReport::write() const {
-  if (!path_.empty()) write_file(path_, document_.dump(2) + "\n");
+  if (!path_.empty()) write_file(path_, json_text(document_, 2) + "\n");
 }
 
 void check_writable(const std::string& path, const std::string& option) {
@@ -81,6 +86,7 @@ void write_file(const std::string& path, const std::string& text) {
 }
 
 std::string read_file(const std::string& path, const std::string& what) {
+  const InterruptEndsAtOnce at_once;  // a pipe may never end
   if (path == "-") return {std::istreambuf_iterator<char>(std::cin), {}};
   std::error_code error;
   if (fs::is_directory(path, error))

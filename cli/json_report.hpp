@@ -8,6 +8,10 @@ namespace mikv::cli {
 
 using Json = nlohmann::ordered_json;  // keys stay in the order in which a reader wants them
 
+/// As text. Strings may hold any bytes (names of files, arguments): those that are no UTF-8 become U+FFFD. `indent`:
+/// spaces a level; -1: all on one line.
+std::string json_text(const Json& json, int indent);
+
 class JsonReport {
  public:
   /// meta starts with the command line, version, commit, CPU and date. `path` may be empty: then write() does nothing.

@@ -3,13 +3,16 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 #include <functional>
+#include <optional>
 #include <span>
 
 #include "arms.hpp"
 #include "check.hpp"
 #include "progress.hpp"
 #include "statistics.hpp"
+#include "utf8.hpp"
 
 namespace mikv::cli {
 namespace {
@@ -30,13 +33,28 @@ void feed(llama::EngineContext& context, std::span<const llama::Token> tokens, P
   }
 }
 
-/// One chunk under every arm. A chunk counts for an arm only when the arm has finished it.
+/// One chunk under every arm whose row is not there yet.
 class ChunkRun {
  public:
-  ChunkRun(const KldOptions& options, Arms& arms, std::vector<KldTally>& tallies, Progress& progress)
-      : options_(options), arms_(arms), tallies_(tallies), progress_(progress) {}
+  ChunkRun(const KldOptions& options, Arms& arms, RowLog& rows, Progress& progress)
+      : options_(options), arms_(arms), rows_(rows), progress_(progress) {}
+
+  size_t n_missing(size_t index) const {
+    size_t n = 0;
+    for (size_t arm = 1; arm < arms_.size(); ++arm) n += !rows_.has(index, arms_.choice(arm).name);
+    return n;
+  }
+
+  /// In prompt tokens.
+  double work(size_t index) const {
+    const size_t n = n_missing(index);
+    if (n == 0) return 0.0;
+    return double(options_.n_context) * double(std::min(arms_.n_prefills(), n + 1)) +
+           kStepInPromptTokens * double(options_.n_tokens) * double(n + 1);
+  }
 
   void run(std::span<const llama::Token> chunk, size_t index) {
+    if (n_missing(index) == 0) return;
     const auto continuation = chunk.subspan(options_.n_context);
     arms_.set_prompt({chunk.begin(), chunk.begin() + options_.n_context});
     const std::string note = fmt::format("chunk {} of {}, ", index + 1, options_.n_chunks);
@@ -45,29 +63,40 @@ class ChunkRun {
     feed(*arms_.start(0).context, continuation, progress_,
          [&](size_t i, std::vector<double> log_p) { reference[i] = std::move(log_p); });
     for (size_t arm = 1; arm < arms_.size(); ++arm) {
-      progress_.advance(0, note + arms_.choice(arm).name);
-      compare(arm, continuation, reference);
+      const std::string& kv = arms_.choice(arm).name;
+      if (rows_.has(index, kv)) continue;
+      progress_.advance(0, note + kv);
+      rows_.add(index, kv, compare(arm, continuation, reference));
     }
   }
 
  private:
-  void compare(size_t arm, std::span<const llama::Token> continuation, const Reference& reference) {
+  Json compare(size_t arm, std::span<const llama::Token> continuation, const Reference& reference) {
     const ArmStart start = arms_.start(arm);
-    KldTally next = tallies_[arm];
+    std::vector<double> divergences;
+    size_t n_same_top = 0;
     feed(*start.context, continuation, progress_, [&](size_t i, const std::vector<double>& log_q) {
-      next.divergences.push_back(kl_divergence(reference[i], log_q));
-      next.n_same_top += top(reference[i]) == top(log_q);
+      divergences.push_back(kl_divergence(reference[i], log_q));
+      n_same_top += top(reference[i]) == top(log_q);
     });
-    next.bits_per_element += start.usage.bits_per_element();
-    next.n_chunks += 1;
-    tallies_[arm] = std::move(next);
+    return {{"bits_per_element", start.usage.bits_per_element()},
+            {"n_same_top", n_same_top},
+            {"divergences", std::move(divergences)}};
   }
 
   const KldOptions& options_;
   Arms& arms_;
-  std::vector<KldTally>& tallies_;
+  RowLog& rows_;
   Progress& progress_;
 };
+
+/// What tokenize() puts before a text, if the model wants something there.
+std::optional<llama::Token> beginning_of_text(const llama::Model& model) {
+  // Compared with a text, because a model may want an end of the text as well, and the same token for both.
+  const auto with = model.tokenize("a", true), without = model.tokenize("a", false);
+  if (with.size() <= without.size() || !std::equal(without.begin(), without.end(), with.begin() + 1)) return {};
+  return with.front();
+}
 
 }  // namespace
 
@@ -100,18 +129,34 @@ void KldOptions::describe(Json& meta) const {
 
 std::string KldOptions::contents() const {
   if (text.empty()) throw UserError("no text; give a plain text file with --text FILE");
-  return read_file(text, "text");
+  return readable_text(read_file(text, "text"), "--text " + text);
 }
 
-std::vector<llama::Token> KldOptions::tokenise(const std::string& contents, const llama::Model& model) const {
-  auto tokens = model.tokenize(contents, true);
-  const size_t needed = size_t(n_chunks) * (n_context + n_tokens);
+std::vector<std::vector<llama::Token>> KldOptions::chunks_of(const std::string& contents,
+                                                             const llama::Model& model) const {
+  const auto begin = beginning_of_text(model);
+  const auto tokens = model.tokenize(contents, false);
+  const size_t n_each = n_context + n_tokens - (begin ? 1 : 0), needed = n_chunks * n_each;
   if (tokens.size() < needed) {
     throw UserError(
         fmt::format("--text {} has {} tokens, but {} chunks of {} need {}; use a longer text or fewer --chunks", text,
-                    tokens.size(), n_chunks, n_context + n_tokens, needed));
+                    tokens.size(), n_chunks, n_each, needed));
   }
-  return tokens;
+  std::vector<std::vector<llama::Token>> chunks(n_chunks);
+  for (size_t i = 0; i < n_chunks; ++i) {
+    if (begin) chunks[i].push_back(*begin);
+    const auto first = tokens.begin() + std::ptrdiff_t(i * n_each);
+    chunks[i].insert(chunks[i].end(), first, first + std::ptrdiff_t(n_each));
+  }
+  return chunks;
+}
+
+void KldTally::add(const Json& row) {
+  // JSON has no NaN.
+  for (const Json& value : row.at("divergences")) divergences.push_back(value.is_number() ? value.get<double>() : NAN);
+  n_same_top += row.at("n_same_top").get<size_t>();
+  bits_per_element += row.at("bits_per_element").get<double>();
+  n_chunks += 1;
 }
 
 Json KldTally::to_json() const {
@@ -127,31 +172,41 @@ Json KldTally::to_json() const {
 }
 
 KldResult measure_kld(const llama::Model& model, std::vector<llama::KvChoice> choices,
-                      const std::vector<llama::Token>& tokens, const KldOptions& options, int n_threads,
-                      const std::string& title) {
+                      const std::vector<std::vector<llama::Token>>& chunks, const KldOptions& options, int n_threads,
+                      const std::string& title, RowLog& rows) {
   // The reference runs as an arm of its own, ahead of the others.
   choices.insert(choices.begin(), unwrap(llama::KvChoice::parse("full")));
-  const size_t chunk_size = options.n_context + options.n_tokens;
   Arms arms(model, choices,
-            {.n_ctx = uint32_t((chunk_size + 255) / 256 * 256),
+            {.n_ctx = uint32_t((chunks.front().size() + 255) / 256 * 256),
              .n_ubatch = options.n_ubatch,
              .n_threads = n_threads,
              .should_stop = interrupted});
   KldResult result;
-  result.tallies.resize(arms.size());
-  const double work_per_chunk = double(options.n_context) * double(arms.n_prefills()) +
-                                kStepInPromptTokens * double(options.n_tokens) * double(arms.size());
-  Progress progress(title, options.n_chunks * work_per_chunk);
+  double work = 0.0;
+  {
+    Progress none("", 1.0);
+    const ChunkRun plan(options, arms, rows, none);
+    for (size_t i = 0; i < chunks.size(); ++i) work += plan.work(i);
+  }
+  Progress progress(title, work);
   arms.on_prefill = [&](size_t n) { progress.advance(double(n)); };
-  ChunkRun chunk_run(options, arms, result.tallies, progress);
+  ChunkRun chunk_run(options, arms, rows, progress);
   try {
-    for (size_t i = 0; i < options.n_chunks; ++i)
-      chunk_run.run(std::span(tokens).subspan(i * chunk_size, chunk_size), i);
+    for (size_t i = 0; i < chunks.size(); ++i) chunk_run.run(chunks[i], i);
+    rows.finish();
   } catch (const Interrupted&) {
     result.interrupted = true;
+  } catch (const UserError& error) {
+    throw UserError(error.what() + rows.hint());
   }
   progress.clear();
-  result.tallies.erase(result.tallies.begin());
+  for (size_t arm = 1; arm < arms.size(); ++arm) {
+    KldTally& tally = result.tallies.emplace_back();
+    for (size_t i = 0; i < chunks.size(); ++i) {
+      if (rows.has(i, choices[arm].name)) tally.add(rows.row(i, choices[arm].name));
+    }
+  }
+  if (result.interrupted) rows.say_interrupted();
   return result;
 }
 

@@ -1,8 +1,9 @@
 // KL divergence of the next token's distribution to the full cache's, for several caches on the same text.
 //
-// The text is tokenised once. Chunk i is `n_context` tokens as a prompt, compressed at its end, and the next `n_tokens`
-// tokens fed one by one. After each of these the distribution is compared with the one that our uncompressed cache
-// gives.
+// The text is tokenised once, as text: what looks like a control token is none. Chunk i is `n_context` tokens as a
+// prompt, compressed at its end, and the next `n_tokens` tokens fed one by one. Each chunk begins with BOS where the
+// model wants one, as in llama-perplexity: some models are next to random without it. After each of the tokens that are
+// fed the distribution is compared with the one that our uncompressed cache gives.
 #pragma once
 
 #include <CLI/CLI.hpp>
@@ -12,6 +13,7 @@
 #include "engine/engine.hpp"
 #include "json_report.hpp"
 #include "model_options.hpp"
+#include "row_log.hpp"
 
 namespace mikv::cli {
 
@@ -27,8 +29,8 @@ struct KldOptions {
   void describe(Json& meta) const;
   /// The text. Throws UserError if none was given or it cannot be read.
   std::string contents() const;
-  /// Throws UserError if it is too short.
-  std::vector<llama::Token> tokenise(const std::string& contents, const llama::Model& model) const;
+  /// The chunks, of n_context + n_tokens tokens each. Throws UserError if the text is too short.
+  std::vector<std::vector<llama::Token>> chunks_of(const std::string& contents, const llama::Model& model) const;
 };
 
 /// What one cache gave, over all tokens that were compared.
@@ -39,6 +41,8 @@ struct KldTally {
   size_t n_chunks = 0;
 
   double same_top() const { return divergences.empty() ? 0.0 : double(n_same_top) / double(divergences.size()); }
+  /// Adds a row of a chunk.
+  void add(const Json& row);
   double mean_bits() const { return n_chunks ? bits_per_element / double(n_chunks) : 0.0; }
   /// mean, median, p99, p999, max, same_top, bits_per_element, n.
   Json to_json() const;
@@ -50,9 +54,10 @@ struct KldResult {
   bool interrupted = false;
 };
 
-/// Measures every choice, with progress on stderr under `title`.
+/// Measures every choice, with progress on stderr under `title`. Rows go to `rows`, and those that it has are not
+/// measured again.
 KldResult measure_kld(const llama::Model& model, std::vector<llama::KvChoice> choices,
-                      const std::vector<llama::Token>& tokens, const KldOptions& options, int n_threads,
-                      const std::string& title);
+                      const std::vector<std::vector<llama::Token>>& chunks, const KldOptions& options, int n_threads,
+                      const std::string& title, RowLog& rows);
 
 }  // namespace mikv::cli

@@ -24,16 +24,16 @@ struct Source {
   std::string name;
 };
 
-Source find_table(const llama::ModelInfo& info) {
-  const std::string path = sidecar_path(info);
+Source find_table(const llama::ModelInfo& info, const std::string& named) {
+  const std::string path = named.empty() ? sidecar_path(info) : named;
   std::error_code failure;
-  if (!std::filesystem::exists(path, failure)) {
+  if (named.empty() && !std::filesystem::exists(path, failure)) {
     return {read_tuning(std::string(embedded::kv_table_json), "", "built-in table"),
             "built-in table; `mikv tune` measures this model"};
   }
-  const uintmax_t size = std::filesystem::file_size(path, failure);
+  const uintmax_t size = std::filesystem::file_size(path, failure);  // an error where it is no regular file
   if (failure || size > kMaxSidecarBytes)
-    throw UserError(path + " is no tuning table; delete it or run `mikv tune` again");
+    throw UserError(path + " is no tuning table; run `mikv tune` again or delete it");
   return {read_tuning(read_file(path, "tuning table"), fingerprint(info), path), path};
 }
 
@@ -54,6 +54,12 @@ std::string fingerprint(const llama::ModelInfo& info) {
   return fmt::format("{}, {} parameters, {} bytes, {} layers of {}/{} heads of {}/{}", info.description, info.n_params,
                      info.n_bytes, info.layers.size(), shape.n_heads, shape.n_kv_heads, shape.head_dim_k,
                      shape.head_dim_v);
+}
+
+std::vector<std::string> names_of(const std::vector<llama::KvChoice>& choices) {
+  std::vector<std::string> names;
+  for (const llama::KvChoice& choice : choices) names.push_back(choice.name);
+  return names;
 }
 
 std::string sidecar_path(const llama::ModelInfo& info) { return info.path + ".mikv.json"; }
@@ -93,6 +99,7 @@ const TunedSpec& pick_by_quality(const std::vector<TunedSpec>& rows, double kld)
 }
 
 const TunedSpec& pick_by_bits(const std::vector<TunedSpec>& rows, double bits) {
+  if (bits >= rows.back().bits_per_element) return rows.back();
   const TunedSpec* best = nullptr;
   for (const TunedSpec& row : rows) {
     if (row.bits_per_element <= bits && (!best || row.mean_kld < best->mean_kld)) best = &row;
@@ -111,14 +118,27 @@ void KvKnob::add_to(CLI::App& command) {
       ->type_name("BITS")
       ->check(in_range(0.1, 32.0))
       ->excludes(by_quality);
+  command
+      .add_option("--kv-table", table, "the table that these pick from, of `mikv tune -o` (default: the model's own)")
+      ->type_name("FILE.json");
+}
+
+void KvKnob::check() const {
+  if (table.empty()) return;
+  if (!given()) throw UserError("--kv-table is what --kv-quality or --kv-bits pick from; give one of them too");
+  std::error_code failure;
+  if (!std::filesystem::exists(table, failure))
+    throw UserError(fmt::format("no tuning table {}; `mikv tune -m MODEL --text FILE -o {}` writes one", table, table));
 }
 
 std::string KvKnob::pick(const llama::Model& model) const {
-  const Source source = find_table(model.info());
+  const Source source = find_table(model.info(), table);
   const TunedSpec& row = quality > 0.0 ? pick_by_quality(source.rows, quality) : pick_by_bits(source.rows, bits);
-  fmt::print(stderr, "mikv: {} gives --kv {}: {:.2f} bits per element, KL divergence {:.4f} ({})\n",
+  const bool largest = quality <= 0.0 && bits >= source.rows.back().bits_per_element;
+  fmt::print(stderr, "mikv: {} gives --kv {}: {:.2f} bits per element, KL divergence {:.4f} ({}{})\n",
              quality > 0.0 ? fmt::format("--kv-quality {}", quality) : fmt::format("--kv-bits {}", bits), row.spec,
-             row.bits_per_element, row.mean_kld, source.name);
+             row.bits_per_element, row.mean_kld, source.name,
+             largest ? "; the largest that was measured, --kv full is exact" : "");
   return row.spec;
 }
 

@@ -2,17 +2,21 @@
 
 #include <fmt/format.h>
 
-#include <algorithm>
-#include <cctype>
+#include <cerrno>
+#include <cmath>
+#include <cstdlib>
 #include <iterator>
-#include <nlohmann/json.hpp>
 #include <set>
 #include <sstream>
+#include <stdexcept>
+#include <string_view>
 
 #include "errors.hpp"
 #include "json_report.hpp"
 #include "random.hpp"
+#include "utf8.hpp"
 #include "word_lists.hpp"
+#include "written_number.hpp"
 
 namespace mikv::cli {
 namespace {
@@ -25,8 +29,6 @@ constexpr std::string_view kHeader =
     "certain line index. Now the record start:\n\n";
 constexpr uint32_t kLargestNumber = 50000;
 
-bool is_digit(char c) { return std::isdigit(static_cast<unsigned char>(c)); }
-
 /// "brave-otter" in "... in line brave-otter? I need the number."
 std::string asked_line(const std::string& prompt) {
   constexpr std::string_view kBefore = "in line ";
@@ -37,12 +39,65 @@ std::string asked_line(const std::string& prompt) {
   return prompt.substr(begin + kBefore.size(), end - begin - kBefore.size());
 }
 
+/// What is wrong with a row. Its file and line are put before it.
+struct BadRow : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+/// Throws BadRow unless the text is one whole number of at most 64 bits, as people write them.
+std::string whole_number(const std::string& text) {
+  const auto bad = [&](const char* why) {
+    throw BadRow(fmt::format("has the expected_number \"{}\", which {}", text.substr(0, 40), why));
+  };
+  const size_t begin = text.find_first_not_of(" \t"), last = text.find_last_not_of(" \t");
+  if (begin == std::string::npos) bad("is empty");
+  std::string_view rest = std::string_view(text).substr(begin, last + 1 - begin);
+  std::string sign;
+  for (const std::string_view minus : {"-", "\xE2\x88\x92"}) {  // U+2212
+    if (sign.empty() && rest.starts_with(minus)) {
+      sign = "-";
+      rest.remove_prefix(minus.size());
+    }
+  }
+  if (sign.empty() && rest.starts_with('+')) rest.remove_prefix(1);
+  const WrittenNumber number = next_number(rest, 0);
+  if (number.digits.empty() || number.begin != 0 || number.end != rest.size() || !number.whole)
+    bad("is no whole number");
+  const std::string digits = sign + number.digits;
+  errno = 0;
+  if (sign.empty()) {
+    (void)std::strtoull(digits.c_str(), nullptr, 10);
+  } else {
+    (void)std::strtoll(digits.c_str(), nullptr, 10);
+  }
+  if (errno == ERANGE) bad("does not fit 64 bits");
+  return digits;
+}
+
+std::string expected_number(const nlohmann::json& value) {
+  if (value.is_string()) return whole_number(value.get<std::string>());
+  if (value.is_number_unsigned()) return std::to_string(value.get<uint64_t>());
+  if (value.is_number_integer()) return std::to_string(value.get<int64_t>());
+  // Tools that know no integers write 47123.0. Beyond 2^53 a double does not tell which integer was meant.
+  const double number = value.is_number() ? value.get<double>() : NAN;
+  if (std::abs(number) <= 0x1p53 && number == std::trunc(number)) return std::to_string(int64_t(number));
+  throw BadRow(fmt::format("has the expected_number {}, which is no whole number of at most 64 bits",
+                           json_text(Json(value), -1).substr(0, 40)));
+}
+
+/// Throws BadRow.
 LineCase read_line_case(const std::string& text) {
-  const auto json = nlohmann::json::parse(text);
+  if (find_invalid_utf8(text) != std::string::npos) throw BadRow("is not UTF-8; convert the file with iconv");
+  const auto json = nlohmann::json::parse(text, nullptr, false);
+  if (json.is_discarded()) throw BadRow("is no JSON");
+  if (json.is_array()) throw BadRow("is a JSON array; jq -c '.[]' FILE writes its rows one a line");
+  if (!json.is_object()) throw BadRow("is no JSON object");
+  const auto prompt = json.find("prompt"), expected = json.find("expected_number");
+  if (prompt == json.end() || !prompt->is_string()) throw BadRow("has no \"prompt\" that is text");
+  if (expected == json.end()) throw BadRow("has no \"expected_number\"");
   LineCase result;
-  result.prompt = json.at("prompt").get<std::string>();
-  const auto& expected = json.at("expected_number");
-  result.expected_number = expected.is_string() ? expected.get<std::string>() : std::to_string(expected.get<int64_t>());
+  result.prompt = prompt->get<std::string>();
+  result.expected_number = expected_number(*expected);
   result.line_name = asked_line(result.prompt);
   return result;
 }
@@ -82,7 +137,10 @@ LineCase make_line_case(uint32_t n_lines, uint64_t seed, uint32_t index) {
 }
 
 std::vector<LineCase> read_line_cases(const std::string& path) {
-  std::istringstream file(read_file(path, "test cases"));
+  std::string text = read_file(path, "test cases");
+  constexpr std::string_view kByteOrderMark = "\xEF\xBB\xBF";
+  if (text.starts_with(kByteOrderMark)) text.erase(0, kByteOrderMark.size());
+  std::istringstream file(text);
   std::vector<LineCase> cases;
   size_t line_number = 0;
   for (std::string line; std::getline(file, line);) {
@@ -90,11 +148,11 @@ std::vector<LineCase> read_line_cases(const std::string& path) {
     if (line.find_first_not_of(" \t\r") == std::string::npos) continue;
     try {
       cases.push_back(read_line_case(line));
-    } catch (const nlohmann::json::exception&) {
-      throw UserError(
-          fmt::format("{} line {} is not a test case; each line must be a JSON object with \"prompt\" (text) and "
-                      "\"expected_number\" (a whole number)",
-                      path, line_number));
+    } catch (const BadRow& bad) {
+      throw UserError(fmt::format(
+          "{} line {} {}; a test case is a JSON object on one line, with \"prompt\" (text) and \"expected_number\" (a "
+          "whole number)",
+          path, line_number, bad.what()));
     }
   }
   if (cases.empty())
@@ -103,17 +161,18 @@ std::vector<LineCase> read_line_cases(const std::string& path) {
 }
 
 bool answers(const std::string& answer, const std::string& expected_number) {
-  for (auto at = answer.begin(); at != answer.end();) {
-    const auto begin = std::find_if(at, answer.end(), is_digit);
-    at = std::find_if_not(begin, answer.end(), is_digit);
-    if (std::string(begin, at) == expected_number && !expected_number.empty()) return true;
+  if (expected_number.empty()) return false;
+  for (size_t at = 0;;) {
+    const WrittenNumber number = next_number(answer, at);
+    if (number.digits.empty()) return false;
+    if (number.whole && number.digits == expected_number) return true;
+    at = number.end;
   }
-  return false;
 }
 
 bool answer_is_complete(const std::string& answer) {
-  const auto digits = std::ranges::find_if(answer, is_digit);
-  return std::find_if_not(digits, answer.end(), is_digit) != answer.end();
+  const WrittenNumber number = next_number(answer, 0);
+  return !number.digits.empty() && number.ended;
 }
 
 }  // namespace mikv::cli

@@ -11,7 +11,7 @@ namespace mikv::cli {
 struct LineCase {
   std::string prompt;           ///< the user's message
   std::string line_name;        ///< the line that is asked for; empty if a file's prompt does not tell
-  std::string expected_number;  ///< decimal digits
+  std::string expected_number;  ///< decimal digits, '-' before them if it is negative
 
   /// How an answer begins, so that the model only has to give the number; empty if the line's name is unknown.
   std::string answer_prefix() const;
@@ -23,11 +23,12 @@ LineCase make_line_case(uint32_t n_lines, uint64_t seed, uint32_t index);
 /// Most lines a case can have: all names differ.
 uint32_t max_lines();
 
-/// LongEval's own test cases: one JSON object a line, with `prompt` and `expected_number`.
-/// Throws UserError that names the file and line.
+/// LongEval's own test cases: one JSON object a line, with `prompt` and `expected_number`, a whole number that may also
+/// be a string ("12,345"). A byte order mark, CRLF and empty lines are fine. Throws UserError that names the file and
+/// line.
 std::vector<LineCase> read_line_cases(const std::string& path);
 
-/// True if one of the whole numbers in `answer` is the expected one.
+/// True if one of the whole numbers in `answer` is the expected one. "12,345" is one number (written_number.hpp).
 bool answers(const std::string& answer, const std::string& expected_number);
 
 /// True once nothing that follows can change a prefixed answer: a number was given and ended.

@@ -88,15 +88,26 @@ void give_back_what_is_freed() {
 #endif
 }
 
-// -m may name a model of ours.
+// With these llama.cpp fetches what -m names and is not there.
+bool fetches(const std::vector<std::string>& args) {
+  static constexpr std::array flags = {"-mu", "--model-url", "-hf", "-hfr", "--hf-repo", "-dr", "--docker-repo"};
+  return std::ranges::any_of(args, [](const std::string& arg) { return std::ranges::find(flags, arg) != flags.end(); });
+}
+
+// -m may name a model of ours. What is no file is refused here: llama.cpp says so in ten lines, or waits for ever.
 void resolve_models(std::vector<std::string>& args) {
   const auto known = package_models();
+  const bool may_be_missing = fetches(args);
   for (size_t i = 0; i + 1 < args.size(); ++i) {
     static constexpr std::array flags = {"-m", "--model", "-md", "--model-draft"};
-    if (std::find(flags.begin(), flags.end(), args[i]) == flags.end() || std::filesystem::exists(args[i + 1])) continue;
-    const bool ours =
-        std::any_of(known.begin(), known.end(), [&](const PackageModel& m) { return m.name == args[i + 1]; });
-    if (ours) args[i + 1] = resolve_model(args[i + 1]);
+    if (std::ranges::find(flags, args[i]) == flags.end()) continue;
+    std::string& model = args[i + 1];
+    std::error_code failure;
+    const bool exists = std::filesystem::exists(model, failure);
+    const bool ours = !exists && std::ranges::any_of(known, [&](const PackageModel& m) { return m.name == model; });
+    if (ours) model = resolve_model(model);
+    const bool is_list = !exists && model.find(',') != std::string::npos;  // of llama-bench
+    if (!ours && !is_list && (exists || !may_be_missing)) require_model_file(model);
   }
 }
 

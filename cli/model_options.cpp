@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <cstdlib>
+#include <filesystem>
 
 #include "check.hpp"
 #include "model_store.hpp"
@@ -22,6 +23,12 @@ void ModelOptions::add_to(CLI::App& command) {
   command.add_flag("--verbose", verbose, "show llama.cpp's own log");
 }
 
+std::string ModelOptions::name() const {
+  if (!hugging_face.empty()) return hugging_face;
+  const std::filesystem::path file = std::filesystem::path(model).filename();
+  return (file.extension() == ".gguf" ? file.stem() : file).string();
+}
+
 int ModelOptions::threads() const { return n_threads > 0 ? n_threads : llama::default_threads(); }
 
 std::unique_ptr<llama::Model> ModelOptions::load() const {
@@ -29,6 +36,8 @@ std::unique_ptr<llama::Model> ModelOptions::load() const {
   if (!given()) throw UserError("no model given; use -m FILE, -m NAME (see `mikv model list`) or --hf user/model");
   const std::string path =
       hugging_face.empty() ? resolve_model(model) : unwrap(llama::fetch_hugging_face(hugging_face));
+  const InterruptEndsAtOnce at_once;  // llama.cpp cannot be told to stop while it loads
+  require_model_file(path);
   return unwrap(llama::Model::load(path));
 }
 
@@ -71,6 +80,15 @@ void add_kv_option(CLI::App& command, std::string& list, const std::string& defa
 }
 
 std::vector<llama::KvChoice> parse_kv_option(const std::string& list) { return unwrap(llama::parse_kv_list(list)); }
+
+void warn_beyond_training(const llama::Model& model, uint32_t n_ctx) {
+  const uint32_t trained = model.info().n_ctx_train;
+  if (trained == 0 || n_ctx <= trained) return;
+  fmt::print(
+      stderr,
+      "mikv: -c {} is more than the {} tokens that the model was trained for; beyond them it may make no sense\n",
+      n_ctx, trained);
+}
 
 void require_fits(size_t n_tokens, uint32_t n_ctx, const std::string& what) {
   if (n_tokens <= n_ctx) return;

@@ -23,6 +23,8 @@ struct ModelOptions {
   /// Loads -m or --hf. Throws UserError.
   std::unique_ptr<llama::Model> load() const;
   int threads() const;
+  /// As people call the model: the file's name without .gguf, or the repository.
+  std::string name() const;
 
   /// What a report says about them.
   void describe(const llama::Model& loaded, Json& meta) const;
@@ -38,6 +40,9 @@ void add_ubatch_option(CLI::App& command, uint32_t& n_ubatch);
 void add_kv_option(CLI::App& command, std::string& list, const std::string& default_list);
 /// Throws UserError.
 std::vector<llama::KvChoice> parse_kv_option(const std::string& list);
+
+/// A line on stderr if a context is longer than those that the model has seen.
+void warn_beyond_training(const llama::Model& model, uint32_t n_ctx);
 
 /// Throws UserError if `n_tokens` do not fit a context of `n_ctx`.
 void require_fits(size_t n_tokens, uint32_t n_ctx, const std::string& what);

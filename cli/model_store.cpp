@@ -15,7 +15,10 @@
 #include <cstring>
 #include <filesystem>
 #include <nlohmann/json.hpp>
+#include <regex>
 #include <string_view>
+#include <system_error>
+#include <utility>
 
 #include "errors.hpp"
 #include "interrupt.hpp"
@@ -156,6 +159,55 @@ const PackageModel* find(const std::vector<PackageModel>& models, const std::str
   return found == models.end() ? nullptr : &*found;
 }
 
+size_t edit_distance(std::string_view a, std::string_view b) {
+  std::vector<size_t> row(b.size() + 1);
+  for (size_t j = 0; j <= b.size(); ++j) row[j] = j;
+  for (size_t i = 1; i <= a.size(); ++i) {
+    size_t diagonal = std::exchange(row[0], i);
+    for (size_t j = 1; j <= b.size(); ++j) {
+      const size_t replaced = diagonal + (a[i - 1] != b[j - 1]);
+      diagonal = row[j];
+      row[j] = std::min({replaced, row[j] + 1, row[j - 1] + 1});
+    }
+  }
+  return row[b.size()];
+}
+
+/// The known name that `typed` is the beginning of or nearly is; empty if there is none.
+std::string similar_model(std::string_view typed) {
+  constexpr size_t kLeastBeginning = 3;
+  if (typed.ends_with(".gguf")) typed.remove_suffix(std::string_view(".gguf").size());
+  std::string nearest;
+  size_t least = typed.size() / 3;
+  for (const PackageModel& model : package_models()) {
+    if (typed.size() >= kLeastBeginning && model.name.starts_with(typed)) return model.name;
+    const size_t distance = edit_distance(typed, model.name);
+    if (distance > least) continue;
+    least = distance;
+    nearest = model.name;
+  }
+  return nearest;
+}
+
+/// A model in several files, NAME-00001-of-00003.gguf and so on, is named by its first one.
+void require_whole_split(const std::string& path) {
+  static const std::regex form("(.*-)([0-9]{5})-of-([0-9]{5})(\\.gguf)");
+  std::smatch parts;
+  if (!std::regex_match(path, parts, form)) return;
+  const auto part = [&](int n) { return fmt::format("{}{:05}-of-{}{}", parts.str(1), n, parts.str(3), parts.str(4)); };
+  const int n_parts = std::stoi(parts.str(3)), given = std::stoi(parts.str(2));
+  if (given != 1) {
+    throw UserError(fmt::format("\"{}\" is part {} of a model in {} files; give -m the first, \"{}\"", path, given,
+                                n_parts, part(1)));
+  }
+  std::error_code failure;
+  for (int n = 2; n <= n_parts; ++n) {
+    if (fs::exists(part(n), failure)) continue;
+    throw UserError(
+        fmt::format("\"{}\" is a model in {} files, of which \"{}\" is missing; fetch it too", path, n_parts, part(n)));
+  }
+}
+
 std::string file_of(const PackageModel& model) { return model.present ? model.path : fetch(model.name); }
 
 }  // namespace
@@ -193,6 +245,26 @@ std::string fetch_model(const std::string& name) {
   std::string known;
   for (const auto& model : models) known += (known.empty() ? "" : ", ") + model.name;
   throw UserError(fmt::format("there is no model \"{}\" to fetch; known are {}", name, known));
+}
+
+void require_model_file(const std::string& path) {
+  constexpr const char* kRemedy = "give -m a GGUF file or a name from `mikv model list`";
+  std::error_code error, ignored;
+  const fs::file_status status = fs::status(path, error);
+  const auto refuse = [&](const std::string& what) { throw UserError(fmt::format("{}; {}", what, kRemedy)); };
+  if (error == std::errc::too_many_symbolic_link_levels)
+    refuse(fmt::format("\"{}\" is a link that leads in a circle", path));
+  if (status.type() == fs::file_type::not_found) {
+    if (fs::is_symlink(fs::symlink_status(path, ignored)))
+      refuse(fmt::format("\"{}\" is a link to \"{}\", which is not there", path,
+                         fs::read_symlink(path, ignored).string()));
+    const std::string known = similar_model(path);
+    refuse(fmt::format("no model file \"{}\"{}", path, known.empty() ? "" : fmt::format("; did you mean {}?", known)));
+  }
+  if (error) refuse(fmt::format("cannot read model \"{}\": {}", path, error.message()));
+  if (fs::is_directory(status)) refuse(fmt::format("\"{}\" is a directory, not a file", path));
+  if (!fs::is_regular_file(status)) refuse(fmt::format("\"{}\" is a pipe, a socket or a device, not a file", path));
+  require_whole_split(path);
 }
 
 std::string resolve_model(const std::string& name_or_file) {

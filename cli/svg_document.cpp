@@ -2,12 +2,15 @@
 
 #include <fmt/format.h>
 
+#include "utf8.hpp"
+
 namespace mikv::cli {
 namespace {
 
 std::string escaped(const std::string& text) {
   std::string result;
-  for (char c : text) {
+  for (char c : to_valid_utf8(text)) {
+    if (static_cast<unsigned char>(c) < ' ') c = ' ';  // XML has no other control characters
     switch (c) {
       case '&': result += "&amp;"; break;
       case '<': result += "&lt;"; break;

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -41,7 +42,41 @@ class Run(Case):
         self.assertSucceeded(result)
         self.assertTrue(result.stdout.strip())
         last = result.stderr.strip().splitlines()[-1]
-        self.assertRegex(last, r"tokens at [\d.]+ tokens/s .*; KV [\d.]+ \wiB \(.*hi .*lo .*\), [\d.]+ bits per element, \d+ % of f16")
+        self.assertRegex(last, r"^mikv: 12 tokens at [\d.]+ tokens/s; prompt of \d+ at [\d.]+(, compressed in [\d.]+ s)?; KV [\d.]+ \wiB, \d+ % of f16 \([\d.]+ \wiB\)$")
+        self.assertLess(len(last), 140)
+
+    def test_details_only_where_asked_for(self):
+        result = self.run_model("-p", "Which is a colour? " + ", ".join(map(str, range(100))), "-n", 2, "--verbose")
+        self.assertSucceeded(result)
+        self.assertRegex(result.stderr, r"mikv: [\d.]+ bits per element: .*hi .*lo .*; process peak")
+
+    def test_says_when_nothing_is_compressed_yet(self):
+        for kv, said in (("mikv", True), ("full", False), ("llama:f16", False)):
+            result = self.run_model("-p", "Name a colour.", "-n", 4, "--kv", kv)
+            self.assertSucceeded(result)
+            self.assertEqual("nothing is compressed under 256 tokens" in result.stderr, said, result.stderr)
+
+    def test_prompt_of_any_bytes(self):
+        result = self.run_model("-f", self.file("p.txt", b"na\xefve \xf7\xbf\xbf\xbf \0 end"), "-n", 4)
+        self.assertSucceeded(result)
+        self.assertIn("not UTF-8 in line 1", result.stderr)
+        self.assertSucceeded(self.run_model("-p", os.fsdecode(b"na\xefve"), "-n", 2))
+
+    def test_context_longer_than_the_model_was_trained_for(self):
+        result = self.run_model("-p", "Name a colour.", "-n", 2, "-c", 20000)
+        self.assertSucceeded(result)
+        self.assertIn("-c 20000 is more than the 8192 tokens", result.stderr)
+
+    def test_interrupt_while_the_prompt_is_read(self):
+        prompt = self.file("p.txt", "A colour is " + ", ".join(map(str, range(1300))))
+        process = subprocess.Popen([BINARY, "run", "-m", self.model(), "-t", THREADS, "-c", "0", "-f", prompt],
+                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment())
+        while b"reading the prompt" not in process.stderr.readline():
+            self.assertIsNone(process.poll())
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+        self.assertEqual(process.returncode, 130, err)
+        self.assertRegex(err.decode(), r"interrupted while the prompt was read: \d+ of \d+ tokens")
 
     def test_same_answer_twice_and_with_a_fixed_seed(self):
         for sampling in ([], ["--temp", 0.8, "--seed", 5]):
@@ -53,6 +88,8 @@ class Run(Case):
         expected = self.run_model("-p", prompt, "-n", 8).stdout
         self.assertEqual(self.run_model("-f", self.file("p.txt", prompt), "-n", 8).stdout, expected)
         result = mikv("run", "-m", self.model(), "-t", THREADS, "--temp", 0, "-f", "-", "-n", 8, stdin=prompt)
+        self.assertEqual(result.stdout, expected)
+        result = mikv("run", "-m", self.model(), "-t", THREADS, "--temp", 0, "-n", 8, stdin=prompt)  # a pipe needs no flag
         self.assertEqual(result.stdout, expected)
 
     def test_full_context_keeps_the_answer_so_far(self):
@@ -76,7 +113,7 @@ class Run(Case):
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
         self.assertEqual(process.returncode, 130, err)
-        self.assertIn(b"bits per element", err)
+        self.assertIn(b"of f16", err)
 
 
 class Report(Case):
@@ -84,6 +121,7 @@ class Report(Case):
         path = self.path("report.json")
         result = mikv(*arguments, "-o", path)
         self.assertSucceeded(result)
+        self.stderr = result.stderr
         with open(path) as file:
             document = json.load(file)
         self.assertEqual(sorted(document), ["meta", "rows"])
@@ -108,7 +146,7 @@ class Report(Case):
             self.assertKeys(row, "kv score correct n bits_per_element kv_bytes prefill_tokens_per_s decode_tokens_per_s")
             self.assertEqual(row["n"], 2)
             self.assertAlmostEqual(row["score"], row["correct"] / row["n"])
-            self.assertGreater(row["decode_tokens_per_s"], 0)
+            self.assertIsNone(row["decode_tokens_per_s"])  # answers of some digits time nothing
         self.assertEqual(rows["llama:f16"]["bits_per_element"], 16)
         for kv in ("llama:q8_0", "llama:q8_0:prefill=exact"):
             self.assertEqual(rows[kv]["bits_per_element"], 8.5)
@@ -127,6 +165,88 @@ class Report(Case):
         path = self.file("cases.jsonl", "".join(json.dumps(case) + "\n" for case in cases))
         document = self.report("eval", "lines", "-m", self.model(), "-t", THREADS, "--file", path, "--prompts", 2, "--kv", "full")
         self.assertEqual(document["rows"][0]["n"], 2)
+        self.assertIn(f"2 of the 3 prompts of {path}; --prompts 3 takes all", self.stderr)
+
+    def test_eval_lines_times_long_answers(self):
+        tiny_gguf.write_llama(self.path("tiny.gguf"))
+        document = self.report("eval", "lines", "-m", self.path("tiny.gguf"), "--raw", "--no-prefix", "--lines", 1, "--prompts", 1, "-n", 80, "--kv", "full,mikv")
+        for row in document["rows"]:
+            self.assertGreater(row["decode_tokens_per_s"], 0)
+        self.assertIn("full finds none either", self.stderr)  # random weights
+
+    def test_names_of_any_bytes(self):
+        tiny_gguf.write_llama(self.path("tiny.gguf"))
+        folder = self.path(os.fsdecode(b"caf\xe9"))
+        os.mkdir(folder)
+        shutil.copy(self.path("tiny.gguf"), folder + "/tiny.gguf")
+        with open(folder + "/text.txt", "wb") as file:
+            file.write(b"One line, na\xefve.\n" * 100)
+        for command in (["eval", "kld", "--text", folder + "/text.txt", "--context", 300, "--tokens", 4, "--chunks", 1, "--kv", "mikv", "--plot", folder + "/p.svg"],
+                        ["eval", "lines", "--raw", "--lines", 1, "--prompts", 1, "--kv", "full,mikv", "--plot", folder + "/p.svg"],
+                        ["tune", "--text", folder + "/text.txt", "--context", 300, "--tokens", 2, "--chunks", 1], ["info"]):
+            with self.subTest(command=command):
+                result = mikv(*command, "-m", folder + "/tiny.gguf", "-o", folder + "/out.json")
+                self.assertSucceeded(result)
+                with open(folder + "/out.json", encoding="utf-8") as file:
+                    self.assertIn("caf\ufffd", json.load(file)["meta"]["command_line"])
+                if "--plot" in command:
+                    xml.etree.ElementTree.parse(folder + "/p.svg")
+
+    def kld(self, text, *more, context=300, tokens=4, chunks=2, kv="rtn2,mikv"):
+        return mikv("eval", "kld", "-m", self.path("tiny.gguf"), "-t", 1, "--text", text, "--context", context, "--tokens", tokens, "--chunks", chunks, "--kv", kv,
+                    "-o", self.path("kld.json"), *more)
+
+    def kept_rows(self):
+        with open(self.path("kld.rows.jsonl")) as file:
+            return [json.loads(line) for line in file]
+
+    def test_each_chunk_begins_with_bos(self):
+        tiny_gguf.write_llama(self.path("tiny.gguf"))  # wants BOS; a space is three tokens, and one is put before the text
+        period = "".join(chr(97 + i * i % 23) for i in range(300 + 4 - 1 - 3))
+        result = self.kld(self.file("text.txt", " ".join([period] * 3)), chunks=3)
+        self.assertSucceeded(result)
+        rows = {(row["part"], row["kv"]): row for row in self.kept_rows()[1:-1]}
+        for kv in ("rtn2", "mikv"):
+            self.assertGreater(min(rows[0, kv]["divergences"]), 0)
+            for chunk in (1, 2):
+                self.assertEqual(rows[chunk, kv]["divergences"], rows[0, kv]["divergences"])
+
+    def test_text_is_text(self):
+        tiny_gguf.write_llama(self.path("tiny.gguf"))
+        result = self.kld(self.file("text.txt", "</s>" * 10))  # a token a byte, no control tokens
+        self.assertRefused(result, "has 43 tokens")
+
+    def test_same_command_goes_on_where_it_stopped(self):
+        tiny_gguf.write_llama(self.path("tiny.gguf"))
+        text, kept = self.file("text.txt", "".join(f"The {i}th sentence. " for i in range(100))), self.path("kld.rows.jsonl")
+        self.assertSucceeded(self.kld(text))
+        with open(self.path("kld.json")) as file:
+            whole = json.load(file)["rows"]
+        with open(kept) as file:
+            lines = file.readlines()
+        self.assertEqual(len(lines), 1 + 4 + 1)
+        stopped = lambda: self.file("kld.rows.jsonl", "".join(lines[:3]) + lines[3][:20])  # killed within a line
+        stopped()
+        result = self.kld(text)
+        self.assertSucceeded(result)
+        self.assertIn("resuming: 2 of 4 rows are there", result.stderr)
+        with open(self.path("kld.json")) as file:
+            self.assertEqual(json.load(file)["rows"], whole)
+        self.assertEqual(self.kept_rows(), [json.loads(line) for line in lines])
+        self.assertNotIn("resuming", self.kld(text).stderr)  # it had come to its end
+        stopped()
+        changed = self.kld(text, tokens=5)
+        self.assertSucceeded(changed)
+        self.assertNotIn("resuming", changed.stderr)
+        self.assertIn("starting anew", changed.stderr)
+        stopped()
+        with open(text, "a") as file:
+            file.write("another text")
+        self.assertIn("starting anew", self.kld(text).stderr)
+        self.file("kld.rows.jsonl", "something of the user's\n")
+        self.assertRefused(self.kld(text), "kld.rows.jsonl", remedy="move it")
+        with open(kept) as file:
+            self.assertEqual(file.read(), "something of the user's\n")
 
     def test_eval_kld(self):
         text = self.file("text.txt", "".join(f"The {i}th sentence is about number {i * i % 97}.\n" for i in range(60)))
@@ -153,6 +273,7 @@ class Report(Case):
         result = mikv("tune", "-m", model, "-t", THREADS, "--text", text, "--context", 256, "--tokens", 8, "--chunks", 1)
         self.assertSucceeded(result)
         sidecar = model + ".mikv.json"
+        self.assertIn(f"wrote {sidecar}; --kv-quality and --kv-bits pick from it for this model", result.stderr)
         with open(sidecar) as file:
             table = json.load(file)
         rows = sorted(table["rows"], key=lambda row: row["bits_per_element"])
@@ -170,6 +291,19 @@ class Report(Case):
         self.assertIn(chosen["kv"], run("--kv-bits", budget).stderr)
         document = self.report("eval", "kld", "-m", model, "-t", THREADS, "--text", text, "--context", 64, "--tokens", 2, "--chunks", 1, "--kv", "rtn8", "--kv-bits", budget)
         self.assertEqual([row["kv"] for row in document["rows"]], ["rtn8", chosen["kv"]])
+
+        self.assertRegex(run("--kv-bits", 20).stderr, re.escape(rows[-1]["kv"]) + ".*the largest that was measured")
+
+        # A table elsewhere is not read by itself.
+        other = self.path("other.json")
+        os.rename(sidecar, other)
+        self.assertIn("built-in table", run("--kv-bits", 4).stderr)
+        self.assertIn(f"({other})", run("--kv-bits", 4, "--kv-table", other).stderr)
+        self.assertRefused(run("--kv-table", other), "--kv-table", remedy="--kv-bits")
+        self.assertRefused(run("--kv-bits", 4, "--kv-table", self.path("none")), "no tuning table", remedy="mikv tune")
+        elsewhere = mikv("tune", "-m", model, "-t", THREADS, "--text", text, "--context", 64, "--tokens", 2, "--chunks", 1, "-o", self.path("new.json"))
+        self.assertSucceeded(elsewhere)
+        self.assertIn(f"with --kv-table {self.path('new.json')}, without that from the built-in table", elsewhere.stderr)
 
         self.assertRefused(run("--kv-bits", 0.5), "--kv-bits 0.5", remedy="ask for more")
         self.assertRefused(run("--kv-quality", 1e-6), "--kv-quality 1e-06", remedy="--kv full")
@@ -226,7 +360,10 @@ class Report(Case):
         path = self.path("report.json")
         process = subprocess.Popen([BINARY, "eval", "lines", "-m", self.model(), "-t", THREADS, "--lines", "4", "--prompts", "10000", "--kv", "full,mikv", "-o", path],
                                    stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment())
-        time.sleep(5)
+        kept = self.path("report.rows.jsonl")
+        while not (os.path.exists(kept) and os.path.getsize(kept) > 1000):
+            self.assertIsNone(process.poll())
+            time.sleep(0.2)
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
         self.assertEqual(process.returncode, 130, err)
@@ -235,6 +372,7 @@ class Report(Case):
         self.assertTrue(document["meta"]["interrupted"])
         self.assertEqual(len(document["rows"]), 2)
         self.assertIn(b"mikv", out)
+        self.assertRegex(err.decode(), r"interrupted; \d+ of 20000 rows are in .*report.rows.jsonl, and the same command goes on")
 
 
 class Target(Case):
@@ -276,6 +414,7 @@ class Info(Case):
         result = mikv("info", "-m", self.path("mamba.gguf"))
         self.assertSucceeded(result)
         self.assertIn("nothing to store", result.stdout)
+        self.assertIn("model          mamba (", result.stdout)  # as the user calls it
 
 
 class Estimate(Case):
@@ -329,8 +468,24 @@ class Estimate(Case):
         for row in rows:
             self.assertRegex(result.stdout, rf"(?m)^{row['kv']} .* {row['bits_per_element']:.2f} ")
 
+    def test_sizes_of_stock_caches(self):
+        bits = {"llama:f16": 16, "llama:q8_0": 8.5, "llama:q4_0": 4.5, "llama:iq4_nl": 4.5, "llama:q5_1:prefill=exact": 6}
+        for row in self.estimate("-c", 4096, "--parallel", 2, "--kv", ",".join(bits))["rows"]:
+            self.assertAlmostEqual(row["bits_per_element"], bits[row["kv"]])
+            self.assertEqual(row["bytes"], row["f16_bytes"] * bits[row["kv"]] / 16)
+            self.assertEqual(row["peak_bytes"], row["bytes"])
+
+    def test_interrupt_ends_it_at_once(self):
+        for command in (["estimate", "-c", "1000000"], ["info"]):
+            process = subprocess.Popen([BINARY, *command, "-m", self.model()], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment())
+            time.sleep(0.5)
+            began = time.monotonic()
+            process.send_signal(signal.SIGTERM)
+            process.communicate(timeout=60)
+            self.assertEqual(process.returncode, 130)
+            self.assertLess(time.monotonic() - began, 2)
+
     def test_refuses_what_it_cannot_know(self):
-        self.assertRefused(mikv("estimate", "-m", self.model(), "--kv", "llama:q8_0"), "llama:q8_0", remedy="prints its size")
         self.assertRefused(mikv("estimate", "-m", self.model(), "-c", 2, "--parallel", 4), "--ctx-size", remedy="one token at least")
 
 

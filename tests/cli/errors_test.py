@@ -3,10 +3,12 @@
 import os
 import resource
 import signal
+import subprocess
+import time
 import unittest
 
 import tiny_gguf
-from mikv_process import Case, mikv
+from mikv_process import BINARY, Case, environment, mikv
 
 
 class CommandLine(Case):
@@ -44,6 +46,38 @@ class ModelFiles(Case):
         report = self.path("report.json")
         self.assertRefused(mikv("eval", "lines", "-m", path, "-o", report, "--prompts", 1), *words, **remedy)
         self.assertFalse(os.path.exists(report))
+
+    def test_what_is_no_file_is_refused_at_once(self):
+        os.mkfifo(self.path("pipe.gguf"))
+        os.symlink(self.path("circle.gguf"), self.path("circle.gguf"))
+        os.symlink(self.path("none.gguf"), self.path("dangling.gguf"))
+        cases = ((self.path("pipe.gguf"), "not a file"), ("/dev/zero", "not a file"), (self.folder, "directory"), (self.path("circle.gguf"), "circle"),
+                 (self.path("dangling.gguf"), "none.gguf"), (self.path("none.gguf"), "no model file"))
+        for path, word in cases:
+            for command in (["info"], ["estimate", "-c", 512], ["run", "-p", "x"], ["bench", "decode"], ["server"], ["cli"], ["perplexity"], ["bench-llama"]):
+                with self.subTest(command=command, path=path):
+                    self.assertRefused(mikv(*command, "-m", path, timeout=20), path, word, remedy="mikv model list")
+
+    def test_parts_of_a_split_model(self):
+        first, second = (self.file(f"x-0000{n}-of-00002.gguf", "GGUF") for n in (1, 2))
+        self.assertRefused(mikv("info", "-m", second), "part 2 of a model in 2 files", remedy=first)
+        os.remove(second)
+        for command in (["info"], ["server"]):
+            self.assertRefused(mikv(*command, "-m", first), f'"{second}" is missing', remedy="fetch it")
+
+    def test_interrupt_while_an_input_is_awaited(self):
+        os.mkfifo(self.path("pipe"))
+        process = subprocess.Popen([BINARY, "run", "-m", "smollm2-135m", "-f", self.path("pipe")], stderr=subprocess.PIPE, env=environment())
+        time.sleep(1)
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=10)
+        self.assertEqual(process.returncode, 130)
+
+    def test_names_that_are_nearly_right(self):
+        for command in (["info"], ["run", "-p", "x"], ["server"], ["cli"]):
+            for typed in ("smollm2", "smolm2-135m", "smollm2-135m.gguf"):
+                self.assertRefused(mikv(*command, "-m", typed), typed, "did you mean smollm2-135m?", remedy="mikv model list")
+            self.assertNotIn("did you mean", mikv(*command, "-m", "nope").stderr)
 
     def tiny(self):
         tiny_gguf.write_llama(self.path("tiny.gguf"))

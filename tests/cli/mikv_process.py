@@ -25,8 +25,9 @@ def environment():
 
 def mikv(*arguments, timeout=300, stdin=None, target=None, **options):
     env = environment() | ({"MIKV_TARGET": target} if target else {})
+    given = {"stdin": subprocess.DEVNULL} if stdin is None else {"input": stdin}  # a pipe of the caller's would be read
     return subprocess.run([BINARY, *map(str, arguments)], capture_output=True, text=True, errors="replace", timeout=timeout,
-                          env=env, input=stdin, **options)
+                          env=env, **given, **options)
 
 
 class Case(unittest.TestCase):

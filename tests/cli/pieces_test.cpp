@@ -10,12 +10,16 @@
 #include <fstream>
 #include <functional>
 #include <set>
+#include <sstream>
+#include <utility>
 
 #include "bar_chart.hpp"
 #include "busy_machine.hpp"
+#include "cache_size.hpp"
 #include "engine/engine.hpp"
 #include "errors.hpp"
 #include "json_report.hpp"
+#include "kv_knob.hpp"
 #include "line_retrieval.hpp"
 #include "progress.hpp"
 #include "random.hpp"
@@ -23,6 +27,7 @@
 #include "table.hpp"
 #include "terminal.hpp"
 #include "thread_team.hpp"
+#include "utf8.hpp"
 #include "word_lists.hpp"
 
 namespace mikv::cli {
@@ -148,7 +153,39 @@ TEST(LineRetrieval, OnlyTheWholeNumberCounts) {
   EXPECT_FALSE(answers("none", ""));
 }
 
+TEST(LineRetrieval, ThousandsMayBeSeparated) {
+  for (const char* written : {"12,345>", "It is 12'345.",
+                              "12\xC2\xA0"
+                              "345",
+                              "12\xE2\x80\xAF"
+                              "345",
+                              "5, 12,345"}) {
+    EXPECT_TRUE(answers(written, "12345")) << written;
+  }
+  EXPECT_TRUE(answers("1,234,567", "1234567"));
+  for (const char* written : {"12,345", "112,345", "12,3456", "12,34", "12345.5"}) {
+    EXPECT_FALSE(answers(written, "345")) << written;
+    EXPECT_FALSE(answers(written, "2345")) << written;
+  }
+  EXPECT_TRUE(answers("12, 345", "12"));
+  EXPECT_FALSE(answers("47123.7", "47123"));  // another number
+  EXPECT_TRUE(answers("It is 47123.", "47123"));
+}
+
+TEST(LineRetrieval, NegativeNumbersHaveTheirSign) {
+  EXPECT_TRUE(answers("is <-5>", "-5"));
+  EXPECT_TRUE(
+      answers("\xE2\x88\x92"
+              "5",
+              "-5"));
+  EXPECT_FALSE(answers("-5", "5"));
+  EXPECT_TRUE(answers("line brave-5", "5"));
+}
+
 TEST(LineRetrieval, AnswerEndsWhereItsNumberEnds) {
+  for (const char* open : {"12,", "12,3", "12,345", "12.", "12.5"}) EXPECT_FALSE(answer_is_complete(open)) << open;
+  for (const char* ended : {"12, ", "12,345>", "12. ", "12.5 ", "12,3 "})
+    EXPECT_TRUE(answer_is_complete(ended)) << ended;
   EXPECT_FALSE(answer_is_complete(""));
   EXPECT_FALSE(answer_is_complete("12"));
   EXPECT_TRUE(answer_is_complete("12>"));
@@ -191,6 +228,55 @@ TEST(LineRetrieval, ReadsLongEvalFiles) {
   EXPECT_EQ(cases[1].answer_prefix(), "");
 }
 
+std::string row(const std::string& expected_number) {
+  return "{\"prompt\": \"p\", \"expected_number\": " + expected_number + "}\n";
+}
+
+TEST(LineRetrieval, ReadsFilesOfOtherTools) {
+  const TemporaryFile file("\xEF\xBB\xBF" + row("42") + "\r\n \t\r\n" + row("7"));
+  ASSERT_EQ(read_line_cases(file.path()).size(), 2u);
+}
+
+TEST(LineRetrieval, ReadsNumbersAsPeopleWriteThem) {
+  const std::pair<const char*, const char*> forms[] = {{"47123", "47123"},
+                                                       {"47123.0", "47123"},
+                                                       {"-5", "-5"},
+                                                       {"\" 12,345 \"", "12345"},
+                                                       {"\"+7\"", "7"},
+                                                       {"\"-1,234\"", "-1234"},
+                                                       {"\"007\"", "007"},
+                                                       {"\"0\"", "0"},
+                                                       {"18446744073709551615", "18446744073709551615"},
+                                                       {"-9223372036854775808", "-9223372036854775808"}};
+  for (const auto& [written, read] : forms) {
+    const TemporaryFile file(row(written));
+    EXPECT_EQ(read_line_cases(file.path()).front().expected_number, read) << written;
+  }
+}
+
+TEST(LineRetrieval, RefusesWhatIsNoWholeNumber) {
+  for (const char* wrong :
+       {"47123.7", "1e30", "true", "null", "\"\"", "\" \"", "\"x\"", "\"5 6\"", "\"12,34\"", "\"1.5\"", "[1]", "{}",
+        "18446744073709551616", "\"18446744073709551616\"", "\"-9223372036854775809\"", "\"--5\""}) {
+    const TemporaryFile file(row("1") + row(wrong));
+    const std::string message = message_of([&] { read_line_cases(file.path()); });
+    EXPECT_NE(message.find(file.path() + " line 2 has the expected_number "), std::string::npos)
+        << wrong << ": " << message;
+  }
+}
+
+TEST(LineRetrieval, SaysWhatIsWrongWithALine) {
+  const auto message = [](const std::string& text) {
+    const TemporaryFile file(text);
+    return message_of([&] { read_line_cases(file.path()); });
+  };
+  EXPECT_NE(message("[" + row("1") + "]").find("line 1"), std::string::npos);
+  EXPECT_NE(message("[{\"prompt\": \"p\", \"expected_number\": 1}]").find("array"), std::string::npos);
+  EXPECT_NE(message("\xFF\xFE{").find("UTF-8"), std::string::npos);
+  EXPECT_NE(message("{\"expected_number\": 1}").find("no \"prompt\""), std::string::npos);
+  EXPECT_NE(message("{\"prompt\": \"p\"}").find("no \"expected_number\""), std::string::npos);
+}
+
 TEST(LineRetrieval, NamesTheBadLineOfAFile) {
   const TemporaryFile not_json("{\"prompt\": \"p\", \"expected_number\": 1}\nnot json\n");
   EXPECT_NE(message_of([&] { read_line_cases(not_json.path()); }).find(not_json.path() + " line 2"), std::string::npos);
@@ -222,6 +308,24 @@ TEST(KvList, RefusesWithTheRemedy) {
   EXPECT_NE(message("mikv:keep=7").find("keep"), std::string::npos);
 }
 
+TEST(KvList, EveryStockTypeHasASize) {
+  std::istringstream names(llama::stock_type_names());
+  for (std::string name; std::getline(names >> std::ws, name, ',');) {
+    const auto choice = llama::KvChoice::parse("llama:" + name);
+    ASSERT_TRUE(choice.ok()) << name;
+    EXPECT_GE(stock_bits_per_element(choice.value()), 4.5) << name;
+    EXPECT_LE(stock_bits_per_element(choice.value()), 16.0) << name;
+  }
+}
+
+TEST(KvKnob, MoreBitsThanAnyRowGiveTheLargest) {
+  const std::vector<TunedSpec> rows = {{"small", 2.0, 0.1}, {"lucky", 3.0, 0.01}, {"large", 4.0, 0.02}};
+  EXPECT_EQ(pick_by_bits(rows, 2.5).spec, "small");
+  EXPECT_EQ(pick_by_bits(rows, 3.9).spec, "lucky");
+  EXPECT_EQ(pick_by_bits(rows, 4.0).spec, "large");
+  EXPECT_EQ(pick_by_bits(rows, 20.0).spec, "large");
+}
+
 TEST(Report, HasMetaAndRowsAndReplacesTheFileWhole) {
   const TemporaryFile file("old");
   set_command_line(3, std::array<const char*, 3>{"mikv", "eval", "it's"}.data());
@@ -236,6 +340,31 @@ TEST(Report, HasMetaAndRowsAndReplacesTheFileWhole) {
   EXPECT_FALSE(fs::exists(file.path() + ".partial"));
 }
 
+TEST(Report, TakesTextOfAnyBytes) {
+  const TemporaryFile file("");
+  set_command_line(2, std::array<const char*, 2>{"mikv", "caf\xE9"}.data());
+  JsonReport report(file.path(), "eval kld");
+  report.meta()["text"] = "\xFF\xC3";
+  report.write();
+  const auto read = Json::parse(std::ifstream(file.path()));
+  EXPECT_EQ(read["meta"]["command_line"], "mikv caf\xEF\xBF\xBD");
+}
+
+TEST(Utf8, OnlyWellFormedCharactersPass) {
+  for (const char* valid :
+       {"", "plain", "na\xC3\xAFve", "\xE2\x82\xAC", "\xF0\x9F\x98\x80", "\xED\x9F\xBF", "\xF4\x8F\xBF\xBF"}) {
+    EXPECT_EQ(find_invalid_utf8(valid), std::string::npos) << valid;
+    EXPECT_EQ(to_valid_utf8(valid), valid);
+  }
+  const std::string bad = "\xEF\xBF\xBD";
+  EXPECT_EQ(to_valid_utf8("na\xEFve"), "na" + bad + "ve");
+  EXPECT_EQ(to_valid_utf8("a\xC3"), "a" + bad);                         // cut short
+  EXPECT_EQ(to_valid_utf8("\xC0\x80"), bad + bad);                      // overlong
+  EXPECT_EQ(to_valid_utf8("\xED\xA0\x80"), bad + bad + bad);            // surrogate
+  EXPECT_EQ(to_valid_utf8("\xF7\xBF\xBF\xBF"), bad + bad + bad + bad);  // beyond U+10FFFF
+  EXPECT_EQ(find_invalid_utf8("ab\xFF"), 2u);
+}
+
 TEST(Report, RefusesAPathThatCannotBeWritten) {
   EXPECT_NE(message_of([] { JsonReport("/no/such/folder/x.json", "c"); }).find("no folder"), std::string::npos);
   EXPECT_NE(message_of([] { JsonReport("/tmp", "c"); }).find("name a file"), std::string::npos);
@@ -247,6 +376,9 @@ TEST(Plot, EscapesTextAndDrawsABarForEachValue) {
                        .rows = {{"one", false}, {"two", true}},
                        .panels = {{"p", {{0.5, "50 %"}, {2.0, "200 %"}}}}};
   const std::string text = svg(chart);
+  const BarChart odd{.title = "caf\xE9\x01", .subtitle = "", .rows = {}, .panels = {{"p", {}}}};
+  EXPECT_EQ(find_invalid_utf8(svg(odd)), std::string::npos);  // XML must be UTF-8, without control characters
+  EXPECT_EQ(svg(odd).find('\x01'), std::string::npos);
   EXPECT_NE(text.find("a &lt; b &amp; c"), std::string::npos);
   EXPECT_EQ(text.find("a < b"), std::string::npos);
   size_t n_bars = 0;
