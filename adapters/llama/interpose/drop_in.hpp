@@ -10,6 +10,7 @@
 namespace mikv::llama {
 
 struct DropIn {
+  std::string name;  ///< of the cache, as it was asked for
   Spec spec;
   uint64_t budget_bytes = 0;  ///< over all contexts; 0: none
   std::string report_file;    ///< bytes and figures as JSON, or for Prometheus if it ends with .prom; empty: none
