@@ -1,5 +1,7 @@
 #include "interpose/drop_in.hpp"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <charconv>
 #include <cstdio>
@@ -13,6 +15,7 @@
 #include "cache_size.hpp"
 #include "interpose/next_definition.hpp"
 #include "interpose/registry.hpp"
+#include "interpose/report.hpp"
 #include "kv_context.hpp"
 #include "mikv/byte_size.hpp"
 
@@ -35,7 +38,9 @@ std::shared_ptr<MemoryAccount> shared_account() {
 
 void say_once(const std::string& line) {
   static std::set<std::string> said;  // programs may try again
-  if (said.insert(line).second) std::fprintf(stderr, "mikv: %s\n", line.c_str());
+  if (!said.insert(line).second) return;
+  const bool terminal = isatty(STDERR_FILENO);  // llama-cli shows there that it is loading
+  std::fprintf(stderr, "%smikv: %s\n", terminal ? "\r\033[K" : "", line.c_str());
 }
 
 // llama.cpp creates a context without memory, of a model without weights, to see what would fit.
@@ -125,6 +130,7 @@ llama_context* init_drop_in(llama_model* model, llama_context_params params) {
   binding.print_failures();
   binding.report_to(current->report_file);
   binding.cache().set_budget(current->budget_bytes);
+  report(binding);
   say_once(start_line(*current, context.value(), binding));
   return context.value();
 }
