@@ -165,7 +165,10 @@ constexpr int32_t kFull = 1, kFailed = -3;
 int32_t Binding::begin_step(const Batch& batch) {
   saved_state_ = {};
   const Status status = cache_->begin_step(batch);
-  if (status) return 0;
+  if (status) {
+    refusals_.fitted(batch.tokens.size());
+    return 0;
+  }
   const bool full = status.code() == ErrorCode::over_budget;
   if (full) refusals_.refused(batch.tokens.size());
   if (!full) note(status);  // the budget says it itself
@@ -176,7 +179,6 @@ int32_t Binding::begin_step(const Batch& batch) {
 bool Binding::end_step(int32_t status) {
   const Status failed = cache_->end_step(status == 0);
   note(failed);
-  if (failed && status == 0) refusals_.fitted();
   report(*this);
   return failed.ok();
 }

@@ -61,10 +61,10 @@ Binding* Registry::of_memory(llama_memory_t memory) {
   return find(memories_, memory);
 }
 
-void Registry::publish(const Binding& binding) {
+void Registry::publish(const Binding& binding, bool last) {
   const Context& cache = binding.cache();
   Published now{cache.memory_usage(), cache.figures()};
-  now.figures.n_refused = binding.refusals().n_requests();
+  now.figures.n_refused = last ? binding.refusals().n_with_last() : binding.refusals().n_requests();
   std::string spec = cache.spec().to_string();
   const MemoryAccount* shared = cache.options().account.get();
   const MemoryAccount& account = shared ? *shared : cache.account();

@@ -27,8 +27,8 @@ class Registry {
     uint64_t peak_bytes = 0, budget = 0, n_contexts = 0;
     std::string spec;
   };
-  /// Takes the figures of a context for totals(). Called on a thread that may use the context.
-  void publish(const Binding& binding);
+  /// Takes the figures of a context for totals(). Called on a thread that may use the context. last: it ends.
+  void publish(const Binding& binding, bool last);
   /// Sums what was published: any thread may call it at any time.
   Totals totals();
 

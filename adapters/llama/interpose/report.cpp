@@ -213,12 +213,12 @@ class Writer {
 
 }  // namespace
 
-void report(const Binding& binding, bool now) noexcept {
+void report(const Binding& binding, bool last) noexcept {
   if (binding.report_file().empty()) return;
   try {
-    Registry::get().publish(binding);
+    Registry::get().publish(binding, last);
     Writer::get().use(binding.report_file());
-    now ? Writer::get().write() : Writer::get().changed();
+    last ? Writer::get().write() : Writer::get().changed();
   } catch (const std::exception& error) {
     std::fprintf(stderr, "mikv: the report: %s\n", error.what());
   }

@@ -8,27 +8,40 @@ namespace mikv::llama {
 
 class Binding;
 
-/// Counts requests that did not fit. Programs try a refused step again with less, which is the same request.
+/// Counts requests that did not fit. Programs try a refused step again with less, down to one token; what fits in the
+/// end was not refused. A request is counted once it is known to be given up: with the next larger step at the latest.
 class Refusals {
  public:
   void refused(size_t n_tokens) {
-    if (n_last_ == 0 || n_tokens >= n_last_) ++n_requests_;
-    n_last_ = n_tokens;
+    give_up_if(n_tokens > n_refused_tokens_);
+    n_refused_tokens_ = n_tokens;
+    give_up_if(n_tokens <= 1);
   }
-  void fitted() { n_last_ = 0; }
+  void fitted(size_t n_tokens) {
+    give_up_if(n_tokens > n_refused_tokens_);
+    n_refused_tokens_ = 0;
+  }
+  /// With one that may be tried again.
+  uint64_t n_with_last() const { return n_requests_ + (n_refused_tokens_ > 0); }
   uint64_t n_requests() const { return n_requests_; }
 
  private:
+  void give_up_if(bool given_up) {
+    if (!given_up || n_refused_tokens_ == 0) return;
+    ++n_requests_;
+    n_refused_tokens_ = 0;
+  }
+
   uint64_t n_requests_ = 0;
-  size_t n_last_ = 0;
+  size_t n_refused_tokens_ = 0;  // of the last step, if it was refused and may be tried again
 };
 
 /// Publishes the figures of a context, on a thread that may use it, and lets the file of its drop-in follow within a
-/// second, or at once if `now`. Does nothing without a file. The file has the sums over all contexts: JSON, or, if its
+/// second, or at once if it is the `last` report of this context. Does nothing without a file. The file has the sums over all contexts: JSON, or, if its
 /// name ends with .prom, the text format of Prometheus (for the textfile collector of its node exporter). It is
 /// replaced as a whole. If another process that lives writes a file of that name, this one's number goes into the name:
 /// FILE.PID.json.
-void report(const Binding& binding, bool now = false) noexcept;
+void report(const Binding& binding, bool last = false) noexcept;
 /// What was published has changed.
 void report_changed() noexcept;
 
