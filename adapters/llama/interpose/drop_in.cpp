@@ -3,13 +3,17 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <charconv>
 #include <cstdio>
+#include <cstdlib>
 #include <exception>
+#include <fstream>
 #include <map>
 #include <memory>
 #include <optional>
 #include <set>
+#include <string_view>
 #include <tuple>
 
 #include "cache_size.hpp"
@@ -24,10 +28,18 @@ namespace {
 
 std::optional<DropIn> current;
 
-// What the program asks for that mikv would have to overrule.
-const char* conflict(const llama_context_params& params) {
-  if (params.type_k != GGML_TYPE_F16 || params.type_v != GGML_TYPE_F16) return "its own cache types (-ctk, -ctv)";
-  return nullptr;
+std::vector<std::string> arguments() {
+  std::ifstream file("/proc/self/cmdline", std::ios::binary);
+  std::vector<std::string> words;
+  for (std::string word; std::getline(file, word, '\0');) words.push_back(word);
+  return words;
+}
+
+// What the program asks for that mikv would have to overrule; empty if there is nothing.
+std::string conflict(const llama_context_params& params) {
+  if (params.type_k == GGML_TYPE_F16 && params.type_v == GGML_TYPE_F16) return "";
+  const std::string by = own_cache_type(arguments());
+  return by.empty() ? "cache types of llama.cpp (type_k, type_v)" : by;
 }
 
 // --kv-budget is over all contexts of the program: one account has them all.
@@ -88,29 +100,59 @@ std::string start_line(const DropIn& drop_in, llama_context* context, const Bind
 
 }  // namespace
 
-Result<DropIn> DropIn::parse(const char* kv, const char* budget, const char* report) {
+Setting Setting::variable(const char* name) {
+  const char* value = std::getenv(name);
+  return {name, value ? value : ""};
+}
+
+Result<DropIn> DropIn::parse(const Setting& kv, const Setting& budget, const Setting& report) {
   DropIn drop_in;
-  auto spec = Spec::parse(kv);
-  if (!spec) return spec.error();
+  constexpr std::string_view kStock = "llama:";
+  if (kv.value.starts_with(kStock)) {
+    const std::string type = kv.value.substr(kStock.size());
+    return Error{kv.written(kv.value) + ": of llama.cpp's own caches only llama:f16 is known here; for another type " +
+                 "say " + kv.written("llama:f16") + " and, to llama.cpp, -ctk " + type + " -ctv " + type};
+  }
+  auto spec = Spec::parse(kv.value);
+  if (!spec) return Error{kv.name + ": " + spec.message()};
   drop_in.spec = std::move(spec).value();
-  drop_in.name = kv;
-  if (budget && *budget) {
-    const auto bytes = parse_size(budget);
-    if (!bytes) return bytes.error();
+  drop_in.name = kv.value;
+  if (budget.given()) {
+    const auto bytes = parse_size(budget.value);
+    if (!bytes) return Error{budget.name + ": " + bytes.message()};
     drop_in.budget_bytes = bytes.value();
   }
-  if (report) drop_in.report_file = report;
+  drop_in.report_file = report.value;
   return drop_in;
+}
+
+std::string own_cache_type(const std::vector<std::string>& args) {
+  constexpr std::string_view kNone = "f16";
+  static constexpr std::array kOptions = {
+      "-ctk",  "-ctv",  "--cache-type-k",       "--cache-type-v",       "--spec-draft-type-k",
+      "-ctkd", "-ctvd", "--cache-type-k-draft", "--cache-type-v-draft", "--spec-draft-type-v"};
+  for (size_t i = 0; i + 1 < args.size(); ++i) {
+    if (std::ranges::find(kOptions, args[i]) != kOptions.end() && args[i + 1] != kNone)
+      return args[i] + " " + args[i + 1];
+  }
+  for (const char* name : {"LLAMA_ARG_CACHE_TYPE_K", "LLAMA_ARG_CACHE_TYPE_V", "LLAMA_ARG_SPEC_DRAFT_CACHE_TYPE_K",
+                           "LLAMA_ARG_SPEC_DRAFT_CACHE_TYPE_V"}) {
+    const Setting set = Setting::variable(name);
+    if (set.given() && set.value != kNone) return set.name + "=" + set.value;
+  }
+  return "";
 }
 
 void use_drop_in(const DropIn& drop_in) { current = drop_in; }
 void stop_drop_in() { current.reset(); }
 
 llama_context* init_drop_in(llama_model* model, llama_context_params params) {
-  const auto stock = [&] { return MIKV_NEXT(llama_init_from_model)(model, params); };
+  const auto next = MIKV_NEXT(llama_init_from_model);  // sets mikv up, if it was loaded before llama.cpp
+  const auto stock = [&] { return next(model, params); };
   if (!current || !model) return stock();
-  if (const char* what = conflict(params)) {
-    say_once(std::string("the program asks for ") + what + "; leave that out, or leave out --kv (MIKV_KV)");
+  if (const std::string what = conflict(params); !what.empty()) {
+    say_once("the program asks for " + what + ", but mikv has the KV cache; leave out either (--kv llama:f16, or no "
+             "MIKV_KV, is llama.cpp's own)");
     return nullptr;
   }
   if (params.flash_attn_type == LLAMA_FLASH_ATTN_TYPE_DISABLED) {
