@@ -155,6 +155,10 @@ llama_context* init_drop_in(llama_model* model, llama_context_params params) {
              "MIKV_KV, is llama.cpp's own)");
     return nullptr;
   }
+  if (params.n_batch == 0) {  // llama.cpp would abort
+    say_once("the batch has 0 tokens (-b 0); give it one at least");
+    return nullptr;
+  }
   if (params.flash_attn_type == LLAMA_FLASH_ATTN_TYPE_DISABLED) {
     say_once("flash attention is used, whatever -fa says");
   }
