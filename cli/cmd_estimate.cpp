@@ -61,8 +61,8 @@ void run(const Options& options) {
           fmt::format("estimate knows caches of mikv; llama.cpp's {} prints its size when it starts", choice.name));
     double held = 0.0, prompt = 0.0;
     for (const auto& [key, entry] : shapes) {
-      const auto bytes = unwrap(
-          llama::estimate_cache(entry.first, *choice.spec, n_each, kMeasuredTokens, throw_if_interrupted));
+      const auto bytes =
+          unwrap(llama::estimate_cache(entry.first, *choice.spec, n_each, kMeasuredTokens, throw_if_interrupted));
       held += bytes.held * entry.second;
       prompt += bytes.prompt * entry.second;
     }

@@ -136,8 +136,8 @@ void resolve_models(std::vector<std::string>& args) {
     if (std::ranges::any_of(known, [&](const PackageModel& m) { return m.name == model; })) {
       model = resolve_model(model);
     } else if (!fetched && model.find(',') == std::string::npos) {  // llama-bench takes lists
-      throw UserError(fmt::format("no model file \"{}\"; give {} a GGUF file or a name from `mikv model list`", model,
-                                  args[i]));
+      throw UserError(
+          fmt::format("no model file \"{}\"; give {} a GGUF file or a name from `mikv model list`", model, args[i]));
     }
   }
 }
@@ -211,8 +211,7 @@ void choose_cache(const Options& options) {
   }
   if (kv.value == "llama:f16") {
     if (budget.given())
-      throw UserError(
-          fmt::format("{} needs a cache of mikv; leave it out, or {}", budget.name, kv.written(kv.value)));
+      throw UserError(fmt::format("{} needs a cache of mikv; leave it out, or {}", budget.name, kv.written(kv.value)));
     return;
   }
   const std::string own = llama::own_cache_type(options.rest);

@@ -15,8 +15,8 @@ struct LlamaTool {
 
 const std::vector<LlamaTool>& llama_tools();
 
-/// Runs `tool` with what follows its name on the command line; --kv and what begins with --kv- are ours, the rest is its
-/// own. Returns its exit code. Throws UserError.
+/// Runs `tool` with what follows its name on the command line; --kv and what begins with --kv- are ours, the rest is
+/// its own. Returns its exit code. Throws UserError.
 int run_llama_tool(const LlamaTool& tool, int argc, char** argv);
 
 }  // namespace mikv::cli

@@ -179,7 +179,7 @@ int32_t Binding::begin_step(const Batch& batch) {
 bool Binding::end_step(int32_t status) {
   const Status failed = cache_->end_step(status == 0);
   note(failed);
-  report(*this);
+  report(*this, Occasion::step);
   return failed.ok();
 }
 

@@ -151,7 +151,8 @@ llama_context* init_drop_in(llama_model* model, llama_context_params params) {
   const auto stock = [&] { return next(model, params); };
   if (!current || !model) return stock();
   if (const std::string what = conflict(params); !what.empty()) {
-    say_once("the program asks for " + what + ", but mikv has the KV cache; leave out either (--kv llama:f16, or no "
+    say_once("the program asks for " + what +
+             ", but mikv has the KV cache; leave out either (--kv llama:f16, or no "
              "MIKV_KV, is llama.cpp's own)");
     return nullptr;
   }

@@ -352,7 +352,7 @@ size_t llama_state_seq_load_file(llama_context* context, const char* path, llama
 
 void llama_free(llama_context* context) {
   const Binding* binding = Registry::get().of_context(context);
-  if (binding) report(*binding, true);
+  if (binding) report(*binding, Occasion::last);
   MIKV_NEXT(llama_free)(context);
   Registry::get().remove(context);
 }

@@ -61,18 +61,28 @@ Binding* Registry::of_memory(llama_memory_t memory) {
   return find(memories_, memory);
 }
 
-void Registry::publish(const Binding& binding, bool last) {
+bool Registry::publish(const Binding& binding, Occasion occasion) {
+  const auto began = std::chrono::steady_clock::now();
+  if (occasion == Occasion::step) {
+    const std::lock_guard lock(mutex_);
+    const auto before = published_.find(&binding);
+    if (before != published_.end() && began < before->second.due) return false;
+  }
   const Context& cache = binding.cache();
   Published now{cache.memory_usage(), cache.figures()};
-  now.figures.n_refused = last ? binding.refusals().n_with_last() : binding.refusals().n_requests();
+  now.figures.n_refused =
+      occasion == Occasion::last ? binding.refusals().n_with_last() : binding.refusals().n_requests();
   std::string spec = cache.spec().to_string();
   const MemoryAccount* shared = cache.options().account.get();
   const MemoryAccount& account = shared ? *shared : cache.account();
+  const auto ended = std::chrono::steady_clock::now();
+  now.due = ended + 100 * (ended - began);
   const std::lock_guard lock(mutex_);
   published_[&binding] = now;
   last_spec_ = std::move(spec);
   peak_bytes_ = std::max(peak_bytes_, account.peak());
   budget_ = account.limit();
+  return true;
 }
 
 Registry::Totals Registry::totals() {

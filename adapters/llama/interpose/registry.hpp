@@ -1,6 +1,7 @@
 // Registry: which llama.cpp contexts, schedulers, memories and cache buffers are ours.
 #pragma once
 
+#include <chrono>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -27,8 +28,9 @@ class Registry {
     uint64_t peak_bytes = 0, budget = 0, n_contexts = 0;
     std::string spec;
   };
-  /// Takes the figures of a context for totals(). Called on a thread that may use the context. last: it ends.
-  void publish(const Binding& binding, bool last);
+  /// Takes the figures of a context for totals(). Called on a thread that may use the context.
+  /// Returns false if it is left out (Occasion::step).
+  bool publish(const Binding& binding, Occasion occasion);
   /// Sums what was published: any thread may call it at any time.
   Totals totals();
 
@@ -52,6 +54,7 @@ class Registry {
   struct Published {
     MemoryUsage usage;
     Figures figures;
+    std::chrono::steady_clock::time_point due{};  ///< for steps
   };
   std::map<const Binding*, Published> published_;
   Figures of_the_gone_;

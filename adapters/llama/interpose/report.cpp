@@ -213,12 +213,12 @@ class Writer {
 
 }  // namespace
 
-void report(const Binding& binding, bool last) noexcept {
+void report(const Binding& binding, Occasion occasion) noexcept {
   if (binding.report_file().empty()) return;
   try {
-    Registry::get().publish(binding, last);
+    if (!Registry::get().publish(binding, occasion)) return;
     Writer::get().use(binding.report_file());
-    last ? Writer::get().write() : Writer::get().changed();
+    occasion == Occasion::last ? Writer::get().write() : Writer::get().changed();
   } catch (const std::exception& error) {
     std::fprintf(stderr, "mikv: the report: %s\n", error.what());
   }

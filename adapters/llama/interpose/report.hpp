@@ -36,12 +36,16 @@ class Refusals {
   size_t n_refused_tokens_ = 0;  // of the last step, if it was refused and may be tried again
 };
 
+/// What a report follows. Steps are many: some are left out where counting would take more than a hundredth of the
+/// time. `last`: the context ends, and the file is written at once.
+enum class Occasion { step, call, last };
+
 /// Publishes the figures of a context, on a thread that may use it, and lets the file of its drop-in follow within a
-/// second, or at once if it is the `last` report of this context. Does nothing without a file. The file has the sums
+/// second. Does nothing without a file. The file has the sums
 /// over all contexts: JSON, or, if its name ends with .prom, the text format of Prometheus (for the textfile collector
 /// of its node exporter). It is replaced as a whole. If another process that lives writes a file of that name, this
 /// one's number goes into the name: FILE.PID.json.
-void report(const Binding& binding, bool last = false) noexcept;
+void report(const Binding& binding, Occasion occasion = Occasion::call) noexcept;
 /// What was published has changed.
 void report_changed() noexcept;
 
