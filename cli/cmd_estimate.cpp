@@ -11,11 +11,13 @@
 #include <vector>
 
 #include "cache_size.hpp"
+#include "check.hpp"
 #include "commands.hpp"
 #include "errors.hpp"
 #include "interrupt.hpp"
 #include "json_report.hpp"
 #include "model_options.hpp"
+#include "stock_bits.hpp"
 #include "table.hpp"
 #include "terminal.hpp"
 
@@ -32,28 +34,6 @@ struct Options {
 
 // Beyond this bytes grow with tokens in a straight line.
 constexpr uint32_t kMeasuredTokens = 8192;
-
-struct Bytes {
-  double prompt = 0.0;  ///< most, while the prompt is read
-  double held = 0.0;    ///< afterwards
-};
-
-Bytes measure_layer(const LayerShape& shape, const Spec& spec, uint32_t n_tokens, uint64_t n_cells) {
-  const CacheSize size = measure_cache(shape, spec, n_tokens, n_cells);
-  return {double(size.peak_bytes), double(size.held.total())};
-}
-
-Bytes estimate_layer(const LayerShape& shape, const Spec& spec, uint64_t n_tokens) {
-  const uint32_t most = uint32_t(std::min<uint64_t>(n_tokens, kMeasuredTokens));
-  const Bytes whole = measure_layer(shape, spec, most, n_tokens);
-  if (n_tokens == most) return whole;
-  const Bytes half = measure_layer(shape, spec, kMeasuredTokens / 2, n_tokens);
-  const double more = double(n_tokens - most) / (kMeasuredTokens / 2);
-  const double held = whole.held + more * (whole.held - half.held);
-  if (spec.prefill == Prefill::exact) return {whole.prompt + more * (whole.prompt - half.prompt), held};
-  // A streamed prompt's wait is bounded: what is held grows, what waits does not.
-  return {std::max(whole.prompt, held + (whole.prompt - whole.held)), held};
-}
 
 void run(const Options& options) {
   const auto choices = parse_kv_option(options.kv);
@@ -84,7 +64,8 @@ void run(const Options& options) {
       held = prompt = elements / options.n_parallel * stock_bits_per_element(choice) / 8.0;
     } else {
       for (const auto& [key, entry] : shapes) {
-        const Bytes bytes = estimate_layer(entry.first, *choice.spec, n_each);
+        const auto bytes =
+            unwrap(llama::estimate_cache(entry.first, *choice.spec, n_each, kMeasuredTokens, throw_if_interrupted));
         held += bytes.held * entry.second;
         prompt += bytes.prompt * entry.second;
       }

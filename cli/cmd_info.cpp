@@ -45,7 +45,8 @@ void print_presets_for(const llama::Model& model, JsonReport& report) {
     for (const LayerShape& layer : model.info().layers) {
       const auto same = [&](const auto& size) { return size.first == layer; };
       if (std::ranges::none_of(sizes, same)) {
-        sizes.emplace_back(layer, measure_cache(layer, spec, kTokens, kTokens).held);
+        sizes.emplace_back(layer,
+                           unwrap(llama::measure_cache(layer, spec, kTokens, kTokens, throw_if_interrupted)).held);
       }
       total += std::ranges::find_if(sizes, same)->second;
     }

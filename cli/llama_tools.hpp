@@ -15,7 +15,7 @@ struct LlamaTool {
 
 const std::vector<LlamaTool>& llama_tools();
 
-/// Runs `tool` with what follows its name on the command line; --kv, --kv-budget and --kv-report are ours, the rest is
+/// Runs `tool` with what follows its name on the command line; --kv and what begins with --kv- are ours, the rest is
 /// its own. Returns its exit code. Throws UserError.
 int run_llama_tool(const LlamaTool& tool, int argc, char** argv);
 

@@ -558,6 +558,10 @@ TEST(ContextTest, ContextsThatShareAnAccountShareItsLimit) {
   ASSERT_TRUE(a.prompt(0, 200).ok());
   ASSERT_TRUE(b.prompt(0, 200).ok());
   EXPECT_EQ(a.cache().account().used() + b.cache().account().used(), a.bytes() + b.bytes());
+  EXPECT_EQ(shared.account->used(), a.bytes() + b.bytes());
+  EXPECT_GE(shared.account->peak(), a.bytes() + b.bytes());  // of the sum, not the sum of two peaks
+  EXPECT_LE(shared.account->peak(), a.cache().account().peak() + b.cache().account().peak());
+  EXPECT_EQ(a.cache().memory_usage().n_tokens, 200u);
   b.cache().set_budget(a.bytes() + b.bytes() + 100);
   EXPECT_EQ(shared.account->room(), 100u);
   EXPECT_EQ(a.prompt(1, 300).code(), ErrorCode::over_budget);

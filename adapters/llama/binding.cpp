@@ -12,7 +12,6 @@
 
 #include "graph/rope_probe.hpp"
 #include "interpose/next_definition.hpp"
-#include "interpose/report.hpp"
 #include "state/state_stream.hpp"
 
 namespace mikv::llama {
@@ -60,6 +59,14 @@ void identify(const llama_model* model, const llama_context_params& params, Cont
   options.fingerprint = XXH3_64bits(all.data(), all.size());
 }
 
+// What llama.cpp makes of the sizes that a program asks for: 0 stands for as much as the next larger one.
+uint32_t effective_ubatch(const llama_model* model, const llama_context_params& params) {
+  const uint32_t n_ctx = params.n_ctx ? params.n_ctx : uint32_t(llama_model_n_ctx_train(model));
+  const bool causal = params.attention_type != LLAMA_ATTENTION_TYPE_NON_CAUSAL;
+  const uint32_t n_batch = causal ? std::min(n_ctx, params.n_batch) : params.n_batch;
+  return std::clamp(params.n_ubatch ? params.n_ubatch : params.n_batch, 1u, std::max(1u, n_batch));
+}
+
 uint32_t most_threads(const llama_context_params& params) {
   return uint32_t(
       std::max({params.n_threads, params.n_threads_batch, int32_t(std::thread::hardware_concurrency()), 1}));
@@ -92,7 +99,7 @@ Result<std::unique_ptr<Binding>> Binding::create(const Spec& spec, const llama_m
   options.spec = spec;
   options.n_sequences = std::max(1u, params.n_seq_max);
   options.unified = params.kv_unified;
-  options.n_ubatch = std::max(1u, params.n_ubatch);
+  options.n_ubatch = effective_ubatch(model, params);
   options.n_threads = most_threads(params);
   options.tokens_in_order = !llama_model_is_hybrid(model);
   options.cells = binding.get();
@@ -182,10 +189,14 @@ int32_t Binding::begin_step(Batch batch) {
   for (const Batch::Token& token : batch.tokens) remember(token.sequence);
   for (const Batch::Shared& shared : batch.shared) remember(shared.sequence);
   const Status status = cache_->begin_step(batch);
-  if (status) return 0;
+  if (status) {
+    refusals_.fitted(batch.tokens.size());
+    return 0;
+  }
   const bool full = status.code() == ErrorCode::over_budget;
+  if (full) refusals_.refused(batch.tokens.size());
   if (!full) note(status);  // the budget says it itself
-  if (!report_file_.empty()) write_report(report_file_, false);
+  report(*this);
   return full ? kFull : kFailed;
 }
 
@@ -193,7 +204,7 @@ bool Binding::end_step(int32_t status) {
   const Status failed = cache_->end_step(status == 0);
   note(failed);
   if (!failed && status == 0) take_back();
-  if (!report_file_.empty()) write_report(report_file_, false);
+  report(*this, Occasion::step);
   return failed.ok();
 }
 

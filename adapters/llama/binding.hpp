@@ -12,6 +12,7 @@
 #include "ggml.h"
 #include "graph/rope_operator.hpp"
 #include "graph/row_copy.hpp"
+#include "interpose/report.hpp"
 #include "kv_context.hpp"
 #include "llama.h"
 #include "mikv/context.hpp"
@@ -85,6 +86,7 @@ class Binding : private CellOwner {
   /// Writes figures to this file, see report.hpp.
   void report_to(const std::string& file) { report_file_ = file; }
   const std::string& report_file() const { return report_file_; }
+  const Refusals& refusals() const { return refusals_; }
 
   /// A state kept for a program that asked for its size; the next step drops it.
   struct SavedState {
@@ -119,6 +121,7 @@ class Binding : private CellOwner {
   SavedState saved_state_;
   bool prints_failures_ = false;
   std::string report_file_;
+  Refusals refusals_;
 };
 
 /// "cache_k_l12" -> 12; -1 for any other tensor. Reads the name of the tensor that `t` is a view of.

@@ -25,6 +25,7 @@ class MIKV_API MemoryAccount {
   /// Most bytes that may be held, with all parts; 0: no limit. What is held already stays.
   void set_limit(uint64_t bytes) { limit_.store(bytes, std::memory_order_relaxed); }
   uint64_t limit() const { return limit_.load(std::memory_order_relaxed); }
+  /// Bytes that are charged, with all parts.
   uint64_t used() const { return used_.load(std::memory_order_relaxed); }
   /// Largest value of used() so far.
   uint64_t peak() const { return peak_.load(std::memory_order_relaxed); }
@@ -43,6 +44,7 @@ class MIKV_API MemoryAccount {
 
  private:
   bool hold(uint64_t bytes) noexcept;
+  void use(uint64_t bytes) noexcept;
   void let_go(uint64_t bytes) noexcept;
 
   std::shared_ptr<MemoryAccount> whole_;

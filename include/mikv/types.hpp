@@ -77,6 +77,7 @@ struct MemoryUsage {
   uint64_t n_hi_tokens = 0;
   uint64_t n_lo_tokens = 0;
   uint64_t n_evicted_tokens = 0;
+  uint64_t n_tokens = 0;  ///< of the layer that holds most; of several contexts the sum. Known of contexts only
 
   uint64_t total() const { return staged + hi + lo + scales + ids + scores + calibration + slack; }
   double bits_per_element() const { return n_elements ? 8.0 * double(total()) / double(n_elements) : 0.0; }

@@ -130,7 +130,14 @@ void LayerSet::clear() {
 
 MemoryUsage LayerSet::usage() const {
   MemoryUsage usage;
-  for (const auto& [index, layer] : layers) usage += layer.cache->memory_usage();
+  uint64_t most = 0;
+  for (const auto& [index, layer] : layers) {
+    const MemoryUsage of = layer.cache->memory_usage();
+    const LayerShape& shape = layer.cache->shape();
+    most = std::max(most, of.n_elements / (uint64_t{shape.n_kv_heads} * (shape.head_dim_k + shape.head_dim_v)));
+    usage += of;
+  }
+  usage.n_tokens = most;
   return usage;
 }
 

@@ -22,7 +22,7 @@ MemoryUsage& MemoryUsage::operator+=(const MemoryUsage& other) {
   for (const auto field : {&MemoryUsage::staged, &MemoryUsage::hi, &MemoryUsage::lo, &MemoryUsage::scales,
                            &MemoryUsage::ids, &MemoryUsage::scores, &MemoryUsage::calibration, &MemoryUsage::slack,
                            &MemoryUsage::n_elements, &MemoryUsage::n_staged_tokens, &MemoryUsage::n_hi_tokens,
-                           &MemoryUsage::n_lo_tokens, &MemoryUsage::n_evicted_tokens}) {
+                           &MemoryUsage::n_lo_tokens, &MemoryUsage::n_evicted_tokens, &MemoryUsage::n_tokens}) {
     this->*field += other.*field;
   }
   return *this;

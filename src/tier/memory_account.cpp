@@ -17,6 +17,14 @@ void MemoryAccount::let_go(uint64_t bytes) noexcept {
   if (whole_) whole_->let_go(bytes);
 }
 
+void MemoryAccount::use(uint64_t bytes) noexcept {
+  const uint64_t now = used_.fetch_add(bytes, std::memory_order_relaxed) + bytes;
+  uint64_t seen = peak();
+  while (now > seen && !peak_.compare_exchange_weak(seen, now, std::memory_order_relaxed)) {
+  }
+  if (whole_) whole_->use(bytes);
+}
+
 uint64_t MemoryAccount::room() const {
   const uint64_t most = limit(), held = held_.load(std::memory_order_relaxed);
   const uint64_t own = most ? most - std::min(most, held) : UINT64_MAX;
@@ -32,15 +40,14 @@ bool MemoryAccount::charge(uint64_t bytes) noexcept {
     reserved_.fetch_add(taken, std::memory_order_relaxed);
     return false;
   }
-  const uint64_t now = used_.fetch_add(bytes, std::memory_order_relaxed) + bytes;
-  uint64_t seen = peak();
-  while (now > seen && !peak_.compare_exchange_weak(seen, now, std::memory_order_relaxed)) {
-  }
+  use(bytes);
   return true;
 }
 
 void MemoryAccount::release(uint64_t bytes) noexcept {
-  used_.fetch_sub(bytes, std::memory_order_relaxed);
+  for (MemoryAccount* account = this; account; account = account->whole_.get()) {
+    account->used_.fetch_sub(bytes, std::memory_order_relaxed);
+  }
   let_go(bytes);
 }
 

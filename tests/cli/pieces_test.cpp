@@ -24,6 +24,7 @@
 #include "progress.hpp"
 #include "random.hpp"
 #include "statistics.hpp"
+#include "stock_bits.hpp"
 #include "table.hpp"
 #include "terminal.hpp"
 #include "thread_team.hpp"

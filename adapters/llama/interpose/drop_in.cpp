@@ -1,13 +1,25 @@
 #include "interpose/drop_in.hpp"
 
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <charconv>
 #include <cstdio>
+#include <cstdlib>
 #include <exception>
+#include <fstream>
+#include <map>
 #include <memory>
 #include <optional>
 #include <set>
+#include <string_view>
+#include <tuple>
 
+#include "cache_size.hpp"
 #include "interpose/next_definition.hpp"
 #include "interpose/registry.hpp"
+#include "interpose/report.hpp"
 #include "kv_context.hpp"
 #include "mikv/byte_size.hpp"
 
@@ -16,10 +28,18 @@ namespace {
 
 std::optional<DropIn> current;
 
-// What the program asks for that mikv would have to overrule.
-const char* conflict(const llama_context_params& params) {
-  if (params.type_k != GGML_TYPE_F16 || params.type_v != GGML_TYPE_F16) return "its own cache types (-ctk, -ctv)";
-  return nullptr;
+std::vector<std::string> arguments() {
+  std::ifstream file("/proc/self/cmdline", std::ios::binary);
+  std::vector<std::string> words;
+  for (std::string word; std::getline(file, word, '\0');) words.push_back(word);
+  return words;
+}
+
+// What the program asks for that mikv would have to overrule; empty if there is nothing.
+std::string conflict(const llama_context_params& params) {
+  if (params.type_k == GGML_TYPE_F16 && params.type_v == GGML_TYPE_F16) return "";
+  const std::string by = own_cache_type(arguments());
+  return by.empty() ? "cache types of llama.cpp (type_k, type_v)" : by;
 }
 
 // --kv-budget is over all contexts of the program: one account has them all.
@@ -28,35 +48,116 @@ std::shared_ptr<MemoryAccount> shared_account() {
   return account;
 }
 
-void say_once(const char* line) {
+void say_once(const std::string& line) {
   static std::set<std::string> said;  // programs may try again
-  if (said.insert(line).second) std::fprintf(stderr, "mikv: %s\n", line);
+  if (!said.insert(line).second) return;
+  const bool terminal = isatty(STDERR_FILENO);  // llama-cli shows there that it is loading
+  std::fprintf(stderr, "%smikv: %s\n", terminal ? "\r\033[K" : "", line.c_str());
+}
+
+// llama.cpp creates a context without memory, of a model without weights, to see what would fit.
+bool is_simulation(const Binding& binding) {
+  const auto& layers = binding.layers();
+  return !layers.empty() && !Registry::get().is_cache_buffer(layers.begin()->second.k->buffer);
+}
+
+// "8192" -> "8,192"
+std::string with_commas(uint64_t n) {
+  std::string text = std::to_string(n);
+  for (int at = int(text.size()) - 3; at > 0; at -= 3) text.insert(size_t(at), ",");
+  return text;
+}
+
+// Enough for the bits of a long text; takes some hundredths of a second.
+constexpr uint32_t kMeasuredTokens = 2048;
+
+// What the whole context will take, as `mikv estimate` computes it.
+std::string start_line(const DropIn& drop_in, llama_context* context, const Binding& binding) {
+  const uint64_t n_each = llama_n_ctx_seq(context);
+  const uint64_t n_sequences = binding.cache().options().unified ? 1 : llama_n_seq_max(context);
+  std::map<std::tuple<uint32_t, uint32_t, uint32_t, uint32_t, uint64_t>, uint64_t> n_alike;
+  for (const auto& [index, layer] : binding.layers()) {
+    const LayerShape& s = binding.cache().shape(index);
+    const uint64_t n_tokens = std::min<uint64_t>(n_each, layer.cells_per_stream);  // fewer in a sliding window
+    ++n_alike[{s.n_heads, s.n_kv_heads, s.head_dim_k, s.head_dim_v, n_tokens}];
+  }
+  double bytes = 0.0, elements = 0.0;
+  for (const auto& [key, n_layers] : n_alike) {
+    const auto& [n_heads, n_kv_heads, dim_k, dim_v, n_tokens] = key;
+    const auto size =
+        estimate_cache({n_heads, n_kv_heads, dim_k, dim_v}, binding.cache().spec(), n_tokens, kMeasuredTokens);
+    if (!size) return "KV cache " + drop_in.name;
+    bytes += double(n_sequences * n_layers) * size.value().held;
+    elements += double(n_sequences * n_layers * n_tokens * n_kv_heads * (dim_k + dim_v));
+  }
+  char bits[32];
+  *std::to_chars(bits, bits + sizeof bits, 8.0 * bytes / elements, std::chars_format::fixed, 1).ptr = '\0';
+  std::string line = "KV cache " + drop_in.name + ": " + bits + " bits per element, " + format_bytes(bytes) + " for " +
+                     with_commas(n_each * n_sequences) + " tokens (f16 " + format_bytes(2.0 * elements) + ")";
+  if (drop_in.budget_bytes) line += ", budget " + format_bytes(double(drop_in.budget_bytes));
+  return line;
 }
 
 }  // namespace
 
-Result<DropIn> DropIn::parse(const char* kv, const char* budget, const char* report) {
+Setting Setting::variable(const char* name) {
+  const char* value = std::getenv(name);
+  return {name, value ? value : ""};
+}
+
+Result<DropIn> DropIn::parse(const Setting& kv, const Setting& budget, const Setting& report) {
   DropIn drop_in;
-  auto spec = Spec::parse(kv);
-  if (!spec) return spec.error();
+  constexpr std::string_view kStock = "llama:";
+  if (kv.value.starts_with(kStock)) {
+    const std::string type = kv.value.substr(kStock.size());
+    return Error{kv.written(kv.value) + ": of llama.cpp's own caches only llama:f16 is known here; for another type " +
+                 "say " + kv.written("llama:f16") + " and, to llama.cpp, -ctk " + type + " -ctv " + type};
+  }
+  auto spec = Spec::parse(kv.value);
+  if (!spec) return Error{kv.name + ": " + spec.message()};
   drop_in.spec = std::move(spec).value();
-  if (budget && *budget) {
-    const auto bytes = parse_size(budget);
-    if (!bytes) return bytes.error();
+  drop_in.name = kv.value;
+  if (budget.given()) {
+    const auto bytes = parse_size(budget.value);
+    if (!bytes) return Error{budget.name + ": " + bytes.message()};
     drop_in.budget_bytes = bytes.value();
   }
-  if (report) drop_in.report_file = report;
+  drop_in.report_file = report.value;
   return drop_in;
+}
+
+std::string own_cache_type(const std::vector<std::string>& args) {
+  constexpr std::string_view kNone = "f16";
+  static constexpr std::array kOptions = {
+      "-ctk",  "-ctv",  "--cache-type-k",       "--cache-type-v",       "--spec-draft-type-k",
+      "-ctkd", "-ctvd", "--cache-type-k-draft", "--cache-type-v-draft", "--spec-draft-type-v"};
+  for (size_t i = 0; i + 1 < args.size(); ++i) {
+    if (std::ranges::find(kOptions, args[i]) != kOptions.end() && args[i + 1] != kNone)
+      return args[i] + " " + args[i + 1];
+  }
+  for (const char* name : {"LLAMA_ARG_CACHE_TYPE_K", "LLAMA_ARG_CACHE_TYPE_V", "LLAMA_ARG_SPEC_DRAFT_CACHE_TYPE_K",
+                           "LLAMA_ARG_SPEC_DRAFT_CACHE_TYPE_V"}) {
+    const Setting set = Setting::variable(name);
+    if (set.given() && set.value != kNone) return set.name + "=" + set.value;
+  }
+  return "";
 }
 
 void use_drop_in(const DropIn& drop_in) { current = drop_in; }
 void stop_drop_in() { current.reset(); }
 
 llama_context* init_drop_in(llama_model* model, llama_context_params params) {
-  const auto stock = [&] { return MIKV_NEXT(llama_init_from_model)(model, params); };
+  const auto next = MIKV_NEXT(llama_init_from_model);  // sets mikv up, if it was loaded before llama.cpp
+  const auto stock = [&] { return next(model, params); };
   if (!current || !model) return stock();
-  if (const char* what = conflict(params)) {
-    say_once((std::string("the program asks for ") + what + "; leave that out, or leave out --kv (MIKV_KV)").c_str());
+  if (const std::string what = conflict(params); !what.empty()) {
+    say_once("the program asks for " + what +
+             ", but mikv has the KV cache; leave out either (--kv llama:f16, or no "
+             "MIKV_KV, is llama.cpp's own)");
+    return nullptr;
+  }
+  if (params.n_batch == 0) {  // llama.cpp would abort
+    say_once("the batch has 0 tokens (-b 0); give it one at least");
     return nullptr;
   }
   if (params.flash_attn_type == LLAMA_FLASH_ATTN_TYPE_DISABLED) {
@@ -64,7 +165,7 @@ llama_context* init_drop_in(llama_model* model, llama_context_params params) {
   }
   const auto context = init_context(model, params, current->spec, AttentionBy::engine, shared_account());
   if (!context) {
-    say_once(context.message().c_str());
+    say_once(context.message());
     return nullptr;
   }
   if (cache_of(context.value())->layers().empty()) {
@@ -72,9 +173,12 @@ llama_context* init_drop_in(llama_model* model, llama_context_params params) {
     return stock();
   }
   Binding& binding = *Registry::get().of_context(context.value());
+  if (is_simulation(binding)) return context.value();
   binding.print_failures();
   binding.report_to(current->report_file);
   binding.cache().set_budget(current->budget_bytes);
+  report(binding);
+  say_once(start_line(*current, context.value(), binding));
   return context.value();
 }
 

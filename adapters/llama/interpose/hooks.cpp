@@ -68,6 +68,7 @@ void tell(Binding* binding, Call call) {
   guarded(false, [&] {
     binding->saved_state() = {};
     binding->note(call(binding->cache()));
+    report(*binding);
     return true;
   });
 }
@@ -76,7 +77,10 @@ void tell(Binding* binding, Call call) {
 template <typename Ours, typename Stock>
 auto of_ours(llama_context* context, Ours ours, Stock stock) {
   Binding* binding = Registry::get().of_context(context);
-  return binding ? guarded(decltype(stock()){}, [&]() -> decltype(stock()) { return ours(*binding); }) : stock();
+  if (!binding) return stock();
+  const auto result = guarded(decltype(stock()){}, [&]() -> decltype(stock()) { return ours(*binding); });
+  report(*binding);
+  return result;
 }
 
 // What a batch that only llama.cpp can look into holds.
@@ -244,7 +248,10 @@ bool llama_memory_seq_rm(llama_memory_t memory, llama_seq_id sequence, llama_pos
   const bool removed = MIKV_NEXT(llama_memory_seq_rm)(memory, sequence, p0, p1);
   if (!removed) return removed;
   const llama_seq_id of_all = sequence < 0 ? kAllSequences : sequence;
-  tell(Registry::get().of_memory(memory), [&](mikv::Context& cache) { return cache.remove(of_all, p0, p1); });
+  tell(Registry::get().of_memory(memory), [&](mikv::Context& cache) {
+    const Status told = cache.remove(of_all, p0, p1);
+    return told && p0 <= 0 && p1 < 0 ? cache.forget_removed() : told;  // all of it: nothing may follow that frees it
+  });
   return removed;
 }
 
@@ -345,12 +352,7 @@ size_t llama_state_seq_load_file(llama_context* context, const char* path, llama
 
 void llama_free(llama_context* context) {
   const Binding* binding = Registry::get().of_context(context);
-  if (binding && !binding->report_file().empty()) {
-    guarded(false, [&] {
-      write_report(binding->report_file(), true);
-      return true;
-    });
-  }
+  if (binding) report(*binding, Occasion::last);
   MIKV_NEXT(llama_free)(context);
   Registry::get().remove(context);
 }

@@ -32,6 +32,7 @@ void make_llama_global() {
 }  // namespace
 
 std::string version_mismatch() {
+  make_llama_global();
   using Version = const char* (*)();
   const auto version = reinterpret_cast<Version>(dlsym(RTLD_DEFAULT, "llama_version"));
   const std::string built_for = MIKV_LLAMA_VERSION, here = version ? version() : "older than 0.5.0";
@@ -42,18 +43,16 @@ std::string version_mismatch() {
 }
 
 namespace {
-bool check_version = false;
+void (*before_first_use)() = nullptr;
 }
 
-void check_version_before_use() { check_version = true; }
+void call_before_first_use(void (*function)()) { before_first_use = function; }
 
 void* next_definition(const char* name) {
   static const bool once = [] {
     make_llama_global();
-    const std::string mismatch = check_version ? version_mismatch() : "";
-    if (mismatch.empty()) return true;
-    std::fprintf(stderr, "mikv: %s\n", mismatch.c_str());
-    std::exit(2);
+    if (before_first_use) before_first_use();
+    return true;
   }();
   (void)once;
   if (void* found = dlsym(RTLD_NEXT, name)) return found;

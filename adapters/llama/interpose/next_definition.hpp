@@ -7,9 +7,9 @@ namespace mikv::llama {
 
 /// One line on how this program's llama.cpp differs from the one that mikv was built for; empty if it does not.
 std::string version_mismatch();
-/// From now on the first call that needs llama.cpp ends the process if there is a mismatch: our functions would
-/// misread its structures.
-void check_version_before_use();
+/// The first call that needs llama.cpp makes this one before: its place to end the process if there is a mismatch,
+/// because our functions would misread llama.cpp's structures.
+void call_before_first_use(void (*function)());
 
 /// The function `name` of libllama or libggml. Ends the process, with a line that says why, if there is none: the
 /// caller would call a null pointer.

@@ -40,19 +40,49 @@ bool leave_alone_on_mismatch() {
   refuse("the program could not be started again without mikv; leave out LD_PRELOAD");
 }
 
-__attribute__((constructor)) void set_up() {
-  const char* kv = std::getenv("MIKV_KV");
-  if (!kv || !*kv || std::strcmp(kv, "llama:f16") == 0) return;  // loaded, but not asked for
-  const auto drop_in = mikv::llama::DropIn::parse(kv, std::getenv("MIKV_KV_BUDGET"), std::getenv("MIKV_KV_REPORT"));
-  if (!drop_in) refuse("MIKV_KV or MIKV_KV_BUDGET: " + drop_in.message());
-  mikv::llama::use_drop_in(drop_in.value());
-  mikv::llama::check_version_before_use();
-  // A program that is linked to libllama has it by now; one that loads it later is checked then.
-  if (!dlsym(RTLD_DEFAULT, "llama_backend_init")) return;
+// Set, but without MIKV_KV for nothing.
+std::string set_in_vain() {
+  for (const char* name : {"MIKV_KV_BUDGET", "MIKV_KV_REPORT"}) {
+    if (mikv::llama::Setting::variable(name).given()) return name;
+  }
+  return "";
+}
+
+bool program_runs = false;  // it has begun, and cannot be started again
+
+// Once, as soon as the program has llama.cpp: other programs, which inherit the environment, are left alone.
+void set_up() {
+  static bool begun = false;
+  if (begun) return;
+  begun = true;
+  using mikv::llama::Setting;
+  const Setting kv = Setting::variable("MIKV_KV");
+  if (kv.value == "llama:f16") return;
+  if (!kv.given()) {  // loaded, but not asked for
+    const std::string vain = set_in_vain();
+    if (!vain.empty()) {
+      std::fprintf(stderr, "mikv: loaded, but off: %s is set and MIKV_KV is not; MIKV_KV=mikv turns it on\n",
+                   vain.c_str());
+    }
+    return;
+  }
+  const auto drop_in =
+      mikv::llama::DropIn::parse(kv, Setting::variable("MIKV_KV_BUDGET"), Setting::variable("MIKV_KV_REPORT"));
+  if (!drop_in) refuse(drop_in.message());
   const std::string mismatch = mikv::llama::version_mismatch();
-  if (mismatch.empty()) return;
-  if (leave_alone_on_mismatch()) start_without();
-  refuse(mismatch);
+  if (mismatch.empty()) {
+    mikv::llama::use_drop_in(drop_in.value());
+  } else if (leave_alone_on_mismatch() && !program_runs) {
+    start_without();
+  } else {
+    refuse(mismatch);
+  }
+}
+
+__attribute__((constructor)) void begin() {
+  mikv::llama::call_before_first_use(set_up);  // where a library brings llama.cpp along later
+  if (dlsym(RTLD_DEFAULT, "llama_backend_init")) set_up();
+  program_runs = true;
 }
 
 }  // namespace
@@ -69,6 +99,7 @@ extern "C" void* dlsym(void* handle, const char* name) noexcept {
   }();
   if (handle == RTLD_NEXT || std::strncmp(name, "llama_", 6) != 0) return real(handle, name);
   void* const found = real(handle, name);
+  if (found && handle != RTLD_DEFAULT) set_up();
   static void* const self = [] {
     Dl_info info{};
     dladdr(reinterpret_cast<void*>(&set_up), &info);

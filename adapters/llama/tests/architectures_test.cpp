@@ -201,7 +201,7 @@ TEST_F(Architectures, ModelsWithoutKvAreLeftAlone) {
     p.pooling_type = LLAMA_POOLING_TYPE_NONE;
     std::vector<std::vector<float>> results;
     for (const bool with_mikv : {false, true}) {
-      if (with_mikv) use_drop_in(DropIn::parse("mikv", nullptr, nullptr).value());
+      if (with_mikv) use_drop_in(DropIn::parse({"--kv", "mikv"}, {}, {}).value());
       const auto context = stock(model.get(), p);
       if (with_mikv) stop_drop_in();
       ASSERT_NE(context, nullptr);

@@ -3,7 +3,7 @@
 
 #include "mikv/context.hpp"
 
-namespace mikv::cli {
+namespace mikv {
 
 class RisingCells : public CellOwner {
  public:
@@ -16,4 +16,4 @@ class RisingCells : public CellOwner {
   static Error unused() { return Error{ErrorCode::unsupported, "no cell is ever freed here"}; }
 };
 
-}  // namespace mikv::cli
+}  // namespace mikv
