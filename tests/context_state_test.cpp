@@ -14,17 +14,8 @@ namespace {
 
 using Wish = SmallEngine::Setup;
 
-class StatesTest : public testing::TestWithParam<bool> {
- protected:
-  Wish wish(const char* spec = "mikv") const {
-    Wish wish;
-    wish.spec = spec;
-    wish.unified = GetParam();
-    return wish;
-  }
-};
-INSTANTIATE_TEST_SUITE_P(Context, StatesTest, testing::Bool(),
-                         [](const auto& p) { return std::string(p.param ? "Unified" : "Split"); });
+using StatesTest = BothKinds;
+INSTANTIATE_TEST_SUITE_P(Context, StatesTest, testing::Bool(), kind_name);
 
 TEST_P(StatesTest, ASavedSequenceContinuesToTheBit) {
   for (const char* spec : {"full", "mikv", "mikv-paper", "h2o"}) {

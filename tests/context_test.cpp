@@ -25,17 +25,8 @@ double largest_difference(const std::vector<float>& a, const std::vector<float>&
   return worst;
 }
 
-class OnBothKinds : public testing::TestWithParam<bool> {
- protected:
-  Wish wish(const char* spec = "mikv") const {
-    Wish wish;
-    wish.spec = spec;
-    wish.unified = GetParam();
-    return wish;
-  }
-};
-INSTANTIATE_TEST_SUITE_P(Context, OnBothKinds, testing::Bool(),
-                         [](const auto& p) { return std::string(p.param ? "Unified" : "Split"); });
+using OnBothKinds = BothKinds;
+INSTANTIATE_TEST_SUITE_P(Context, OnBothKinds, testing::Bool(), kind_name);
 
 // ---------------------------------------------------------------- creation and layers
 
@@ -508,36 +499,6 @@ TEST_P(OnBothKinds, AnEngineMarksWhatItCouldNotDo) {
   EXPECT_FALSE(engine.generate(0).ok());
   engine.cache().clear();
   EXPECT_TRUE(engine.prompt(0, 5).ok());
-}
-
-// ---------------------------------------------------------------- what is compressed when
-
-TEST_P(OnBothKinds, APromptThatWasGivenUpIsCompressedWithTheNextGeneratedToken) {
-  SmallEngine engine(wish());
-  ASSERT_TRUE(engine.prompt(0, 20).ok());
-  ASSERT_TRUE(engine.step({{1, 400, SmallEngine::Outputs::none}}).ok());
-  ASSERT_TRUE(engine.step({{0, 30}}).ok());
-  EXPECT_GT(engine.cache().memory_usage().n_staged_tokens, 400u) << "it may wait behind another prompt";
-  ASSERT_TRUE(engine.generate(0).ok());
-  EXPECT_LT(engine.cache().memory_usage().n_staged_tokens, 400u);
-  ASSERT_TRUE(engine.step({{1, 30}}).ok()) << "and may be continued";
-}
-
-TEST_P(OnBothKinds, DraftsOfAnyLengthLeaveNothingBeforeThemInF16) {
-  for (const uint32_t length : {2u, 48u, 64u, 65u, 200u}) {
-    SmallEngine engine(wish());
-    ASSERT_TRUE(engine.prompt(0, 600).ok());
-    for (int i = 0; i < 4; ++i) ASSERT_TRUE(engine.step({{0, length, SmallEngine::Outputs::all}}).ok());
-    // Only the latest draft waits: 2 layers of 2 KV heads.
-    EXPECT_LE(engine.cache().memory_usage().n_staged_tokens, 4u * length) << length;
-  }
-}
-
-TEST_P(OnBothKinds, ATextThatIsMeasuredReadsCompressedTokens) {
-  SmallEngine engine(wish());
-  for (int i = 0; i < 32; ++i) ASSERT_TRUE(engine.step({{0, 64, SmallEngine::Outputs::all}}).ok());
-  const MemoryUsage usage = engine.cache().memory_usage();
-  EXPECT_GT(usage.n_lo_tokens, 4 * 1000u);
 }
 
 TEST(ContextTest, TwoContextsHaveTwoBudgets) {

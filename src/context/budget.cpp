@@ -38,157 +38,42 @@ class Attempt {
   Attempt(Budget& budget, const Budget::Scene& scene)
       : budget_(budget), scene_(scene), spec_(scene.options.spec), rungs_(policy::ladder_of(spec_)) {}
 
-  // Reserves what the step needs; false if there is no room for it.
+  void begin();
+  /// Reserves what the step needs; false if there is no room for it.
   bool fits() { return scene_.account.reserve(needed({spec_, budget_.pressed_from_})); }
-
-  // True if the step would fit after the last concession.
-  bool could_fit() const {
-    const Rung last = rungs_.empty() ? Rung() : rungs_.back();
-    if (spec_.uncompressed()) return false;
-    return needed({spec_, 0, &last}) <= with(freed_by(last, Commits::others)) ||
-           needed({spec_, 0, &last, true}) <= with(freed_by(last, Commits::all));
-  }
+  /// True if the step would fit after the last concession.
+  bool could_fit() const;
 
   // Concessions. Each returns whether the step fits then.
-
-  bool stage_in_bytes() {
-    set_staged_in_bytes(true);
-    return fits();
-  }
-
-  // The more of a prompt is compressed at once, the better.
-  bool compress_large_pieces() {
-    const uint32_t n_ubatch = scene_.options.n_ubatch;
-    for (uint32_t from = kStreamedTokens; from > kFirstStreamedTokens;
-         from -= std::min(n_ubatch, from - kFirstStreamedTokens)) {
-      if (compress_pieces(from - n_fewer())) return true;
-    }
-    return compress_pieces(kFirstStreamedTokens - n_fewer());
-  }
-
-  bool lower_a_little() { return lower(std::min<size_t>(rungs_.size(), policy::kStepsBetweenMeasured)); }
-
+  bool stage_in_bytes();
+  /// The more of a prompt is compressed at once, the better.
+  bool compress_large_pieces();
+  bool lower_a_little() { return lower(std::min<size_t>(rungs_.size(), 1)); }
   bool compress_small_pieces() { return compress_pieces(kFirstTokens) || compress_pieces(0); }
+  bool lower_to_the_end();
 
-  bool lower_to_the_end() {
-    if (lower(rungs_.size())) return true;
-    // What was foreseen is a little less than what is freed, or more.
-    if (!rungs_.empty()) hold(rungs_.back());
-    return fits();
-  }
-
-  void begin() {
-    budget_.pressed_from_.reset();
-    set_staged_in_bytes(false);
-  }
-
-  // The first rung at which `bytes_at` fits beside what the segments then have, reserved.
-  bool lower_for(const std::function<uint64_t(const Rung*)>& bytes_at, const std::function<void(const Rung&)>& also) {
-    if (scene_.account.reserve(bytes_at(nullptr))) return true;
-    if (!spec_.uncompressed() && commit(kFirstTokens) && scene_.account.reserve(bytes_at(nullptr))) return true;
-    for (const Rung& rung : rungs_) {
-      if (bytes_at(&rung) > with(freed_by(rung, Commits::none))) continue;
-      hold(rung);
-      also(rung);
-      if (scene_.account.reserve(bytes_at(nullptr))) return true;
-    }
-    return false;
-  }
+  /// Reserves bytes_at(null) at the first rung at which they fit beside what the segments then have.
+  bool lower_for(const std::function<uint64_t(const Rung*)>& bytes_at, const std::function<void(const Rung&)>& also);
 
   const Rung* lowest() const { return lowest_ ? &*lowest_ : nullptr; }
 
  private:
-  uint64_t needed(const Pressure& pressure) const {
-    const uint64_t to_compress =
-        spec_.uncompressed() ? 0 : bytes_to_compress(scene_.layers, scene_.sequences, pressure.rung);
-    return to_compress + bytes_of_step(scene_.layers, scene_.plan, pressure, scene_.options.n_ubatch);
-  }
-
-  // Room once so much was freed.
-  uint64_t with(int64_t freed) const {
-    const uint64_t room = scene_.account.room();
-    return freed >= 0 ? room + uint64_t(freed) : room - std::min(room, uint64_t(-freed));
-  }
-
-  bool in_step(SegmentId segment) const {
-    return std::ranges::any_of(scene_.plan.runs(), [=](const StepPlan::Run& run) { return run.segment == segment; });
-  }
-
-  // Segments that are compressed before the step.
+  /// Segments that are compressed before the step.
   enum class Commits { none, others, all };
 
-  // What lowering all segments gives back.
-  int64_t freed_by(const Rung& rung, Commits commits) const {
-    int64_t freed = 0;
-    for (const auto& [index, layer] : scene_.layers.layers) {
-      scene_.sequences.for_each_segment([&, &layer = layer](SegmentId segment) {
-        const bool commit = commits == Commits::all || (commits == Commits::others && !in_step(segment));
-        freed += layer.cache->freed_by(segment, rung, commit);
-      });
-    }
-    return freed;
-  }
-
-  void set_staged_in_bytes(bool on) {
-    for (const auto& [index, layer] : scene_.layers.layers) layer.cache->stage_in_bytes(on);
-  }
-
-  // Beside a prompt other sequences may have a token each, and cut its micro-batches so much earlier: as many fewer
-  // tokens do.
-  uint32_t n_fewer() const {
-    uint32_t n_largest = 0;
-    for (const StepPlan::Run& run : scene_.plan.runs()) n_largest = std::max(n_largest, run.n);
-    const uint32_t n_others = scene_.plan.n_tokens() - n_largest;
-    return n_others <= scene_.options.n_ubatch / 8 ? n_others : 0;
-  }
-
-  // Compresses prompts of which so much was read, which may make room for all of the step in f16, or else in this step
-  // those that get so far.
-  bool compress_pieces(uint32_t from) {
-    budget_.pressed_from_.reset();
-    const bool committed = commit(from);
-    scene_.continue_full(kFirstStreamedTokens - n_fewer());
-    if (committed && fits()) return true;
-    budget_.pressed_from_ = from;
-    if (!fits()) return false;
-    for (const StepPlan::Run& run : scene_.plan.runs()) {
-      const CommitRule rule = rule_of(spec_, run, budget_.pressed_from_);
-      (void)scene_.layers.share_bits(run.segment, rule.from, std::min(run.n, scene_.options.n_ubatch),
-                                     scene_.options.n_threads);
-    }
-    return fits();
-  }
-
-  bool commit(uint32_t from) {
-    bool done = true;
-    scene_.sequences.for_each_segment([&](SegmentId segment) {
-      done &= scene_.layers.share_bits(segment, from, 0, scene_.options.n_threads).ok();
-      done &= scene_.layers.commit(segment, from).ok();
-    });
-    return done;
-  }
-
-  // To the first of so many rungs that is enough; to none if none is.
-  bool lower(size_t n_rungs) {
-    for (size_t i = 0; i < n_rungs; ++i) {
-      const Rung& rung = rungs_[i];
-      if (needed({spec_, budget_.pressed_from_, &rung}) > with(freed_by(rung, Commits::none))) continue;
-      hold(rung);
-      if (fits()) return true;
-    }
-    return false;
-  }
-
-  void hold(const Rung& rung) {
-    for (const auto& [index, layer] : scene_.layers.layers) {
-      // Out of memory: the next try resumes here. Segments of the step may hold nothing yet.
-      scene_.sequences.for_each_segment([&, &layer = layer](SegmentId segment) {
-        if (in_step(segment) || layer.cache->n_cells(segment)) (void)layer.cache->lower(segment, rung);
-      });
-    }
-    lowest_ = rung;
-    ++budget_.n_lowered_;
-  }
+  uint64_t needed(const Pressure& pressure) const;
+  /// What lowering all segments gives back.
+  int64_t freed_by(const Rung& rung, Commits commits) const;
+  /// Room once so much was freed.
+  uint64_t with(int64_t freed) const;
+  bool in_step(SegmentId segment) const;
+  uint32_t n_fewer() const;
+  void set_staged_in_bytes(bool on);
+  bool compress_pieces(uint32_t from);
+  bool commit(uint32_t from);
+  /// To the first of so many rungs that is enough; to none if none is.
+  bool lower(size_t n_rungs);
+  void hold(const Rung& rung);
 
   Budget& budget_;
   const Budget::Scene& scene_;
@@ -196,6 +81,138 @@ class Attempt {
   std::vector<Rung> rungs_;
   std::optional<Rung> lowest_;
 };
+
+void Attempt::begin() {
+  budget_.pressed_from_.reset();
+  set_staged_in_bytes(false);
+}
+
+bool Attempt::could_fit() const {
+  if (spec_.uncompressed()) return false;
+  const Rung last = rungs_.empty() ? Rung() : rungs_.back();
+  return needed({spec_, 0, &last}) <= with(freed_by(last, Commits::others)) ||
+         needed({spec_, 0, &last, true}) <= with(freed_by(last, Commits::all));
+}
+
+bool Attempt::stage_in_bytes() {
+  set_staged_in_bytes(true);
+  return fits();
+}
+
+bool Attempt::compress_large_pieces() {
+  const uint32_t n_ubatch = scene_.options.n_ubatch;
+  for (uint32_t from = kStreamedTokens; from > kFirstStreamedTokens;
+       from -= std::min(n_ubatch, from - kFirstStreamedTokens)) {
+    if (compress_pieces(from - n_fewer())) return true;
+  }
+  return compress_pieces(kFirstStreamedTokens - n_fewer());
+}
+
+bool Attempt::lower_to_the_end() {
+  if (lower(rungs_.size())) return true;
+  // What was foreseen is a little less than what is freed, or more.
+  if (!rungs_.empty()) hold(rungs_.back());
+  return fits();
+}
+
+bool Attempt::lower_for(const std::function<uint64_t(const Rung*)>& bytes_at,
+                        const std::function<void(const Rung&)>& also) {
+  if (scene_.account.reserve(bytes_at(nullptr))) return true;
+  if (!spec_.uncompressed() && commit(kFirstTokens) && scene_.account.reserve(bytes_at(nullptr))) return true;
+  for (const Rung& rung : rungs_) {
+    if (bytes_at(&rung) > with(freed_by(rung, Commits::none))) continue;
+    hold(rung);
+    also(rung);
+    if (scene_.account.reserve(bytes_at(nullptr))) return true;
+  }
+  return false;
+}
+
+uint64_t Attempt::needed(const Pressure& pressure) const {
+  const uint64_t to_compress =
+      spec_.uncompressed() ? 0 : bytes_to_compress(scene_.layers, scene_.sequences, pressure.rung);
+  return to_compress + bytes_of_step(scene_.layers, scene_.plan, pressure, scene_.options.n_ubatch);
+}
+
+int64_t Attempt::freed_by(const Rung& rung, Commits commits) const {
+  int64_t freed = 0;
+  for (const auto& [index, layer] : scene_.layers.layers) {
+    scene_.sequences.for_each_segment([&, &layer = layer](SegmentId segment) {
+      const bool commit = commits == Commits::all || (commits == Commits::others && !in_step(segment));
+      freed += layer.cache->freed_by(segment, rung, commit);
+    });
+  }
+  return freed;
+}
+
+uint64_t Attempt::with(int64_t freed) const {
+  const uint64_t room = scene_.account.room();
+  return freed >= 0 ? room + uint64_t(freed) : room - std::min(room, uint64_t(-freed));
+}
+
+bool Attempt::in_step(SegmentId segment) const {
+  return std::ranges::any_of(scene_.plan.runs(), [=](const StepPlan::Run& run) { return run.segment == segment; });
+}
+
+// Beside a prompt other sequences may have a token each, and cut its micro-batches so much earlier: as many fewer
+// tokens do.
+uint32_t Attempt::n_fewer() const {
+  uint32_t n_largest = 0;
+  for (const StepPlan::Run& run : scene_.plan.runs()) n_largest = std::max(n_largest, run.n);
+  const uint32_t n_others = scene_.plan.n_tokens() - n_largest;
+  return n_others <= scene_.options.n_ubatch / 8 ? n_others : 0;
+}
+
+void Attempt::set_staged_in_bytes(bool on) {
+  for (const auto& [index, layer] : scene_.layers.layers) layer.cache->stage_in_bytes(on);
+}
+
+// Compresses prompts of which so much was read, which may make room for all of the step in f16, or else in this step
+// those that get so far.
+bool Attempt::compress_pieces(uint32_t from) {
+  budget_.pressed_from_.reset();
+  const bool committed = commit(from);
+  scene_.continue_full(kFirstStreamedTokens - n_fewer());
+  if (committed && fits()) return true;
+  budget_.pressed_from_ = from;
+  if (!fits()) return false;
+  for (const StepPlan::Run& run : scene_.plan.runs()) {
+    const CommitRule rule = rule_of(spec_, run, budget_.pressed_from_);
+    (void)scene_.layers.share_bits(run.segment, rule.from, std::min(run.n, scene_.options.n_ubatch),
+                                   scene_.options.n_threads);
+  }
+  return fits();
+}
+
+bool Attempt::commit(uint32_t from) {
+  bool done = true;
+  scene_.sequences.for_each_segment([&](SegmentId segment) {
+    done &= scene_.layers.share_bits(segment, from, 0, scene_.options.n_threads).ok();
+    done &= scene_.layers.commit(segment, from).ok();
+  });
+  return done;
+}
+
+bool Attempt::lower(size_t n_rungs) {
+  for (size_t i = 0; i < n_rungs; ++i) {
+    const Rung& rung = rungs_[i];
+    if (needed({spec_, budget_.pressed_from_, &rung}) > with(freed_by(rung, Commits::none))) continue;
+    hold(rung);
+    if (fits()) return true;
+  }
+  return false;
+}
+
+void Attempt::hold(const Rung& rung) {
+  // Segments of the step may hold nothing yet. Out of memory: the next try resumes.
+  std::vector<SegmentId> segments;
+  scene_.sequences.for_each_segment([&](SegmentId segment) {
+    if (in_step(segment) || !scene_.layers.is_empty(segment)) segments.push_back(segment);
+  });
+  (void)scene_.layers.lower(segments, rung, scene_.options.n_threads);
+  lowest_ = rung;
+  ++budget_.n_lowered_;
+}
 
 namespace {
 

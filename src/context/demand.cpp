@@ -32,7 +32,7 @@ void add_segment(Demand& demand, const ContextLayer& layer, SegmentId segment, u
   const bool alone = pressure.committed && count.n_staged >= tier::kMinCalibrationTokens;
   const SegmentId of = alone ? kMaxSegments : segment;
   if (alone) count = {};
-  const LayerCache::Growth growth = layer.cache->growth(of, n, n_ubatch, compressed, pressure.rung);
+  const LayerGrowth growth = layer.cache->growth(of, n, n_ubatch, compressed, pressure.rung);
   demand.lasting += growth.lasting;
   demand.transient += growth.transient;
   demand.compressed += growth.compressed;

@@ -83,7 +83,7 @@ Status LayerSet::commit(SegmentId segment, uint32_t from) {
   return first;
 }
 
-Status LayerSet::commit_all(uint32_t from, uint32_t n_threads) {
+Status LayerSet::on_all(uint32_t n_threads, const std::function<Status(LayerCache&)>& work) {
   std::vector<LayerCache*> caches;
   for (const auto& [index, layer] : layers) caches.push_back(layer.cache.get());
   std::atomic<size_t> next{0};
@@ -91,7 +91,7 @@ Status LayerSet::commit_all(uint32_t from, uint32_t n_threads) {
   Status first;
   const auto run = [&] {
     for (size_t i; (i = next.fetch_add(1)) < caches.size();) {
-      const Status status = caches[i]->commit_all(from);
+      const Status status = work(*caches[i]);
       const std::lock_guard lock(mutex);
       note(first, status);
     }
@@ -102,6 +102,18 @@ Status LayerSet::commit_all(uint32_t from, uint32_t n_threads) {
     run();
   }
   return first;
+}
+
+Status LayerSet::commit_all(uint32_t from, uint32_t n_threads) {
+  return on_all(n_threads, [from](LayerCache& cache) { return cache.commit_all(from); });
+}
+
+Status LayerSet::lower(std::span<const SegmentId> segments, const policy::Rung& rung, uint32_t n_threads) {
+  return on_all(n_threads, [&](LayerCache& cache) {
+    Status first;
+    for (const SegmentId segment : segments) note(first, cache.lower(segment, rung));
+    return first;
+  });
 }
 
 void LayerSet::trim(SegmentId segment) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <span>
@@ -54,6 +55,8 @@ class LayerSet {
   Status commit(SegmentId segment, uint32_t from);
   /// All segments of each layer, layers on n_threads threads.
   Status commit_all(uint32_t from, uint32_t n_threads);
+  /// LayerCache::lower() of all the segments, layers on n_threads threads. Returns the first error.
+  Status lower(std::span<const SegmentId> segments, const policy::Rung& rung, uint32_t n_threads);
   void trim(SegmentId segment);
   void continue_segment(SegmentId from, SegmentId to);
   Status copy_segment(SegmentId from, SegmentId to);
@@ -61,6 +64,10 @@ class LayerSet {
   void clear();
 
   MemoryUsage usage() const;
+
+ private:
+  /// Calls work() of each layer's cache, on n_threads threads. Returns the first error.
+  Status on_all(uint32_t n_threads, const std::function<Status(LayerCache&)>& work);
 };
 
 }  // namespace mikv::context

@@ -8,7 +8,7 @@
 namespace mikv {
 namespace {
 
-using Growth = LayerCache::Growth;
+using Growth = LayerGrowth;
 
 // What a step does to a segment.
 struct Step {
@@ -106,8 +106,8 @@ uint64_t LayerCache::Impl::bitmap_growth(const tier::SegmentStore* store, uint32
   return bytes - std::min(bytes, now);
 }
 
-LayerCache::Growth LayerCache::growth(SegmentId segment, uint32_t n_tokens, uint32_t n_at_once, bool compressed,
-                                      const policy::Rung* rung) const {
+LayerGrowth LayerCache::growth(SegmentId segment, uint32_t n_tokens, uint32_t n_at_once, bool compressed,
+                               const policy::Rung* rung) const {
   const tier::SegmentStore* store = impl_->segment(segment);
   compressed = compressed && !impl_->spec.uncompressed();
   const Spec spec = rung ? policy::lowered(spec_of(segment), *rung) : spec_of(segment);

@@ -100,9 +100,8 @@ using VisitKeys = std::function<uint32_t(std::span<const Cell> cells, uint32_t k
 /// Where a call runs out of memory, it says so, and what it says of the content holds.
 class LayerCache {
  public:
-  /// Cells are below max_cells; up to 65,536 their numbers take two bytes instead of four. account: what all memory is
-  /// charged to; null: one of its own. Errors: unsupported shape; a spec whose group does not divide the head
-  /// dimension.
+  /// Cells are below max_cells; up to 65,536 their numbers take two bytes, not four. account: what memory is charged
+  /// to; null: one of its own. Errors: unsupported shape; a spec whose group does not divide the head dimension.
   static Result<std::unique_ptr<LayerCache>> create(const LayerShape& shape, const Spec& spec,
                                                     uint32_t max_cells = kMaxCells,
                                                     std::shared_ptr<MemoryAccount> account = nullptr);
@@ -111,16 +110,14 @@ class LayerCache {
   LayerCache& operator=(const LayerCache&) = delete;
 
   const LayerShape& shape() const;
-  const Spec& spec() const;
+  const Spec& spec() const;  ///< of new segments
   uint32_t max_cells() const;
   const std::shared_ptr<MemoryAccount>& account() const;
 
   /// Tells how keys turn with their position: coordinates that are frozen on a prompt then hold for what follows it too
   /// (policy/rope_forecast.hpp). Errors: more channels than a key has, an angle that is not finite.
   Status set_rope(Rope rope);
-
-  /// Records no queries before a segment has n_tokens: statistics of short texts would be larger than the texts. Of
-  /// segments that begin later.
+  /// Records queries from a segment's n_tokens on: statistics of short texts would be larger than the texts.
   void record_from(uint32_t n_tokens);
 
   /// Stores K and V of n tokens, replacing what their cells held. Row t of k is at k + t * k_stride floats,
@@ -129,8 +126,7 @@ class LayerCache {
   /// hold nothing.
   Status put(SegmentId segment, std::span<const Cell> cells, const float* k, size_t k_stride, const float* v,
              size_t v_stride);
-  /// put() in two steps: stage() takes the cells, write_k() and write_v() fill the tokens of the segment's last
-  /// stage().
+  /// put() in two steps: stage() takes the cells, write_k() and write_v() fill the tokens of the last stage().
   Status stage(SegmentId segment, std::span<const Cell> cells);
   void write_k(SegmentId segment, const float* k, size_t k_stride, uint32_t thread = 0, uint32_t n_threads = 1);
   void write_v(SegmentId segment, const float* v, size_t v_stride, uint32_t thread = 0, uint32_t n_threads = 1);
@@ -152,8 +148,7 @@ class LayerCache {
   /// latest queries (docs/adr/0012-bits-between-heads.md). For a prompt that the next commit() compresses: a frozen
   /// segment keeps its bits. Errors: out of memory; nothing changes then.
   static Status share_bits(std::span<LayerCache* const> layers, SegmentId segment, uint32_t n_threads = 1);
-  /// Among the heads of this layer alone.
-  Status share_bits(SegmentId segment);
+  Status share_bits(SegmentId segment);  ///< among the heads of this layer alone
 
   /// `next`, which is empty, holds what follows `segment`: it takes over the places in hi for recent tokens, and the
   /// heads' bits (docs/adr/0014-segments-of-a-long-prompt.md). Errors: `next` holds tokens; out of memory.
@@ -161,10 +156,9 @@ class LayerCache {
 
   /// The most that n_tokens more in `segment` take. compressed: they and what is staged are committed, n_at_once tokens
   /// after their put; else they stay staged.
-  using Growth = LayerGrowth;
   /// rung: as if lower(segment, *rung) had been called; null: as it is.
-  Growth growth(SegmentId segment, uint32_t n_tokens, uint32_t n_at_once, bool compressed,
-                const policy::Rung* rung = nullptr) const;
+  LayerGrowth growth(SegmentId segment, uint32_t n_tokens, uint32_t n_at_once, bool compressed,
+                     const policy::Rung* rung = nullptr) const;
   /// Bytes that lower(segment, rung) gives back; less than none if it takes some. commits: after a commit(segment) of
   /// what is staged, which is not counted otherwise.
   int64_t freed_by(SegmentId segment, const policy::Rung& rung, bool commits) const;
@@ -206,10 +200,7 @@ class LayerCache {
   /// may have another share, other bits and formats than this cache's spec. Bytes may be hostile; the cache does not
   /// change. Errors: damaged_data; mismatch: more cells than this cache has, or a spec whose tiers are of another kind.
   Result<LoadedSegment> load_segment(std::span<const uint8_t> bytes, uint32_t n_cells, const Spec& saved) const;
-  /// The same, held as this cache's spec says.
-  Result<LoadedSegment> load_segment(std::span<const uint8_t> bytes, uint32_t n_cells) const {
-    return load_segment(bytes, n_cells, spec());
-  }
+  Result<LoadedSegment> load_segment(std::span<const uint8_t> bytes, uint32_t n_cells) const;  ///< saved as spec()
   /// Makes what this cache has loaded the content of `segment`; cells[i] is the new number of the i-th saved cell.
   Status adopt_segment(SegmentId segment, LoadedSegment loaded, std::span<const Cell> cells);
   /// The content of `from` in `to` as well, under the same cell numbers.

@@ -82,6 +82,10 @@ Result<LoadedSegment> LayerCache::load_segment(std::span<const uint8_t> bytes, u
   }
 }
 
+Result<LoadedSegment> LayerCache::load_segment(std::span<const uint8_t> bytes, uint32_t n_cells) const {
+  return load_segment(bytes, n_cells, spec());
+}
+
 Status LayerCache::adopt_segment(SegmentId segment, LoadedSegment loaded, std::span<const Cell> cells) {
   if (segment >= kMaxSegments) return Error{"segment " + std::to_string(segment) + " is out of range; use 0 to 4095"};
   if (loaded.impl_->owner != impl_.get())

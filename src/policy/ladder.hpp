@@ -30,9 +30,6 @@ struct MeasuredRung {
 /// From the largest to the smallest.
 std::span<const MeasuredRung> measured_rungs();
 
-/// Rungs from one measured cache to the next: nobody loses much more than there is need for.
-inline constexpr int kStepsBetweenMeasured = 4;
-
 /// The rungs below `asked`, from the largest to the smallest; none if the spec has nothing to give up.
 std::vector<Rung> ladder_of(const Spec& asked);
 

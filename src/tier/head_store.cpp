@@ -62,6 +62,29 @@ HeadStore::HeadStore(const HeadStore& other, const Layouts& layouts, const Spec&
   sample = other.sample;
 }
 
+uint64_t HeadStore::statistics_bytes() const {
+  return q_max.size() * sizeof(float) + q_square.size() * sizeof(uint64_t) + sample.bytes();
+}
+
+uint64_t HeadStore::calibration_bytes() const {
+  return transform.bytes() + staged_transform.bytes() + statistics_bytes() + (own_lo_ ? sizeof *own_lo_ : 0);
+}
+
+uint64_t HeadStore::charged_bytes() const {
+  return charge_.bytes() + staged.allocated_bytes() + hi.allocated_bytes() + lo.allocated_bytes();
+}
+
+void HeadStore::change_account(MemoryAccount& account) {
+  for (Tier* tier : {&staged, &hi, &lo}) tier->change_account(account);
+  charge_.change_account(account);
+  account_ = &account;
+}
+
+void HeadStore::set_lo_layout(const codec::BlockLayout& layout) {
+  own_lo_ = std::make_unique<codec::BlockLayout>(layout);
+  lo = Tier(*own_lo_, *account_);
+}
+
 void QueryTally::add(const float* q, uint32_t dim, float scale) {
   ++n;
   for (uint32_t c = 0; c < dim; ++c) {

@@ -144,10 +144,7 @@ class HeadStore {
   policy::ErrorWeight::Sums error_weight(const Spec& spec, uint64_t n_live, CommitScratch& scratch) const;
 
   /// Sets the layout of `lo`, where bits differ by head. Call it before the first token is in `lo`.
-  void set_lo_layout(const codec::BlockLayout& layout) {
-    own_lo_ = std::make_unique<codec::BlockLayout>(layout);
-    lo = Tier(*own_lo_, *account_);
-  }
+  void set_lo_layout(const codec::BlockLayout& layout);
 
   /// Adds to q_max and q_square. Thread-safe.
   void note_queries(const QueryTally& tally);
@@ -156,23 +153,13 @@ class HeadStore {
   void recount() { charge_.set(calibration_bytes()); }
 
   /// Bytes that this head has charged.
-  uint64_t charged_bytes() const {
-    return charge_.bytes() + staged.allocated_bytes() + hi.allocated_bytes() + lo.allocated_bytes();
-  }
+  uint64_t charged_bytes() const;
   /// Names another account, which has been charged for charged_bytes(), as the one that they are released from.
-  void change_account(MemoryAccount& account) {
-    for (Tier* tier : {&staged, &hi, &lo}) tier->change_account(account);
-    charge_.change_account(account);
-    account_ = &account;
-  }
+  void change_account(MemoryAccount& account);
 
   /// What is kept of queries until the segment is frozen.
-  uint64_t statistics_bytes() const {
-    return q_max.size() * sizeof(float) + q_square.size() * sizeof(uint64_t) + sample.bytes();
-  }
-  uint64_t calibration_bytes() const {
-    return transform.bytes() + staged_transform.bytes() + statistics_bytes() + (own_lo_ ? sizeof *own_lo_ : 0);
-  }
+  uint64_t statistics_bytes() const;
+  uint64_t calibration_bytes() const;
 
  private:
   /// Result of the first commit.

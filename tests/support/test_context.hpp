@@ -2,6 +2,8 @@
 // contexts that were fed alike can be compared, and one that was restored can go on.
 #pragma once
 
+#include <gtest/gtest.h>
+
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -60,5 +62,17 @@ class SmallEngine {
   std::unique_ptr<Context> cache_;
   std::vector<float> output_;
 };
+
+/// Tests of split contexts (false) and unified ones (true).
+class BothKinds : public testing::TestWithParam<bool> {
+ protected:
+  SmallEngine::Setup wish(const char* spec = "mikv") const {
+    SmallEngine::Setup wish;
+    wish.spec = spec;
+    wish.unified = GetParam();
+    return wish;
+  }
+};
+inline std::string kind_name(const testing::TestParamInfo<bool>& info) { return info.param ? "Unified" : "Split"; }
 
 }  // namespace mikv::test
