@@ -215,6 +215,17 @@ void Binding::take_back() {
   }
 }
 
+// A program that measures probabilities (perplexity) is told what it has measured: a short text is read exactly,
+// whatever the cache is.
+void Binding::say_what_was_measured() const {
+  const Figures figures = cache_->figures();
+  if (!prints_failures_ || cache_->spec().uncompressed() || figures.n_measured_seen == 0) return;
+  const unsigned percent = unsigned(100 * figures.n_measured_compressed / figures.n_measured_seen);
+  std::fprintf(stderr, "mikv: of what %llu measured tokens attended to, %u %% was compressed%s\n",
+               static_cast<unsigned long long>(figures.n_measured), percent,
+               percent ? "" : ": this is the full cache's figure; measure texts of more than 1,024 tokens (-c 4096)");
+}
+
 void Binding::note(const Status& status) const {
   if (!status && prints_failures_) std::fprintf(stderr, "mikv: %s\n", status.message().c_str());
 }

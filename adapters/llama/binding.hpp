@@ -81,8 +81,9 @@ class Binding : private CellOwner {
   /// Prints the error of a call between steps that cannot report it, if failures are printed.
   void note(const Status& status) const;
 
-  /// Prints failures from now on, for programs that do not know mikv.
+  /// Prints failures from now on, and what was measured, for programs that do not know mikv.
   void print_failures() { prints_failures_ = true; }
+  void say_what_was_measured() const;
   /// Writes figures to this file, see report.hpp.
   void report_to(const std::string& file) { report_file_ = file; }
   const std::string& report_file() const { return report_file_; }

@@ -116,6 +116,9 @@ struct Figures {
   uint64_t n_steps = 0;        ///< completed
   uint64_t n_concessions = 0;  ///< times that stored text was lowered to stay within the budget
   uint64_t n_refused = 0;      ///< steps, copies and loads refused with over_budget
+  /// Of texts whose probabilities were measured (several tokens of a prompt want logits), in the first layer: tokens,
+  /// stored tokens that they could see, and how many of these were compressed.
+  uint64_t n_measured = 0, n_measured_seen = 0, n_measured_compressed = 0;
 };
 
 /// The uncompressed content of a context after an exact prefill, to start several specs from. Immutable.

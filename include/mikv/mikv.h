@@ -207,7 +207,7 @@ MIKV_API void mikv_memory_usage_init(mikv_memory_usage* usage);
 MIKV_API mikv_error mikv_context_memory_usage(const mikv_context* context, mikv_memory_usage* usage);
 /* The most bytes that the context may hold, from the next step on; 0: no limit. */
 MIKV_API void mikv_context_set_budget(mikv_context* context, uint64_t bytes);
-/* The spec that new text is held under: smaller than the one asked for where the budget made it so. Valid until the
+/* The spec that was asked for, in full; new text is held so where there is room. Valid until the
  * next call on the context. */
 MIKV_API const char* mikv_context_spec(mikv_context* context);
 

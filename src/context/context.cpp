@@ -276,11 +276,13 @@ Result<std::span<const Context::Impl::Part>> Context::Impl::parts_of(const Conte
       if (++n_parts > parts.size()) parts.emplace_back();
       parts[p].segment = run->segment;
       parts[p].stream = stream;
-      parts[p].generates = false;
+      parts[p].generates = parts[p].measured = false;
+      parts[p].sequence = run->sequence;
       parts[p].cells.clear();
       parts[p].rows.clear();
     }
     parts[p].generates |= run->generates;
+    parts[p].measured |= run->measured;
     parts[p].cells.push_back(cell);
     parts[p].rows.push_back(row);
   }
@@ -305,6 +307,19 @@ Status Context::Impl::stage(ContextLayer& layer, std::span<const Part> of_call) 
     if (!status) return status;
   }
   return {};
+}
+
+void Context::Impl::count_measured(const ContextLayer& layer, std::span<const Part> of_call) {
+  if (&layer != &layers.layers.begin()->second) return;
+  for (const Part& part : of_call) {
+    if (!part.measured) continue;
+    figures.n_measured += part.rows.size();
+    for (const SegmentId segment : sequences.seen_by(part.sequence)) {
+      const context::SegmentCount count = layer.count(segment);
+      figures.n_measured_seen += part.rows.size() * count.n_cells;
+      if (!spec().uncompressed()) figures.n_measured_compressed += part.rows.size() * (count.n_cells - count.n_staged);
+    }
+  }
 }
 
 void Context::Impl::write(ContextLayer& layer, std::span<const Part> of_call, const float* rows, size_t stride,
@@ -351,6 +366,7 @@ Status Context::store(int layer, std::span<const CellPlace> cells, const float* 
     if (!completes) {
       known->next_row += uint32_t(cells.size());
       if (const Status status = impl_->stage(*known, parts.value()); !status) return status;
+      impl_->count_measured(*known, parts.value());
       known->wants_k = !k;
       known->wants_v = !v;
     } else {

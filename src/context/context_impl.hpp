@@ -65,13 +65,16 @@ struct Context::Impl {
   struct Part {
     SegmentId segment = 0;
     uint32_t stream = 0;
-    bool generates = false;      ///< see StepPlan::Run
+    bool generates = false;  ///< see StepPlan::Run
+    bool measured = false;   ///< the same
+    SequenceId sequence = 0;
     std::vector<Cell> cells;     ///< of the stream
     std::vector<uint32_t> rows;  ///< of the call, one per cell
   };
   /// Valid until the next call. Error: more tokens than the batch has, a stream without a token.
   Result<std::span<const Part>> parts_of(const context::ContextLayer& layer, std::span<const CellPlace> cells);
   Status stage(context::ContextLayer& layer, std::span<const Part> parts);
+  void count_measured(const context::ContextLayer& layer, std::span<const Part> parts);
   void write(context::ContextLayer& layer, std::span<const Part> parts, const float* rows, size_t stride, bool keys);
   const context::StepPlan::Run* run_of_row(uint32_t stream, uint32_t row) const;
   std::vector<Part> parts;  ///< kept, as is `gathered`: a generation step allocates nothing

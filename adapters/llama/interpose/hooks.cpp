@@ -352,7 +352,10 @@ size_t llama_state_seq_load_file(llama_context* context, const char* path, llama
 
 void llama_free(llama_context* context) {
   const Binding* binding = Registry::get().of_context(context);
-  if (binding) report(*binding, Occasion::last);
+  if (binding) {
+    binding->say_what_was_measured();
+    report(*binding, Occasion::last);
+  }
   MIKV_NEXT(llama_free)(context);
   Registry::get().remove(context);
 }

@@ -69,7 +69,7 @@ bool Registry::publish(const Binding& binding, Occasion occasion) {
     if (before != published_.end() && began < before->second.due) return false;
   }
   const Context& cache = binding.cache();
-  Published now{cache.memory_usage(), cache.figures()};
+  Published now{cache.memory_usage(), cache.figures(), cache.lowered_sequences().size()};
   now.figures.n_refused =
       occasion == Occasion::last ? binding.refusals().n_with_last() : binding.refusals().n_requests();
   std::string spec = cache.spec().to_string();
@@ -92,6 +92,7 @@ Registry::Totals Registry::totals() {
   for (const auto& [binding, published] : published_) {
     totals.usage += published.usage;
     add_figures(totals.figures, published.figures);
+    totals.n_lowered_sequences += published.n_lowered_sequences;
   }
   totals.n_contexts = published_.size();
   totals.spec = last_spec_;

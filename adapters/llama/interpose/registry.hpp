@@ -26,6 +26,7 @@ class Registry {
     MemoryUsage usage;
     Figures figures;  ///< with those of contexts that are gone
     uint64_t peak_bytes = 0, budget = 0, n_contexts = 0;
+    uint64_t n_lowered_sequences = 0;
     std::string spec;
   };
   /// Takes the figures of a context for totals(). Called on a thread that may use the context.
@@ -54,6 +55,7 @@ class Registry {
   struct Published {
     MemoryUsage usage;
     Figures figures;
+    uint64_t n_lowered_sequences = 0;
     std::chrono::steady_clock::time_point due{};  ///< for steps
   };
   std::map<const Binding*, Published> published_;

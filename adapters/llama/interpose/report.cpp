@@ -49,6 +49,8 @@ std::vector<Figure> figures(const Registry::Totals& totals) {
        double(usage.n_evicted_tokens)},
       {"kv_contexts", "contexts whose KV cache is in mikv", false, double(totals.n_contexts)},
       {"kv_steps_total", "batches that were processed", true, double(totals.figures.n_steps)},
+      {"kv_lowered_sequences", "sequences that hold text which the budget made smaller than was asked for", false,
+       double(totals.n_lowered_sequences)},
       {"kv_lowered_total", "times that the cache was made smaller to stay within the budget", true,
        double(totals.figures.n_concessions)},
       {"kv_refused_total", "requests that did not fit the budget", true, double(totals.figures.n_refused)}};
