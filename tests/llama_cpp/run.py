@@ -3,8 +3,10 @@
 
     tests/llama_cpp/run.py --model FILE --build build [--kv full,mikv] [--tests save-load-state,...] [-o FILE]
 
-The tests are compiled from llama.cpp's source as it is, against the libraries that mikv was built with. What stock llama.cpp
-passes counts. Fails (exit code 1) if a cache of ours fails one of those, or a run that should have used mikv did not."""
+The tests are compiled from llama.cpp's source as it is, against the libraries that mikv was built with. Besides the given
+model they get tiny ones of random weights, which llama.cpp's test-llama-archs writes: other kinds of caches, and recurrent
+layers. What stock llama.cpp passes counts. Fails (exit code 1) if a cache of ours fails one of those, or if a run that should
+have used mikv did not."""
 
 import argparse
 import json
@@ -22,6 +24,11 @@ from llama_server.run import STOCK, llama_build  # noqa: E402
 PASSED, FAILED, SKIPPED = "passed", "FAILED", "skipped"
 TIMEOUT_SECONDS = 900
 CASE = re.compile(r"^=== Test \d+: (.*) ===$", re.M)
+GIVEN = "the model of --model"
+WRITER = "test-llama-archs.cpp"
+# With factors of RoPE (llama, phi3), sliding windows (gemma3, gpt-oss, cohere2), and recurrent layers.
+TINY = ("llama-dense", "phi3-dense", "gemma3-dense", "gpt-oss-moe", "cohere2-dense", "falcon-h1-dense")
+TINY_WITH_ROLLBACK = ("lfm2-dense", "nemotron_h-dense", "qwen35-dense")
 
 
 @dataclass(frozen=True)
@@ -29,12 +36,12 @@ class Run:
     name: str
     source: str
     arguments: tuple[str, ...] = ()
-    with_model: bool = True
+    model: str | None = GIVEN
     decodes: bool = True  # with our cache it must have been used
 
 
-# Arguments are those of llama.cpp's tests/CMakeLists.txt, and its default of two threads for each context.
-# 600 random tokens instead of 100: mikv leaves the first 256 in f16, so that only this run saves compressed ones.
+# Arguments are those of llama.cpp's tests/CMakeLists.txt.
+# 600 random tokens instead of 100: mikv compresses nothing of fewer than 256.
 RUNS = (
     Run("save-load-state", "test-save-load-state.cpp"),
     Run("save-load-state, 600 tokens", "test-save-load-state.cpp", ("-b", "600")),
@@ -42,7 +49,9 @@ RUNS = (
     Run("thread-safety", "test-thread-safety.cpp",
         ("-ngl", "99", "-p", "The meaning of life is", "-n", "128", "-c", "256", "-ub", "32", "-np", "4", "-t", "2")),
     Run("recurrent-state-rollback", "test-recurrent-state-rollback.cpp", decodes=False),
-    Run("batch-alloc", "test-batch-alloc.cpp", with_model=False, decodes=False),
+    Run("batch-alloc", "test-batch-alloc.cpp", model=None, decodes=False),
+    *(Run(f"save-load-state, {tiny}", "test-save-load-state.cpp", model=tiny) for tiny in TINY + TINY_WITH_ROLLBACK),
+    *(Run(f"recurrent-state-rollback, {tiny}", "test-recurrent-state-rollback.cpp", model=tiny) for tiny in TINY_WITH_ROLLBACK),
 )
 
 
@@ -64,10 +73,20 @@ def compiled(source: Path, llama_source: Path, llama_build_folder: Path, work: P
     return program
 
 
+def tiny_models(writer: Path, folder: Path) -> Path:
+    folder.mkdir(exist_ok=True)
+    for tiny in TINY + TINY_WITH_ROLLBACK:
+        if not (folder / f"{tiny}.gguf").exists():
+            subprocess.run([writer, "-a", tiny.rsplit("-", 1)[0], "-o", folder], check=True, capture_output=True)
+    return folder
+
+
 def results_of(run: Run, code: int, output: str) -> dict[str, str]:
     """Row of the table -> outcome: the program, and each test that it announces with a heading and closes with PASS."""
     skipped = code == 0 and "skipping for non-recurrent model" in output
     rows = {run.name: SKIPPED if skipped else PASSED if code == 0 else FAILED}
+    if run.model not in (GIVEN, None):
+        return rows
     parts = CASE.split(output)
     for heading, section in zip(parts[1::2], parts[2::2]):
         if heading != "baseline":  # it prints no PASS; the program fails with it
@@ -75,7 +94,8 @@ def results_of(run: Run, code: int, output: str) -> dict[str, str]:
     return rows
 
 
-def run_arm(kv: str, runs: list[Run], programs: dict[str, Path], preload: Path, model: Path, work: Path) -> dict[str, str]:
+def run_arm(kv: str, runs: list[Run], programs: dict[str, Path], preload: Path, models: dict[str, Path],
+            work: Path) -> dict[str, str]:
     results = {}
     folder = work / re.sub(r"\W+", "-", kv)
     folder.mkdir(exist_ok=True)
@@ -88,7 +108,7 @@ def run_arm(kv: str, runs: list[Run], programs: dict[str, Path], preload: Path, 
         began = time.monotonic()
         log = folder / (re.sub(r"\W+", "-", run.name) + ".log")
         with open(log, "w") as out:
-            command = [programs[run.source], *(("-m", model) if run.with_model else ()), *run.arguments]
+            command = [programs[run.source], *(("-m", models[run.model]) if run.model else ()), *run.arguments]
             try:  # the tests leave files where they run
                 code = subprocess.run(command, cwd=folder, env=environment, stdout=out, stderr=subprocess.STDOUT, timeout=TIMEOUT_SECONDS).returncode
             except subprocess.TimeoutExpired:
@@ -98,7 +118,7 @@ def run_arm(kv: str, runs: list[Run], programs: dict[str, Path], preload: Path, 
         if unused:
             rows = dict.fromkeys(rows, FAILED)
         results |= rows
-        why = ": mikv was not used" if unused else f": exit code {code}; see {log}" if code else ""
+        why = f": exit code {code}; see {log}" if code else ": mikv was not used" if unused else ""
         print(f"llama.cpp tests: {kv}: {run.name} {rows[run.name]} in {time.monotonic() - began:.0f} s{why}", flush=True)
     return results
 
@@ -131,13 +151,19 @@ def main() -> int:
     wanted = options.tests.split(",") if options.tests else []
     runs = []
     for run in RUNS:
-        if not (source / "tests" / run.source).exists():
-            print(f"llama.cpp tests: this llama.cpp has no {run.source}")
+        needed = [run.source] if run.model in (GIVEN, None) else [run.source, WRITER]
+        missing = [name for name in needed if not (source / "tests" / name).exists()]
+        if missing:
+            print(f"llama.cpp tests: {run.name} is left out; this llama.cpp has no {missing[0]}")
         elif not wanted or run.name.split(",")[0] in wanted:
             runs.append(run)
-    programs = {run.source: compiled(source / "tests" / run.source, source, llama, work) for run in runs}
+    models = {GIVEN: model}
+    if any(run.model not in (GIVEN, None) for run in runs):
+        tiny = tiny_models(compiled(source / "tests" / WRITER, source, llama, work), work / "models")
+        models |= {name: tiny / f"{name}.gguf" for name in TINY + TINY_WITH_ROLLBACK}
+    programs = {source_name: compiled(source / "tests" / source_name, source, llama, work) for source_name in {run.source: 0 for run in runs}}
 
-    results = {kv: run_arm(kv, runs, programs, preload, model, work) for kv in (STOCK, *options.kv.split(","))}
+    results = {kv: run_arm(kv, runs, programs, preload, models, work) for kv in (STOCK, *options.kv.split(","))}
     counted = [name for name, outcome in results[STOCK].items() if outcome == PASSED]
     if not counted:
         sys.exit("llama.cpp tests: stock llama.cpp passed none; something is wrong with the set-up")
