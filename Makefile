@@ -18,7 +18,7 @@ PREFIX ?= /usr/local
 
 # Each step is its own make target for readability, but they must run in the order written.
 .NOTPARALLEL:
-.PHONY: help setup build test test-long test-sanitizers test-arm test-llama-server fuzz format install package demo bench clean
+.PHONY: help setup build test test-long test-sanitizers test-arm test-llama-cpp test-llama-server fuzz format install package demo bench clean
 
 help: ## show this list
 	@echo "make TARGET, one of:"
@@ -68,6 +68,10 @@ fuzz: setup ## libFuzzer on what reads saved caches, FUZZ_SECONDS long (default 
 	@cmake --build --preset fuzz --parallel $(JOBS) --target mikv_fuzz_session
 	@mkdir -p build/fuzz/found
 	@build/fuzz/bin/mikv_fuzz_session -max_total_time=$(FUZZ_SECONDS) -max_len=65536 -print_final_stats=1 -artifact_prefix=build/fuzz/found/ build/fuzz/found tests/fuzz/corpus
+
+test-llama-cpp: build ## llama.cpp's own C++ tests of states and threads, stock and with mikv preloaded (3 minutes)
+	@$(FETCH) get $(TEST_MODEL) >build/test-model.txt
+	@python3 tests/llama_cpp/run.py --model "$$(cat build/test-model.txt)" --build build -o build/llama-cpp-tests/results.json
 
 test-llama-server: build ## llama.cpp's own server tests: those that stock llama-server passes, on mikv server (10 minutes)
 	@$(FETCH) get $(TEST_MODEL) >build/test-model.txt
