@@ -35,30 +35,33 @@ Error no_memory() {
 
 // ---------------------------------------------------------------- saving
 
-Section segment_section(int layer, SegmentId segment, uint32_t stream, std::span<const CellPlace> places,
-                        const LayerCache& cache, Status& status) {
+Section segment_section(int layer, SegmentId segment, uint32_t number, uint32_t stream,
+                        std::span<const CellPlace> places, const LayerCache& cache, Status& status) {
   std::vector<Cell> cells;
   for (const CellPlace& place : places) {
     if (place.stream == stream) cells.push_back(place.cell);
   }
-  Section section{kSegment, uint32_t(layer), segment, {}};
+  Section section{kSegment, uint32_t(layer), number, {}};
   session::SegmentHeader{stream, uint32_t(cells.size()), cache.spec_of(segment).to_string()}.put(section.data);
   status = cache.save_segment(segment, cells, section.data);
   return section;
 }
 
-// What `sequence`, or all, see; every segment they do once in `segments`.
+// What `sequence`, or all, see; every segment they do once in `segments`, whose order numbers them in the state: numbers
+// of this context would make the state of the same tokens another one after loading.
 std::vector<SavedSequence> saved_sequences(const Sequences& sequences, SequenceId sequence,
                                            std::vector<SegmentId>& segments) {
   std::vector<SavedSequence> saved;
   for (SequenceId s = 0; sequences.valid(s); ++s) {
     if ((sequence != kAllSequences && s != sequence) || sequences.seen_by(s).empty()) continue;
     SavedSequence& entry = saved.emplace_back();
-    entry.sequence = uint32_t(s);
-    entry.own = sequences.own(s) == kMaxSegments ? kNoSegment : sequences.own(s);
-    entry.seen.assign(sequences.seen_by(s).begin(), sequences.seen_by(s).end());
-    for (const SegmentId segment : entry.seen) {
-      if (std::ranges::find(segments, segment) == segments.end()) segments.push_back(segment);
+    entry.sequence = sequence == kAllSequences ? uint32_t(s) : 0;
+    entry.own = kNoSegment;
+    for (const SegmentId segment : sequences.seen_by(s)) {
+      auto at = std::ranges::find(segments, segment);
+      if (at == segments.end()) at = segments.insert(at, segment);
+      entry.seen.push_back(uint32_t(at - segments.begin()));
+      if (segment == sequences.own(s)) entry.own = entry.seen.back();
     }
   }
   return saved;
@@ -85,11 +88,12 @@ Result<std::vector<uint8_t>> save(Context::Impl& impl, SequenceId sequence, std:
   for (const auto& [index, places] : engine.value().cells) {
     const ContextLayer* layer = impl.layers.find(index);
     if (!layer) continue;
-    for (const SegmentId segment : segments) {
+    for (uint32_t number = 0; number < segments.size(); ++number) {
+      const SegmentId segment = segments[number];
       if (layer->cache->n_cells(segment) == 0) continue;
       Status status;
       const uint32_t stream = impl.sequences.stream_of_segment(segment);
-      sections.push_back(segment_section(index, segment, stream, places, *layer->cache, status));
+      sections.push_back(segment_section(index, segment, number, stream, places, *layer->cache, status));
       if (!status) return status.error();
     }
   }

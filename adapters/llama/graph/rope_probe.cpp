@@ -24,6 +24,8 @@ Rope rope_of(const ggml_tensor* keys) {
   if (params[kRopeOffset] != 0 || n_channels < 2 || n_channels > node->ne[0] ||
       (mode & GGML_ROPE_TYPE_VISION) == GGML_ROPE_TYPE_VISION)
     return {};
+  // A model without weights, as llama.cpp loads it to measure what fits (--fit): its contexts compute nothing.
+  if (node->src[2] && !node->src[2]->data) return {};
   Rope rope{std::vector<float>(size_t(n_channels) / 2), (mode & (GGML_ROPE_TYPE_NEOX | GGML_ROPE_TYPE_MROPE)) == 0};
 
   RopeOperator at_1(params, node->ne[0], node->src[2], 1);
