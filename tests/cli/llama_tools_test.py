@@ -27,9 +27,25 @@ class LlamaToolsTest(Case):
             with self.subTest(tool=tool):
                 result = self.run_tool(tool, "-t", THREADS, *arguments)
                 self.assertSucceeded(result)
-                lines = self.lines(result)
+                lines = [line for line in self.lines(result) if "KV cache" in line]
                 self.assertEqual(len(lines), 1, lines)
                 self.assertRegex(lines[0], r"^mikv: KV cache mikv: \d+\.\d bits per element, .+ for [\d,]+ tokens \(f16 .+\)$")
+
+    def test_perplexity_reads_what_is_compressed(self):
+        text = self.file("text", "".join(f"The number of door {i} is {i * i % 97}. " for i in range(300)))
+
+        def measured(kv, context):
+            result = self.run_tool("perplexity", "-t", THREADS, "-c", str(context), "-b", str(context), "-ub", "256", "-f", text, "--chunks", "1", "--kv", kv)
+            self.assertSucceeded(result)
+            estimate = re.search(r"PPL = (\d+\.\d+)", result.stdout + result.stderr)
+            return float(estimate[1]), [line for line in self.lines(result) if "attended to" in line]
+
+        full, none = measured("full", 1536)
+        ruined, said = measured("h2o:keep=0.02", 1536)
+        self.assertGreater(ruined, 1.5 * full)
+        self.assertEqual(none, [])
+        self.assertRegex(said[0], r"of what 1536 measured tokens attended to, [1-9]\d? % was compressed$")
+        self.assertRegex(measured("h2o:keep=0.02", 512)[1][0], r" 0 % was compressed: this is the full cache's figure; ")
 
     def test_knobs(self):
         for arguments, variables, name in ((["--kv-bits", "3"], {}, "--kv-bits 3"), (["--kv-quality=0.01"], {}, "--kv-quality 0.01"),
