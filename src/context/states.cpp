@@ -47,8 +47,8 @@ Section segment_section(int layer, SegmentId segment, uint32_t number, uint32_t 
   return section;
 }
 
-// What `sequence`, or all, see; every segment they do once in `segments`, whose order numbers them in the state: numbers
-// of this context would make the state of the same tokens another one after loading.
+// What `sequence`, or all, see; every segment they do once in `segments`, whose order numbers them in the state:
+// numbers of this context would make the state of the same tokens another one after loading.
 std::vector<SavedSequence> saved_sequences(const Sequences& sequences, SequenceId sequence,
                                            std::vector<SegmentId>& segments) {
   std::vector<SavedSequence> saved;
