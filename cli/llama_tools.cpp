@@ -140,7 +140,12 @@ void resolve_models(std::vector<std::string>& args) {
       continue;
     }
     const bool is_list = !exists && model.find(',') != std::string::npos;  // of llama-bench
-    if (!is_list && (exists || !fetched)) require_model_file(model);
+    if (exists) {
+      require_model_file(model);
+    } else if (!is_list && !fetched) {
+      throw UserError(
+          fmt::format("no model file \"{}\"; give {} a GGUF file or a name from `mikv model list`", model, args[i]));
+    }
   }
 }
 

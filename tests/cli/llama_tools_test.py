@@ -1,6 +1,7 @@
 """Our options of llama.cpp's programs: what they choose, and one line, naming the option or variable, if they are wrong."""
 
 import os
+import pathlib
 import re
 import subprocess
 import unittest
@@ -32,7 +33,8 @@ class LlamaToolsTest(Case):
                 self.assertRegex(lines[0], r"^mikv: KV cache mikv: \d+\.\d bits per element, .+ for [\d,]+ tokens \(f16 .+\)$")
 
     def test_perplexity_reads_what_is_compressed(self):
-        text = self.file("text", "".join(f"The number of door {i} is {i * i % 97}. " for i in range(300)))
+        docs = pathlib.Path(__file__).resolve().parents[2] / "docs"
+        text = self.file("text", "".join((docs / name).read_text() for name in ("architecture.md", "embedding.md")))
 
         def measured(kv, context):
             result = self.run_tool("perplexity", "-t", THREADS, "-c", str(context), "-b", str(context), "-ub", "256", "-f", text, "--chunks", "1", "--kv", kv)
@@ -42,7 +44,7 @@ class LlamaToolsTest(Case):
 
         full, none = measured("full", 1536)
         ruined, said = measured("h2o:keep=0.02", 1536)
-        self.assertGreater(ruined, 1.5 * full)
+        self.assertGreater(ruined, 1.2 * full)
         self.assertEqual(none, [])
         self.assertRegex(said[0], r"of what 1536 measured tokens attended to, [1-9]\d? % was compressed$")
         self.assertRegex(measured("h2o:keep=0.02", 512)[1][0], r" 0 % was compressed: this is the full cache's figure; ")
