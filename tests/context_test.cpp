@@ -404,7 +404,9 @@ TEST_P(OnBothKinds, WhatCannotFitCostsNobodyAnything) {
   const uint64_t before = engine.bytes();
   for (const uint32_t n : {5000, 2500, 1200, 600, 300}) {  // as programs do: half of it next
     const Status status = engine.prompt(1, n);
-    if (n >= 2500) EXPECT_EQ(status.code(), ErrorCode::over_budget) << n;
+    if (n >= 2500) {
+      EXPECT_EQ(status.code(), ErrorCode::over_budget) << n;
+    }
     if (status) break;
   }
   EXPECT_TRUE(engine.cache().lowered_sequences().empty());
