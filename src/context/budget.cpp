@@ -118,7 +118,6 @@ bool Attempt::lower_to_the_end() {
 bool Attempt::lower_for(const std::function<uint64_t(const Rung*)>& bytes_at,
                         const std::function<void(const Rung&)>& also) {
   if (scene_.account.reserve(bytes_at(nullptr))) return true;
-  if (!spec_.uncompressed() && commit(kFirstTokens) && scene_.account.reserve(bytes_at(nullptr))) return true;
   for (const Rung& rung : rungs_) {
     if (bytes_at(&rung) > with(freed_by(rung, Commits::none))) continue;
     hold(rung);

@@ -102,6 +102,9 @@ struct Context::Impl {
   /// Marks what lacks cells that the engine has.
   void find_missing(const CellsByLayer& cells);
   Status copy_stream(SequenceId from, SequenceId to);
+  /// Budget::make_room_for(), after prompts that ended are compressed, if there is no room.
+  Status make_room_for(const std::function<uint64_t(const policy::Rung*)>& bytes_at,
+                       const std::function<void(const policy::Rung&)>& lower);
   void rotate(int index, const std::map<uint32_t, std::map<Cell, Position>>& moved);
   void clear();
 

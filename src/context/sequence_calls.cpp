@@ -129,6 +129,15 @@ Status Context::remove(SequenceId sequence, Position p0, Position p1) {
   });
 }
 
+Status Context::Impl::make_room_for(const std::function<uint64_t(const policy::Rung*)>& bytes_at,
+                                    const std::function<void(const policy::Rung&)>& lower) {
+  if (account->room() < bytes_at(nullptr)) {
+    if (const Status status = commit_ended(kAllSequences); !status) return status;
+  }
+  context::StepPlan no_step;
+  return budget.make_room_for(scene(no_step), bytes_at, lower);
+}
+
 Status Context::Impl::copy_stream(SequenceId from, SequenceId to) {
   const auto replaced = sequences.seen_by(to);
   for (const SegmentId segment : std::vector<SegmentId>(replaced.begin(), replaced.end())) {
@@ -141,13 +150,13 @@ Status Context::Impl::copy_stream(SequenceId from, SequenceId to) {
     for (const SegmentId segment : sequences.seen_by(from)) bytes += layers.bytes_of(segment, rung);
     return bytes;
   };
-  context::StepPlan no_step;
-  Status status = budget.make_room_for(scene(no_step), bytes_at, [](const policy::Rung&) {});
+  Status status = make_room_for(bytes_at, [](const policy::Rung&) {});
   for (const SegmentId segment : sequences.seen_by(from)) {
     if (!status) break;
     const SegmentId copy = sequences.new_segment(to, segment == sequences.own(from));
     status = copy == kMaxSegments ? Error{"too many sequences share parts of the cache; use fewer"}
                                   : layers.copy_segment(segment, copy);
+    if (status && std::ranges::find(may_have_ended, segment) != may_have_ended.end()) may_have_ended.push_back(copy);
   }
   account->end_reservation();
   sequences.set_reading(to, sequences.reading(from));

@@ -221,8 +221,7 @@ Status make_room(Context::Impl& impl, Loaded& loaded) {
     }
     return bytes;
   };
-  context::StepPlan no_step;
-  return impl.budget.make_room_for(impl.scene(no_step), bytes_at, [&](const policy::Rung& rung) {
+  return impl.make_room_for(bytes_at, [&](const policy::Rung& rung) {
     for (LoadedLayerSegment& segment : loaded.segments) (void)segment.content.lower(rung);
   });
 }
