@@ -2,7 +2,7 @@
 # Not in sanitized builds: none of our compiled code runs in it.
 if(NOT MIKV_SANITIZE)
   add_test(NAME fetch_package COMMAND ${Python3_EXECUTABLE} ${PROJECT_SOURCE_DIR}/tests/fetch_package_test.py)
-  set_tests_properties(fetch_package PROPERTIES TIMEOUT 300 LABELS unit)
+  set_tests_properties(fetch_package PROPERTIES TIMEOUT 300 LABELS long)
 endif()
 if(TARGET mikv_command)
   add_test(NAME model_command
