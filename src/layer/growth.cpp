@@ -140,6 +140,7 @@ int64_t LayerCache::Impl::freed_by(const tier::SegmentStore& segment, const poli
     const bool freezes = head.freezes_next() || !smaller.needs_calibration();
     const uint32_t n_staged = commits && (freezes || head.compressed()) ? head.staged.size() : 0;
     if (head.staged.size() && !n_staged) continue;  // as hold_budget() does
+    if (!n_staged && smaller == segment.spec()) continue;
     const uint64_t n_stored = uint64_t{head.hi.size()} + head.lo.size() + n_staged;
     const uint64_t n_hi = std::min<uint64_t>(head.budget(smaller, segment.n_live()).total, head.hi.size() + n_staged);
     freed += int64_t(head.hi.allocated_bytes() + head.lo.allocated_bytes()) - int64_t(head.hi.bytes_of(uint32_t(n_hi)));

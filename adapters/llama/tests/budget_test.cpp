@@ -100,7 +100,7 @@ TEST_P(Budget, IsNeverExceededAndGivesUpQualityBeforeRequests) {
   // No transient peak either: the allocator counts. Bitmaps of cells are beside it, and small.
   EXPECT_LE(cache_->account().peak(), kBudget);
   EXPECT_EQ(cache_->figures().n_refused, 1u);
-  EXPECT_GT(cache_->figures().n_concessions, 3u);
+  EXPECT_GT(cache_->figures().n_concessions, 1u);
   EXPECT_EQ(cache_->lowered_sequences().size(), 4u);
   EXPECT_EQ(cache_->spec(), asked) << "what comes later is held as it was asked for";
   // All of it was used: 1.65 bits and what stands beside them.
