@@ -50,7 +50,6 @@ void add_compressed(Growth& growth, const LayerCache::Impl& layer, const tier::H
   const uint64_t n_hi =
       std::min<uint64_t>(head.budget(step.spec, step.n_live).total + 1, uint64_t{head.hi.size()} + n_new);
   add_compressed_tier(growth, head.hi.growth(uint32_t(n_hi - std::min<uint64_t>(n_hi, head.hi.size()))));
-  if (!head.frozen && step.spec.needs_calibration()) growth.lasting -= int64_t(head.statistics_bytes());
   if (step.of_segment.evict) return;
   if (step.spec.mixed() && !head.frozen) {
     add_compressed_tier(growth, {planned_lo_bytes(layer.shape, step.spec, head, n_new), 0});
