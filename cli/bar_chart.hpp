@@ -1,5 +1,5 @@
-// A bar chart as an SVG file: one row a thing, one or more panels of bars side by side, each bar with its value beside
-// it.
+// A bar chart as an SVG file: one row per thing, one or more panels of bars side by side, each bar with its value
+// beside it.
 #pragma once
 
 #include <string>

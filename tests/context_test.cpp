@@ -494,6 +494,8 @@ TEST_P(OnBothKinds, AnEngineMarksWhatItCouldNotDo) {
   const Status status = engine.generate(1);
   EXPECT_EQ(status.code(), ErrorCode::engine);
   EXPECT_NE(status.message().find("the disk is on fire"), std::string::npos);
+  ASSERT_TRUE(engine.cache().copy(1, 2).ok());
+  EXPECT_EQ(engine.generate(2).code(), ErrorCode::engine) << "a copy of a part is a part";
   const auto state = engine.cache().save(0).value();
   ASSERT_TRUE(engine.cache().load(1, state).ok()) << "what is loaded over it is whole";
   EXPECT_TRUE(engine.generate(1).ok());

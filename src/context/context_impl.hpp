@@ -102,6 +102,8 @@ struct Context::Impl {
   /// Marks what lacks cells that the engine has.
   void find_missing(const CellsByLayer& cells);
   Status copy_stream(SequenceId from, SequenceId to);
+  /// Frees what a sequence of a split context holds.
+  void empty_stream(SequenceId sequence);
   /// Budget::make_room_for(), after prompts that ended are compressed, if there is no room.
   Status make_room_for(const std::function<uint64_t(const policy::Rung*)>& bytes_at,
                        const std::function<void(const policy::Rung&)>& lower);

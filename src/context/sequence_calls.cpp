@@ -138,12 +138,13 @@ Status Context::Impl::make_room_for(const std::function<uint64_t(const policy::R
   return budget.make_room_for(scene(no_step), bytes_at, lower);
 }
 
-Status Context::Impl::copy_stream(SequenceId from, SequenceId to) {
-  const auto replaced = sequences.seen_by(to);
-  for (const SegmentId segment : std::vector<SegmentId>(replaced.begin(), replaced.end())) {
-    layers.empty_segment(segment);
-  }
+void Context::Impl::empty_stream(SequenceId sequence) {
+  for (const SegmentId segment : sequences.seen_by(sequence)) layers.empty_segment(segment);
   sequences.drop_segments([&](SegmentId segment) { return layers.is_empty(segment); });
+}
+
+Status Context::Impl::copy_stream(SequenceId from, SequenceId to) {
+  empty_stream(to);
   forget_sequence(to);
   const auto bytes_at = [&](const policy::Rung* rung) {
     uint64_t bytes = 0;
@@ -160,11 +161,7 @@ Status Context::Impl::copy_stream(SequenceId from, SequenceId to) {
   }
   account->end_reservation();
   sequences.set_reading(to, sequences.reading(from));
-  if (status) return status;
-  for (const SegmentId segment : std::vector(sequences.seen_by(to).begin(), sequences.seen_by(to).end())) {
-    layers.empty_segment(segment);
-  }
-  sequences.drop_segments([&](SegmentId segment) { return layers.is_empty(segment); });
+  if (!status) empty_stream(to);
   return status;
 }
 
@@ -179,9 +176,12 @@ Status Context::copy(SequenceId from, SequenceId to, Position p0, Position p1) {
       impl_->own_cells.copy(from, to, p0, p1);
       impl_->cells_freed = !is_everything(p0, p1);
     }
-    if (!impl_->sequences.unified()) return impl_->copy_stream(from, to);
-    impl_->sequences.share(from, to);
-    impl_->incomplete[size_t(to)] = impl_->incomplete[size_t(from)];
+    if (impl_->sequences.unified()) {
+      impl_->sequences.share(from, to);
+    } else if (const Status status = impl_->copy_stream(from, to); !status) {
+      return status;
+    }
+    impl_->incomplete[size_t(to)] = impl_->incomplete[size_t(from)];  // a copy of a part is a part
     return {};
   });
   if (!copied) impl_->set_incomplete(to, Error{copied.code(), "it could not be copied: " + copied.message()});
@@ -260,7 +260,7 @@ void Context::Impl::clear() {
   if (keeps_cells()) own_cells.clear();
   may_have_ended.clear();
   cells_freed = false;
-  for (SequenceId s = 0; sequences.valid(s); ++s) forget_sequence(s);
+  forget_sequence(kAllSequences);
 }
 
 void Context::clear() { impl_->clear(); }

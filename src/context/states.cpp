@@ -195,6 +195,7 @@ Result<SegmentNumbers> number_segments(Context::Impl& impl, SequenceId sequence,
   for (const SavedSequence& s : loaded.sequences) {
     const SequenceId to = sequence == kAllSequences ? SequenceId(s.sequence) : sequence;
     for (const uint32_t segment : s.seen) {
+      sequences.set_reading(to, context::Reading::ended);
       if (const auto known = numbers.find(segment); known != numbers.end()) {
         sequences.see(to, known->second, segment == s.own);
         continue;
@@ -253,12 +254,6 @@ Status install(Context::Impl& impl, SequenceId sequence, bool partial, Loaded lo
     LayerCache& cache = *impl.layers.find(segment.layer)->cache;
     const Status status = cache.adopt_segment(number->second, std::move(segment.content), mine);
     if (!status) return status;
-  }
-  for (const auto& [number, segment] : numbers.value()) {
-    for (SequenceId s = 0; impl.sequences.valid(s); ++s) {
-      const auto seen = impl.sequences.seen_by(s);
-      if (std::ranges::find(seen, segment) != seen.end()) impl.sequences.set_reading(s, context::Reading::ended);
-    }
   }
   return {};
 }

@@ -265,7 +265,7 @@ TEST_F(SequenceOperations, ASharedPrefixIsStoredOnce) {
   EXPECT_EQ(cache_of(context.get())->memory_usage().n_elements, elements / 301 * 362);
 }
 
-// A prompt that is compressed as it is read goes on in another segment after 2,048 tokens
+// A prompt that is compressed as it is read continues in another segment after 2,048 tokens
 // (docs/adr/0014-segments-of-a-long-prompt.md); nobody else can tell.
 TEST_F(SequenceOperations, ALongPromptHasSeveralSegments) {
   std::mt19937 random(15);
