@@ -140,12 +140,7 @@ void resolve_models(std::vector<std::string>& args) {
       continue;
     }
     const bool is_list = !exists && model.find(',') != std::string::npos;  // of llama-bench
-    if (exists) {
-      require_model_file(model);
-    } else if (!is_list && !fetched) {
-      throw UserError(
-          fmt::format("no model file \"{}\"; give {} a GGUF file or a name from `mikv model list`", model, args[i]));
-    }
+    if (exists || (!is_list && !fetched)) require_model_file(model);
   }
 }
 
