@@ -1,7 +1,7 @@
 // What the machine can do at most, measured: the bound that kernels are held against.
 #pragma once
 
-#include "thread_team.hpp"
+#include "mikv/thread_team.hpp"
 
 namespace mikv::cli {
 

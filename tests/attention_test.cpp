@@ -257,7 +257,7 @@ TEST_P(AttentionSpecTest, StagedInBytes) {
   EXPECT_EQ(bytes_per_token(), in_bytes);
   for (uint32_t head = 0; head < 2; ++head) {
     for (const StoredToken& token : layer->dump(0, head)) {
-      ASSERT_EQ(token.tier, TierName::staged);
+      ASSERT_EQ(token.tier, TokenTier::staged);
       // 255 steps over less than 12 deviations, to the nearest; the group's offset is a half.
       for (uint32_t c = 0; c < 64; ++c)
         EXPECT_NEAR(token.k[c], tokens.key(token.cell, head)[c], 0.03) << "a centre of 30 takes no steps";

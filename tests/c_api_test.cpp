@@ -257,6 +257,9 @@ TEST(CApiTest, NullIsAnErrorAndNeverACrash) {
   EXPECT_EQ(mikv_context_memory_usage(nullptr, nullptr), MIKV_INVALID_ARGUMENT);
   mikv_context_set_budget(nullptr, 1);
   EXPECT_STREQ(mikv_context_spec(nullptr), "");
+  EXPECT_EQ(mikv_context_attend_all(nullptr, 0, nullptr, 0), MIKV_INVALID_ARGUMENT);
+  EXPECT_EQ(mikv_context_lowered(nullptr, nullptr, 0, nullptr), MIKV_INVALID_ARGUMENT);
+  EXPECT_EQ(mikv_context_tokens(nullptr, 0, 0, 0, nullptr, 0, nullptr), MIKV_INVALID_ARGUMENT);
 }
 
 // A structure of an older header is shorter: what it lacks has its default, and nothing beyond it is touched.

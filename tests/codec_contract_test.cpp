@@ -48,7 +48,7 @@ void check(Tokens& tokens, Format format, const std::string& group) {
     ASSERT_EQ(stored.size(), tokens.n);
     for (size_t t = 0; t < tokens.n; ++t) {
       ASSERT_EQ(stored[t].cell, 5 + t);
-      ASSERT_EQ(stored[t].tier, in_hi ? TierName::hi : TierName::lo);
+      ASSERT_EQ(stored[t].tier, in_hi ? TokenTier::hi : TokenTier::lo);
       ASSERT_EQ(
           violation(tokens.key(t, head), stored[t].k, layer->spec().group.resolve(tokens.shape.head_dim_k), format), "")
           << "key " << t << " of head " << head;

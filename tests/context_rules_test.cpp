@@ -453,19 +453,17 @@ TEST(CellTableTest, ATokenSeesItsSequenceUpToItself) {
   CellTable table(2, true, 8);
   ASSERT_TRUE(table.take(text(0, 0, 2)).ok());
   ASSERT_TRUE(table.take(text(1, 0, 2)).ok());
-  uint32_t n = 0;
-  const auto mask = table.mask(0, 0, &n);
-  ASSERT_EQ(n, 4u);
-  EXPECT_EQ(mask, (std::vector<uint16_t>{0xfc00, 0xfc00, 0, 0xfc00, 0xfc00, 0xfc00, 0, 0}));
+  const auto mask = table.mask(0, 0, 0, 2);
+  ASSERT_EQ(mask.n_cells, 4u);
+  EXPECT_EQ(mask.values, (std::vector<uint16_t>{0xfc00, 0xfc00, 0, 0xfc00, 0xfc00, 0xfc00, 0, 0}));
+  EXPECT_EQ(table.mask(0, 0, 1, 1).values, (std::vector<uint16_t>{0xfc00, 0xfc00, 0, 0}));
 }
 
 TEST(CellTableTest, AWindowHidesWhatIsBeforeIt) {
   CellTable table(1, true, 8);
   ASSERT_TRUE(table.take(text(0, 0, 4)).ok());
-  uint32_t n = 0;
-  const auto mask = table.mask(0, 2, &n);
-  const std::vector<uint16_t> last(mask.end() - 4, mask.end());
-  EXPECT_EQ(last, (std::vector<uint16_t>{0xfc00, 0xfc00, 0, 0}));
+  const auto mask = table.mask(0, 2, 3, 1);
+  EXPECT_EQ(mask.values, (std::vector<uint16_t>{0xfc00, 0xfc00, 0, 0}));
 }
 
 TEST(CellTableTest, ASharedCellIsFreeOnceNobodyOwnsIt) {

@@ -220,16 +220,6 @@ TEST_P(OnBothKinds, AFullTableOfCellsIsAnError) {
   EXPECT_TRUE(engine.prompt(0, 2).ok());
 }
 
-TEST_P(OnBothKinds, ThreadsGiveTheSameBits) {
-  Wish two = wish();
-  SmallEngine one(two);
-  ASSERT_TRUE(one.prompt(0, 280).ok());
-  two.n_threads = 2;
-  SmallEngine other(two);
-  ASSERT_TRUE(other.prompt(0, 280).ok());
-  EXPECT_EQ(one.peek(0), other.peek(0));
-}
-
 TEST_P(OnBothKinds, FiguresCountSteps) {
   SmallEngine engine(wish());
   ASSERT_TRUE(engine.prompt(0, 130).ok());

@@ -26,7 +26,7 @@ bool latest_are_hi(const LayerCache& layer, SegmentId segment, uint32_t head, ui
   const std::vector<StoredToken> tokens = layer.dump(segment, head);
   uint32_t last = 0, n_hi = 0;
   for (const StoredToken& token : tokens) last = std::max(last, token.cell);
-  for (const StoredToken& token : tokens) n_hi += token.tier == TierName::hi && token.cell + n > last;
+  for (const StoredToken& token : tokens) n_hi += token.tier == TokenTier::hi && token.cell + n > last;
   return n_hi == n;
 }
 

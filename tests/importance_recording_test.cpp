@@ -33,7 +33,7 @@ void add_column_sums(const LayerCache& layer, const Request& request, uint32_t k
 void expect_scores(const LayerCache& layer, uint32_t kv_head, const Scores& scores, uint32_t n_queries) {
   const double relative = 2e-4 + n_queries * kF32Epsilon;
   for (const StoredToken& token : layer.dump(0, kv_head)) {
-    if (token.tier != TierName::staged && token.tier != TierName::hi) continue;
+    if (token.tier != TokenTier::staged && token.tier != TokenTier::hi) continue;
     const auto found = scores.find(token.cell);
     const double expected = found == scores.end() ? 0.0 : found->second;
     ASSERT_LE(std::abs(token.score - expected), relative * expected + 1e-9)
@@ -159,9 +159,9 @@ void check_generation(const std::string& spec_text, uint32_t n_prompt, uint32_t 
       // Cells arrive in order, so the recents are the highest cells among those that compete.
       std::vector<Cell> candidates, kept;
       for (const StoredToken& token : before[head])
-        if (token.tier == TierName::hi || token.tier == TierName::staged) candidates.push_back(token.cell);
+        if (token.tier == TokenTier::hi || token.tier == TokenTier::staged) candidates.push_back(token.cell);
       for (const StoredToken& token : sorted_dump(*layer, 0, head))
-        if (token.tier == TierName::hi) kept.push_back(token.cell);
+        if (token.tier == TokenTier::hi) kept.push_back(token.cell);
       ASSERT_EQ(kept.size(), std::min<uint64_t>(budget, candidates.size())) << "step " << step;
       const size_t n_recent = std::min(candidates.size(), size_t(policy::n_recent(spec.recent, budget)));
       const std::set<Cell> survivors(kept.begin(), kept.end());

@@ -252,8 +252,8 @@ TEST(MixedCalibrationTest, ExpectedErrorOfKeysIsTheirError) {
     commit(*layer, 0);
     double measured = 0.0, expected = 0.0;
     for (const StoredToken& stored : layer->dump(0, 1)) {
-      ASSERT_EQ(stored.k_error.empty(), stored.tier != TierName::lo);
-      if (stored.tier != TierName::lo) continue;
+      ASSERT_EQ(stored.k_error.empty(), stored.tier != TokenTier::lo);
+      if (stored.tier != TokenTier::lo) continue;
       for (uint32_t c = 0; c < 64; ++c) {
         measured += std::pow(double(stored.k[c]) - tokens.key(stored.cell, 1)[c], 2);
         expected += stored.k_error[c];

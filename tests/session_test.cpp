@@ -298,9 +298,9 @@ void expect_session_part(const session::SectionView& section) {
         const auto [low, high] = std::minmax_element(given.begin(), given.end());
         for (size_t c = 0; c < given.size(); ++c) {
           const double error = std::abs(double(stored[c]) - given[c]);
-          if (token.tier == TierName::lo) {
+          if (token.tier == TokenTier::lo) {
             lost += error * error, squares += std::pow(given[c] - float(c % 3), 2);
-          } else if (token.tier == TierName::staged && part != SessionPart::in_bytes) {
+          } else if (token.tier == TokenTier::staged && part != SessionPart::in_bytes) {
             EXPECT_EQ(stored[c], given[c]) << "cell " << token.cell;
           } else {
             most = std::max(most, error / double(*high - *low));

@@ -111,7 +111,7 @@ struct Prompt {
   double error(const LayerCache& layer, uint32_t head, SegmentId segment = 0) {
     double sum = 0.0;
     for (const StoredToken& token : layer.dump(segment, head)) {
-      if (token.tier != TierName::lo) continue;
+      if (token.tier != TokenTier::lo) continue;
       for (uint32_t c = 0; c < kShape.head_dim_v; ++c)
         sum += std::pow(double(token.v[c]) - tokens.value(token.cell, head)[c], 2);
     }

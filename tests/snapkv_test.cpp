@@ -182,7 +182,7 @@ TEST(SnapKvTest, TheFirstCommitFixesTheChoice) {
     for (uint32_t head = 0; head < kShape.n_kv_heads; ++head) {
       std::set<Cell> in_hi;
       for (const StoredToken& token : layer->dump(0, head)) {
-        if (token.tier == TierName::hi) in_hi.insert(token.cell), score[head][token.cell] = token.score;
+        if (token.tier == TokenTier::hi) in_hi.insert(token.cell), score[head][token.cell] = token.score;
       }
       EXPECT_EQ(in_hi, expected[head]);
     }
@@ -196,9 +196,9 @@ TEST(SnapKvTest, TheFirstCommitFixesTheChoice) {
       float lowest = kRecent, highest_gone = 0.0f;
       for (const StoredToken& token : layer->dump(0, head)) {
         if (token.cell >= 300 - kWindow) {
-          EXPECT_EQ(token.tier, TierName::hi) << token.cell;
+          EXPECT_EQ(token.tier, TokenTier::hi) << token.cell;
           EXPECT_EQ(token.score, kRecent);
-        } else if (token.tier == TierName::hi) {
+        } else if (token.tier == TokenTier::hi) {
           EXPECT_EQ(token.score, score[head][token.cell]) << token.cell;
           lowest = std::min(lowest, token.score);
         } else if (score[head].count(token.cell)) {
@@ -224,7 +224,7 @@ TEST(SnapKvTest, ALaterPromptIsScoredAnew) {
   expect_scores(*layer, 1, scores, kWindow * second.group());
   commit(*layer, 0);
   uint32_t n_recent = 0;
-  for (const StoredToken& token : layer->dump(0, 1)) n_recent += token.tier == TierName::hi && token.score == kRecent;
+  for (const StoredToken& token : layer->dump(0, 1)) n_recent += token.tier == TokenTier::hi && token.score == kRecent;
   EXPECT_EQ(n_recent, kWindow);
 }
 

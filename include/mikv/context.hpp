@@ -169,13 +169,15 @@ class MIKV_API Context {
   /// Errors: no such layer; a null pointer or a small stride; out of memory.
   Status attend(int layer, std::span<const AttendArgs> calls, uint32_t thread = 0, uint32_t n_threads = 1);
 
+  /// attend() by all options().n_threads threads, which the context starts with the first such call and keeps.
+  Status attend_all(int layer, std::span<const AttendArgs> calls);
+
   /// Ends the step. done = false: the engine gave up, the step's tokens are forgotten. Errors: the step's first; its
   /// outputs are invalid then.
   Status end_step(bool done = true);
 
-  Status failure() const;  ///< the first error of the present or last step
-  /// Fails the present step with an error of the engine's. The first error stays.
-  void fail(const Error& error);
+  Status failure() const;         ///< the first error of the present or last step
+  void fail(const Error& error);  ///< fails the present step with an error of the engine's; the first error stays
 
   // Sequences
   /// Forgets tokens at positions p0 <= p < p1; negative: from the beginning, to the end. An engine that keeps the cells
@@ -240,8 +242,7 @@ class MIKV_API Context {
   const ContextOptions& options() const;
 
   struct Impl;
-  /// For tests and tools inside of the library.
-  Impl& impl() const { return *impl_; }
+  Impl& impl() const { return *impl_; }  ///< for tests and tools inside of the library
 
  private:
   explicit Context(std::unique_ptr<Impl> impl);

@@ -144,6 +144,9 @@ MIKV_API void mikv_attend_args_init(mikv_attend_args* args);
  * are complete when all have returned, and only then may the next call on the context start. */
 MIKV_API mikv_error mikv_context_attend(mikv_context* context, int32_t layer, const mikv_attend_args* calls,
                                         size_t n_calls, uint32_t thread, uint32_t n_threads);
+/* The same by n_threads of the options, which the context starts with the first such call and keeps. */
+MIKV_API mikv_error mikv_context_attend_all(mikv_context* context, int32_t layer, const mikv_attend_args* calls,
+                                            size_t n_calls);
 /* done 0: the step was given up, its tokens are forgotten. Errors: the first that store or attend met; the step's
  * outputs mean nothing then. */
 MIKV_API mikv_error mikv_context_end_step(mikv_context* context, int32_t done);
@@ -210,6 +213,24 @@ MIKV_API void mikv_context_set_budget(mikv_context* context, uint64_t bytes);
 /* The spec that was asked for, in full; new text is held so where there is room. Valid until the
  * next call on the context. */
 MIKV_API const char* mikv_context_spec(mikv_context* context);
+
+/* Sequences of which a budget has lowered a part below the spec: up to `capacity` of them in `sequences` (may be NULL),
+ * their number in *n_sequences. */
+MIKV_API mikv_error mikv_context_lowered(const mikv_context* context, int32_t* sequences, size_t capacity,
+                                         size_t* n_sequences);
+
+typedef enum mikv_tier { MIKV_STAGED = 0, MIKV_HI = 1, MIKV_LO = 2, MIKV_EVICTED = 3 } mikv_tier;
+
+typedef struct mikv_token_state {
+  int32_t position;
+  mikv_tier tier;
+  float score; /* importance: the attention that it received, where the policy records it and keeps the token in hi */
+} mikv_token_state;
+
+/* The tokens of a sequence in a KV head of a layer, by position: up to `capacity` of them in `tokens` (may be NULL),
+ * their number in *n_tokens. Slow: for pictures and tests. */
+MIKV_API mikv_error mikv_context_tokens(const mikv_context* context, int32_t layer, uint32_t kv_head, int32_t sequence,
+                                        mikv_token_state* tokens, size_t capacity, size_t* n_tokens);
 
 #ifdef __cplusplus
 }

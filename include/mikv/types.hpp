@@ -84,4 +84,7 @@ struct MemoryUsage {
   MIKV_API MemoryUsage& operator+=(const MemoryUsage& other);
 };
 
+/// Where a stored token's K and V are. evicted: nowhere, under a policy that drops what is not important.
+enum class TokenTier : uint8_t { staged, hi, lo, evicted };
+
 }  // namespace mikv

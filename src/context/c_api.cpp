@@ -8,6 +8,7 @@
 
 #include "mikv/atomic_file.hpp"
 #include "mikv/context.hpp"
+#include "mikv/inspect.hpp"
 #include "mikv/mikv.h"
 
 struct mikv_context {
@@ -77,6 +78,20 @@ mikv::AttendArgs arguments(const mikv_attend_args& from) {
     to.mask = {type, from.mask, from.mask_stride_bytes, from.n_mask_cells};
   }
   return to;
+}
+
+Status read_calls(const mikv_attend_args* calls, size_t n_calls, std::vector<mikv::AttendArgs>& to) {
+  to.clear();
+  const auto* at = reinterpret_cast<const unsigned char*>(calls);
+  for (size_t i = 0; i < n_calls; ++i) {
+    mikv_attend_args one;
+    mikv_attend_args_init(&one);
+    const auto* given = reinterpret_cast<const mikv_attend_args*>(at);
+    if (!read_struct(given, one)) return mikv::Error{"calls must be set by mikv_attend_args_init"};
+    to.push_back(arguments(one));
+    at += given->size;
+  }
+  return {};
 }
 
 }  // namespace
@@ -187,17 +202,18 @@ mikv_error mikv_context_attend(mikv_context* context, int32_t layer, const mikv_
   return run([&]() -> Status {
     if (!context || (!calls && n_calls)) return null_argument("context and calls");
     thread_local std::vector<mikv::AttendArgs> args;
-    args.clear();
-    const auto* at = reinterpret_cast<const unsigned char*>(calls);
-    for (size_t i = 0; i < n_calls; ++i) {
-      mikv_attend_args one;
-      mikv_attend_args_init(&one);
-      const auto* given = reinterpret_cast<const mikv_attend_args*>(at);
-      if (!read_struct(given, one)) return mikv::Error{"calls must be set by mikv_attend_args_init"};
-      args.push_back(arguments(one));
-      at += given->size;
-    }
-    return context->context->attend(layer, args, thread, n_threads);
+    const Status status = read_calls(calls, n_calls, args);
+    return status ? context->context->attend(layer, args, thread, n_threads) : status;
+  });
+}
+
+mikv_error mikv_context_attend_all(mikv_context* context, int32_t layer, const mikv_attend_args* calls,
+                                   size_t n_calls) {
+  return run([&]() -> Status {
+    if (!context || (!calls && n_calls)) return null_argument("context and calls");
+    thread_local std::vector<mikv::AttendArgs> args;
+    const Status status = read_calls(calls, n_calls, args);
+    return status ? context->context->attend_all(layer, args) : status;
   });
 }
 
@@ -332,6 +348,31 @@ const char* mikv_context_spec(mikv_context* context) {
     return {};
   });
   return context->spec.c_str();
+}
+
+mikv_error mikv_context_lowered(const mikv_context* context, int32_t* sequences, size_t capacity, size_t* n_sequences) {
+  return run([&]() -> Status {
+    if (!context || !n_sequences) return null_argument("context and n_sequences");
+    const auto lowered = context->context->lowered_sequences();
+    *n_sequences = lowered.size();
+    if (sequences) std::copy_n(lowered.begin(), std::min(capacity, lowered.size()), sequences);
+    return {};
+  });
+}
+
+mikv_error mikv_context_tokens(const mikv_context* context, int32_t layer, uint32_t kv_head, int32_t sequence,
+                               mikv_token_state* tokens, size_t capacity, size_t* n_tokens) {
+  return run([&]() -> Status {
+    if (!context || !n_tokens) return null_argument("context and n_tokens");
+    const auto stored = mikv::tokens_of(*context->context, layer, kv_head, sequence);
+    if (!stored) return stored.error();
+    *n_tokens = stored.value().size();
+    for (size_t i = 0; tokens && i < std::min(capacity, stored.value().size()); ++i) {
+      const mikv::TokenState& token = stored.value()[i];
+      tokens[i] = {token.position, mikv_tier(token.tier), token.score};
+    }
+    return {};
+  });
 }
 
 }  // extern "C"

@@ -98,25 +98,37 @@ void CellTable::give_back() {
   taken_by_.clear();
 }
 
-std::vector<uint16_t> CellTable::mask(uint32_t stream, uint32_t window, uint32_t* n_cells) const {
+CellMask CellTable::mask(uint32_t stream, uint32_t window, size_t first, size_t n) const {
   const std::vector<Entry>& cells = streams_[stream].cells;
-  uint32_t n = 0;
+  CellMask mask;
   for (Cell cell = 0; cell < cells.size(); ++cell) {
-    if (!cells[cell].owners.empty()) n = cell + 1;
+    if (!cells[cell].owners.empty()) mask.n_cells = cell + 1;
   }
-  *n_cells = n;
-  std::vector<uint16_t> mask;
-  for (size_t i = 0; i < taken_.size(); ++i) {
+  const size_t end = std::min(first + n, taken_.size());
+  size_t n_rows = 0;
+  for (size_t i = first; i < end; ++i) n_rows += taken_[i].stream == stream;
+  mask.values.reserve(n_rows * mask.n_cells);
+  for (size_t i = first; i < end; ++i) {
     if (taken_[i].stream != stream) continue;
     const Position at = cells[taken_[i].cell].position;
-    for (Cell cell = 0; cell < n; ++cell) {
+    for (Cell cell = 0; cell < mask.n_cells; ++cell) {
       const Entry& entry = cells[cell];
       const bool in_reach = window == 0 || int64_t{at} - entry.position < int64_t{window};
       const bool seen = entry.position <= at && in_reach && entry.owned_by(taken_by_[i]);
-      mask.push_back(seen ? kVisible : kHidden);
+      mask.values.push_back(seen ? kVisible : kHidden);
     }
   }
   return mask;
+}
+
+std::vector<std::pair<Position, Cell>> CellTable::cells_of(SequenceId sequence) const {
+  std::vector<std::pair<Position, Cell>> cells;
+  const std::vector<Entry>& of_stream = streams_[stream_of(sequence)].cells;
+  for (Cell cell = 0; cell < of_stream.size(); ++cell) {
+    if (of_stream[cell].owned_by(sequence)) cells.emplace_back(of_stream[cell].position, cell);
+  }
+  std::ranges::sort(cells);
+  return cells;
 }
 
 bool CellTable::remove(SequenceId sequence, Position p0, Position p1) {

@@ -10,6 +10,12 @@
 
 namespace mikv::context {
 
+/// Additive mask of some tokens: a row per token, a column per cell.
+struct CellMask {
+  std::vector<uint16_t> values;  ///< halves
+  uint32_t n_cells = 0;          ///< columns
+};
+
 class CellTable : public CellOwner {
  public:
   CellTable(uint32_t n_sequences, bool unified, uint32_t n_cells);
@@ -27,9 +33,11 @@ class CellTable : public CellOwner {
   /// Cells of the last take(), in the order of the batch.
   std::span<const CellPlace> taken() const { return taken_; }
 
-  /// Additive mask of the last take()'s tokens in `stream`, as halves, for layers with this window: a token sees those
-  /// of its first sequence at no later position. Sets *n_cells to the number of columns.
-  std::vector<uint16_t> mask(uint32_t stream, uint32_t window, uint32_t* n_cells) const;
+  /// Mask of those of the tokens first .. first + n - 1 of the last take() that are in `stream`, for layers with this
+  /// window: a token sees those of its first sequence at no later position.
+  CellMask mask(uint32_t stream, uint32_t window, size_t first, size_t n) const;
+  /// Cells and positions of a sequence, by position.
+  std::vector<std::pair<Position, Cell>> cells_of(SequenceId sequence) const;
 
   /// As Context's. remove() returns whether any cell was freed.
   bool remove(SequenceId sequence, Position p0, Position p1);

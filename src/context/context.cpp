@@ -2,6 +2,9 @@
 #include <algorithm>
 #include <cmath>
 #include <new>
+#include <system_error>
+
+#include <unistd.h>
 
 #include "context/context_impl.hpp"
 #include "mikv/reference.hpp"
@@ -138,7 +141,7 @@ Status Context::begin_step(const Batch& batch) {
     }
     if (status && impl_->keeps_cells()) {
       status = impl_->own_cells.take(batch);
-      if (status) impl_->make_masks();
+      impl_->own_masks = {};
     }
     if (!status) {
       impl_->fail(status.error());
@@ -367,6 +370,7 @@ Status Context::store(int layer, std::span<const CellPlace> cells, const float* 
       known->next_row += uint32_t(cells.size());
       if (const Status status = impl_->stage(*known, parts.value()); !status) return status;
       impl_->count_measured(*known, parts.value());
+      if (impl_->keeps_cells()) impl_->make_masks(*known);
       known->wants_k = !k;
       known->wants_v = !v;
     } else {
@@ -388,25 +392,20 @@ Status Context::store(int layer, std::span<const CellPlace> cells, const float* 
 
 // ---------------------------------------------------------------- attend
 
-void Context::Impl::make_masks() {
-  masks.clear();
-  for (const auto& [index, layer] : layers.layers) {
-    for (const CellPlace& place : own_cells.taken()) {
-      const auto [mask, is_new] = masks.try_emplace({layer.window, place.stream});
-      if (is_new) mask->second.values = own_cells.mask(place.stream, layer.window, &mask->second.n_cells);
-    }
+void Context::Impl::make_masks(const ContextLayer& layer) {
+  const uint32_t first = layer.first_row, n = layer.next_row - layer.first_row;
+  if (own_masks.first != first || own_masks.n != n) own_masks = {first, n, {}};
+  for (const CellPlace& place : own_cells.taken().subspan(first, n)) {
+    const auto [mask, is_new] = own_masks.masks.try_emplace({layer.window, place.stream});
+    if (is_new) mask->second = own_cells.mask(place.stream, layer.window, first, n);
   }
 }
 
 Mask Context::Impl::own_mask(const ContextLayer& layer, uint32_t stream) const {
-  const auto found = masks.find({layer.window, stream});
-  if (found == masks.end()) return {};
-  const OwnMask& mask = found->second;
-  const size_t row = size_t{mask.n_cells} * sizeof(uint16_t);
-  // A step that passes through the layer in parts: rows of the parts before.
-  const auto before = own_cells.taken().first(layer.first_row);
-  const auto first = size_t(std::ranges::count(before, stream, &CellPlace::stream));
-  return {Mask::Type::f16, reinterpret_cast<const uint8_t*>(mask.values.data()) + first * row, row, mask.n_cells};
+  const auto found = own_masks.masks.find({layer.window, stream});
+  if (found == own_masks.masks.end()) return {};
+  const context::CellMask& mask = found->second;
+  return {Mask::Type::f16, mask.values.data(), size_t{mask.n_cells} * sizeof(uint16_t), mask.n_cells};
 }
 
 Status Context::Impl::collect_calls(const ContextLayer& layer, std::span<const AttendArgs> calls,
@@ -470,6 +469,24 @@ Status Context::attend(int layer, std::span<const AttendArgs> calls, uint32_t th
   }
   if (!status) impl_->fail(status.error());
   return status;
+}
+
+ThreadTeam& Context::Impl::threads() {
+  const int64_t process = int64_t(getpid());
+  if (team && team_process != process) (void)team.release();  // its threads are not in this process: nothing to join
+  if (!team) team = std::make_unique<ThreadTeam>(std::max(1u, options.n_threads));
+  team_process = process;
+  return *team;
+}
+
+Status Context::attend_all(int layer, std::span<const AttendArgs> calls) {
+  try {
+    ThreadTeam& team = impl_->threads();
+    team.run([&](uint32_t thread) { (void)attend(layer, calls, thread, team.size()); });
+  } catch (const std::system_error& error) {
+    impl_->fail({ErrorCode::out_of_memory, std::string("cannot start a thread: ") + error.what()});
+  }
+  return failure();
 }
 
 Status reference_attend(const Context& context, int layer, std::span<const AttendArgs> calls) {

@@ -13,6 +13,7 @@
 #include "context/sequences.hpp"
 #include "context/step_plan.hpp"
 #include "mikv/context.hpp"
+#include "mikv/thread_team.hpp"
 
 namespace mikv {
 
@@ -83,14 +84,19 @@ struct Context::Impl {
   // Attention.
   Status collect_calls(const context::ContextLayer& layer, std::span<const AttendArgs> calls,
                        std::vector<LayerAttendArgs>& to) const;
-  /// Masks of the step, where the context keeps the cells, by window and stream.
-  struct OwnMask {
-    std::vector<uint16_t> values;
-    uint32_t n_cells = 0;
-  };
-  std::map<std::pair<uint32_t, uint32_t>, OwnMask> masks;
-  void make_masks();
+  /// Masks of the tokens first .. first + n - 1 of the step, where the context keeps the cells, by window and stream.
+  struct OwnMasks {
+    uint32_t first = 0, n = 0;
+    std::map<std::pair<uint32_t, uint32_t>, context::CellMask> masks;
+  } own_masks;
+  /// Makes those of the layer's last store(), unless they are there: layers of one window share them.
+  void make_masks(const context::ContextLayer& layer);
   Mask own_mask(const context::ContextLayer& layer, uint32_t stream) const;
+
+  /// Threads of attend_all(). A child of fork() has none of its parent's: it starts its own.
+  ThreadTeam& threads();
+  std::unique_ptr<ThreadTeam> team;
+  int64_t team_process = 0;
 
   // Cells and sequences (sequence_calls.cpp).
   /// loading: the engine has cells of a state already whose content comes next.

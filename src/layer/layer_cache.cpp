@@ -428,7 +428,7 @@ std::vector<StoredToken> LayerCache::dump(SegmentId segment, uint32_t kv_head) c
   const tier::HeadStore& head = store->heads()[kv_head];
   tier::CellSet stored;
   stored.reserve(store->live().end());
-  const auto read = [&](const tier::Tier& tier, TierName name) {
+  const auto read = [&](const tier::Tier& tier, TokenTier name) {
     for (uint32_t slot = 0; slot < tier.size(); ++slot) {
       StoredToken token{tier.cell(slot),
                         name,
@@ -448,12 +448,12 @@ std::vector<StoredToken> LayerCache::dump(SegmentId segment, uint32_t kv_head) c
       tokens.push_back(std::move(token));
     }
   };
-  read(head.staged, TierName::staged);
-  read(head.hi, TierName::hi);
-  read(head.lo, TierName::lo);
+  read(head.staged, TokenTier::staged);
+  read(head.hi, TokenTier::hi);
+  read(head.lo, TokenTier::lo);
   for (uint32_t cell = 0; cell < store->live().end(); ++cell) {
     if (store->live().contains(cell) && !stored.contains(cell))
-      tokens.push_back({cell, TierName::evicted, 0.0f, {}, {}, {}});
+      tokens.push_back({cell, TokenTier::evicted, 0.0f, {}, {}, {}});
   }
   return tokens;
 }

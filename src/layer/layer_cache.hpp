@@ -34,12 +34,10 @@ struct LayerAttendArgs : AttendArgs {
   uint32_t commit_from = 0;             ///< staged tokens that commit() waits for
 };
 
-enum class TierName : uint8_t { staged, hi, lo, evicted };
-
 /// One stored token of one KV head, decoded to the engine's own coordinates. For tests and the reference.
 struct StoredToken {
   Cell cell = 0;
-  TierName tier = TierName::staged;
+  TokenTier tier = TokenTier::staged;
   float score = 0.0f;
   std::vector<float> k;        ///< [head_dim_k]; empty if evicted
   std::vector<float> v;        ///< [head_dim_v]; empty if evicted

@@ -27,7 +27,7 @@ void attend_row(const std::vector<StoredToken>& tokens, const LayerAttendArgs& a
   for (const StoredToken& token : tokens) {
     const double mask = mask_value(args.mask, t, token.cell);
     double logit = kHidden;
-    if (token.tier != TierName::evicted && mask != kHidden) {
+    if (token.tier != TokenTier::evicted && mask != kHidden) {
       logit = 0.0;
       for (uint32_t c = 0; c < shape.head_dim_k; ++c) logit += double(q[c]) * token.k[c];
       logit *= args.scale;

@@ -287,7 +287,7 @@ void Model::committed(SegmentId segment, bool failed) {
     const auto& before = model.tokens[head];
     uint64_t n_staged = 0, n_hi = 0;
     for (const auto& [cell, token] : before)
-      n_staged += token.tier == TierName::staged, n_hi += token.tier == TierName::hi;
+      n_staged += token.tier == TokenTier::staged, n_hi += token.tier == TokenTier::hi;
     const std::vector<StoredToken> tokens = layer_->dump(segment, head);
     const TierCounts after = count_tiers(tokens);
 
@@ -307,9 +307,10 @@ void Model::committed(SegmentId segment, bool failed) {
         spec.importance == Importance::full ? model.cells.size() : policy::hi_budget(spec.keep, model.cells.size());
     RC_ASSERT(after.hi == std::min(n_hi + n_staged, budget));
     for (const StoredToken& token : tokens) {
-      const TierName was = before.at(token.cell).tier;
-      if (token.tier == TierName::hi) RC_ASSERT(was == TierName::hi || was == TierName::staged);  // nobody is promoted
-      if (was == TierName::lo || was == TierName::evicted) RC_ASSERT(token.tier == was);
+      const TokenTier was = before.at(token.cell).tier;
+      if (token.tier == TokenTier::hi)
+        RC_ASSERT(was == TokenTier::hi || was == TokenTier::staged);  // nobody is promoted
+      if (was == TokenTier::lo || was == TokenTier::evicted) RC_ASSERT(token.tier == was);
     }
     model.compressed[head] = true;
   }
@@ -364,20 +365,20 @@ void Model::check_head(Segment& model, uint32_t head, const SavedHead& saved, co
     RC_ASSERT(token.cell == *cell++);
     Token& seen = model.tokens[head].at(token.cell);
     check_payload(seen, token, saved);
-    seen = {token.tier, token.tier == TierName::staged && saved.in_bytes, token.k, token.v, false, false};
+    seen = {token.tier, token.tier == TokenTier::staged && saved.in_bytes, token.k, token.v, false, false};
   }
 }
 
 /// A token is encoded once where it is new, or in another tier than before, and again by each call of lower() if it is
 /// in lo; otherwise it is to the bit what it was.
 void Model::check_payload(const Token& before, const StoredToken& now, const SavedHead& head) const {
-  const bool evicted = now.tier == TierName::evicted;
+  const bool evicted = now.tier == TokenTier::evicted;
   RC_ASSERT(now.k.size() == (evicted ? 0 : kShape.head_dim_k));
   RC_ASSERT(now.v.size() == (evicted ? 0 : kShape.head_dim_v));
   if (evicted) return;
-  const bool in_bytes = now.tier == TierName::staged && head.in_bytes;
+  const bool in_bytes = now.tier == TokenTier::staged && head.in_bytes;
   const bool moved = now.tier != before.tier || in_bytes != before.in_bytes;
-  const uint32_t n_lowered = now.tier == TierName::lo ? n_lowered_ : 0;
+  const uint32_t n_lowered = now.tier == TokenTier::lo ? n_lowered_ : 0;
   check_encoded(before.k, now.k, now, true, head, (before.new_k || moved) + n_lowered);
   check_encoded(before.v, now.v, now, false, head, (before.new_v || moved) + n_lowered);
 }
@@ -385,10 +386,10 @@ void Model::check_payload(const Token& before, const StoredToken& now, const Sav
 void Model::check_encoded(std::span<const float> before, std::span<const float> now, const StoredToken& token, bool key,
                           const SavedHead& head, uint32_t n_encodes) const {
   const Spec& spec = head.spec;
-  const bool staged = token.tier == TierName::staged;
-  const Format format = staged                       ? head.in_bytes ? Format::int8 : Format::f16
-                        : token.tier == TierName::hi ? spec.hi
-                                                     : spec.lo;
+  const bool staged = token.tier == TokenTier::staged;
+  const Format format = staged                        ? head.in_bytes ? Format::int8 : Format::f16
+                        : token.tier == TokenTier::hi ? spec.hi
+                                                      : spec.lo;
   const SavedAxes none, &axes = staged ? (key && head.in_bytes ? head.staged_key : none) : key ? head.key : head.value;
   if (n_encodes == 0) {
     RC_ASSERT(std::ranges::equal(before, now));

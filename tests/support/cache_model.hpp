@@ -69,7 +69,7 @@ class Model {
 
   /// What one KV head holds of a cell: as it was last seen, or as it was handed over since.
   struct Token {
-    TierName tier = TierName::staged;
+    TokenTier tier = TokenTier::staged;
     bool in_bytes = false;  ///< staged in bytes
     std::vector<float> k, v;
     bool new_k = true, new_v = true;  ///< handed over, not seen yet

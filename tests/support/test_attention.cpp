@@ -154,7 +154,7 @@ std::vector<StoredToken> stored_tokens(const LayerCache& layer, const std::vecto
   std::vector<StoredToken> tokens;
   for (const SegmentId segment : segments)
     for (StoredToken& token : layer.dump(segment, kv_head))
-      if (token.tier != TierName::evicted) tokens.push_back(std::move(token));
+      if (token.tier != TokenTier::evicted) tokens.push_back(std::move(token));
   return tokens;
 }
 

@@ -49,10 +49,10 @@ TierCounts count_tiers(const std::vector<StoredToken>& tokens) {
   TierCounts counts;
   for (const StoredToken& token : tokens) {
     switch (token.tier) {
-      case TierName::staged: ++counts.staged; break;
-      case TierName::hi: ++counts.hi; break;
-      case TierName::lo: ++counts.lo; break;
-      case TierName::evicted: ++counts.evicted; break;
+      case TokenTier::staged: ++counts.staged; break;
+      case TokenTier::hi: ++counts.hi; break;
+      case TokenTier::lo: ++counts.lo; break;
+      case TokenTier::evicted: ++counts.evicted; break;
     }
   }
   return counts;

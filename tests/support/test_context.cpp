@@ -82,23 +82,29 @@ Status SmallEngine::step(const std::vector<Part>& parts) {
   for (int layer = 0; layer < kLayers; ++layer) {
     const auto k = rows(kKey, layer, batch, k_row), v = rows(kValue, layer, batch, k_row);
     const auto q = rows(kQuery, layer, batch, q_row);
-    // A stream per sequence stores and attends by itself.
-    std::map<uint32_t, std::vector<uint32_t>> streams;
-    for (uint32_t i = 0; i < n; ++i) streams[setup_.unified ? 0 : uint32_t(batch.tokens[i].sequence)].push_back(i);
-    (void)cache_->store(layer, {}, k.data(), k_row, v.data(), k_row, n);
-    std::vector<AttendArgs> calls;
-    for (const auto& [stream, tokens] : streams) {
-      AttendArgs args;
-      args.q = q.data() + tokens.front() * q_row;
-      args.q_token_stride = args.out_token_stride = q_row;
-      args.q_head_stride = args.out_head_stride = kSmallShape.head_dim_k;
-      args.out = output_.data() + (size_t(layer) * n + tokens.front()) * q_row;
-      args.n_tokens = uint32_t(tokens.size());
-      args.stream = stream;
-      args.scale = 0.25f;
-      calls.push_back(args);
+    const bool in_parts = setup_.n_at_once && parts.size() == 1;
+    for (uint32_t first = 0; first < n;) {
+      const uint32_t at_once = in_parts ? std::min(setup_.n_at_once, n - first) : n;
+      (void)cache_->store(layer, {}, k.data() + first * k_row, k_row, v.data() + first * k_row, k_row, at_once);
+      // A stream per sequence attends by itself.
+      std::map<uint32_t, std::vector<uint32_t>> streams;
+      for (uint32_t i = first; i < first + at_once; ++i)
+        streams[setup_.unified ? 0 : uint32_t(batch.tokens[i].sequence)].push_back(i);
+      std::vector<AttendArgs> calls;
+      for (const auto& [stream, tokens] : streams) {
+        AttendArgs args;
+        args.q = q.data() + tokens.front() * q_row;
+        args.q_token_stride = args.out_token_stride = q_row;
+        args.q_head_stride = args.out_head_stride = kSmallShape.head_dim_k;
+        args.out = output_.data() + (size_t(layer) * n + tokens.front()) * q_row;
+        args.n_tokens = uint32_t(tokens.size());
+        args.stream = stream;
+        args.scale = 0.25f;
+        calls.push_back(args);
+      }
+      (void)cache_->attend_all(layer, calls);
+      first += at_once;
     }
-    (void)cache_->attend(layer, calls);
   }
   return cache_->end_step();
 }

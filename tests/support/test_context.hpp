@@ -24,6 +24,7 @@ class SmallEngine {
     bool unified = false;
     uint32_t n_cells = 2048;
     uint32_t n_ubatch = 64;
+    uint32_t n_at_once = 0;  ///< tokens that pass through a layer at once in a step of one sequence; 0: all
     uint32_t n_threads = 1;
     uint32_t window = 0;  ///< of the second layer
     uint64_t fingerprint = 7;

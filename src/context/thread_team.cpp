@@ -1,6 +1,6 @@
-#include "thread_team.hpp"
+#include "mikv/thread_team.hpp"
 
-namespace mikv::cli {
+namespace mikv {
 namespace {
 
 // About 0.1 ms of spinning; after it the core is offered to others, who may be what we wait for.
@@ -9,10 +9,17 @@ constexpr int kSpinsBeforeYield = 20000;
 }  // namespace
 
 ThreadTeam::ThreadTeam(uint32_t n_threads) : n_threads_(n_threads) {
-  for (uint32_t thread = 1; thread < n_threads; ++thread) workers_.emplace_back([this, thread] { serve(thread); });
+  try {
+    for (uint32_t thread = 1; thread < n_threads; ++thread) workers_.emplace_back([this, thread] { serve(thread); });
+  } catch (...) {
+    close();
+    throw;
+  }
 }
 
-ThreadTeam::~ThreadTeam() {
+ThreadTeam::~ThreadTeam() { close(); }
+
+void ThreadTeam::close() {
   closing_ = true;
   ++round_;
   round_.notify_all();
@@ -49,4 +56,4 @@ void ThreadTeam::barrier() {
   }
 }
 
-}  // namespace mikv::cli
+}  // namespace mikv

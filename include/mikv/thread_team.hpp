@@ -7,10 +7,14 @@
 #include <thread>
 #include <vector>
 
-namespace mikv::cli {
+#include "mikv/export.h"
 
-class ThreadTeam {
+namespace mikv {
+
+/// Used by one thread at a time. A process that forks has no workers in the child: a team must not be used there.
+class MIKV_API ThreadTeam {
  public:
+  /// Throws std::system_error if the system gives no more threads.
   explicit ThreadTeam(uint32_t n_threads);
   ~ThreadTeam();
   ThreadTeam(const ThreadTeam&) = delete;
@@ -18,15 +22,17 @@ class ThreadTeam {
 
   uint32_t size() const { return n_threads_; }
 
-  /// Calls work(thread) on all threads, the caller's being number 0, and returns when all have returned.
+  /// Calls work(thread) on all threads, the caller's being number 0, and returns when all have returned. `work` must
+  /// not throw.
   void run(const std::function<void(uint32_t)>& work);
 
-  /// To be called by all threads inside work(): none goes on before the last has come. Spins, as layers are
-  /// microseconds long.
+  /// To be called by all threads inside work(): none continues before the last has come. Spins, as layers take
+  /// microseconds.
   void barrier();
 
  private:
   void serve(uint32_t thread);
+  void close();
 
   uint32_t n_threads_;
   const std::function<void(uint32_t)>* work_ = nullptr;
@@ -37,4 +43,4 @@ class ThreadTeam {
   std::vector<std::thread> workers_;
 };
 
-}  // namespace mikv::cli
+}  // namespace mikv
