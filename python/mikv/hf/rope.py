@@ -1,0 +1,43 @@
+"""How a layer's keys turn with their position, from the model's config: compression uses it."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+# Models that turn channels 2i and 2i + 1 together; the others turn i and i + n.
+_ADJACENT = {"cohere", "cohere2", "ernie4_5", "glm", "glm4", "gptj", "codegen"}
+
+
+def rope_of(config: Any, layer_type: str) -> tuple[list[float] | None, bool]:
+    """Radians per position for each pair of channels, and whether pairs are adjacent. None if the model has no RoPE."""
+    adjacent = config.model_type in _ADJACENT
+    parameters = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    if isinstance(parameters.get(layer_type), dict):
+        parameters = parameters[layer_type]
+    theta = parameters.get("rope_theta", getattr(config, "rope_theta", None))
+    if theta is None:
+        return None, adjacent
+    kind = parameters.get("rope_type", "default")
+    if kind != "default":
+        try:
+            return _scaled(config, kind, layer_type), adjacent
+        except Exception as error:  # whatever a version's function wants: compression works without, a little worse
+            warnings.warn(f"mikv: RoPE of type {kind} is not used for compression: {error}", stacklevel=2)
+            return None, adjacent
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    factor = parameters.get("partial_rotary_factor", getattr(config, "partial_rotary_factor", None)) or 1.0
+    n = int(head_dim * factor)
+    return [float(theta) ** (-i / n) for i in range(0, n, 2)], adjacent
+
+
+def _scaled(config: Any, kind: str, layer_type: str) -> list[float]:
+    import inspect
+
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    function = ROPE_INIT_FUNCTIONS[kind]
+    more = {"layer_type": layer_type} if "layer_type" in inspect.signature(function).parameters else {}
+    per_layer = any(isinstance(value, dict) for value in (getattr(config, "rope_parameters", None) or {}).values())
+    frequencies, _ = function(config, "cpu", **(more if per_layer else {}))
+    return [float(x) for x in frequencies]

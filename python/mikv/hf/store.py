@@ -1,0 +1,474 @@
+"""Store: what the layers of a Cache share. One mikv.Context, rows of a batch as its sequences, and the open step.
+
+Transformers passes all tokens of a forward pass through one layer after another. A step of the context therefore
+begins with the attention of the first layer and ends with that of the last. Positions in the context are places in the
+padded batch: padding is not stored, its places stay empty.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import math
+import weakref
+import zlib
+from typing import Any
+
+import numpy as np
+import torch
+
+from .. import _library as c
+from .._library import library
+from ..context import TOKEN, Context, LayerShape, MemoryUsage, TokenStates
+from ..errors import Damaged, Error, Mismatch, Unsupported
+from ..spec import Spec
+from .rope import rope_of
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+#: Tokens that pass through a layer at once.
+_AT_ONCE = 512
+#: The most tokens that are taken for a draft; more are the next turn's prompt.
+_MOST_DRAFTED = 64
+#: max_length where the model's config says nothing.
+_MAX_LENGTH = 32768
+
+
+class _Step:
+    """A forward pass that has reached some layers."""
+
+    def __init__(self, n: int, real: list[np.ndarray[Any, Any] | slice], n_real: list[int]) -> None:
+        self.n = n  #: tokens of a row, padding included
+        self.real = real  #: by row: which of them are no padding
+        self.n_real = n_real
+        self.any_padding = any(k < n for k in n_real)
+        self.done: set[int] = set()  #: layers that attended
+
+
+class Store:
+    def __init__(self, spec: Spec, config: Any, max_length: int | None, n_threads: int, budget: int) -> None:
+        self.spec, self.config, self.n_threads, self.budget = spec, config, n_threads, budget
+        self.max_length = int(max_length or getattr(config, "max_position_embeddings", None) or _MAX_LENGTH)
+        self.length = 0  #: tokens of a row, padding included
+        self.recording = False
+        self.rows: list[int] = []  #: by row of the batch: the context's sequence that holds it; equal: not copied yet
+        self.context: Context | None = None
+        self._layers: list[int] = []
+        self._modules: dict[int, Any] = {}
+        self._expected: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._step: _Step | None = None
+        self._cropped: dict[int, int] = {}  #: layers that were cropped alone, to which length
+        self._drafts = False
+        self._calls = (c.AttendArgs * 1)()
+
+    def finish(self, layers: list[int]) -> None:
+        """Tells which layers of the model are in tiers."""
+        if not layers:
+            raise Unsupported(f"{self.config.model_type} has no attention layer that mikv can hold")
+        self._layers = layers
+
+    @property
+    def n_rows(self) -> int:
+        return len(self.rows)
+
+    def options(self) -> dict[str, Any]:
+        return {"max_length": self.max_length, "n_threads": self.n_threads, "budget": self.budget}
+
+    # ------------------------------------------------------------ a step
+
+    def expect(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> None:
+        """Takes what attention stores when it comes to this layer."""
+        for x, name in ((k, "keys"), (v, "values")):
+            if x.device.type != "cpu":
+                raise Unsupported(f"{name} on {x.device}: mikv.hf.Cache is for models on the CPU")
+            if x.dtype not in _DTYPES:
+                raise Unsupported(f"{name} of {x.dtype}: mikv.hf.Cache takes float32, bfloat16 and float16")
+            if x.dim() != 4:
+                raise ValueError(f"{name} have {x.dim()} dimensions; [batch, heads, tokens, channels] are needed")
+        if k.shape[:3] != v.shape[:3]:
+            raise ValueError(f"keys have shape {list(k.shape)}, values {list(v.shape)}")
+        if self._expected:
+            before = next(iter(self._expected))
+            self._expected.clear()
+            self.abandon()
+            if before != layer:
+                raise Error(
+                    f'layer {before} never attended by "mikv"; load the model with attn_implementation="mikv", or call '
+                    'model.set_attn_implementation("mikv")'
+                )
+        self._expected[layer] = (k, v)
+
+    def attend(
+        self,
+        layer: int,
+        module: torch.nn.Module,
+        q: torch.Tensor,
+        padding: torch.Tensor | None,
+        scale: float,
+        softcap: float,
+        sinks: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """Stores the tokens that were expected and attends: [B, heads, n, D] to [B, n, heads, D]."""
+        if layer not in self._expected:
+            raise Error(f"layer {layer} attends without new keys; layers that share keys are not supported")
+        k, v = self._expected.pop(layer)
+        try:
+            self._check(layer, module, q, k, v, padding)
+            if self._step is not None and layer in self._step.done:
+                self.abandon()  # the pass before ended half way
+            if self._step is None:
+                self._begin(q, k, v, padding)
+            out = self._attend(layer, q, k, v, scale, softcap, sinks)
+        except BaseException:
+            self.abandon()
+            raise
+        step = self._step
+        assert step is not None and self.context is not None
+        step.done.add(layer)
+        if len(step.done) == len(self._layers):
+            self._step = None
+            self.context.end_step()
+            self.length += step.n
+        return out
+
+    def abandon(self) -> None:
+        """Forgets the open step: rows hold what they held before."""
+        step, self._step = self._step, None
+        if step is not None and self.context is not None:
+            self.context.end_step(done=False)
+
+    def length_of(self, layer: int) -> int:
+        """Tokens that the layer has, those of an open step included."""
+        step = self._step
+        length = self._cropped.get(layer, self.length)
+        if layer in self._expected:
+            return length + int(self._expected[layer][0].shape[2])
+        return length + (step.n if step is not None and layer in step.done else 0)
+
+    def _check(
+        self,
+        layer: int,
+        module: torch.nn.Module,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        padding: torch.Tensor | None,
+    ) -> None:
+        known = self._modules.get(layer)
+        if known is None:
+            self._modules[layer] = weakref.ref(module)
+        elif known() is not module:
+            raise Mismatch("the cache holds another model's keys; give each model a cache of its own, or reset() it")
+        if padding is not None and padding.dim() != 2:
+            raise Unsupported("a mask of more than two dimensions; give the padding mask, [batch, tokens]")
+        if self.rows and len(self.rows) != q.shape[0]:
+            raise ValueError(f"the batch has {q.shape[0]} rows, the cache {len(self.rows)}; reset() it or take another")
+        if self._cropped:
+            lengths = {self._cropped.get(index, self.length) for index in self._layers}
+            raise Error(f"layers were cropped to different lengths ({sorted(lengths)}); crop all of them alike")
+        if k.shape[0] != q.shape[0] or k.shape[2] != q.shape[2] or k.shape[3] != q.shape[3]:
+            raise ValueError(f"queries have shape {list(q.shape)}, keys {list(k.shape)}")
+
+    def _begin(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, padding: torch.Tensor | None) -> None:
+        n_rows, n = int(q.shape[0]), int(q.shape[2])
+        if self.length + n > self.max_length:
+            raise ValueError(
+                f"the cache is full: {self.length} and {n} more tokens, of {self.max_length}; make it with "
+                f"max_length={self.length + n} or more"
+            )
+        if not self.rows:
+            self.rows = list(range(n_rows))
+        self._own_rows(q, k, v)
+        assert self.context is not None
+        real, n_real = _real_tokens(padding, n_rows, n)
+        # A single token is generated. Several are a prompt, or a draft if some may be taken back.
+        draft = (self.recording or self._drafts) and 0 < self.length and n <= _MOST_DRAFTED
+        self._drafts = self._drafts and draft
+        tokens = np.zeros(sum(n_real), TOKEN)
+        at = 0
+        places = np.arange(n, dtype=np.int32) + self.length
+        for row, which, count in zip(self.rows, real, n_real, strict=True):
+            run = tokens[at : at + count]
+            run["sequence"] = row
+            run["position"] = places[which]
+            run["output"] = n == 1 or draft
+            if self.recording and count:
+                run["output"][-1] = 1
+            at += count
+        self.context.begin_step(tokens)
+        self._step = _Step(n, real, n_real)
+
+    def _own_rows(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
+        """Gives every row a sequence of its own, now that rows are written to."""
+        if self.context is None:
+            self.context = self._new_context(len(self.rows))
+            self._declare(self._layers, (q.shape[1], k.shape[1], k.shape[3], v.shape[3]))
+            return
+        if len(set(self.rows)) == len(self.rows):
+            return
+        if len(self.rows) > self.context.n_sequences:
+            self._widen(len(self.rows))
+        free = [s for s in range(self.context.n_sequences) if s not in self.rows]
+        seen: set[int] = set()
+        for i, sequence in enumerate(self.rows):
+            if sequence in seen:
+                target = free.pop()
+                self.context.copy(sequence, target)
+                self.rows[i] = target
+            seen.add(self.rows[i])
+
+    def _widen(self, n_sequences: int) -> None:
+        """Moves what is stored to a context of more sequences."""
+        before = self.context
+        assert before is not None
+        after = self._new_context(n_sequences)
+        self.context = after
+        self._declare(list(before.shapes), None, before.shapes)
+        for sequence in sorted(set(self.rows)):
+            after.load(before.save(sequence), sequence)
+        before.close()
+
+    def _new_context(self, n_sequences: int) -> Context:
+        text = json.dumps(self.config.to_dict(), sort_keys=True, default=str)
+        return Context(
+            self.spec,
+            n_sequences=n_sequences,
+            n_cells=self.max_length,
+            n_ubatch=_AT_ONCE,
+            n_threads=self.n_threads,
+            model=str(getattr(self.config, "name_or_path", "") or self.config.model_type),
+            fingerprint=zlib.crc32(_shape_of(self.config).encode()) if text else 0,
+            budget=self.budget,
+        )
+
+    def _declare(
+        self, layers: list[int], shape: tuple[int, ...] | None, shapes: dict[int, LayerShape] | None = None
+    ) -> None:
+        assert self.context is not None
+        types = getattr(self.config, "layer_types", None) or ["full_attention"] * self.config.num_hidden_layers
+        windows = _windows_of(self.config)
+        for layer in layers:
+            rope, adjacent = rope_of(self.config, types[layer])
+            of_layer = shapes[layer] if shapes else LayerShape(*(int(x) for x in shape or ()))
+            if rope is not None and 2 * len(rope) > of_layer.head_dim_k:
+                rope = None
+            self.context.add_layer(layer, of_layer, window=windows[layer], rope=rope, rope_adjacent=adjacent)
+
+    def _attend(
+        self,
+        layer: int,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        scale: float,
+        softcap: float,
+        sinks: torch.Tensor | None,
+    ) -> torch.Tensor:
+        step, context = self._step, self.context
+        assert step is not None and context is not None
+        n_rows, n_heads, n, _ = q.shape
+        shape = context.shapes[layer]
+        given = (n_heads, k.shape[1], k.shape[3], v.shape[3])
+        if given != tuple(shape):
+            raise Mismatch(f"layer {layer} has heads {list(given)}, the cache {list(shape)}: it is another model's")
+        if n != step.n:
+            raise Error(f"layer {layer} has {n} tokens, the layers before {step.n}")
+        keys, values = _flat(k), _flat(v)
+        if step.any_padding:
+            keep = torch.from_numpy(_flat_index(step, n))
+            keys, values = keys[keep], values[keep]
+        if not math.isfinite(float(keys.sum()) + float(values.sum())):
+            if not (bool(torch.isfinite(keys).all()) and bool(torch.isfinite(values).all())):
+                raise ValueError(f"layer {layer} has keys or values that are not finite (NaN or infinity)")
+        query = q.detach().to(torch.float32)
+        if query.stride(3) != 1:
+            query = query.contiguous()
+        dtype = torch.float32
+        out = (torch.zeros if step.any_padding else torch.empty)((n_rows, n, n_heads, shape.head_dim_v), dtype=dtype)
+        sink_logits = sinks.detach().to(torch.float32).contiguous() if sinks is not None else None
+
+        def call_of(row: int, first: int, count: int, q_row: torch.Tensor, o_row: torch.Tensor, call: c.AttendArgs) -> None:
+            library.mikv_attend_args_init(call)
+            call.q = q_row.data_ptr() + first * q_row.stride(1) * 4
+            call.q_token_stride, call.q_head_stride = q_row.stride(1), q_row.stride(0)
+            call.out = o_row.data_ptr() + first * o_row.stride(0) * 4
+            call.out_token_stride, call.out_head_stride = o_row.stride(0), o_row.stride(1)
+            call.n_tokens, call.sequence, call.scale, call.softcap = count, self.rows[row], scale, softcap
+            if sink_logits is not None:
+                call.sinks = sink_logits.data_ptr()
+
+        if len(self._calls) < n_rows:
+            self._calls = (c.AttendArgs * n_rows)()
+        k_width, v_width = keys.shape[1], values.shape[1]
+        if keys.shape[0] <= _AT_ONCE and not step.any_padding:
+            context.store(layer, keys.shape[0], keys.data_ptr(), k_width, values.data_ptr(), v_width)
+            for row in range(n_rows):
+                call_of(row, 0, n, query[row], out[row], self._calls[row])
+            context.attend(layer, self._calls, n_rows)
+            return out.to(q.dtype)
+        at = 0
+        for row in range(n_rows):
+            which, count = step.real[row], step.n_real[row]
+            whole = isinstance(which, slice)
+            q_row = query[row][:, which] if whole else query[row][:, torch.from_numpy(which)]
+            o_row = out[row][which] if whole else torch.empty((count, n_heads, shape.head_dim_v), dtype=dtype)
+            for first in range(0, count, _AT_ONCE):
+                part = min(_AT_ONCE, count - first)
+                context.store(
+                    layer, part, keys.data_ptr() + at * k_width * 4, k_width, values.data_ptr() + at * v_width * 4, v_width
+                )
+                call_of(row, first, part, q_row, o_row, self._calls[0])
+                context.attend(layer, self._calls, 1)
+                at += part
+            if not whole:
+                out[row][torch.from_numpy(which)] = o_row
+        return out.to(q.dtype)
+
+    # ------------------------------------------------------------ rows and lengths
+
+    def crop(self, layer: int, length: int) -> None:
+        """Cuts a layer to `length` tokens. All layers are cut alike: the tokens are removed with the last."""
+        self.abandon()
+        if length == self.length:
+            return
+        self._drafts = True
+        self._cropped[layer] = length
+        if len(self._cropped) < len(self._layers) or len(set(self._cropped.values())) > 1:
+            return
+        if any(_windows_of(self.config)) and self.length - length > _MOST_DRAFTED:
+            window = max(_windows_of(self.config))
+            if self.length > window:
+                self._cropped.clear()
+                raise Unsupported("cropping more than a draft where windows have forgotten what was before; reset() it")
+        self._cropped.clear()
+        if self.context is not None:
+            for sequence in set(self.rows):
+                self.context.remove(sequence, length)
+        self.length = length
+
+    def reset(self) -> None:
+        self.abandon()
+        self._expected.clear()
+        self._cropped.clear()
+        self._modules.clear()
+        self.rows, self.length, self._drafts = [], 0, False
+        if self.context is not None:
+            self.context.close()
+            self.context = None
+
+    def select(self, rows: list[int]) -> None:
+        """Row i becomes what row rows[i] was. Copies nothing."""
+        self.abandon()
+        if not self.rows:
+            return
+        for row in rows:
+            if not -len(self.rows) <= row < len(self.rows):
+                raise ValueError(f"row {row} of a cache of {len(self.rows)} rows")
+        selected = [self.rows[row] for row in rows]
+        if self.context is not None:
+            for sequence in set(self.rows) - set(selected):
+                self.context.remove(sequence)
+        self.rows = selected
+
+    def compress(self) -> None:
+        self.abandon()
+        if self.context is not None:
+            self.context.compress()
+
+    # ------------------------------------------------------------ sizes and states
+
+    def memory_usage(self) -> MemoryUsage:
+        if self.context is None:
+            return MemoryUsage(*([0] * 11), 0.0)  # type: ignore[arg-type]
+        return self.context.memory_usage()
+
+    def tokens(self, layer: int, kv_head: int, row: int) -> TokenStates:
+        if self.context is None:
+            raise ValueError("the cache holds nothing yet")
+        return self.context.tokens(layer, kv_head, self.rows[row])
+
+    def lowered_rows(self) -> list[int]:
+        lowered = set(self.context.lowered()) if self.context is not None else set()
+        return [i for i, sequence in enumerate(self.rows) if sequence in lowered]
+
+    def save(self) -> tuple[dict[str, Any], bytes]:
+        self.abandon()
+        if self.context is None:
+            return {"rows": [], "length": 0, "shapes": {}}, b""
+        sequences = sorted(set(self.rows))
+        states = [self.context.save(sequence) for sequence in sequences]
+        meta = {
+            "rows": [sequences.index(sequence) for sequence in self.rows],
+            "length": self.length,
+            "shapes": {str(layer): list(shape) for layer, shape in self.context.shapes.items()},
+            "sizes": [len(state) for state in states],
+        }
+        return meta, b"".join(states)
+
+    def load(self, meta: dict[str, Any], tiers: bytes) -> None:
+        try:
+            rows = [int(row) for row in meta["rows"]]
+            length = int(meta["length"])
+            shapes = {int(layer): LayerShape(*map(int, shape)) for layer, shape in meta["shapes"].items()}
+            sizes = [int(size) for size in meta.get("sizes", [])]
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise Damaged(f"a saved cache is damaged: {error}") from error
+        if sum(sizes) != len(tiers) or any(s < 0 for s in sizes) or any(not 0 <= r < len(sizes) for r in rows):
+            raise Damaged("a saved cache is damaged: its parts do not fit together")
+        if not rows:
+            return
+        if sorted(shapes) != sorted(self._layers):
+            raise Mismatch(f"the cache was saved for a model of {len(shapes)} such layers; this one has {len(self._layers)}")
+        if not 0 <= length <= self.max_length:
+            raise ValueError(f"the saved cache has {length} tokens; max_length is {self.max_length}")
+        self.context = self._new_context(len(rows))
+        self._declare(list(shapes), None, shapes)
+        at = 0
+        for sequence, size in enumerate(sizes):
+            self.context.load(tiers[at : at + size], sequence)
+            at += size
+            if self.context.length(sequence) > length:
+                raise Damaged("a saved cache is damaged: it has more tokens than it says")
+        self.rows, self.length = rows, length
+
+
+def _real_tokens(padding: torch.Tensor | None, n_rows: int, n: int) -> tuple[list[Any], list[int]]:
+    """By row: which of its n new tokens are no padding (a slice where they stand together), and how many."""
+    if padding is None:
+        return [slice(0, n)] * n_rows, [n] * n_rows
+    if padding.shape[0] != n_rows or padding.shape[1] < n:
+        raise ValueError(f"the padding mask has shape {list(padding.shape)}; the batch has {n_rows} rows of {n} tokens")
+    new = padding[:, padding.shape[1] - n :].to(torch.bool).numpy()
+    real: list[Any] = []
+    counts: list[int] = []
+    for row in new:
+        index = np.flatnonzero(row)
+        counts.append(len(index))
+        together = len(index) == 0 or index[-1] - index[0] + 1 == len(index)
+        real.append(slice(int(index[0]), int(index[-1]) + 1) if together and len(index) else slice(0, 0) if together else index)
+    return real, counts
+
+
+def _flat(x: torch.Tensor) -> torch.Tensor:
+    """[B, heads, n, D] as rows of float32, [B * n, heads * D]."""
+    rows, heads, n, channels = x.shape
+    return x.detach().transpose(1, 2).reshape(rows * n, heads * channels).to(torch.float32).contiguous()
+
+
+def _flat_index(step: _Step, n: int) -> np.ndarray[Any, Any]:
+    """Rows of _flat() that are no padding."""
+    places = np.arange(n)
+    return np.concatenate([row * n + places[which] for row, which in enumerate(step.real)])
+
+
+def _windows_of(config: Any) -> list[int]:
+    from .cache import _types_of
+
+    types, kwargs = _types_of(config)
+    return [int(more.get("sliding_window") or 0) if kind == "sliding_attention" else 0 for kind, more in zip(types, kwargs, strict=True)]
+
+
+def _shape_of(config: Any) -> str:
+    """What must be equal for keys to mean the same."""
+    names = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
+             "rope_parameters", "rope_theta", "rope_scaling", "sliding_window", "vocab_size")  # fmt: skip
+    return json.dumps({name: getattr(config, name, None) for name in names}, sort_keys=True, default=str)
