@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstring>
@@ -23,7 +24,8 @@ struct Free {
 };
 using Handle = std::unique_ptr<mikv_context, Free>;
 
-Handle make(const char* spec, int unified = 0, mikv_log log = nullptr, void* data = nullptr) {
+Handle make(const char* spec, int unified = 0, mikv_log log = nullptr, void* data = nullptr,
+            const mikv_threads* threads = nullptr) {
   mikv_context_options options;
   mikv_context_options_init(&options);
   options.spec = spec;
@@ -35,6 +37,7 @@ Handle make(const char* spec, int unified = 0, mikv_log log = nullptr, void* dat
   options.fingerprint = 7;
   options.log = log;
   options.log_data = data;
+  options.threads = threads;
   mikv_context* context = nullptr;
   EXPECT_EQ(mikv_context_create(&options, &context), MIKV_OK) << mikv_last_error_message();
   Handle handle(context);
@@ -72,6 +75,11 @@ mikv_error feed(mikv_context* context, int32_t sequence, size_t n, std::vector<f
   args.n_tokens = uint32_t(n);
   args.sequence = uint32_t(sequence);
   args.scale = 0.25f;
+  if (n_threads == 0) {  // those of the options
+    (void)mikv_context_attend_all(context, 0, &args, 1);
+    if (out) *out = result;
+    return mikv_context_end_step(context, 1);
+  }
   std::vector<std::thread> helpers;
   for (uint32_t t = 1; t < n_threads; ++t) {
     helpers.emplace_back([&, t] { (void)mikv_context_attend(context, 0, &args, 1, t, n_threads); });
@@ -152,6 +160,46 @@ TEST(CApiTest, ThreadsShareOneCall) {
   ASSERT_EQ(feed(one.get(), 0, 300, &a, 1), MIKV_OK);
   ASSERT_EQ(feed(two.get(), 0, 300, &b, 2), MIKV_OK);
   EXPECT_EQ(a, b);
+}
+
+// An OpenMP of the engine's, which gives fewer threads than were asked for where it has no more.
+thread_local int team_thread = 0, team_size = 1;
+int n_given = 0, n_ran = 0;
+
+void run_team(void (*body)(void* data), void* data, unsigned n_threads, unsigned) {
+  const int n = std::min(int(n_threads), n_given);
+  std::vector<std::thread> team;
+  for (int t = 0; t < n; ++t) {
+    team.emplace_back([=] {
+      team_thread = t;
+      team_size = n;
+      body(data);
+    });
+  }
+  for (std::thread& thread : team) thread.join();
+  n_ran += n;
+}
+
+TEST(CApiTest, TheEnginesThreadsAreUsed) {
+  const mikv_threads threads = {run_team, [] { return team_thread; }, [] { return team_size; }};
+  std::vector<float> want, got;
+  for (const int given : {1, 2, 5}) {
+    n_given = given;
+    n_ran = 0;
+    const Handle own = make("mikv"), engines = make("mikv", 0, nullptr, nullptr, &threads);
+    for (const size_t n : {size_t{300}, size_t{1}}) {
+      ASSERT_EQ(feed(own.get(), 0, n, &want), MIKV_OK);
+      ASSERT_EQ(feed(engines.get(), 0, n, &got, 0), MIKV_OK);
+      EXPECT_EQ(want, got);
+    }
+    EXPECT_EQ(n_ran, 2 * std::min(given, 2));
+  }
+  const mikv_threads none = {run_team, nullptr, nullptr};
+  mikv_context_options options;
+  mikv_context_options_init(&options);
+  options.threads = &none;
+  mikv_context* context = nullptr;
+  EXPECT_EQ(mikv_context_create(&options, &context), MIKV_INVALID_ARGUMENT);
 }
 
 TEST(CApiTest, SequencesAreRemovedCopiedKeptAndShifted) {

@@ -94,6 +94,10 @@ class MIKV_API CellOwner {
 /// Receives one line for people, without a line break, on the thread of the call that logs.
 using Log = std::function<void(const std::string& line)>;
 
+/// Calls work(thread, n) on n threads at once, at most n_threads, and returns when all have returned.
+using RunThreads =
+    std::function<void(uint32_t n_threads, const std::function<void(uint32_t thread, uint32_t n)>& work)>;
+
 struct ContextOptions {
   Spec spec;
   uint32_t n_sequences = 1;  ///< 1 to 4096
@@ -107,6 +111,7 @@ struct ContextOptions {
   CellOwner* cells = nullptr;              ///< borrowed; null: the context keeps the table
   std::shared_ptr<MemoryAccount> account;  ///< one that contexts share a budget by, or null
   Log log;                                 ///< null: nothing is logged
+  RunThreads run_threads;                  ///< the engine's threads for attend_all(); null: the context's own
   std::string model;                       ///< name for messages; part of saved states
   uint64_t fingerprint = 0;                ///< of all that must be equal for a saved state to mean the same
 };
@@ -169,7 +174,7 @@ class MIKV_API Context {
   /// Errors: no such layer; a null pointer or a small stride; out of memory.
   Status attend(int layer, std::span<const AttendArgs> calls, uint32_t thread = 0, uint32_t n_threads = 1);
 
-  /// attend() by all options().n_threads threads, which the context starts with the first such call and keeps.
+  /// attend() by options().n_threads threads: those of options().run_threads, or the context's own.
   Status attend_all(int layer, std::span<const AttendArgs> calls);
 
   /// Ends the step. done = false: the engine gave up, the step's tokens are forgotten. Errors: the step's first; its

@@ -54,6 +54,14 @@ MIKV_API mikv_error mikv_check_spec(const char* spec);
 /* Called with one line without a line break, on the thread that runs the call; `data` is the options' log_data. */
 typedef void (*mikv_log)(const char* line, void* data);
 
+/* Threads of the engine's, for mikv_context_attend_all(). The functions are those of GCC's OpenMP: GOMP_parallel,
+ * omp_get_thread_num and omp_get_num_threads. */
+typedef struct mikv_threads {
+  void (*parallel)(void (*body)(void* data), void* data, unsigned n_threads, unsigned flags);
+  int (*thread)(void);    /* called by body: the number of its thread, from 0 */
+  int (*n_threads)(void); /* called by body: of them that run it */
+} mikv_threads;
+
 typedef struct mikv_context mikv_context;
 
 typedef struct mikv_context_options {
@@ -68,6 +76,7 @@ typedef struct mikv_context_options {
   uint64_t fingerprint; /* of all that must be equal for a saved state to mean the same; 0 */
   mikv_log log;         /* NULL: nothing is logged */
   void* log_data;
+  const mikv_threads* threads; /* copied; NULL: the context starts threads of its own with the first such call */
 } mikv_context_options;
 
 MIKV_API void mikv_context_options_init(mikv_context_options* options);
@@ -144,7 +153,7 @@ MIKV_API void mikv_attend_args_init(mikv_attend_args* args);
  * are complete when all have returned, and only then may the next call on the context start. */
 MIKV_API mikv_error mikv_context_attend(mikv_context* context, int32_t layer, const mikv_attend_args* calls,
                                         size_t n_calls, uint32_t thread, uint32_t n_threads);
-/* The same by n_threads of the options, which the context starts with the first such call and keeps. */
+/* The same by n_threads and threads of the options. */
 MIKV_API mikv_error mikv_context_attend_all(mikv_context* context, int32_t layer, const mikv_attend_args* calls,
                                             size_t n_calls);
 /* done 0: the step was given up, its tokens are forgotten. Errors: the first that store or attend met; the step's

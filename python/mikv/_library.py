@@ -9,11 +9,18 @@ from ctypes import POINTER, Structure, c_char_p, c_double, c_float, c_int, c_int
 from .errors import BY_CODE, Error
 
 
+class Threads(Structure):
+    """Threads of the caller's OpenMP: GOMP_parallel, omp_get_thread_num, omp_get_num_threads."""
+
+    _fields_ = [("parallel", c_void_p), ("thread", c_void_p), ("n_threads", c_void_p)]
+
+
 class ContextOptions(Structure):
     _fields_ = [
         ("size", c_size_t), ("spec", c_char_p), ("n_sequences", c_uint32), ("n_cells", c_uint32),
         ("n_ubatch", c_uint32), ("n_threads", c_uint32), ("unified", c_int32), ("model", c_char_p),
         ("fingerprint", c_uint64), ("log", c_void_p), ("log_data", c_void_p),
+        ("threads", POINTER(Threads)),
     ]  # fmt: skip
 
 

@@ -123,6 +123,7 @@ class Context:
     model        in words, part of saved states
     fingerprint  of all that must be equal for a saved state to mean the same
     log          gets one line at a time
+    threads      another library's threads to use (mikv.hf takes those of torch); None: the context's own
 
     A context is used by one thread at a time: a second one gets an Error. Calls release the GIL.
 
@@ -149,6 +150,7 @@ class Context:
         fingerprint: int = 0,
         budget: int = 0,
         log: Callable[[str], None] | None = None,
+        threads: c.Threads | None = None,
     ) -> None:
         self._handle = ctypes.c_void_p()
         self._lock = threading.Lock()
@@ -169,6 +171,8 @@ class Context:
         self._log = c.Log(lambda line, _: log(line.decode(errors="replace"))) if log else None
         if self._log:
             options.log = ctypes.cast(self._log, ctypes.c_void_p)
+        if threads is not None:
+            options.threads = ctypes.pointer(threads)
         check(library.mikv_context_create(options, ctypes.byref(self._handle)))
         self.shapes: dict[int, LayerShape] = {}
         self._usage = c.MemoryUsage()

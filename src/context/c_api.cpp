@@ -80,6 +80,22 @@ mikv::AttendArgs arguments(const mikv_attend_args& from) {
   return to;
 }
 
+// The engine's threads as mikv::RunThreads.
+mikv::RunThreads runner(const mikv_threads& threads) {
+  using Work = std::function<void(uint32_t, uint32_t)>;
+  return [threads](uint32_t n_threads, const Work& work) {
+    const struct Body {
+      const mikv_threads& threads;
+      const Work& work;
+    } body{threads, work};
+    const auto run_body = [](void* data) {
+      const Body& of = *static_cast<const Body*>(data);
+      of.work(uint32_t(of.threads.thread()), uint32_t(of.threads.n_threads()));
+    };
+    threads.parallel(run_body, const_cast<Body*>(&body), n_threads, 0);
+  };
+}
+
 Status read_calls(const mikv_attend_args* calls, size_t n_calls, std::vector<mikv::AttendArgs>& to) {
   to.clear();
   const auto* at = reinterpret_cast<const unsigned char*>(calls);
@@ -142,6 +158,11 @@ mikv_error mikv_context_create(const mikv_context_options* options, mikv_context
     of.fingerprint = given.fingerprint;
     if (given.log) {
       of.log = [log = given.log, data = given.log_data](const std::string& line) { log(line.c_str(), data); };
+    }
+    if (given.threads) {
+      if (!given.threads->parallel || !given.threads->thread || !given.threads->n_threads)
+        return null_argument("a function of options->threads");
+      of.run_threads = runner(*given.threads);
     }
     auto created = mikv::Context::create(std::move(of));
     if (!created) return created.error();

@@ -49,6 +49,7 @@ Cell CellTable::take_free(Stream& stream) {
 
 void CellTable::free_cell(Stream& stream, Entry& entry) {
   entry.owners.clear();
+  stream.next = std::min(stream.next, Cell(&entry - stream.cells.data()));  // low numbers keep bitmaps short
   --stream.n_used;
 }
 

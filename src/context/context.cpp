@@ -217,8 +217,7 @@ void Context::Impl::commit_idle() {
     return std::ranges::any_of(runs, [&](const StepPlan::Run& run) { return run.segment == segment; });
   };
   for (const SegmentId segment : may_have_ended) {
-    if (in_step(segment)) continue;
-    if (const Status status = commit_prompt(segment); !status) fail(status.error());
+    if (!in_step(segment)) (void)commit_prompt(segment);  // where there is no memory for it, it waits as it is
   }
   may_have_ended.clear();
   // An engine that has a prompt to read puts it beside what is generated: one that is in no such step was given up. If
@@ -302,12 +301,15 @@ Status Context::Impl::stage(ContextLayer& layer, std::span<const Part> of_call) 
       }
     });
   }
+  // A generated token ends the prompt before it: what is still staged is compressed first, which may make the room that
+  // others need.
   for (const Part& part : of_call) {
-    // A generated token ends the prompt before it: what is still staged is compressed first.
-    Status status;
-    if (part.generates) status = layer.cache->commit(part.segment, context::pressed(kFirstTokens, pressed_from()));
-    if (status) status = layer.cache->stage(part.segment, part.cells);
-    if (!status) return status;
+    if (!part.generates) continue;
+    const uint32_t from = context::pressed(kFirstTokens, pressed_from());
+    if (const Status status = layer.cache->commit(part.segment, from); !status) return status;
+  }
+  for (const Part& part : of_call) {
+    if (const Status status = layer.cache->stage(part.segment, part.cells); !status) return status;
   }
   return {};
 }
@@ -481,8 +483,13 @@ ThreadTeam& Context::Impl::threads() {
 
 Status Context::attend_all(int layer, std::span<const AttendArgs> calls) {
   try {
-    ThreadTeam& team = impl_->threads();
-    team.run([&](uint32_t thread) { (void)attend(layer, calls, thread, team.size()); });
+    const auto work = [&](uint32_t thread, uint32_t n) { (void)attend(layer, calls, thread, n); };
+    if (impl_->options.run_threads) {
+      impl_->options.run_threads(impl_->options.n_threads, work);
+    } else {
+      ThreadTeam& team = impl_->threads();
+      team.run([&](uint32_t thread) { work(thread, team.size()); });
+    }
   } catch (const std::system_error& error) {
     impl_->fail({ErrorCode::out_of_memory, std::string("cannot start a thread: ") + error.what()});
   }

@@ -13,7 +13,9 @@ struct Demand {
   int64_t lasting = 0;
   int64_t waiting = 0;      ///< what micro-batches put before the segment has tokens enough, in all layers
   uint64_t transient = 0;   ///< beyond what lasts, while tokens are put
-  uint64_t compressed = 0;  ///< while what becomes of staged tokens stands beside them
+  uint64_t most_first = 0;  ///< while what waits of segments that generate is compressed, before anything is put
+  int64_t first = 0;        ///< what that leaves; less than none where it gives back
+  uint64_t most = 0;        ///< after that: what is put, and what becomes of it beside it
 };
 
 // Adds one segment. n: its tokens in the step.
@@ -21,21 +23,29 @@ void add_segment(Demand& demand, const ContextLayer& layer, SegmentId segment, u
                  const Pressure& pressure, uint32_t n_ubatch) {
   SegmentCount count = layer.count(segment);
   uint32_t from = 0;
-  bool compressed = true;
+  bool compressed = true, generates = false;
   for (const StepPlan::Run& run : plan.runs()) {
     if (run.segment != segment) continue;
     const CommitRule rule = rule_of(pressure.spec, run, pressure.pressed_from);
     from = std::max(from, rule.from);
     compressed = compressed && rule.commits && is_ready(rule.from, count, n);
+    generates = generates || run.generates;
   }
+  const bool first = compressed && generates && count.n_staged && is_ready(from, count);  // Context::Impl::stage()
   // What is added to compressed tokens takes no more than what is compressed alone.
   const bool alone = pressure.committed && count.n_staged >= tier::kMinCalibrationTokens;
   const SegmentId of = alone ? kMaxSegments : segment;
   if (alone) count = {};
-  const LayerGrowth growth = layer.cache->growth(of, n, n_ubatch, compressed, pressure.rung);
+  const LayerGrowth growth = layer.cache->growth(of, n, n_ubatch, compressed, pressure.rung, plan.n_tokens() - n);
   demand.lasting += growth.lasting;
   demand.transient += growth.transient;
-  demand.compressed += growth.compressed;
+  if (first) {
+    demand.most_first += growth.transient + growth.compressed;
+    demand.first += growth.lasting;
+    demand.most += growth.transient;
+  } else {
+    demand.most += growth.transient + growth.compressed + (compressed ? 0 : uint64_t(growth.lasting));
+  }
   if (!compressed || is_ready(from, count, 1)) return;
   const uint32_t n_most = uint32_t(from - count.n_staged - 1);
   const uint32_t n_waiting = most_waiting(n_most, plan.n_tokens() - n, n_ubatch);
@@ -63,7 +73,7 @@ uint64_t bytes_of_step(const LayerSet& layers, const StepPlan& plan, const Press
   int64_t most = now;
   uint64_t transient = 0;
   for (const Demand& demand : demands) {
-    most = std::max(most, now + int64_t(demand.transient + demand.compressed));
+    most = std::max({most, now + int64_t(demand.most_first), now + demand.first + int64_t(demand.most)});
     now += demand.lasting - demand.waiting;
     transient = std::max(transient, demand.transient);
   }

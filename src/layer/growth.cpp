@@ -44,17 +44,19 @@ void add_compressed(Growth& growth, const LayerCache::Impl& layer, const tier::H
       layer.staged_growth(head, step.of_segment, std::min(step.n_tokens, step.n_at_once), step.n_at_once);
   growth.transient = std::max(growth.transient, staged.transient) + staged.lasting;
   // One block of the staged tier stays (Tier::release).
-  growth.lasting += int64_t(step.of_segment.staged.bytes) - int64_t(head.staged.allocated_bytes());
+  growth.lasting += int64_t(tier::Tier::block_bytes(step.of_segment.staged)) - int64_t(head.staged.allocated_bytes());
   const uint32_t n_new = head.staged.size() + step.n_tokens;
   // One more than hi may hold: the new token enters before another one leaves.
-  const uint64_t n_hi =
-      std::min<uint64_t>(head.budget(step.spec, step.n_live).total + 1, uint64_t{head.hi.size()} + n_new);
+  const uint64_t n_all = uint64_t{head.hi.size()} + n_new, n_kept = head.budget(step.spec, step.n_live).total;
+  const uint64_t n_hi = std::min(n_kept + 1, n_all);
   add_compressed_tier(growth, head.hi.growth(uint32_t(n_hi - std::min<uint64_t>(n_hi, head.hi.size()))));
   if (step.of_segment.evict) return;
   if (step.spec.mixed() && !head.frozen) {
     add_compressed_tier(growth, {planned_lo_bytes(layer.shape, step.spec, head, n_new), 0});
   } else {
-    add_compressed_tier(growth, head.lo.growth(n_new));
+    // hi may hold more than its share until the next commit, where that became smaller.
+    const uint64_t n_leave = n_all - std::min(n_all, n_kept);
+    add_compressed_tier(growth, head.lo.growth(uint32_t(std::max<uint64_t>(n_new, n_leave))));
   }
 }
 
@@ -97,16 +99,17 @@ uint64_t LayerCache::Impl::statistics_growth(const tier::SegmentStore* store, co
 }
 
 uint64_t LayerCache::Impl::bitmap_growth(const tier::SegmentStore* store, uint32_t n_tokens) const {
-  uint32_t end = 0;
-  for (const auto& segment : segments) end = std::max(end, segment ? segment->live().end() : 0);
+  uint64_t end = 0;
+  for (const auto& segment : segments) end = std::max<uint64_t>(end, segment ? segment->live().end() : 0);
+  // llama.cpp looks for free cells from the beginning only where it would leave out more than two for each token.
+  end += 3 * uint64_t{n_tokens};
   const uint64_t now = store ? store->live().bytes() : 0;
-  const uint64_t bytes =
-      tier::CellSet::most_bytes(uint32_t(std::min<uint64_t>(uint64_t{end} + n_tokens, positions.max_cells)));
+  const uint64_t bytes = tier::CellSet::most_bytes(uint32_t(std::min<uint64_t>(end, positions.max_cells)));
   return bytes - std::min(bytes, now);
 }
 
 LayerGrowth LayerCache::growth(SegmentId segment, uint32_t n_tokens, uint32_t n_at_once, bool compressed,
-                               const policy::Rung* rung) const {
+                               const policy::Rung* rung, uint32_t n_beside) const {
   const tier::SegmentStore* store = impl_->segment(segment);
   compressed = compressed && !impl_->spec.uncompressed();
   const Spec spec = rung ? policy::lowered(spec_of(segment), *rung) : spec_of(segment);
@@ -115,7 +118,7 @@ LayerGrowth LayerCache::growth(SegmentId segment, uint32_t n_tokens, uint32_t n_
   // A head that there is not yet; it is no larger than one that is.
   const tier::HeadStore fresh(layouts, spec, *impl_->account);
   Growth growth;
-  growth.lasting += int64_t(impl_->bitmap_growth(store, n_tokens));
+  growth.lasting += int64_t(impl_->bitmap_growth(store, n_tokens ? n_tokens + n_beside : 0));
   if (!store) {
     growth.lasting += int64_t(sizeof(tier::SegmentStore) + impl_->shape.n_kv_heads * sizeof(tier::HeadStore));
   }
@@ -143,7 +146,8 @@ int64_t LayerCache::Impl::freed_by(const tier::SegmentStore& segment, const poli
     const uint64_t n_stored = uint64_t{head.hi.size()} + head.lo.size() + n_staged;
     const uint64_t n_hi = std::min<uint64_t>(head.budget(smaller, segment.n_live()).total, head.hi.size() + n_staged);
     freed += int64_t(head.hi.allocated_bytes() + head.lo.allocated_bytes()) - int64_t(head.hi.bytes_of(uint32_t(n_hi)));
-    if (n_staged) freed += int64_t(head.staged.allocated_bytes()) - int64_t(segment.layouts().staged.bytes);
+    if (n_staged)
+      freed += int64_t(head.staged.allocated_bytes()) - int64_t(tier::Tier::block_bytes(segment.layouts().staged));
     if (n_staged && freezes) freed += int64_t(head.statistics_bytes());
     if (segment.layouts().evict) continue;
     freed -= int64_t(smaller.mixed() && !head.frozen ? planned_lo_bytes(shape, smaller, head, n_stored - n_hi)

@@ -153,10 +153,10 @@ class LayerCache {
   Status continue_segment(SegmentId segment, SegmentId next);
 
   /// The most that n_tokens more in `segment` take. compressed: they and what is staged are committed, n_at_once tokens
-  /// after their put; else they stay staged.
-  /// rung: as if lower(segment, *rung) had been called; null: as it is.
+  /// after their put; else they stay staged. rung: as if lower(segment, *rung) had been called. n_beside: tokens that
+  /// other segments get in the same step, whose cells may come first.
   LayerGrowth growth(SegmentId segment, uint32_t n_tokens, uint32_t n_at_once, bool compressed,
-                     const policy::Rung* rung = nullptr) const;
+                     const policy::Rung* rung = nullptr, uint32_t n_beside = 0) const;
   /// Bytes that lower(segment, rung) gives back; less than none if it takes some. commits: after a commit(segment) of
   /// what is staged, which is not counted otherwise.
   int64_t freed_by(SegmentId segment, const policy::Rung& rung, bool commits) const;

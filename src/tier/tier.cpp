@@ -116,6 +116,8 @@ uint64_t Tier::bytes_of(uint32_t n) const {
   return round_up(bytes, blocks_.get_deleter().mapped || bytes >= kMapFrom ? kPage : kLine);
 }
 
+uint64_t Tier::block_bytes(const codec::BlockLayout& layout) { return round_up(layout.bytes, kLine); }
+
 uint64_t Tier::most_bytes(uint64_t block_bytes, uint32_t n_blocks) {
   const uint64_t bytes = n_blocks * block_bytes;
   const uint64_t reserve =

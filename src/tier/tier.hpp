@@ -74,6 +74,7 @@ class Tier {
   Growth growth(uint32_t n_more) const;
   /// Most bytes of a tier of n_blocks blocks that was reserved step by step.
   static uint64_t most_bytes(uint64_t block_bytes, uint32_t n_blocks);
+  static uint64_t block_bytes(const codec::BlockLayout& layout);  ///< of a tier of one block
   /// Bytes of the tier with n tokens and no reserve.
   uint64_t bytes_of(uint32_t n) const;
   /// Adds n tokens with undefined payload; room must be reserved. Returns the first slot.

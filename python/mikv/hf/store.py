@@ -23,6 +23,7 @@ from ..context import TOKEN, Context, LayerShape, MemoryUsage, TokenStates
 from ..errors import Damaged, Error, Mismatch, Unsupported
 from ..spec import Spec
 from .rope import rope_of
+from .threads import torch_threads
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 #: Tokens that pass through a layer at once.
@@ -228,7 +229,6 @@ class Store:
         before.close()
 
     def _new_context(self, n_sequences: int) -> Context:
-        text = json.dumps(self.config.to_dict(), sort_keys=True, default=str)
         return Context(
             self.spec,
             n_sequences=n_sequences,
@@ -236,8 +236,9 @@ class Store:
             n_ubatch=_AT_ONCE,
             n_threads=self.n_threads,
             model=str(getattr(self.config, "name_or_path", "") or self.config.model_type),
-            fingerprint=zlib.crc32(_shape_of(self.config).encode()) if text else 0,
+            fingerprint=zlib.crc32(_shape_of(self.config).encode()),
             budget=self.budget,
+            threads=torch_threads(),
         )
 
     def _declare(
