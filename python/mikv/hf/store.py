@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import json
 import math
+import threading
 import weakref
 import zlib
 from typing import Any
@@ -59,6 +60,7 @@ class Store:
         self._step: _Step | None = None
         self._cropped: dict[int, int] = {}  #: layers that were cropped alone, to which length
         self._drafts = False
+        self._thread: threading.Thread | None = None  #: that is in the middle of a forward pass
         self._calls = (c.AttendArgs * 1)()
 
     def finish(self, layers: list[int]) -> None:
@@ -87,6 +89,10 @@ class Store:
                 raise ValueError(f"{name} have {x.dim()} dimensions; [batch, heads, tokens, channels] are needed")
         if k.shape[:3] != v.shape[:3]:
             raise ValueError(f"keys have shape {list(k.shape)}, values {list(v.shape)}")
+        thread = threading.current_thread()
+        if self._thread is not None and self._thread is not thread and self._thread.is_alive():
+            raise Error("another thread is in the middle of a forward pass with this cache; give each thread its own")
+        self._thread = thread
         if self._expected:
             before = next(iter(self._expected))
             self._expected.clear()
@@ -122,28 +128,29 @@ class Store:
         except BaseException:
             self.abandon()
             raise
-        step = self._step
-        assert step is not None and self.context is not None
+        step, context = self._open()
         step.done.add(layer)
         if len(step.done) == len(self._layers):
-            self._step = None
-            self.context.end_step()
+            self._step = self._thread = None
+            context.end_step()
             self.length += step.n
         return out
+
+    def _open(self) -> tuple[_Step, Context]:
+        if self._step is None or self.context is None:
+            raise Error("the forward pass was given up by another use of this cache; start it again")
+        return self._step, self.context
 
     def abandon(self) -> None:
         """Forgets the open step: rows hold what they held before."""
         step, self._step = self._step, None
+        self._thread = None
         if step is not None and self.context is not None:
             self.context.end_step(done=False)
 
     def length_of(self, layer: int) -> int:
-        """Tokens that the layer has, those of an open step included."""
-        step = self._step
-        length = self._cropped.get(layer, self.length)
-        if layer in self._expected:
-            return length + int(self._expected[layer][0].shape[2])
-        return length + (step.n if step is not None and layer in step.done else 0)
+        """Tokens that the layer has. Those of an open step count once all layers have them: it may be given up."""
+        return self._cropped.get(layer, self.length)
 
     def _check(
         self,
@@ -264,8 +271,7 @@ class Store:
         softcap: float,
         sinks: torch.Tensor | None,
     ) -> torch.Tensor:
-        step, context = self._step, self.context
-        assert step is not None and context is not None
+        step, context = self._open()
         n_rows, n_heads, n, _ = q.shape
         shape = context.shapes[layer]
         given = (n_heads, k.shape[1], k.shape[3], v.shape[3])
