@@ -18,14 +18,10 @@ struct Step {
   const tier::Layouts& of_segment;  // layouts
 };
 
-void add_tier(Growth& growth, const tier::Tier::Growth& of_tier) {
+// Tokens that stay staged. Heads grow one after the other.
+void add_staged(Growth& growth, const tier::Tier::Growth& of_tier) {
   growth.lasting += int64_t(of_tier.lasting);
   growth.transient = std::max(growth.transient, of_tier.transient);
-}
-
-void add_compressed_tier(Growth& growth, const tier::Tier::Growth& of_tier) {
-  add_tier(growth, of_tier);
-  growth.compressed += of_tier.lasting;
 }
 
 uint32_t blocks_of(uint64_t n_tokens) { return uint32_t((n_tokens + codec::kBlockTokens - 1) / codec::kBlockTokens); }
@@ -38,26 +34,29 @@ uint64_t planned_lo_bytes(const LayerShape& shape, const Spec& spec, const tier:
          codec::Transform::most_bytes(shape.head_dim_k, shape.head_dim_v) + sizeof(codec::BlockLayout);
 }
 
-// Tokens of a head that are compressed in this step, with what is staged.
+// Tokens of a head that are compressed in this step, with what is staged. All heads are staged before the first is
+// compressed; threads then compress several at once.
 void add_compressed(Growth& growth, const LayerCache::Impl& layer, const tier::HeadStore& head, const Step& step) {
   const tier::Tier::Growth staged =
       layer.staged_growth(head, step.of_segment, std::min(step.n_tokens, step.n_at_once), step.n_at_once);
-  growth.transient = std::max(growth.transient, staged.transient) + staged.lasting;
   // One block of the staged tier stays (Tier::release).
   growth.lasting += int64_t(tier::Tier::block_bytes(step.of_segment.staged)) - int64_t(head.staged.allocated_bytes());
   const uint32_t n_new = head.staged.size() + step.n_tokens;
-  // One more than hi may hold: the new token enters before another one leaves.
   const uint64_t n_all = uint64_t{head.hi.size()} + n_new, n_kept = head.budget(step.spec, step.n_live).total;
+  // One more than hi may hold: the new token enters before another one leaves.
   const uint64_t n_hi = std::min(n_kept + 1, n_all);
-  add_compressed_tier(growth, head.hi.growth(uint32_t(n_hi - std::min<uint64_t>(n_hi, head.hi.size()))));
-  if (step.of_segment.evict) return;
-  if (step.spec.mixed() && !head.frozen) {
-    add_compressed_tier(growth, {planned_lo_bytes(layer.shape, step.spec, head, n_new), 0});
-  } else {
+  const tier::Tier::Growth hi = head.hi.growth(uint32_t(n_hi - std::min<uint64_t>(n_hi, head.hi.size())));
+  tier::Tier::Growth lo;
+  if (!step.of_segment.evict && step.spec.mixed() && !head.frozen) {
+    lo = {planned_lo_bytes(layer.shape, step.spec, head, n_new), 0};
+  } else if (!step.of_segment.evict) {
     // hi may hold more than its share until the next commit, where that became smaller.
     const uint64_t n_leave = n_all - std::min(n_all, n_kept);
-    add_compressed_tier(growth, head.lo.growth(uint32_t(std::max<uint64_t>(n_new, n_leave))));
+    lo = head.lo.growth(uint32_t(std::max<uint64_t>(n_new, n_leave)));
   }
+  growth.lasting += int64_t(hi.lasting + lo.lasting);
+  growth.compressed += hi.lasting + lo.lasting;
+  growth.transient += staged.lasting + std::max({staged.transient, hi.transient, lo.transient});
 }
 
 // Bytes of n blocks of a head's lo tier, encoded in the bits of `spec`.
@@ -128,7 +127,7 @@ LayerGrowth LayerCache::growth(SegmentId segment, uint32_t n_tokens, uint32_t n_
   for (uint32_t h = 0; h < impl_->shape.n_kv_heads; ++h) {
     const tier::HeadStore& head = store ? store->heads()[h] : fresh;
     compressed ? add_compressed(growth, *impl_, head, step)
-               : add_tier(growth, impl_->staged_growth(head, layouts, n_tokens, n_at_once));
+               : add_staged(growth, impl_->staged_growth(head, layouts, n_tokens, n_at_once));
   }
   return growth;
 }
