@@ -32,7 +32,8 @@ build: setup ## release build (the default): leaves the command at build/bin/mik
 	@cmake --preset release --log-level=WARNING $(CMAKE_ARGS)
 	@cmake --build --preset release --parallel $(JOBS)
 
-test: setup ## the tests of the release build, with llama.cpp and SmolLM2 (6 minutes)
+test: setup ## the tests of the release build, with llama.cpp, SmolLM2 and Transformers (6 minutes); MIKV_NO_PYTHON=1 leaves Python out
+	@[ -n "$${MIKV_NO_PYTHON:-}" ] || scripts/python_env.sh >/dev/null
 	@$(call run_tests,release,build/ctest.log)
 
 test-long: setup ## those that take longest: soaks, long prompts, all kinds of caches (8 minutes)

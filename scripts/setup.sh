@@ -7,6 +7,7 @@ set -euo pipefail
 packages=(
   git make cmake ninja-build g++ ccache pkg-config
   python3 python3-pip                          # pip fetches llama.cpp's source and the models
+  python3-venv                                 # tests of the Python package
   libhwy-dev libfmt-dev nlohmann-json3-dev libcli11-dev libxxhash-dev
   libgtest-dev librapidcheck-dev
   dpkg-dev file                                # make package

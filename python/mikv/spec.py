@@ -4,7 +4,7 @@ from ._library import check, library
 
 
 class Spec:
-    """How tokens are held, in the language of `--kv` (docs/specs.md): a preset, then what differs from it.
+    """How tokens are held, in the language of `--kv` (`mikv info --help`): a preset, then what differs from it.
 
     >>> str(Spec("mikv:keep=0.2"))
     'mikv:keep=0.2'
