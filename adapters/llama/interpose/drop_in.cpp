@@ -9,19 +9,18 @@
 #include <cstdlib>
 #include <exception>
 #include <fstream>
-#include <map>
 #include <memory>
 #include <optional>
 #include <set>
 #include <string_view>
-#include <tuple>
+#include <vector>
 
-#include "cache_size.hpp"
 #include "interpose/next_definition.hpp"
 #include "interpose/registry.hpp"
 #include "interpose/report.hpp"
 #include "kv_context.hpp"
 #include "mikv/byte_size.hpp"
+#include "mikv/estimate.hpp"
 
 namespace mikv::llama {
 namespace {
@@ -75,21 +74,17 @@ constexpr uint32_t kMeasuredTokens = 2048;
 std::string start_line(const DropIn& drop_in, llama_context* context, const Binding& binding) {
   const uint64_t n_each = llama_n_ctx_seq(context);
   const uint64_t n_sequences = binding.cache().options().unified ? 1 : llama_n_seq_max(context);
-  std::map<std::tuple<uint32_t, uint32_t, uint32_t, uint32_t, uint64_t>, uint64_t> n_alike;
+  std::vector<LayerLoad> layers;
+  double elements = 0.0;
   for (const auto& [index, layer] : binding.layers()) {
-    const LayerShape& s = binding.cache().shape(index);
+    const LayerShape& shape = binding.cache().shape(index);
     const uint64_t n_tokens = std::min<uint64_t>(n_each, layer.cells_per_stream);  // fewer in a sliding window
-    ++n_alike[{s.n_heads, s.n_kv_heads, s.head_dim_k, s.head_dim_v, n_tokens}];
+    layers.push_back({shape, n_tokens});
+    elements += double(n_sequences * n_tokens * shape.n_kv_heads * (shape.head_dim_k + shape.head_dim_v));
   }
-  double bytes = 0.0, elements = 0.0;
-  for (const auto& [key, n_layers] : n_alike) {
-    const auto& [n_heads, n_kv_heads, dim_k, dim_v, n_tokens] = key;
-    const auto size =
-        estimate_cache({n_heads, n_kv_heads, dim_k, dim_v}, binding.cache().spec(), n_tokens, kMeasuredTokens);
-    if (!size) return "KV cache " + drop_in.name;
-    bytes += double(n_sequences * n_layers) * size.value().held;
-    elements += double(n_sequences * n_layers * n_tokens * n_kv_heads * (dim_k + dim_v));
-  }
+  const auto size = estimate_cache(layers, binding.cache().spec(), kMeasuredTokens);
+  if (!size) return "KV cache " + drop_in.name;
+  const double bytes = double(n_sequences) * size.value().held;
   char bits[32];
   *std::to_chars(bits, bits + sizeof bits, 8.0 * bytes / elements, std::chars_format::fixed, 1).ptr = '\0';
   std::string line = "KV cache " + drop_in.name + ": " + bits + " bits per element, " + format_bytes(bytes) + " for " +
