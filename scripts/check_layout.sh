@@ -34,9 +34,9 @@ engine='^[[:space:]]*#[[:space:]]*include[[:space:]]*[<"](llama(-cpp)?|ggml[-a-z
 
 # Includes go one way:
 #   cli, adapters, python -> include/mikv -> src/context -> src/layer -> src/attention, src/tier -> src/policy -> src/codec
-# src/session serves src/context and src/layer, src/spec reads the tables of policies and formats. Tests may include
-# everything.
-rooms='attention|codec|context|layer|policy|session|spec|tier'
+# src/session serves src/context and src/layer, src/spec reads the tables of policies and formats, src/report the public
+# header of contexts. Tests may include everything.
+rooms='attention|codec|context|layer|policy|report|session|spec|tier'
 
 # Prints "FILE: HEADER" for each include with quotes in the sources of a folder whose header matches the expression.
 includes() { # folder, expression, expression of those that are fine
@@ -57,6 +57,7 @@ against=$(
   includes src/tier "($rooms)/" '(tier|policy|codec)/'
   includes src/layer "($rooms)/" '(layer|attention|policy|tier|codec|session)/'
   includes src/context "($rooms)/" '(context|layer|attention|policy|tier|codec|session|spec)/'
+  includes src/report "($rooms)/" 'report/'
   includes src/session "($rooms)/" 'session/'
   includes src/spec "($rooms)/" '(spec|policy|codec)/'
 )

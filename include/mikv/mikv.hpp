@@ -7,6 +7,7 @@
 #include "mikv/estimate.hpp"
 #include "mikv/memory_account.hpp"
 #include "mikv/reference.hpp"
+#include "mikv/report.hpp"
 #include "mikv/result.hpp"
 #include "mikv/rising_cells.hpp"
 #include "mikv/simd.hpp"

@@ -9,6 +9,7 @@
 #include <cstdlib>
 #include <exception>
 #include <fstream>
+#include <map>
 #include <memory>
 #include <optional>
 #include <set>
@@ -17,7 +18,6 @@
 
 #include "interpose/next_definition.hpp"
 #include "interpose/registry.hpp"
-#include "interpose/report.hpp"
 #include "kv_context.hpp"
 #include "mikv/byte_size.hpp"
 #include "mikv/estimate.hpp"
@@ -26,6 +26,15 @@ namespace mikv::llama {
 namespace {
 
 std::optional<DropIn> current;
+Report* current_report = nullptr;
+
+// Null without a file. Never destroyed: contexts may be freed after main() has ended.
+Report* report_in(const std::string& file) {
+  static auto& reports = *new std::map<std::string, Report>;
+  if (file.empty()) return nullptr;
+  const auto print = [](const std::string& line) { std::fprintf(stderr, "mikv: %s\n", line.c_str()); };
+  return &reports.try_emplace(file, file, print).first->second;
+}
 
 std::vector<std::string> arguments() {
   std::ifstream file("/proc/self/cmdline", std::ios::binary);
@@ -138,7 +147,10 @@ std::string own_cache_type(const std::vector<std::string>& args) {
   return "";
 }
 
-void use_drop_in(const DropIn& drop_in) { current = drop_in; }
+void use_drop_in(const DropIn& drop_in) {
+  current = drop_in;
+  current_report = report_in(drop_in.report_file);
+}
 void stop_drop_in() { current.reset(); }
 
 llama_context* init_drop_in(llama_model* model, llama_context_params params) {
@@ -170,9 +182,9 @@ llama_context* init_drop_in(llama_model* model, llama_context_params params) {
   Binding& binding = *Registry::get().of_context(context.value());
   if (is_simulation(binding)) return context.value();
   binding.print_failures();
-  binding.report_to(current->report_file);
+  binding.report_to(current_report);
   binding.cache().set_budget(current->budget_bytes);
-  report(binding);
+  binding.note_figures();
   say_once(start_line(*current, context.value(), binding));
   return context.value();
 }
