@@ -1,21 +1,20 @@
 // mikv estimate: what a KV cache of some length will take, before it is tried.
 //
 // A context with one layer of each shape is filled with random keys and values, and its bytes are counted
-// (cache_size.hpp).
+// (mikv/estimate.hpp).
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
-#include <map>
 #include <memory>
 #include <vector>
 
-#include "cache_size.hpp"
 #include "check.hpp"
 #include "commands.hpp"
 #include "errors.hpp"
 #include "interrupt.hpp"
 #include "json_report.hpp"
+#include "mikv/estimate.hpp"
 #include "model_options.hpp"
 #include "stock_bits.hpp"
 #include "table.hpp"
@@ -46,12 +45,10 @@ void run(const Options& options) {
   report.meta()["n_ctx"] = options.n_ctx;
   report.meta()["n_parallel"] = options.n_parallel;
 
-  std::map<std::tuple<uint32_t, uint32_t, uint32_t, uint32_t>, std::pair<LayerShape, uint32_t>> shapes;
+  std::vector<LayerLoad> layers;
   double elements = 0.0;
   for (const LayerShape& s : model->info().layers) {
-    auto& [shape, n] = shapes[{s.n_heads, s.n_kv_heads, s.head_dim_k, s.head_dim_v}];
-    shape = s;
-    ++n;
+    layers.push_back({s, n_each});
     elements += double(n_each) * s.n_kv_heads * (s.head_dim_k + s.head_dim_v);
   }
   elements *= options.n_parallel;
@@ -59,17 +56,10 @@ void run(const Options& options) {
   using enum Table::Align;
   Table table({{"kv", left}, {"full contexts"}, {"bits/element"}, {"of f16"}, {"at most, prompts in turn"}});
   for (const llama::KvChoice& choice : choices) {
-    double held = 0.0, prompt = 0.0;
-    if (choice.stock()) {  // allocated as a whole when it starts
-      held = prompt = elements / options.n_parallel * stock_bits_per_element(choice) / 8.0;
-    } else {
-      for (const auto& [key, entry] : shapes) {
-        const auto bytes =
-            unwrap(llama::estimate_cache(entry.first, *choice.spec, n_each, kMeasuredTokens, throw_if_interrupted));
-        held += bytes.held * entry.second;
-        prompt += bytes.prompt * entry.second;
-      }
-    }
+    const double stock = choice.stock() ? elements / options.n_parallel * stock_bits_per_element(choice) / 8.0 : 0.0;
+    const auto [held, prompt] =
+        choice.stock() ? CacheBytes{stock, stock}  // allocated as a whole when it starts
+                       : unwrap(estimate_cache(layers, *choice.spec, kMeasuredTokens, throw_if_interrupted));
     const double all = held * options.n_parallel;
     // While the last prompt is read the others are compressed.
     const double peak = std::max(all, all - held + prompt);

@@ -7,9 +7,9 @@
 #include <utility>
 #include <vector>
 
-#include "cache_size.hpp"
 #include "check.hpp"
 #include "commands.hpp"
+#include "mikv/estimate.hpp"
 #include "mikv/simd.hpp"
 #include "model_options.hpp"
 #include "table.hpp"
@@ -45,8 +45,7 @@ void print_presets_for(const llama::Model& model, JsonReport& report) {
     for (const LayerShape& layer : model.info().layers) {
       const auto same = [&](const auto& size) { return size.first == layer; };
       if (std::ranges::none_of(sizes, same)) {
-        sizes.emplace_back(layer,
-                           unwrap(llama::measure_cache(layer, spec, kTokens, kTokens, throw_if_interrupted)).held);
+        sizes.emplace_back(layer, unwrap(measure_layer(layer, spec, kTokens, kTokens, throw_if_interrupted)).held);
       }
       total += std::ranges::find_if(sizes, same)->second;
     }

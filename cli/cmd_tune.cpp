@@ -2,6 +2,7 @@
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <filesystem>
 #include <memory>
 
@@ -56,7 +57,9 @@ void run(const Options& options) {
   report.meta()["fingerprint"] = fingerprint(model->info());
 
   std::vector<llama::KvChoice> choices;
-  for (const std::string& spec : tuning_ladder()) choices.push_back(unwrap(llama::KvChoice::parse(spec)));
+  for (const MeasuredSpec& measured : measured_specs())
+    choices.push_back(unwrap(llama::KvChoice::parse(measured.spec)));
+  std::ranges::reverse(choices);  // from the smallest to the largest, as its table lists them
   rows.resume({{"model", fingerprint(model->info())}, {"caches", names_of(choices)}, {"text", text_fingerprint(text)}},
               choices.size() * chunks.size());
   const KldResult result = measure_kld(*model, choices, chunks, options.kld, options.model.threads(), "tune", rows);

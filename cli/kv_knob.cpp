@@ -39,16 +39,6 @@ Source find_table(const llama::ModelInfo& info, const std::string& named) {
 
 }  // namespace
 
-std::vector<std::string> tuning_ladder() {
-  std::vector<std::string> specs;
-  for (const char* keys :
-       {"keep=0.05,bits=1.65", "keep=0.06,bits=1.89", "keep=0.06,bits=2.15", "keep=0.07,bits=2.4", "keep=0.08,bits=2.7",
-        "keep=0.1,bits=3", "keep=0.11,bits=3.35", "keep=0.12,bits=3.61", "keep=0.2,bits=3.9"}) {
-    specs.push_back("mikv:" + std::string(keys));
-  }
-  return specs;
-}
-
 std::string fingerprint(const llama::ModelInfo& info) {
   const LayerShape shape = info.layers.empty() ? LayerShape() : info.layers.front();
   return fmt::format("{}, {} parameters, {} bytes, {} layers of {}/{} heads of {}/{}", info.description, info.n_params,

@@ -21,9 +21,6 @@ struct TunedSpec {
   double mean_kld = 0.0;
 };
 
-/// The specs that `mikv tune` measures, from the smallest to the largest.
-std::vector<std::string> tuning_ladder();
-
 /// What the sidecar of a model says it was made for. A model of another size, type or shape has another one.
 std::string fingerprint(const llama::ModelInfo& info);
 std::string sidecar_path(const llama::ModelInfo& info);

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Refuses what the layout forbids: llama.cpp's headers outside the adapter, includes against the direction of the layers,
+# Refuses what the layout forbids: llama.cpp's headers outside the adapter and the command's engine, includes against the direction of the layers,
 # host names of package registries, paths of somebody's machine, files too long to read in one go, and scripts that
 # cannot be run. Prints each finding; exits 1 if there is any.
 set -u
@@ -25,18 +25,19 @@ sources=() outside=()
 for file in "${existing[@]}"; do
   case "$file" in *.h|*.hpp|*.c|*.cc|*.cpp|*.inc) ;; *) continue ;; esac
   sources+=("$file")
-  case "$file" in adapters/*) ;; *) outside+=("$file") ;; esac
+  case "$file" in adapters/*|cli/engine/*) ;; *) outside+=("$file") ;; esac
 done
 
-# The adapter is the only code that knows the engine; everything else sees mikv's own headers.
+# The adapter puts the cache into llama.cpp, and cli/engine runs models for the command; everything else sees mikv's own
+# headers.
 engine='^[[:space:]]*#[[:space:]]*include[[:space:]]*[<"](llama(-cpp)?|ggml[-a-z]*|gguf|common|sampling|chat|arg|download)\.h[>"]'
-[ "${#outside[@]}" -eq 0 ] || report 'llama.cpp headers outside adapters/' "$(grep -nEH "$engine" "${outside[@]}")"
+[ "${#outside[@]}" -eq 0 ] || report 'llama.cpp headers outside adapters/ and cli/engine/' "$(grep -nEH "$engine" "${outside[@]}")"
 
 # Includes go one way:
 #   cli, adapters, python -> include/mikv -> src/context -> src/layer -> src/attention, src/tier -> src/policy -> src/codec
-# src/session serves src/context and src/layer, src/spec reads the tables of policies and formats. Tests may include
-# everything.
-rooms='attention|codec|context|layer|policy|session|spec|tier'
+# src/session serves src/context and src/layer, src/spec reads the tables of policies and formats, src/report the public
+# header of contexts. Tests may include everything.
+rooms='attention|codec|context|layer|policy|report|session|spec|tier'
 
 # Prints "FILE: HEADER" for each include with quotes in the sources of a folder whose header matches the expression.
 includes() { # folder, expression, expression of those that are fine
@@ -50,6 +51,7 @@ includes() { # folder, expression, expression of those that are fine
 }
 against=$(
   for folder in cli adapters python examples; do includes "$folder" "($rooms)/|src/|\.\./" '$'; done
+  includes adapters "engine/" '$'  # the command's
   # Public headers include public headers.
   includes include "[a-z_]+(/[a-z_]+)*\.(h|hpp)" 'mikv/|[a-z_]+\.h$'
   includes src/codec "($rooms)/" 'codec/'
@@ -57,6 +59,7 @@ against=$(
   includes src/tier "($rooms)/" '(tier|policy|codec)/'
   includes src/layer "($rooms)/" '(layer|attention|policy|tier|codec|session)/'
   includes src/context "($rooms)/" '(context|layer|attention|policy|tier|codec|session|spec)/'
+  includes src/report "($rooms)/" 'report/'
   includes src/session "($rooms)/" 'session/'
   includes src/spec "($rooms)/" '(spec|policy|codec)/'
 )

@@ -364,6 +364,17 @@ TEST(LadderTest, MeasuredRungsLoseMoreAsTheyGetSmaller) {
   }
 }
 
+TEST(LadderTest, MeasuredSpecsAreTheRungs) {
+  const std::vector<MeasuredSpec> specs = measured_specs();
+  ASSERT_EQ(specs.size(), measured_rungs().size());
+  EXPECT_EQ(specs.front().spec, "mikv:keep=0.2,bits=3.9");
+  for (size_t i = 0; i < specs.size(); ++i) {
+    const Spec spec = Spec::parse(specs[i].spec).value();
+    EXPECT_EQ((Rung{spec.keep, spec.bits}), measured_rungs()[i].rung) << specs[i].spec;
+    EXPECT_EQ(specs[i].most_kld, measured_rungs()[i].most_kld);
+  }
+}
+
 TEST(LadderTest, UniformFormatsGoDownToTwoBits) {
   const Spec asked = spec_of("mikv-paper");
   std::vector<uint32_t> bits = {format_bits(asked.lo)};

@@ -189,14 +189,10 @@ int32_t Binding::begin_step(Batch batch) {
   for (const Batch::Token& token : batch.tokens) remember(token.sequence);
   for (const Batch::Shared& shared : batch.shared) remember(shared.sequence);
   const Status status = cache_->begin_step(batch);
-  if (status) {
-    refusals_.fitted(batch.tokens.size());
-    return 0;
-  }
+  if (status) return 0;
   const bool full = status.code() == ErrorCode::over_budget;
-  if (full) refusals_.refused(batch.tokens.size());
   if (!full) note(status);  // the budget says it itself
-  report(*this);
+  note_figures();
   return full ? kFull : kFailed;
 }
 
@@ -204,7 +200,7 @@ bool Binding::end_step(int32_t status) {
   const Status failed = cache_->end_step(status == 0);
   note(failed);
   if (!failed && status == 0) take_back();
-  report(*this, Occasion::step);
+  if (report_) report_->note_step(*cache_);
   return failed.ok();
 }
 

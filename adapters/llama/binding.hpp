@@ -12,10 +12,10 @@
 #include "ggml.h"
 #include "graph/rope_operator.hpp"
 #include "graph/row_copy.hpp"
-#include "interpose/report.hpp"
 #include "kv_context.hpp"
 #include "llama.h"
 #include "mikv/context.hpp"
+#include "mikv/report.hpp"
 
 namespace mikv::llama {
 
@@ -84,10 +84,14 @@ class Binding : private CellOwner {
   /// Prints failures from now on, and what was measured, for programs that do not know mikv.
   void print_failures() { prints_failures_ = true; }
   void say_what_was_measured() const;
-  /// Writes figures to this file, see report.hpp.
-  void report_to(const std::string& file) { report_file_ = file; }
-  const std::string& report_file() const { return report_file_; }
-  const Refusals& refusals() const { return refusals_; }
+  /// Notes figures in this report from now on. Borrowed; null: in none.
+  void report_to(Report* report) { report_ = report; }
+  void note_figures() const {
+    if (report_) report_->note(*cache_);
+  }
+  void finish_report() const {
+    if (report_) report_->finish(*cache_);
+  }
 
   /// A state kept for a program that asked for its size; the next step drops it.
   struct SavedState {
@@ -121,8 +125,7 @@ class Binding : private CellOwner {
   RowCopy row_copy_;
   SavedState saved_state_;
   bool prints_failures_ = false;
-  std::string report_file_;
-  Refusals refusals_;
+  Report* report_ = nullptr;
 };
 
 /// "cache_k_l12" -> 12; -1 for any other tensor. Reads the name of the tensor that `t` is a view of.

@@ -121,6 +121,10 @@ struct Figures {
   uint64_t n_steps = 0;        ///< completed
   uint64_t n_concessions = 0;  ///< times that stored text was lowered to stay within the budget
   uint64_t n_refused = 0;      ///< steps, copies and loads refused with over_budget
+  /// Steps among them, by request. An engine may try a refused step again with fewer tokens, down to one: that is the
+  /// same request, and what fits in the end was not refused. Counted once the next larger step shows that it is given
+  /// up; until then it is undecided (0 or 1).
+  uint64_t n_refused_requests = 0, n_undecided_requests = 0;
   /// Of texts whose probabilities were measured (several tokens of a prompt want logits), in the first layer: tokens,
   /// stored tokens that they could see, and how many of these were compressed.
   uint64_t n_measured = 0, n_measured_seen = 0, n_measured_compressed = 0;

@@ -91,6 +91,16 @@ struct Preset {
 /// All presets, in the order in which help texts list them.
 MIKV_API const std::vector<Preset>& presets();
 
+/// A spec of lo=mixed whose loss was measured: mean KL divergence to the full cache at 1,024 tokens, in nats, the least
+/// and the most of three models (docs/results/ladder.csv).
+struct MeasuredSpec {
+  std::string spec;  ///< "mikv:keep=0.2,bits=3.9"
+  double least_kld = 0.0, most_kld = 0.0;
+};
+
+/// The measured frontier, from the largest to the smallest: a budget that runs out lowers a cache of lo=mixed along it.
+MIKV_API std::vector<MeasuredSpec> measured_specs();
+
 /// Splits a comma-separated list of specs. A piece "key=value" belongs to the spec before it:
 /// "full,mikv:keep=0.2,hi=f16,h2o" has three specs.
 MIKV_API std::vector<std::string> split_spec_list(std::string_view list);

@@ -143,6 +143,8 @@ Status Context::begin_step(const Batch& batch) {
       status = impl_->own_cells.take(batch);
       impl_->own_masks = {};
     }
+    if (status) impl_->refusals.fitted(batch.tokens.size());
+    if (status.code() == ErrorCode::over_budget) impl_->refusals.refused(batch.tokens.size());
     if (!status) {
       impl_->fail(status.error());
       impl_->cells_freed = true;
@@ -550,6 +552,8 @@ Figures Context::figures() const {
   Figures figures = impl_->figures;
   figures.n_concessions = impl_->budget.n_lowered();
   figures.n_refused = impl_->budget.n_refused();
+  figures.n_refused_requests = impl_->refusals.n_requests();
+  figures.n_undecided_requests = impl_->refusals.n_undecided();
   return figures;
 }
 

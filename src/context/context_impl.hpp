@@ -10,6 +10,7 @@
 #include "context/budget.hpp"
 #include "context/cell_table.hpp"
 #include "context/layer_set.hpp"
+#include "context/refusals.hpp"
 #include "context/sequences.hpp"
 #include "context/step_plan.hpp"
 #include "mikv/context.hpp"
@@ -30,6 +31,7 @@ struct Context::Impl {
   context::StepPlan plan;
   Workspace workspace;
   Figures figures;
+  context::Refusals refusals;
 
   bool cells_freed = false;               ///< cells may have been freed: forget_freed_cells()
   std::vector<SegmentId> may_have_ended;  ///< of the last step, see StepPlan::Run::may_end

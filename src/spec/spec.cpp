@@ -14,6 +14,7 @@
 #include <type_traits>
 
 #include "codec/formats.hpp"
+#include "policy/ladder.hpp"
 #include "policy/policy.hpp"
 
 namespace mikv {
@@ -367,11 +368,15 @@ Result<Spec> Spec::parse(std::string_view text) {
   return spec;
 }
 
+namespace {
+// The shortest text that reads back.
+std::string shortest(double value) {
+  std::array<char, 32> digits{};
+  return {digits.data(), std::to_chars(digits.data(), digits.data() + digits.size(), value).ptr};
+}
+}  // namespace
+
 std::string Spec::to_string() const {
-  const auto shortest = [](double value) {  // that reads back
-    std::array<char, 32> digits{};
-    return std::string(digits.data(), std::to_chars(digits.data(), digits.data() + digits.size(), value).ptr);
-  };
   std::string outlier;
   for (const auto& [used, name] : {std::pair{balancer, "balancer"}, {center, "center"}, {hadamard, "hadamard"}})
     if (used) outlier += (outlier.empty() ? "" : "+") + std::string(name);
@@ -391,6 +396,14 @@ std::string Spec::to_string() const {
   text += ",prefill=" + std::string(name_of(kPrefills, prefill));
   text += ",sinks=" + std::to_string(sinks) + ",seed=" + std::to_string(seed);
   return text;
+}
+
+std::vector<MeasuredSpec> measured_specs() {
+  std::vector<MeasuredSpec> specs;
+  for (const auto& [rung, least_kld, most_kld] : policy::measured_rungs()) {
+    specs.push_back({"mikv:keep=" + shortest(rung.keep) + ",bits=" + shortest(rung.bits), least_kld, most_kld});
+  }
+  return specs;
 }
 
 bool Spec::can_start(const Spec& other) const {

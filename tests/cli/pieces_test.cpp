@@ -15,7 +15,6 @@
 
 #include "bar_chart.hpp"
 #include "busy_machine.hpp"
-#include "cache_size.hpp"
 #include "engine/engine.hpp"
 #include "errors.hpp"
 #include "json_report.hpp"

@@ -14,19 +14,27 @@
 #include <optional>
 #include <set>
 #include <string_view>
-#include <tuple>
+#include <vector>
 
-#include "cache_size.hpp"
 #include "interpose/next_definition.hpp"
 #include "interpose/registry.hpp"
-#include "interpose/report.hpp"
 #include "kv_context.hpp"
 #include "mikv/byte_size.hpp"
+#include "mikv/estimate.hpp"
 
 namespace mikv::llama {
 namespace {
 
 std::optional<DropIn> current;
+Report* current_report = nullptr;
+
+// Null without a file. Never destroyed: contexts may be freed after main() has ended.
+Report* report_in(const std::string& file) {
+  static auto& reports = *new std::map<std::string, Report>;
+  if (file.empty()) return nullptr;
+  const auto print = [](const std::string& line) { std::fprintf(stderr, "mikv: %s\n", line.c_str()); };
+  return &reports.try_emplace(file, file, print).first->second;
+}
 
 std::vector<std::string> arguments() {
   std::ifstream file("/proc/self/cmdline", std::ios::binary);
@@ -75,21 +83,17 @@ constexpr uint32_t kMeasuredTokens = 2048;
 std::string start_line(const DropIn& drop_in, llama_context* context, const Binding& binding) {
   const uint64_t n_each = llama_n_ctx_seq(context);
   const uint64_t n_sequences = binding.cache().options().unified ? 1 : llama_n_seq_max(context);
-  std::map<std::tuple<uint32_t, uint32_t, uint32_t, uint32_t, uint64_t>, uint64_t> n_alike;
+  std::vector<LayerLoad> layers;
+  double elements = 0.0;
   for (const auto& [index, layer] : binding.layers()) {
-    const LayerShape& s = binding.cache().shape(index);
+    const LayerShape& shape = binding.cache().shape(index);
     const uint64_t n_tokens = std::min<uint64_t>(n_each, layer.cells_per_stream);  // fewer in a sliding window
-    ++n_alike[{s.n_heads, s.n_kv_heads, s.head_dim_k, s.head_dim_v, n_tokens}];
+    layers.push_back({shape, n_tokens});
+    elements += double(n_sequences * n_tokens * shape.n_kv_heads * (shape.head_dim_k + shape.head_dim_v));
   }
-  double bytes = 0.0, elements = 0.0;
-  for (const auto& [key, n_layers] : n_alike) {
-    const auto& [n_heads, n_kv_heads, dim_k, dim_v, n_tokens] = key;
-    const auto size =
-        estimate_cache({n_heads, n_kv_heads, dim_k, dim_v}, binding.cache().spec(), n_tokens, kMeasuredTokens);
-    if (!size) return "KV cache " + drop_in.name;
-    bytes += double(n_sequences * n_layers) * size.value().held;
-    elements += double(n_sequences * n_layers * n_tokens * n_kv_heads * (dim_k + dim_v));
-  }
+  const auto size = estimate_cache(layers, binding.cache().spec(), kMeasuredTokens);
+  if (!size) return "KV cache " + drop_in.name;
+  const double bytes = double(n_sequences) * size.value().held;
   char bits[32];
   *std::to_chars(bits, bits + sizeof bits, 8.0 * bytes / elements, std::chars_format::fixed, 1).ptr = '\0';
   std::string line = "KV cache " + drop_in.name + ": " + bits + " bits per element, " + format_bytes(bytes) + " for " +
@@ -143,7 +147,10 @@ std::string own_cache_type(const std::vector<std::string>& args) {
   return "";
 }
 
-void use_drop_in(const DropIn& drop_in) { current = drop_in; }
+void use_drop_in(const DropIn& drop_in) {
+  current = drop_in;
+  current_report = report_in(drop_in.report_file);
+}
 void stop_drop_in() { current.reset(); }
 
 llama_context* init_drop_in(llama_model* model, llama_context_params params) {
@@ -175,9 +182,9 @@ llama_context* init_drop_in(llama_model* model, llama_context_params params) {
   Binding& binding = *Registry::get().of_context(context.value());
   if (is_simulation(binding)) return context.value();
   binding.print_failures();
-  binding.report_to(current->report_file);
+  binding.report_to(current_report);
   binding.cache().set_budget(current->budget_bytes);
-  report(binding);
+  binding.note_figures();
   say_once(start_line(*current, context.value(), binding));
   return context.value();
 }

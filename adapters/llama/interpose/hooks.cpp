@@ -13,7 +13,6 @@
 #include "interpose/drop_in.hpp"
 #include "interpose/next_definition.hpp"
 #include "interpose/registry.hpp"
-#include "interpose/report.hpp"
 #include "state/cell_capture.hpp"
 #include "state/state_calls.hpp"
 
@@ -68,7 +67,7 @@ void tell(Binding* binding, Call call) {
   guarded(false, [&] {
     binding->saved_state() = {};
     binding->note(call(binding->cache()));
-    report(*binding);
+    binding->note_figures();
     return true;
   });
 }
@@ -79,7 +78,7 @@ auto of_ours(llama_context* context, Ours ours, Stock stock) {
   Binding* binding = Registry::get().of_context(context);
   if (!binding) return stock();
   const auto result = guarded(decltype(stock()){}, [&]() -> decltype(stock()) { return ours(*binding); });
-  report(*binding);
+  binding->note_figures();
   return result;
 }
 
@@ -354,7 +353,7 @@ void llama_free(llama_context* context) {
   const Binding* binding = Registry::get().of_context(context);
   if (binding) {
     binding->say_what_was_measured();
-    report(*binding, Occasion::last);
+    binding->finish_report();
   }
   MIKV_NEXT(llama_free)(context);
   Registry::get().remove(context);

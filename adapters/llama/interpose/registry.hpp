@@ -1,11 +1,9 @@
 // Registry: which llama.cpp contexts, schedulers, memories and cache buffers are ours.
 #pragma once
 
-#include <chrono>
 #include <map>
 #include <memory>
 #include <mutex>
-#include <string>
 
 #include "address_space.hpp"
 #include "binding.hpp"
@@ -20,20 +18,6 @@ class Registry {
   void remove(llama_context* context);
   Binding* of_context(const llama_context* context);
   Binding* of_memory(llama_memory_t memory);
-
-  /// Sums over all contexts; the spec of the last one that was published. `n_refused` counts requests.
-  struct Totals {
-    MemoryUsage usage;
-    Figures figures;  ///< with those of contexts that are gone
-    uint64_t peak_bytes = 0, budget = 0, n_contexts = 0;
-    uint64_t n_lowered_sequences = 0;
-    std::string spec;
-  };
-  /// Takes the figures of a context for totals(). Called on a thread that may use the context.
-  /// Returns false if it is left out (Occasion::step).
-  bool publish(const Binding& binding, Occasion occasion);
-  /// Sums what was published: any thread may call it at any time.
-  Totals totals();
 
   /// A scheduler belongs to the context that is created or run on this thread when it is first seen.
   Binding* of_scheduler(ggml_backend_sched_t scheduler);
@@ -51,17 +35,6 @@ class Registry {
   std::map<llama_memory_t, Binding*> memories_;
   std::map<ggml_backend_sched_t, Binding*> schedulers_;
   std::map<ggml_backend_buffer_t, AddressSpace> cache_buffers_;
-
-  struct Published {
-    MemoryUsage usage;
-    Figures figures;
-    uint64_t n_lowered_sequences = 0;
-    std::chrono::steady_clock::time_point due{};  ///< for steps
-  };
-  std::map<const Binding*, Published> published_;
-  Figures of_the_gone_;
-  std::string last_spec_;
-  uint64_t peak_bytes_ = 0, budget_ = 0;
 };
 
 /// The binding whose llama.cpp call runs on this thread; null outside of one.

@@ -1,10 +1,13 @@
-// RisingCells: a table of cells for one sequence that only grows. Token i is in cell i, and none is ever freed.
+// RisingCells: the CellOwner of an engine that appends the tokens of one sequence and frees none, as a benchmark does.
+// Token i is in cell i.
 #pragma once
 
 #include "mikv/context.hpp"
 
 namespace mikv {
 
+/// Holds no state: one may serve any number of contexts, on any threads. Calls that would free, save or load fail with
+/// `unsupported`.
 class RisingCells : public CellOwner {
  public:
   Result<CellsByLayer> live_cells() override { return unused(); }
