@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <complex>
 #include <limits>
 
 #include "policy/rope_forecast.hpp"
@@ -112,6 +113,59 @@ TEST(RopeForecastTest, LaterKeysAreStoredBetter) {
     }
   }
   EXPECT_LT(error[1], 0.9 * error[0]);
+}
+
+void divide_positions(LayerCache& layer, const Rope& rope, uint32_t dim, Cell by) {
+  layer.visit_keys(0, [&](std::span<const Cell> cells, uint32_t, std::span<float> keys) {
+    for (size_t i = 0; i < cells.size(); ++i) {
+      for (uint32_t pair = 0; pair < rope.angles.size(); ++pair) {
+        const auto [a, b] = rope.channels(pair);
+        float &x = keys[i * dim + a], &y = keys[i * dim + b];
+        const double moved = double(cells[i] / by) - cells[i];
+        const auto turned = std::complex<double>(x, y) * std::polar(1.0, double(rope.angles[pair]) * moved);
+        x = float(turned.real()), y = float(turned.imag());
+      }
+    }
+    return 0xFFFFFFFFu >> (32 - cells.size());
+  });
+}
+
+// Self-extend divides positions while a prompt is staged: a token's number is its position no more. Also where the
+// prompt was saved and loaded before it is compressed.
+TEST(RopeForecastTest, KeysThatWereTurnedAreTakenAsTheyAre) {
+  const LayerShape shape{2, 1, 64, 64};
+  const Rope rope = rope_of_base(100000.0, 64, false);
+  constexpr uint32_t kTokens = 1024;
+  const std::vector<Cell> cells = cell_range(0, kTokens);
+  enum { without_rope, with_rope, reloaded, n_ways };
+  double error[n_ways] = {};
+  for (int way = 0; way < n_ways; ++way) {
+    Random random(133);
+    auto layer = make_layer(shape, "mikv:keep=0,bits=3"), other = make_layer(shape, "mikv:keep=0,bits=3");
+    for (LayerCache* each : {layer.get(), other.get()}) {
+      if (way != without_rope) ASSERT_TRUE(each->set_rope(rope).ok());
+    }
+    Tokens tokens(shape, kTokens, random);
+    for (uint32_t i = 0; i < kTokens; ++i) write_key(tokens.key(i, 0), 64, rope, i, random);
+    put(*layer, 0, cells, tokens);
+    divide_positions(*layer, rope, 64, 8);
+    if (way == reloaded) {
+      std::vector<uint8_t> bytes;
+      ASSERT_TRUE(layer->save_segment(0, cells, bytes).ok());
+      auto loaded = other->load_segment(bytes, kTokens);
+      ASSERT_TRUE(loaded.ok()) << loaded.message();
+      ASSERT_TRUE(other->adopt_segment(0, std::move(loaded).value(), cells).ok());
+      std::swap(layer, other);
+    }
+    const auto staged = sorted_dump(*layer, 0, 0);
+    commit(*layer, 0);
+    const auto stored = sorted_dump(*layer, 0, 0);
+    for (uint32_t i = 0; i < kTokens; ++i) {
+      for (uint32_t c = 0; c < 64; ++c) error[way] += std::pow(double(stored[i].k[c]) - staged[i].k[c], 2);
+    }
+  }
+  EXPECT_LT(error[with_rope], 1.1 * error[without_rope]);  // twice as large where the numbers were taken for positions
+  EXPECT_LT(error[reloaded], 1.1 * error[without_rope]);
 }
 
 TEST(RopeForecastTest, BadAnglesAreRefused) {

@@ -7,6 +7,9 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <string>
+
+#include "mikv/byte_size.hpp"
 
 namespace mikv::llama {
 
@@ -20,6 +23,12 @@ using AddressSpace = std::unique_ptr<uint8_t[], Unmap>;
 inline AddressSpace reserve_addresses(size_t size) {
   void* memory = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   return AddressSpace(memory == MAP_FAILED ? nullptr : static_cast<uint8_t*>(memory), Unmap{size});
+}
+
+/// What it was for: "the context's cells".
+inline Error no_addresses(size_t size, const std::string& what) {
+  return {ErrorCode::out_of_memory, "no " + format_bytes(double(size)) + " of address space for " + what +
+                                        "; use a smaller -c, or raise the limit of address space (ulimit -v)"};
 }
 
 }  // namespace mikv::llama

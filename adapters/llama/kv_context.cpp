@@ -21,8 +21,7 @@ Result<llama_context*> init_context(llama_model* model, llama_context_params par
   }
   const Status failure = binding->cache().failure();
   if (!context) {
-    return failure ? Error{ErrorCode::engine,
-                           "llama.cpp could not create a context; try a smaller one, or --verbose for its own words"}
+    return failure ? Error{ErrorCode::engine, "llama.cpp could not create a context; its own log has the reason"}
                    : failure.error();
   }
   Registry::get().add(context, std::move(binding));

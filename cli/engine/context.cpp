@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "engine/engine.hpp"
+#include "engine/llama_log.hpp"
 #include "kv_context.hpp"
 #include "llama.h"
 #include "state/stock_prompt.hpp"
@@ -21,6 +22,11 @@ llama_context_params context_params(const KvChoice& kv, const EngineOptions& opt
   params.no_perf = true;
   if (kv.stock()) params.type_k = params.type_v = ggml_type(kv.stock_type);
   return params;
+}
+
+Error no_context(const KvChoice& kv, const EngineOptions& options) {
+  return Error{ErrorCode::engine, "llama.cpp could not create a context of " + std::to_string(options.n_ctx) +
+                                      " tokens for " + kv.name + ": " + first_llama_error() + "; try a smaller -c"};
 }
 
 bool ask_to_stop(void* options) { return static_cast<EngineOptions*>(options)->should_stop(); }
@@ -51,15 +57,13 @@ Result<std::unique_ptr<EngineContext>> EngineContext::create(const Model& model,
                                                              const EngineOptions& options) {
   const llama_context_params params = context_params(kv, options);
   llama_context* context = nullptr;
+  forget_llama_errors();
   if (kv.stock()) {
     context = llama_init_from_model(model.get(), params);
-    if (!context) {
-      return Error{"llama.cpp could not create a context of " + std::to_string(options.n_ctx) + " tokens for " +
-                   kv.name + "; try a smaller -c, or --verbose for its log"};
-    }
+    if (!context) return no_context(kv, options);
   } else {
     auto created = init_context(model.get(), params, *kv.spec);
-    if (!created) return created.error();
+    if (!created) return created.error().code == ErrorCode::engine ? no_context(kv, options) : created.error();
     context = created.value();
     if (cache_of(context)->layers().empty()) {
       llama_free(context);

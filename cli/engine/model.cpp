@@ -10,6 +10,7 @@
 #include "chat.h"
 #include "common.h"
 #include "engine/engine.hpp"
+#include "engine/llama_log.hpp"
 #include "gguf.h"
 #include "llama.h"
 #include "log.h"
@@ -18,13 +19,12 @@ namespace mikv::llama {
 namespace {
 
 std::atomic<bool> verbose_log = false;
-std::string
-    first_llama_error;  // the cause; what follows it are consequences. Written and read by the thread that loads
+std::string first_error;  // written and read by the thread that calls llama.cpp
 
 void on_llama_log(ggml_log_level level, const char* text, void*) {
-  if (level == GGML_LOG_LEVEL_ERROR && first_llama_error.empty()) {
-    first_llama_error = text;
-    while (!first_llama_error.empty() && first_llama_error.back() == '\n') first_llama_error.pop_back();
+  if (level == GGML_LOG_LEVEL_ERROR && first_error.empty()) {
+    first_error = text;
+    while (!first_error.empty() && first_error.back() == '\n') first_error.pop_back();
   }
   if (verbose_log) std::fputs(text, stderr);
 }
@@ -131,6 +131,11 @@ void set_verbose(bool verbose) {
   if (!verbose) common_log_set_verbosity_thold(-1);
 }
 
+void forget_llama_errors() { first_error.clear(); }
+std::string first_llama_error() {
+  return first_error.empty() ? "no reason given; --verbose shows its log" : first_error;
+}
+
 std::string llama_version() { return ::llama_version(); }
 
 int default_threads() { return std::max(1, int(common_cpu_get_num_math())); }
@@ -141,13 +146,9 @@ Result<std::unique_ptr<Model>> Model::load(const std::string& path) {
   static const bool backend_ready = (llama_backend_init(), true);
   (void)backend_ready;
   llama_model_params params = llama_model_default_params();
-  first_llama_error.clear();
+  forget_llama_errors();
   llama_model* loaded = llama_model_load_from_file(path.c_str(), params);
-  if (!loaded) {
-    const std::string reason =
-        first_llama_error.empty() ? "no reason given; --verbose shows its log" : first_llama_error;
-    return Error{"llama.cpp cannot load \"" + path + "\": " + reason};
-  }
+  if (!loaded) return Error{"llama.cpp cannot load \"" + path + "\": " + first_llama_error()};
   std::unique_ptr<Model> model(new Model(loaded));
   model->info_ = read_info(path, gguf.value().get(), loaded);
   return model;

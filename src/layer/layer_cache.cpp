@@ -334,6 +334,7 @@ void LayerCache::visit_keys(SegmentId segment, const VisitKeys& visit, uint32_t 
           axes.from_tier(key(lane));
         }
         const uint32_t changed = visit(std::span(cells).first(n), h, std::span(rows).first(size_t{n} * dim));
+        if (changed && tier == &head.staged) head.turned = true;
         for (uint32_t lane = 0; lane < n; ++lane) {
           if (!(changed >> lane & 1)) continue;
           axes.to_tier(key(lane));

@@ -3,7 +3,8 @@
 //   u32 arrivals               put order of the next token
 //   u64 live[(n_cells+63)/64]  bit c % 64 of word c / 64: cell c is in the segment
 //   for each KV head:
-//     u8  flags: 1 frozen; 2 queries were sampled; 4 it continues other segments; 8 staged in bytes
+//     u8  flags: 1 frozen; 2 queries were sampled; 4 it continues other segments; 8 staged in bytes;
+//         16 staged keys were rotated
 //     u32 tokens of those segments, if flag 4 is set
 //     axes of staged keys, if flag 8 is set
 //     u64 queries              number of queries tallied so far

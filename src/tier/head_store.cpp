@@ -55,6 +55,7 @@ void HeadStore::record(const Layouts& layouts, const Spec& spec) {
 HeadStore::HeadStore(const HeadStore& other, const Layouts& layouts, const Spec& spec, MemoryAccount& account)
     : HeadStore(layouts, spec, account) {
   staged = Tier(other.staged, layouts.staged, account);
+  turned = other.turned;
   if (!spec.balancer) return;
   q_max = other.q_max;
   q_square = other.q_square;
@@ -159,7 +160,7 @@ policy::Moments HeadStore::staged_moments(CommitScratch& scratch) const {
 HeadStore::Calibration HeadStore::plan_mixed(const Spec& spec, CommitScratch& scratch) const {
   const double bits = spec.bits + more_bits;
   policy::Moments moments = staged_moments(scratch);
-  if (!positions_->rope.angles.empty()) {
+  if (!positions_->rope.angles.empty() && !turned) {
     policy::RopeForecast forecast(positions_->rope);
     for (uint32_t slot = 0; slot < staged.size(); ++slot) {
       load_staged(slot, scratch);

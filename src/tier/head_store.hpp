@@ -85,8 +85,8 @@ class HeadStore {
   std::vector<float> q_max;
   std::vector<uint64_t> q_square;
   uint64_t n_queries = 0;
-  QuerySample sample;  ///< empty where q_max is
-  bool frozen = false;
+  QuerySample sample;                   ///< empty where q_max is
+  bool frozen = false, turned = false;  ///< turned: staged keys were rotated, so arrivals are not positions
   /// Bits per element of this head's lo tier beyond those of the spec, once it is frozen (share_bits).
   double more_bits = 0.0;
   /// Tokens of the segments that this one continues and whose places for recent tokens it took over (pass_on).

@@ -171,5 +171,21 @@ class Inputs(Case):
             self.assertEqual(file.read(), "kept")
 
 
+class LittleAddressSpace(Case):
+    """What llama.cpp reserves for a context may be more than a process is allowed to; its own words name no number."""
+
+    def test_how_much_was_wanted_is_said(self):
+        limit = lambda: resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
+        for tool, *arguments in (("run", "-n", 1), ("completion", "-n", 1, "-no-cnv"), ("bench-llama", "-p", 1, "-n", 0, "-d", 1048000)):
+            context = [] if tool == "bench-llama" else ["-c", 1048576, "-p", "one"]
+            with self.subTest(tool=tool):
+                result = mikv(tool, "-m", self.model(), *context, *arguments, preexec_fn=limit)
+                self.assertGreater(result.returncode, 0, result.stderr)
+                self.assertRegex(result.stderr, r"mikv: no 22\.[0-9] GiB of address space for .*; use a smaller -c, or raise the limit .*ulimit -v")
+
+    def test_llama_cpps_reason_is_passed_on(self):
+        self.assertIn("n_ctx_seq == 0", mikv("run", "-m", self.model(), "-c", 2**32 - 1, "-p", "one").stderr)
+
+
 if __name__ == "__main__":
     unittest.main()

@@ -49,6 +49,19 @@ class LlamaToolsTest(Case):
         self.assertRegex(said[0], r"^of what 1536 measured tokens attended to, [1-9]\d? % was compressed$")
         self.assertRegex(measured("h2o:keep=0.02", 512)[1][0], r" 0 % was compressed: this is the full cache's figure; ")
 
+    def test_endings_that_share_a_beginning_score_as_in_llama_cpp(self):
+        tasks = self.file("tasks", "".join(f"Counting: There are {a} birds on a wire and {b} more come. Now\n{right}\n" +
+                                           "".join(f"there are {a + b + (k - right)} birds.\n" for k in range(4))
+                                           for a, b, right in ((2, 3, 0), (4, 5, 1), (7, 2, 3))))
+        def scores(kv):
+            result = self.run_tool("perplexity", "-t", THREADS, "-f", tasks, "--hellaswag", "--hellaswag-tasks", "3", "--parallel", "8", "--no-warmup", "--kv", kv)
+            self.assertSucceeded(result)
+            return re.findall(r"^[1-3]\t.*$", result.stdout + result.stderr, re.MULTILINE)
+        stock = scores("llama:f16")
+        self.assertEqual(len(stock), 3)
+        self.assertEqual(scores("full"), stock)
+        self.assertEqual(scores("mikv"), stock)  # short prompts are not compressed
+
     def test_knobs(self):
         for arguments, variables, name in ((["--kv-bits", "3"], {}, "--kv-bits 3"), (["--kv-quality=0.01"], {}, "--kv-quality 0.01"),
                                            ([], {"MIKV_KV_BITS": "3"}, "--kv-bits 3")):

@@ -97,6 +97,21 @@ class Server:
 
 
 class ServerTest(Case):
+    def test_embeddings_are_llama_cpps(self):
+        texts = ["one two three", PROMPTS[0][:200], "a", "The last token of a text says what it is."]
+        vectors = {}
+        for kv in ("llama:f16", "mikv"):
+            server = Server(self, kv, "--embeddings", "--pooling", "last")
+            def embed(inputs):
+                status, answer = server.request("POST", "/v1/embeddings", {"input": inputs})
+                self.assertEqual(status, 200, answer)
+                return [row["embedding"] for row in answer["data"]]
+            vectors[kv] = [embed([text])[0] for text in texts] + embed(texts)
+            self.assertGreaterEqual(server.request("POST", "/v1/embeddings", {"input": ["one two " * 1500]})[0], 400)  # too long
+            self.assertEqual(embed(texts[:1]), vectors[kv][:1])
+        for stock, ours in zip(vectors["llama:f16"], vectors["mikv"]):
+            self.assertGreater(sum(a * b for a, b in zip(stock, ours)), 0.999)  # they have length 1
+
     def test_two_at_once_and_again(self):
         for kv in ("mikv", "full"):
             with self.subTest(kv=kv):

@@ -49,7 +49,7 @@ void Binding::redirect(ggml_tensor* attention) {
     v_bytes = std::max(v_bytes, ggml_nbytes(layer.v));
   }
   if (!row_copy_.reserve(k_bytes, v_bytes))
-    return fail("no address space for a copy of one layer's keys and values; use a smaller context");
+    return cache_->fail(no_addresses(k_bytes + v_bytes, "a copy of one layer's keys and values"));
   row_copy_.redirect(attention);
 }
 

@@ -14,7 +14,10 @@ ggml_backend_buffer_t reserve_cache_tensors(ggml_context* context, ggml_backend_
     bytes += (ggml_backend_buft_get_alloc_size(type, t) + alignment - 1) / alignment * alignment;
   }
   AddressSpace region = reserve_addresses(bytes);
-  if (!region) return nullptr;
+  if (!region) {
+    CurrentBinding::get()->cache().fail(no_addresses(bytes, "the context's cells"));
+    return nullptr;
+  }
   const ggml_backend_buffer_t buffer = ggml_backend_cpu_buffer_from_ptr(region.get(), bytes);
   ggml_tallocr place = ggml_tallocr_new(buffer);
   for (ggml_tensor* t = ggml_get_first_tensor(context); t; t = ggml_get_next_tensor(context, t)) {

@@ -9,9 +9,7 @@
 namespace mikv::llama {
 namespace {
 
-Error no_memory() {
-  return Error{ErrorCode::out_of_memory, "out of memory for the state of the context; use fewer or shorter contexts"};
-}
+constexpr const char* kState = "the context's state";
 
 }  // namespace
 
@@ -21,7 +19,7 @@ Result<EngineState> read_state(llama_context* context, llama_seq_id sequence, ll
                           : MIKV_NEXT(llama_state_seq_get_size_ext)(context, sequence, flags);
   if (size == 0) return Error{"llama.cpp could not tell the size of its state"};
   const AddressSpace memory = reserve_addresses(size);
-  if (!memory) return no_memory();
+  if (!memory) return no_addresses(size, kState);
   EngineState state;
   state.size = size;
   CellCapture capture;
@@ -47,7 +45,7 @@ Result<EngineState> read_state(llama_context* context, llama_seq_id sequence, ll
 Result<CellsByLayer> write_state(llama_context* context, llama_seq_id sequence, llama_state_seq_flags flags,
                                  const EngineState& state) {
   const AddressSpace memory = reserve_addresses(state.size);
-  if (!memory) return no_memory();
+  if (!memory) return no_addresses(state.size, kState);
   const uint8_t* words = state.words.data();
   uint64_t at = 0;
   for (const EngineState::Hole& hole : state.holes) {

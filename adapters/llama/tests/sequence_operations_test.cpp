@@ -145,6 +145,37 @@ INSTANTIATE_TEST_SUITE_P(Caches, AnyOperations,
                                   (std::get<2>(parameter.param) == AttentionBy::engine ? "Engine" : "");
                          });
 
+// Self-extend (--grp-attn-n): positions of a stretch are divided, so that several cells have the same one.
+TEST_P(AnyOperations, SelfExtendDoesAsStockDoes) {
+  const auto [unified, seed, attention_by] = GetParam();
+  std::mt19937 random(unsigned(seed) + 99);
+  Alike alike(stock(unified), ours("full", unified, attention_by), nullptr);
+  constexpr llama_pos kWidth = 32, kBy = 4, kSaved = kWidth - kWidth / kBy;
+  const auto both_read = [&](size_t n) {
+    const auto tokens = words(random, n);
+    const auto expected = feed(alike.stock(), 1, tokens), got = feed(alike.ours(), 1, tokens);
+    ASSERT_FALSE(got.empty());
+    if (attention_by == AttentionBy::engine) {
+      ASSERT_TRUE(expected == got);
+    } else {
+      ASSERT_LT(rms(expected, got), kSameLogits);
+    }
+  };
+  both_read(100);
+  for (llama_pos divided = 0; divided < 4 * kWidth / kBy; divided += kWidth / kBy) {
+    alike.all([&](llama_memory_t m) {
+      const llama_pos begin = kBy * divided, end = begin + kWidth;
+      llama_memory_seq_add(m, 1, divided, -1, begin - divided);
+      llama_memory_seq_div(m, 1, begin, end, kBy);
+      llama_memory_seq_add(m, 1, end, -1, divided + kWidth / kBy - end);
+    });
+    both_read(1);
+    both_read(size_t(kSaved));
+  }
+  alike.save_and_load(1, 2);
+  EXPECT_EQ(alike.end(2), alike.end(1));
+}
+
 TEST_P(Tiers, CellsThatAreFreedAreForgotten) {
   std::mt19937 random(5);
   const auto context = ours("mikv", GetParam());
