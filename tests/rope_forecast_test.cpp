@@ -143,7 +143,9 @@ TEST(RopeForecastTest, KeysThatWereTurnedAreTakenAsTheyAre) {
     Random random(133);
     auto layer = make_layer(shape, "mikv:keep=0,bits=3"), other = make_layer(shape, "mikv:keep=0,bits=3");
     for (LayerCache* each : {layer.get(), other.get()}) {
-      if (way != without_rope) ASSERT_TRUE(each->set_rope(rope).ok());
+      if (way != without_rope) {
+        ASSERT_TRUE(each->set_rope(rope).ok());
+      }
     }
     Tokens tokens(shape, kTokens, random);
     for (uint32_t i = 0; i < kTokens; ++i) write_key(tokens.key(i, 0), 64, rope, i, random);
