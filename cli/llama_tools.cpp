@@ -140,7 +140,7 @@ void resolve_models(std::vector<std::string>& args) {
       continue;
     }
     const bool is_list = !exists && model.find(',') != std::string::npos;  // of llama-bench
-    if (exists || (!is_list && !fetched)) require_model_file(model);
+    if (exists || (!is_list && !fetched)) require_model_file(model, args[i]);
   }
 }
 

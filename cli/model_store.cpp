@@ -247,11 +247,11 @@ std::string fetch_model(const std::string& name) {
   throw UserError(fmt::format("there is no model \"{}\" to fetch; known are {}", name, known));
 }
 
-void require_model_file(const std::string& path) {
-  constexpr const char* kRemedy = "give -m a GGUF file or a name from `mikv model list`";
+void require_model_file(const std::string& path, const std::string& flag) {
+  const std::string remedy = fmt::format("give {} a GGUF file or a name from `mikv model list`", flag);
   std::error_code error, ignored;
   const fs::file_status status = fs::status(path, error);
-  const auto refuse = [&](const std::string& what) { throw UserError(fmt::format("{}; {}", what, kRemedy)); };
+  const auto refuse = [&](const std::string& what) { throw UserError(fmt::format("{}; {}", what, remedy)); };
   if (error == std::errc::too_many_symbolic_link_levels)
     refuse(fmt::format("\"{}\" is a link that leads in a circle", path));
   if (status.type() == fs::file_type::not_found) {

@@ -30,8 +30,8 @@ std::string cache_folder();
 std::string fetch_model(const std::string& name);
 
 /// Throws UserError unless the path is a regular file, or a link to one: with other things reading may never end. Of a
-/// model in several files it must be the first one, and the others must be there.
-void require_model_file(const std::string& path);
+/// model in several files it must be the first one, and the others must be there. flag: the option that named it.
+void require_model_file(const std::string& path, const std::string& flag = "-m");
 
 /// What -m means: a known name as fetch_model() does it; anything else is a path and returned unchanged.
 std::string resolve_model(const std::string& name_or_file);

@@ -13,7 +13,7 @@ class RandomBudget : public BothKinds {};
 INSTANTIATE_TEST_SUITE_P(Context, RandomBudget, testing::Bool(), kind_name);
 
 TEST_P(RandomBudget, WhatIsLetInFits) {
-  for (uint64_t seed = test::seed(); seed < test::seed() + 12; ++seed) {
+  for (uint64_t seed = test::seed(); seed < test::seed() + 6; ++seed) {
     std::mt19937 random(uint32_t(seed * 7919 + 1));
     const auto below = [&](uint32_t n) { return uint32_t(random() % n); };
     SmallEngine::Setup setup = wish(below(4) ? "mikv" : "mikv:keep=0.2");

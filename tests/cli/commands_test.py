@@ -12,7 +12,7 @@ import unittest
 import xml.etree.ElementTree
 
 import tiny_gguf
-from mikv_process import BINARY, THREADS, Case, environment, mikv
+from mikv_process import BINARY, THREADS, Case, environment, long, mikv
 
 
 class Help(Case):
@@ -216,7 +216,8 @@ class Report(Case):
         result = self.kld(self.file("text.txt", "</s>" * 10))  # a token a byte, no control tokens
         self.assertRefused(result, "has 43 tokens")
 
-    def test_same_command_goes_on_where_it_stopped(self):
+    @long
+    def test_long_same_command_goes_on_where_it_stopped(self):
         tiny_gguf.write_llama(self.path("tiny.gguf"))
         text, kept = self.file("text.txt", "".join(f"The {i}th sentence. " for i in range(100))), self.path("kld.rows.jsonl")
         self.assertSucceeded(self.kld(text))
@@ -261,7 +262,8 @@ class Report(Case):
         self.assertEqual(rows["full"]["same_top"], 1)
         self.assertLess(rows["rtn8"]["mean"], rows["rtn2"]["mean"])
 
-    def test_tune_and_the_knobs_that_read_it(self):
+    @long
+    def test_long_tune_and_the_knobs_that_read_it(self):
         model = self.path("model.gguf")
         os.symlink(self.model(), model)
         text = self.file("text.txt", "".join(f"The {i}th sentence is about number {i * i % 97}.\n" for i in range(60)))

@@ -6,7 +6,7 @@ import re
 import subprocess
 import unittest
 
-from mikv_process import BINARY, THREADS, Case, environment
+from mikv_process import BINARY, THREADS, Case, environment, long
 
 
 class LlamaToolsTest(Case):
@@ -49,7 +49,8 @@ class LlamaToolsTest(Case):
         self.assertRegex(said[0], r"^of what 1536 measured tokens attended to, [1-9]\d? % was compressed$")
         self.assertRegex(measured("h2o:keep=0.02", 512)[1][0], r" 0 % was compressed: this is the full cache's figure; ")
 
-    def test_endings_that_share_a_beginning_score_as_in_llama_cpp(self):
+    @long
+    def test_long_endings_that_share_a_beginning_score_as_in_llama_cpp(self):
         tasks = self.file("tasks", "".join(f"Counting: There are {a} birds on a wire and {b} more come. Now\n{right}\n" +
                                            "".join(f"there are {a + b + (k - right)} birds.\n" for k in range(4))
                                            for a, b, right in ((2, 3, 0), (4, 5, 1), (7, 2, 3))))
@@ -99,7 +100,8 @@ class LlamaToolsTest(Case):
             self.assertRefused(self.complete(flag, "no-such-model"), "no-such-model", flag, remedy="`mikv model list`")
         self.assertRefused(self.run_tool("completion", "-p", "one", model="no-such-model"), "no-such-model", remedy="`mikv model list`")
 
-    def test_batch_sizes_that_are_0_or_crossed(self):
+    @long
+    def test_long_batch_sizes_that_are_0_or_crossed(self):
         """With a budget that presses, because its plan is by micro-batches. Texts are those of the plain size."""
         prompt = self.file("prompt", ", ".join(map(str, range(1, 150))) + ",")  # some 600 tokens
         def text(*arguments, kv="full", budget="16MiB"):

@@ -11,6 +11,11 @@ BINARY = os.environ.get("MIKV_BINARY") or os.path.join(os.path.dirname(__file__)
 THREADS = os.environ.get("MIKV_TEST_THREADS", "1")
 
 
+def long(test):
+    """For tests of half a minute and more, whose names begin with test_long_: `make test-long` runs them."""
+    return unittest.skipUnless(os.environ.get("MIKV_LONG"), "make test-long runs it")(test)
+
+
 def test_model():
     """The small real model, or None: fetching it is the caller's business."""
     cache = os.environ.get("MIKV_CACHE") or os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "mikv")

@@ -15,7 +15,7 @@ import subprocess
 import time
 import unittest
 
-from mikv_process import BINARY, THREADS, Case, environment
+from mikv_process import BINARY, THREADS, Case, environment, long
 
 TIMEOUT = 240
 # Long enough to be compressed (256 tokens), and of one mind about what follows.
@@ -97,7 +97,8 @@ class Server:
 
 
 class ServerTest(Case):
-    def test_embeddings_are_llama_cpps(self):
+    @long
+    def test_long_embeddings_are_llama_cpps(self):
         texts = ["one two three", PROMPTS[0][:200], "a", "The last token of a text says what it is."]
         vectors = {}
         for kv in ("llama:f16", "mikv"):
