@@ -65,7 +65,7 @@ def _with_drafts(cache: hf.Cache) -> hf.Cache:
 class MikvLM(_huggingface.HFLM):  # type: ignore[misc]
     """HFLM whose generation and log-likelihoods go through mikv.hf.Cache.
 
-    spec   how tokens are held (docs/specs.md)
+    spec   how tokens are held: a Spec's text
     piece  tokens of a continuation that one pass reads
     Other arguments are HFLM's. Log-likelihoods take one context at a time; batch_size counts for generation.
     """
