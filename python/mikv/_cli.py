@@ -79,7 +79,9 @@ def load_model(model: str, gguf: str | None, dtype: str, attention: str) -> Any:
     """A model for inference on the CPU."""
     import torch
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     place, file = model_place(model, gguf)
     kind = "auto" if dtype == "auto" and not file else getattr(torch, "float32" if dtype == "auto" else dtype, None)
     if kind is None:

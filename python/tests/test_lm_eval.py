@@ -130,7 +130,7 @@ def test_model_args(tmp_path):
 
 
 @pytest.mark.parametrize("arguments, message", [
-    ({"spec": "mikw"}, "mikw"), ({"piece": 0}, "1 to 64"), ({"device": "cuda:0"}, "CPU")])  # fmt: skip
+    ({"spec": "mikw"}, "mikw"), ({"piece": 0}, "1 to 64"), ({"device": "mps"}, "CPU")])  # fmt: skip
 def test_wrong_arguments(folder, arguments, message):
     with pytest.raises((UsageError, ValueError), match=message):
         MikvLM(str(folder), **arguments)

@@ -144,8 +144,9 @@ def main(arguments: list[str]) -> int:
     options = _parser().parse_args(arguments)
     arms = _arms(options)
     evaluate = evaluation.load(options.kvpress_evaluation)
-    from .arms import Runner
+    from .arms import Runner, check
 
+    check(arms, evaluate.PRESS_REGISTRY)
     if options.dataset not in evaluate.DATASET_REGISTRY:
         raise UsageError(f"data set {options.dataset} is not known; kvpress has {', '.join(sorted(evaluate.DATASET_REGISTRY))}")
     if options.dataset_path is not None:

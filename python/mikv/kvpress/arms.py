@@ -84,6 +84,15 @@ def hash_of(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def check(arms: list[Arm], registry: dict[str, Any]) -> None:
+    """Refuses presses that kvpress does not have, and those that this program cannot measure."""
+    for arm in arms:
+        if arm.spec is None and arm.press_name not in registry:
+            raise UsageError(f"press {arm.press_name} is not known; give some of {', '.join(['mikv', *sorted(registry)])}")
+        if arm.press_name.startswith("decoding_"):
+            raise UsageError(f"{arm.press_name} compresses while it generates; kvpress's own evaluate.py runs it")
+
+
 class Runner:
     """Runs arms on one model. `evaluate` is kvpress's evaluate.py, `config` makes its EvaluationConfig of an arm."""
 
@@ -122,14 +131,8 @@ class Runner:
     # ------------------------------------------------------------ kvpress's objects
 
     def _runner(self, arm: Arm) -> Any:
-        registry = self.evaluate.PRESS_REGISTRY
         if arm.spec is not None:
-            registry[arm.label] = TieredPress(arm.spec)
-        if arm.label not in registry:
-            names = ", ".join(["mikv", *sorted(registry)])
-            raise UsageError(f"press {arm.label} is not known; give some of {names}")
-        if arm.label.startswith("decoding_"):
-            raise UsageError(f"{arm.label} compresses while it generates; kvpress's own evaluate.py runs it")
+            self.evaluate.PRESS_REGISTRY[arm.label] = TieredPress(arm.spec)
         config = self.evaluate.EvaluationConfig(**self.settings, press_name=arm.label, compression_ratio=arm.ratio or 0.0)
         runner = self.evaluate.EvaluationRunner(config)
         runner.pipeline = self.pipeline

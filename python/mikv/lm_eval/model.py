@@ -76,7 +76,8 @@ class MikvLM(_huggingface.HFLM):  # type: ignore[misc]
         if not 1 <= self.piece <= 64:
             raise UsageError(f"piece={piece}: give a number from 1 to 64")
         self.n_contexts = self.n_short_contexts = self.n_bytes = self.n_elements = 0
-        if str(kwargs.get("device") or "cpu") != "cpu":
+        # lm-eval's command passes cuda:0 where --device is left out.
+        if str(kwargs.get("device") or "cpu") not in ("cpu", "cuda", "cuda:0"):
             raise UsageError(f"device={kwargs['device']}: mikv.hf.Cache is for models on the CPU; leave --device out")
         kwargs["device"] = "cpu"
         if isinstance(pretrained, str):
