@@ -136,6 +136,9 @@ def test_goes_on_after_an_interrupt(folder, data, tmp_path, monkeypatch, capsys)
     assert program.main(arguments(folder, data, output, "--press_name", "mikv")) == 0
     assert len(calls) == 4  # two, the one that was interrupted, and that again
     assert not unfinished.exists()
+    # Fewer rows of each task: what is done is taken from there.
+    assert program.main(arguments(folder, data, output, "--press_name", "mikv", "--limit", "1")) == 0
+    assert len(calls) == 5  # the first question alone, as the pipeline asks all of a context at once
 
 
 @pytest.mark.parametrize("more, message", [

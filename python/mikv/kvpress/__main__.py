@@ -156,6 +156,7 @@ def main(arguments: list[str]) -> int:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     for name in ("transformers", "kvpress", "datasets"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    need("datasets", "run scripts/setup_kvpress.sh").disable_progress_bars()
     settings = {
         "dataset": options.dataset, "data_dir": options.data_dir, "model": model_name(options.model, options.gguf),
         "device": "cpu", "fraction": options.fraction, "max_new_tokens": options.max_new_tokens,

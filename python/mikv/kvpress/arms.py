@@ -43,7 +43,7 @@ class Arm:
 class Record:
     """A context: its answers, bytes after it was read, seconds."""
 
-    context: str  #: hash
+    context: str  #: Runner.id_of()
     answers: list[str]
     ratio: float  #: 1 - n_bytes / n_f16_bytes, or what it would be without what is masked
     n_bytes: int
@@ -105,27 +105,30 @@ class Runner:
         """An arm from the beginning, or from where it was interrupted. One that is finished is read."""
         runner = self._runner(arm)
         key = self._key(arm)
-        finished = self._finished(arm, key)
-        if finished is not None:
-            self._learn(arm, finished.records)
-            return finished
         groups = self._load(runner)
+        ids = [self.id_of(arm, context, rows) for context, rows in groups]
+        records: dict[str, Record] = {}
+        for result in self._finished(arm, key):
+            if [r.context for r in result.records] == ids:
+                self._learn(arm, groups, result.records)
+                return result
+            records |= {r.context: r for r in result.records}  # of another --limit
         place = self.output / _UNFINISHED / f"{arm.label}-{key}.jsonl"
         place.parent.mkdir(parents=True, exist_ok=True)
-        records = {r.context: r for r in _read_records(place)}
+        records |= {r.context: r for r in _read_records(place)}
         progress = Progress(arm.label, len(groups), self.quiet)
-        progress.skip(sum(hash_of(context) in records for context, _ in groups))
+        progress.skip(sum(id in records for id in ids))
         with place.open("a") as file:
-            for context, rows in groups:
-                if hash_of(context) not in records:
-                    record = self._read_context(runner, arm, context, rows)
+            for id, (context, rows) in zip(ids, groups, strict=True):
+                if id not in records:
+                    record = self._read_context(runner, arm, id, context, rows)
                     records[record.context] = record
                     file.write(json.dumps(vars(record)) + "\n")
                     file.flush()
                     progress.step()
-        result = self._write(runner, arm, key, groups, records)
+        result = self._write(runner, arm, key, groups, [records[id] for id in ids])
         place.unlink()
-        self._learn(arm, result.records)
+        self._learn(arm, groups, result.records)
         return result
 
     # ------------------------------------------------------------ kvpress's objects
@@ -153,15 +156,18 @@ class Runner:
         return list(runner.df.groupby("context"))
 
     def _key(self, arm: Arm) -> str:
-        """Equal for runs that give the same answers."""
-        what = {**self.settings, "arm": [arm.press_name, arm.spec, arm.ratio], "limit": self.limit, "output_dir": ""}
-        if arm.ratio is None:
-            what["ratios"] = self._ratios
+        """Equal for runs that give the same answer to a question. --limit and --fraction only say which are asked."""
+        what = {**self.settings, "arm": [arm.press_name, arm.spec, arm.ratio], "output_dir": "", "fraction": 1}
         return hash_of(json.dumps(what, sort_keys=True, default=str))
+
+    def id_of(self, arm: Arm, context: str, rows: Any) -> str:
+        """A context and its questions; and the share to drop, where mikv's measurement says it."""
+        what = [context, rows["question"].to_list(), self._ratio_for(arm, context) if arm.ratio is None else None]
+        return hash_of(json.dumps(what))
 
     # ------------------------------------------------------------ a context
 
-    def _read_context(self, runner: Any, arm: Arm, context: str, rows: Any) -> Record:
+    def _read_context(self, runner: Any, arm: Arm, id: str, context: str, rows: Any) -> Record:
         press, model = runner.press, self.pipeline.model
         if arm.ratio is None:
             press.compression_ratio = self._ratio_for(arm, context)
@@ -184,31 +190,30 @@ class Runner:
         n_f16_bytes = f16_bytes(model.config, n_tokens)
         n_bytes, n_masked = (press.n_bytes, 0) if arm.spec else press_bytes(model, cache)
         ratio = 1 - (n_bytes - n_masked) / n_f16_bytes
-        return Record(hash_of(context), output["answers"], ratio, n_bytes, n_masked, n_f16_bytes, round(took, 3))
+        return Record(id, output["answers"], ratio, n_bytes, n_masked, n_f16_bytes, round(took, 3))
 
     def _n_tokens(self, context: str, most: int | None) -> int:
         most = most or min(self.pipeline.tokenizer.model_max_length, int(1e10))
         return int(self.pipeline.preprocess(context, [""], "", most)["context_ids"].shape[1])
 
-    def _learn(self, arm: Arm, records: list[Record]) -> None:
+    def _learn(self, arm: Arm, groups: list[tuple[str, Any]], records: list[Record]) -> None:
         if arm.spec is not None and not self._ratios:
-            self._ratios = {record.context: record.ratio for record in records}
+            self._ratios = {context: record.ratio for (context, _), record in zip(groups, records, strict=True)}
 
     def _ratio_for(self, arm: Arm, context: str) -> float:
-        ratio = self._ratios.get(hash_of(context))
+        ratio = self._ratios.get(context)
         if ratio is None:
             raise UsageError(f"{arm.label} is to have the bytes of mikv, which has not run; put mikv before it in --press_name")
         return max(0.0, ratio)
 
     # ------------------------------------------------------------ results
 
-    def _write(self, runner: Any, arm: Arm, key: str, groups: Any, records: dict[str, Record]) -> Result:
+    def _write(self, runner: Any, arm: Arm, key: str, groups: Any, records: list[Record]) -> Result:
         runner.df["predicted_answer"] = None
-        for context, rows in groups:
-            record = records[hash_of(context)]
+        for (_, rows), record in zip(groups, records, strict=True):
             runner.df.loc[rows.index, "predicted_answer"] = record.answers
             runner.df.loc[rows.index, "compression_ratio"] = record.ratio
-        result = Result(arm, "", {}, [records[hash_of(context)] for context, _ in groups])
+        result = Result(arm, "", {}, records)
         runner.config.compression_ratio = round(result.ratio, 4)
         folder = runner.config.get_results_dir(runner._setup_directories())
         result.folder = str(folder)
@@ -220,12 +225,11 @@ class Runner:
         write_whole(folder / _MEASURED, json.dumps(measured, indent=1))
         return result
 
-    def _finished(self, arm: Arm, key: str) -> Result | None:
+    def _finished(self, arm: Arm, key: str) -> Iterator[Result]:
         for file in sorted(self.output.glob(f"**/{_MEASURED}")):
             measured = json.loads(file.read_text())
             if measured["key"] == key:
-                return Result(arm, str(file.parent), measured["metrics"], [Record(**r) for r in measured["records"]])
-        return None
+                yield Result(arm, str(file.parent), measured["metrics"], [Record(**r) for r in measured["records"]])
 
 
 def _read_records(file: Path) -> Iterator[Record]:

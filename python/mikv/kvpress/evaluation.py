@@ -6,6 +6,7 @@ import importlib.util
 import logging
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +31,19 @@ def load(folder: Path | None) -> Any:
         )
     # Its modules are found by short names, one of which is also a package's: `evaluate` of Hugging Face.
     sys.path.insert(0, str(folder.resolve()))
+    logging.disable(logging.WARNING)  # it warns of presses and data sets that nobody asked for
     try:
         spec = importlib.util.spec_from_file_location("kvpress_evaluate", folder / "evaluate.py")
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         sys.modules[spec.name] = module
-        spec.loader.exec_module(module)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            spec.loader.exec_module(module)
     except ImportError as error:
         raise UsageError(f"{folder} does not load ({error}); its version is another, or packages are missing: {_REMEDY}") from error
     finally:
+        logging.disable(logging.NOTSET)
         sys.path.remove(str(folder.resolve()))
     for name in ("EvaluationConfig", "EvaluationRunner", "PRESS_REGISTRY", "DATASET_REGISTRY", "SCORER_REGISTRY"):
         if not hasattr(module, name):
