@@ -81,12 +81,13 @@ def load_model(model: str, gguf: str | None, dtype: str, attention: str) -> Any:
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
-    logging.disable_progress_bar()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     place, file = model_place(model, gguf)
     kind = "auto" if dtype == "auto" and not file else getattr(torch, "float32" if dtype == "auto" else dtype, None)
     if kind is None:
         raise UsageError(f"--dtype {dtype} is not known; give float32, bfloat16, float16 or auto")
-    return AutoModelForCausalLM.from_pretrained(place, **file, dtype=kind, attn_implementation=attention).eval()
+    loaded: Any = AutoModelForCausalLM.from_pretrained(place, **file, dtype=kind, attn_implementation=attention)
+    return loaded.eval()
 
 
 class Progress:

@@ -23,6 +23,8 @@ from ._cli import UsageError, load_tokenizer, need, run, write_whole
 
 _REMEDY = "install it: pip install lm_eval==0.4.13 wonderwords nltk scipy (scripts/setup_kvpress.sh does)"
 
+Rows = list[dict[str, Any]]
+
 #: Where the question begins in a generated prompt, and the most tokens of an answer, by the first word of the task.
 _QUESTIONS = {
     "niah": ("What is the special magic", 128),
@@ -32,10 +34,10 @@ _QUESTIONS = {
 }
 
 
-def _niah(haystack: str, needle_key: str, needle_value: str) -> Callable[[Any, int, int], list[dict[str, Any]]]:
-    def make(tokenizer: Any, length: int, rows: int) -> list[dict[str, Any]]:
+def _niah(haystack: str, needle_key: str, needle_value: str) -> Callable[[Any, int, int], Rows]:
+    def make(tokenizer: Any, length: int, rows: int) -> Rows:
         prepare, utils = _generator("prepare_niah"), _generator("niah_utils")
-        return prepare.generate_samples(
+        made: Rows = prepare.generate_samples(
             prepare.get_haystack(type_haystack=haystack),
             TOKENIZER=tokenizer,
             max_seq_length=length,
@@ -45,17 +47,19 @@ def _niah(haystack: str, needle_key: str, needle_value: str) -> Callable[[Any, i
             type_needle_v=needle_value,
             num_samples=rows,
         )
+        return made
 
     return make
 
 
-def _vt(tokenizer: Any, length: int, rows: int) -> list[dict[str, Any]]:
+def _vt(tokenizer: Any, length: int, rows: int) -> Rows:
     make = _generator("vt_utils").sys_vartrack_w_noise_random
     example = make(tokenizer=tokenizer, num_samples=1, max_seq_length=500, incremental=5)[0]
-    return make(tokenizer=tokenizer, num_samples=rows, max_seq_length=length, icl_example=example)
+    made: Rows = make(tokenizer=tokenizer, num_samples=rows, max_seq_length=length, icl_example=example)
+    return made
 
 
-def _cwe(tokenizer: Any, length: int, rows: int) -> list[dict[str, Any]]:
+def _cwe(tokenizer: Any, length: int, rows: int) -> Rows:
     cwe = _generator("cwe_utils")
     cwe.RNG.seed(random.getrandbits(32))  # a generator of its own, made at import
     made = cwe.sys_word_pair_random(num_samples=rows, max_seq_length=length, tokenizer=tokenizer)
@@ -63,12 +67,13 @@ def _cwe(tokenizer: Any, length: int, rows: int) -> list[dict[str, Any]]:
     return [{**row, "input": f"{row['input_example']}\n{row['input']}"} for row in made]
 
 
-def _fwe(tokenizer: Any, length: int, rows: int) -> list[dict[str, Any]]:
+def _fwe(tokenizer: Any, length: int, rows: int) -> Rows:
     room = length - _QUESTIONS["fwe"][1]  # the generator counts the prompt alone
-    return _generator("fwe_utils").sys_kwext(tokenizer=tokenizer, max_seq_length=room, num_samples=rows)
+    made: Rows = _generator("fwe_utils").sys_kwext(tokenizer=tokenizer, max_seq_length=room, num_samples=rows)
+    return made
 
 
-TASKS: dict[str, Callable[[Any, int, int], list[dict[str, Any]]]] = {
+TASKS: dict[str, Callable[[Any, int, int], Rows]] = {
     "niah_single_1": _niah("repeat", "words", "numbers"),
     "niah_multikey_2": _niah("needle", "words", "numbers"),
     "niah_multikey_3": _niah("needle", "uuids", "uuids"),
@@ -107,7 +112,7 @@ def split(task: str, row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def rows_of(task: str, tokenizer: Any, length: int, rows: int, seed: int) -> list[dict[str, Any]]:
+def rows_of(task: str, tokenizer: Any, length: int, rows: int, seed: int) -> Rows:
     """Rows of a task: prompt and answer together have at most `length` tokens. The same seed gives the same rows."""
     numpy = need("numpy", _REMEDY)
     random.seed(f"{seed} {task}")

@@ -1,4 +1,4 @@
-"""python -m mikv.kvpress on a tiny model: kvpress's pipeline and scorers, its folder layout, going on after an interrupt."""
+"""python -m mikv.kvpress on a tiny model: pipeline and scorers, folder layout, going on after an interrupt."""
 
 import csv
 import json
@@ -14,8 +14,8 @@ pytest.importorskip("kvpress", reason="kvpress is not installed: scripts/setup_k
 from tiny import save_tiny_model, word  # noqa: E402
 
 from mikv._cli import UsageError, run  # noqa: E402
-from mikv.kvpress import evaluation  # noqa: E402
 from mikv.kvpress import __main__ as program  # noqa: E402
+from mikv.kvpress import evaluation  # noqa: E402
 
 try:
     evaluate = evaluation.load(None)
@@ -46,7 +46,18 @@ def data(tmp_path) -> Path:
 
 
 def arguments(folder: Path, data: Path, output: Path, *more: str) -> list[str]:
-    return ["--model", str(folder), "--dataset_path", str(data), "--data_dir", "512", "--output_dir", str(output), "--quiet", *more]
+    return [
+        "--model",
+        str(folder),
+        "--dataset_path",
+        str(data),
+        "--data_dir",
+        "512",
+        "--output_dir",
+        str(output),
+        "--quiet",
+        *more,
+    ]
 
 
 def test_arms_at_equal_bytes(folder, data, tmp_path, capsys):
@@ -57,7 +68,9 @@ def test_arms_at_equal_bytes(folder, data, tmp_path, capsys):
     assert list(summary) == presses.split(",")
     assert json.loads((output / "summary.json").read_text()) == list(summary.values())
     tiers = summary["mikv"]
-    assert tiers["bytes_per_context"] == pytest.approx((1 - tiers["compression_ratio"]) * tiers["f16_bytes_per_context"], rel=0.01)
+    assert tiers["bytes_per_context"] == pytest.approx(
+        (1 - tiers["compression_ratio"]) * tiers["f16_bytes_per_context"], rel=0.01
+    )
     assert 0.3 < tiers["compression_ratio"] < 0.9
     assert summary["no_press"]["compression_ratio"] == 0
     assert summary["no_press"]["bytes_per_context"] == summary["no_press"]["f16_bytes_per_context"]
@@ -66,7 +79,9 @@ def test_arms_at_equal_bytes(folder, data, tmp_path, capsys):
         held = arm["bytes_per_context"] - arm["masked_bytes_per_context"]
         assert held == pytest.approx(tiers["bytes_per_context"], rel=0.01)
     # AdaKV, of which kvpress's expected_attention is one, masks and keeps.
-    assert summary["expected_attention"]["masked_bytes_per_context"] > 0 == summary["snapkv"]["masked_bytes_per_context"]
+    assert (
+        summary["expected_attention"]["masked_bytes_per_context"] > 0 == summary["snapkv"]["masked_bytes_per_context"]
+    )
 
     results = Path(tiers["folder"])
     assert results.name == f"ruler__512__{folder.name}__mikv__{tiers['compression_ratio']:.2f}"
@@ -88,7 +103,9 @@ def test_arms_at_equal_bytes(folder, data, tmp_path, capsys):
 
 
 def test_full_answers_as_no_press(folder, data, tmp_path, capsys):
-    done = program.main(arguments(folder, data, tmp_path / "out", "--press_name", "no_press,mikv", "--spec", "full", "--json"))
+    done = program.main(
+        arguments(folder, data, tmp_path / "out", "--press_name", "no_press,mikv", "--spec", "full", "--json")
+    )
     assert done == 0
     answers = []
     for arm in json.loads(capsys.readouterr().out):
@@ -107,7 +124,11 @@ def test_the_context_is_compressed_before_the_question(folder, data, tmp_path, m
     def watched(self, model):
         cache = new_cache(self, model)
         compress = cache.compress
-        monkeypatch.setattr(cache, "compress", lambda: (compress(), staged.append((cache.get_seq_length(), cache.memory_usage().staged))))
+        monkeypatch.setattr(
+            cache,
+            "compress",
+            lambda: (compress(), staged.append((cache.get_seq_length(), cache.memory_usage().staged))),
+        )
         return cache
 
     monkeypatch.setattr(TieredPress, "new_cache", watched)

@@ -51,11 +51,15 @@ def test_full_equals_hf_and_a_ruined_cache_shows(folder):
     full, _ = log_likelihoods(folder, "full")
     n_tokens = [len(request.args[1].split()) for request in requests()]
     # Keys and values rounded to f16 have a relative error of 2^-11 each; logits here are of the order of 1.
-    for ours, reference, n in zip(full, theirs, n_tokens):
+    for ours, reference, n in zip(full, theirs, n_tokens, strict=True):
         assert ours == pytest.approx(reference, abs=0.002 * n)
     tiers, lm = log_likelihoods(folder, "mikv")
     ruined, _ = log_likelihoods(folder, "h2o:keep=0.02")
-    away = lambda values: sum(abs(a - b) / n for a, b, n in zip(values, theirs, n_tokens)) / len(theirs)
+
+    def away(values: list[float]) -> float:
+        """Mean distance per token."""
+        return sum(abs(a - b) / n for a, b, n in zip(values, theirs, n_tokens, strict=True)) / len(theirs)
+
     assert away(ruined) > 0.1
     assert away(ruined) > 3 * away(tiers)
     # One-token continuations too: they are not scored by the exact prefill.
@@ -162,8 +166,8 @@ def test_command(folder, tmp_path):
     command = [sys.executable, "-m", "mikv.lm_eval"]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf"),
                    "PYTHONPATH": str(Path(__file__).parents[1])}  # fmt: skip
-    arguments = ["--model", "mikv-hf", "--model_args", f"pretrained={folder},spec=mikv", "--tasks", "lookup", "--include_path",
-                 str(tmp_path), "--output_path", str(tmp_path / "out")]  # fmt: skip
+    arguments = ["--model", "mikv-hf", "--model_args", f"pretrained={folder},spec=mikv", "--tasks", "lookup",
+                 "--include_path", str(tmp_path), "--output_path", str(tmp_path / "out")]  # fmt: skip
     done = subprocess.run([*command, *arguments], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     results = json.loads(next((tmp_path / "out").rglob("results*.json")).read_text())

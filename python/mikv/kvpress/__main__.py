@@ -75,7 +75,9 @@ def _arms(options: argparse.Namespace) -> list[Arm]:
         except ValueError:
             ratio = -1.0
         if not 0 <= ratio < 1:
-            raise UsageError(f'--compression_ratio {options.compression_ratio}: give a number from 0 to below 1, or "equal"')
+            raise UsageError(
+                f'--compression_ratio {options.compression_ratio}: give a number from 0 to below 1, or "equal"'
+            )
     arms = []
     for name in filter(None, options.press_name.split(",")):
         if name == "mikv":
@@ -90,7 +92,8 @@ def _arms(options: argparse.Namespace) -> list[Arm]:
     for arm in arms[:first_tiered]:
         if arm.ratio is None:
             raise UsageError(
-                f"{arm.press_name} is to have the bytes of mikv: put mikv before it in --press_name, or give --compression_ratio"
+                f"{arm.press_name} is to have the bytes of mikv: put mikv before it in --press_name, or give "
+                "--compression_ratio"
             )
     return arms
 
@@ -124,7 +127,10 @@ def _table(results: list[Result]) -> str:
             seconds(summary["seconds_per_context"]),
         ])  # fmt: skip
     widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
-    lines = ["  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))) for row in rows]
+    lines = [
+        "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
+        for row in rows
+    ]
     if any("*" in row[1] for row in rows):
         lines.append("* as if masked tokens were dropped; this press keeps them in memory")
     return "\n".join(lines)
@@ -148,10 +154,14 @@ def main(arguments: list[str]) -> int:
 
     check(arms, evaluate.PRESS_REGISTRY)
     if options.dataset not in evaluate.DATASET_REGISTRY:
-        raise UsageError(f"data set {options.dataset} is not known; kvpress has {', '.join(sorted(evaluate.DATASET_REGISTRY))}")
+        raise UsageError(
+            f"data set {options.dataset} is not known; kvpress has {', '.join(sorted(evaluate.DATASET_REGISTRY))}"
+        )
     if options.dataset_path is not None:
         if not Path(options.dataset_path).is_dir():
-            raise UsageError(f"{options.dataset_path} is no directory; python -m mikv.ruler makes one for --dataset ruler")
+            raise UsageError(
+                f"{options.dataset_path} is no directory; python -m mikv.ruler makes one for --dataset ruler"
+            )
         evaluate.DATASET_REGISTRY[options.dataset] = str(Path(options.dataset_path).resolve())
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     for name in ("transformers", "kvpress", "datasets"):
@@ -169,7 +179,8 @@ def main(arguments: list[str]) -> int:
         for arm in arms:
             results.append(runner.run(arm))
     except KeyboardInterrupt:
-        print(f"\nmikv.kvpress: interrupted; {options.output_dir} keeps what is done, the same command goes on", file=sys.stderr)
+        kept = f"{options.output_dir} keeps what is done, the same command goes on"
+        print(f"\nmikv.kvpress: interrupted; {kept}", file=sys.stderr)
         return INTERRUPTED
     finally:
         if results:

@@ -65,7 +65,10 @@ class Result:
 
     def summary(self) -> dict[str, Any]:
         n = max(1, len(self.records))
-        mean = lambda name: sum(getattr(r, name) for r in self.records) / n
+
+        def mean(name: str) -> float:
+            return float(sum(getattr(r, name) for r in self.records)) / n
+
         return {
             "press_name": self.arm.label,
             "spec": self.arm.spec,
@@ -88,7 +91,9 @@ def check(arms: list[Arm], registry: dict[str, Any]) -> None:
     """Refuses presses that kvpress does not have, and those that this program cannot measure."""
     for arm in arms:
         if arm.spec is None and arm.press_name not in registry:
-            raise UsageError(f"press {arm.press_name} is not known; give some of {', '.join(['mikv', *sorted(registry)])}")
+            raise UsageError(
+                f"press {arm.press_name} is not known; give some of {', '.join(['mikv', *sorted(registry)])}"
+            )
         if arm.press_name.startswith("decoding_"):
             raise UsageError(f"{arm.press_name} compresses while it generates; kvpress's own evaluate.py runs it")
 
@@ -136,7 +141,9 @@ class Runner:
     def _runner(self, arm: Arm) -> Any:
         if arm.spec is not None:
             self.evaluate.PRESS_REGISTRY[arm.label] = TieredPress(arm.spec)
-        config = self.evaluate.EvaluationConfig(**self.settings, press_name=arm.label, compression_ratio=arm.ratio or 0.0)
+        config = self.evaluate.EvaluationConfig(
+            **self.settings, press_name=arm.label, compression_ratio=arm.ratio or 0.0
+        )
         runner = self.evaluate.EvaluationRunner(config)
         runner.pipeline = self.pipeline
         runner._setup_press()
@@ -203,7 +210,9 @@ class Runner:
     def _ratio_for(self, arm: Arm, context: str) -> float:
         ratio = self._ratios.get(context)
         if ratio is None:
-            raise UsageError(f"{arm.label} is to have the bytes of mikv, which has not run; put mikv before it in --press_name")
+            raise UsageError(
+                f"{arm.label} is to have the bytes of mikv, which has not run; put mikv before it in --press_name"
+            )
         return max(0.0, ratio)
 
     # ------------------------------------------------------------ results

@@ -1,4 +1,4 @@
-"""The evaluation/ folder of a kvpress checkout: its registries, its runner. It is in their repository, not in the wheel."""
+"""The evaluation/ folder of a kvpress checkout: registries and runner. It is in the repository, not in the wheel."""
 
 from __future__ import annotations
 
@@ -41,12 +41,16 @@ def load(folder: Path | None) -> Any:
             warnings.simplefilter("ignore")
             spec.loader.exec_module(module)
     except ImportError as error:
-        raise UsageError(f"{folder} does not load ({error}); its version is another, or packages are missing: {_REMEDY}") from error
+        raise UsageError(
+            f"{folder} does not load ({error}); its version is another, or packages are missing: {_REMEDY}"
+        ) from error
     finally:
         logging.disable(logging.NOTSET)
         sys.path.remove(str(folder.resolve()))
     for name in ("EvaluationConfig", "EvaluationRunner", "PRESS_REGISTRY", "DATASET_REGISTRY", "SCORER_REGISTRY"):
         if not hasattr(module, name):
-            raise UsageError(f"{folder}/evaluate.py has no {name}; check out the commit that scripts/setup_kvpress.sh names")
+            raise UsageError(
+                f"{folder}/evaluate.py has no {name}; check out the commit that scripts/setup_kvpress.sh names"
+            )
     logging.getLogger(module.__name__).propagate = False
     return module

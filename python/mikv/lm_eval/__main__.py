@@ -10,7 +10,7 @@ from pathlib import Path
 from .._cli import INTERRUPTED, USAGE, UsageError, load_tokenizer, run
 
 _HELP = """\
-usage: python -m mikv.lm_eval --model mikv-hf --model_args pretrained=DIR[,gguf_file=FILE][,spec=SPEC][,piece=N] --tasks ...
+usage: python -m mikv.lm_eval --model mikv-hf --model_args pretrained=DIR[,gguf_file=FILE][,spec=SPEC] --tasks ...
 
 lm-eval's own command with one more model, mikv-hf: Transformers with a mikv cache.
 example:
@@ -35,7 +35,9 @@ def model_args(values: list[str]) -> list[str]:
     for part in ",".join(values).split(","):
         name, equals, value = part.partition("=")
         if part and not equals:
-            raise UsageError(f"--model_args: {part!r} has no value; write name=value, and a spec's parts with semicolons")
+            raise UsageError(
+                f"--model_args: {part!r} has no value; write name=value, and a spec's parts with semicolons"
+            )
         if part:
             given[name] = value
     if given.get("pretrained", "").startswith("~"):
@@ -79,13 +81,17 @@ def main(arguments: list[str]) -> int:
         print(_HELP, end="")
         return 0
     sys.argv = ["lm-eval", *with_model_args(arguments)]
-    from . import model  # noqa: F401  registers mikv-hf
+    from . import model  # noqa: F401, I001  imports lm-eval with a remedy, and registers mikv-hf
     from lm_eval.__main__ import cli_evaluate
 
     try:
         cli_evaluate()
     except KeyboardInterrupt:
-        kept = "what is done is in --use_cache" if "--use_cache" in arguments else "give --use_cache FILE to keep what is done"
+        kept = (
+            "what is done is in --use_cache"
+            if "--use_cache" in arguments
+            else "give --use_cache FILE to keep what is done"
+        )
         print(f"\nmikv.lm_eval: interrupted; {kept}", file=sys.stderr)
         return INTERRUPTED
     except SystemExit as end:

@@ -29,7 +29,10 @@ Request = tuple[Any, Tokens, Tokens]  #: what lm-eval caches by, context, contin
 
 
 class Context:
-    """A context in a compressed cache, all but its last token. log_probabilities() reads that token and a continuation through it."""
+    """A context in a compressed cache, all but its last token.
+
+    log_probabilities() reads that token and a continuation through it.
+    """
 
     def __init__(self, model: Any, spec: Spec, tokens: Tokens, piece: int = PIECE) -> None:
         self._model, self._last, self._piece = model, tokens[-1], piece
@@ -62,7 +65,7 @@ def _with_drafts(cache: hf.Cache) -> hf.Cache:
 
 
 @_registry.register_model("mikv-hf")
-class MikvLM(_huggingface.HFLM):  # type: ignore[misc]
+class MikvLM(_huggingface.HFLM):  # type: ignore[misc, name-defined]
     """HFLM whose generation and log-likelihoods go through mikv.hf.Cache.
 
     spec   how tokens are held: a Spec's text
@@ -111,11 +114,13 @@ class MikvLM(_huggingface.HFLM):  # type: ignore[misc]
             context = list(context) or [self.prefix_token_id]
             room = max(1, self.max_length + 1 - len(continuation))
             groups.setdefault(tuple(context[-room:]), []).append((index, list(continuation)))
-        for context in sorted(groups, key=len, reverse=True):
-            yield list(context), groups[context]
+        for tokens in sorted(groups, key=len, reverse=True):
+            yield list(tokens), groups[tokens]
 
     @torch.no_grad()
-    def _score(self, tokens: Tokens, continuations: list[tuple[int, Tokens]]) -> Iterator[tuple[int, tuple[float, bool]]]:
+    def _score(
+        self, tokens: Tokens, continuations: list[tuple[int, Tokens]]
+    ) -> Iterator[tuple[int, tuple[float, bool]]]:
         context = Context(self.model, self.spec, tokens, self.piece)
         usage = context.cache.memory_usage()
         self.n_contexts += 1
@@ -137,7 +142,7 @@ class MikvLM(_huggingface.HFLM):  # type: ignore[misc]
 
     def _model_generate(self, context: Any, max_length: int, stop: list[str], **kwargs: Any) -> torch.Tensor:
         cache = hf.Cache(self.spec, config=self.model.config)
-        out = super()._model_generate(context, max_length, stop, past_key_values=cache, **kwargs)
+        out: torch.Tensor = super()._model_generate(context, max_length, stop, past_key_values=cache, **kwargs)
         usage = cache.memory_usage()
         self.n_contexts += int(context.shape[0])
         self.n_short_contexts += int(context.shape[0]) if context.shape[1] < FEWEST_COMPRESSED else 0
