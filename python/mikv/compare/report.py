@@ -33,7 +33,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         for name in ("cache", "step"):
             seconds = row[f"{name}_s_per_token"]
             more[f"{name}_ms"] = 1000 * seconds if seconds is not None else None
-        cells.append(["-" if more[key] is None else form.format(more[key]) for _, key, form in _COLUMNS])
+        cells.append(["-" if more.get(key) is None else form.format(more[key]) for _, key, form in _COLUMNS])
     used = [i for i in range(len(_COLUMNS)) if i < 3 or any(row[i] != "-" for row in cells[1:])]
     widths = [max(len(row[i]) for row in cells) for i in range(len(_COLUMNS))]
     texts = [
