@@ -212,7 +212,7 @@ def _options(name: str, text: str, defaults: dict[str, Any]) -> dict[str, Any]:
     return chosen
 
 
-def _dynamic(name: str, config: Any, n_layers: int) -> LayersArm:
+def dynamic(name: str, config: Any, n_layers: int) -> LayersArm:
     return LayersArm(name, [DynamicLayer() for _ in range(n_layers)])
 
 
@@ -277,7 +277,7 @@ def _kvpress(name: str, config: Any, n_layers: int) -> KvpressArm:
     return KvpressArm(name, found(compression_ratio=options["ratio"]), n_layers)
 
 
-_PEERS = {"dynamic": _dynamic, "quanto-int": _quanto, "turboquantcpu": _turboquantcpu, "kvpress": _kvpress}
+_PEERS = {"dynamic": dynamic, "quanto-int": _quanto, "turboquantcpu": _turboquantcpu, "kvpress": _kvpress}
 _KNOWN = "dynamic, quanto-int4, quanto-int2, turboquantcpu, kvpress:PRESS, sim:METHOD-BITS"
 
 

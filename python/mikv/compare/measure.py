@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from . import lines
-from .arms import CannotRun, Choice, KvpressArm, SimulatedArm
+from .arms import CannotRun, Choice, KvpressArm, SimulatedArm, dynamic
 from .panel import Bench, Panel, Record
 
 Progress = Callable[[float, str], None]
@@ -196,8 +196,6 @@ class Run:
 
     def divergence(self) -> Iterator[None]:
         """One chunk at a time."""
-        from .arms import LayersArm, _dynamic
-
         s = self.settings
         for text, number, chunk in chunks_of(s, self.tokenizer):
             note = f"{text}, chunk {number + 1} of {s.chunks}"
@@ -205,7 +203,7 @@ class Run:
             prompt = chunk[: s.context]
             record, _ = self.bench.read(prompt)
             self.progress(s.context, note)
-            reference: LayersArm = _dynamic("DynamicCache", self.bench.config, self.bench.config.num_hidden_layers)
+            reference = dynamic("DynamicCache", self.bench.config, self.bench.config.num_hidden_layers)
             record.give(reference)
             arms = self._arms(record, prompt)
             del record

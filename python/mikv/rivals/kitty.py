@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .base import Layer, Part, Stored, groups_of, rtn
+from .base import Layer, Part, Stored, rtn
 from .kivi import Values
 
 
@@ -38,7 +38,6 @@ class Keys(Part):
 
 
 def layer(k: float = 2, v: float = 2, more: int = 4, share: float = 0.125, page: int = 128, sink: int = 32) -> Layer:
-    page = groups_of(page, page)
     return Layer(
         Keys(sink=sink, block=page, bits=int(k), more=more, share=share),
         Values(sink=sink, block=page, bits=int(v), group=128),

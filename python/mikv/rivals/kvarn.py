@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .base import HALF, Layer, Part, Stored, groups_of, hadamard, half, rtn
+from .base import HALF, Layer, Part, Stored, hadamard, half, rtn
 
 PASSES = 16
 
@@ -73,7 +73,6 @@ class Tiles(Part):
 
 
 def layer(k: float = 2, v: float = 2, tile: int = 128, sink: int = 0, recent: int = 0) -> Layer:
-    tile = groups_of(tile, tile)
     return Layer(
         Tiles(sink=sink, recent=recent, block=tile, bits=int(k), keys=True),
         Tiles(sink=sink, recent=recent, block=tile, bits=int(v), keys=False),
