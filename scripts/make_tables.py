@@ -16,7 +16,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results"
-PAGES = ["README.md", "docs/quality.md", "docs/performance.md", "docs/reliability.md"]
+PAGES = ["README.md", "docs/quality.md", "docs/performance.md", "docs/reliability.md", "docs/python-compare.md"]
 MARKED = re.compile(r"(<!-- table: ([a-z0-9-]+) -->\n).*?(<!-- end -->)", re.S)
 
 MODELS = {"qwen2.5-coder-1.5b": "Qwen2.5-Coder-1.5B", "qwen2.5-coder-0.5b": "Qwen2.5-Coder-0.5B", "smollm2-135m": "SmolLM2-135M"}
@@ -271,6 +271,41 @@ def soak() -> str:
         figures += [value(rows, f"soak{seed} anonymous memory, quarter {quarter}") for quarter in range(1, 5)]
         lines.append([seed.split()[-1] if seed else "1", *figures])
     return markdown(["seed", "requests", "cancelled", "saves and loads", "errors", "memory in quarter 1, MiB", "quarter 2", "quarter 3", "quarter 4"], lines)
+
+
+# ---------------------------------------------------------------- python-compare
+
+def compared(kinds: tuple[str, ...]) -> str:
+    rows = [row for row in read("python_compare") if row["kind"] in kinds]
+    cells = {(row["model"], row["context"], row["cache"], row["text"]): row for row in rows}
+    lines = []
+    for (model, context, cache, text), row in cells.items():
+        if text != "all":
+            continue
+        by_text = [cells.get((model, context, cache, name)) for name in TEXTS]
+        ratio = row["times_mikv_at_equal_bits"]
+        lines.append([MODELS[model], f"{int(context):,}", f"`{cache}`", f"{float(row['bits_per_element']):.2f}",
+                      *(nats(float(cell["mean"])) if cell else "-" for cell in by_text), nats(float(row["mean"])), row["n"],
+                      f"{float(ratio):.1f}" if ratio else "-"])
+    return markdown(["model", "context, tokens", "cache", "bits per element", "prose", "code", "dialogue", "mean of all", "tokens compared", "times `mikv`"], lines)
+
+
+@table
+def compared_mikv() -> str:
+    return re.sub(r" [^|]*\|$", "", compared(("mikv",)), flags=re.M)
+
+
+@table
+def compared_rivals() -> str:
+    return compared(("peer", "simulated"))
+
+
+@table
+def compared_times() -> str:
+    rows = [row for row in read("python_compare") if row["cache_ms"]]
+    return markdown(["model", "context, tokens", "cache", "in the cache, ms per token", "whole step, ms per token"],
+                    [[MODELS[row["model"]], f"{int(row['context']):,}", f"`{row['cache']}`", f"{float(row['cache_ms']):.1f}",
+                      f"{float(row['step_ms']):.0f}" if row["step_ms"] else "-"] for row in rows])
 
 
 def main() -> int:
