@@ -2,7 +2,10 @@
 
 import csv
 import json
+import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -178,6 +181,14 @@ def test_mistakes_are_one_line(folder, data, tmp_path, capsys, more, message):
     assert run("mikv.kvpress", program.main, arguments(folder, data, tmp_path / "out", *more)) == 2
     error = capsys.readouterr().err
     assert message in error and len(error.strip().splitlines()) == 1
+
+
+def test_loading_prints_nothing():
+    """Nor do the modules that it imports: stdout is for --json."""
+    code = "from mikv.kvpress import evaluation; evaluation.load(None)"
+    where = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-c", code], env=where, capture_output=True, text=True, check=True)
+    assert done.stdout == ""
 
 
 def test_help_has_an_example(capsys):
