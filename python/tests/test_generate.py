@@ -31,6 +31,8 @@ def model(request):
 @pytest.mark.parametrize("mode", MODES)
 def test_same_tokens_as_dynamic_cache(model, mode):
     inputs, arguments = MODES[mode]
+    if VERSION < (5, 17) and (mode == "prompt lookup" or (mode == "chunked prefill" and getattr(model.config, "sliding_window", None))):
+        pytest.skip("Transformers 5.2 fails here with its own cache, or gives other tokens than for the whole prompt")
     want, _ = generate(model, inputs, None, **arguments)
     got, cache = generate(model, inputs, "full", **arguments)
     assert torch.equal(want, got)
@@ -51,6 +53,7 @@ def test_assisted_decoding(llama):
     assert torch.equal(alone, got)
 
 
+@pytest.mark.skipif(VERSION < (5, 17), reason="prompt lookup of Transformers 5.2 fails without an end-of-text token")
 def test_drafts_are_compressed_once_they_stay(llama):
     inputs = prompt(400)
     _, plain = generate(llama, inputs, "mikv", max_new_tokens=60)

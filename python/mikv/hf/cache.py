@@ -320,6 +320,8 @@ def _types_of(config: Any) -> tuple[list[str], list[dict[str, Any]]]:
     """Types of the layers, and what their cache needs to know."""
     if hasattr(cache_utils, "get_layer_types_and_kwargs"):
         types, kwargs = cache_utils.get_layer_types_and_kwargs(config)
+        if isinstance(kwargs, dict):  # up to 5.17: of all layers alike
+            return list(types), [kwargs if "sliding" in kind else {} for kind in types]
         return list(types), list(kwargs)
     window = getattr(config, "sliding_window", None) or getattr(config, "attention_chunk_size", None)
     types = getattr(config, "layer_types", None)
