@@ -99,9 +99,9 @@ class Layer(CacheLayerMixin):  # type: ignore[misc]
         """Several tokens at once are a draft from now on, part of which crop() may take back."""
         self.record_past = True
 
-    def crop(self, n: int) -> None:
+    def crop(self, n: int | torch.Tensor) -> None:
         """Forgets the last -n tokens; a positive n is the new length, as up to Transformers 5.2."""
-        length = self.get_seq_length()
+        n, length = int(n), self.get_seq_length()  # 5.17 gives a tensor
         self.store.crop(self.index, max(0, length + n) if n <= 0 else min(n, length))
 
     def reset(self) -> None:
