@@ -138,7 +138,9 @@ def test_contrast_between_rows_is_kept_after_beams(llama):
     """Two generations on copies of one cache do not disturb each other."""
     inputs = prompt(50)
     _, cache = generate(llama, inputs, "full", max_new_tokens=2)
+    cache.activate_past_recording()
     twin = copy.deepcopy(cache)
+    assert all(layer.record_past for layer in twin.layers)
     more = torch.cat([inputs["input_ids"], prompt(6, seed=8)["input_ids"]], 1)
     full = {"input_ids": more, "attention_mask": torch.ones_like(more)}
     for each in (cache, twin):

@@ -290,7 +290,10 @@ class Cache(cache_utils.Cache):  # type: ignore[misc]
         return _restore, (self.to_bytes(), self._store.config, self._store.options())
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Cache:
-        return _restore(self.to_bytes(), self._store.config, self._store.options())
+        twin = _restore(self.to_bytes(), self._store.config, self._store.options())
+        for layer, of_twin in zip(self.layers, twin.layers, strict=True):
+            of_twin.record_past = layer.record_past
+        return twin
 
     __copy__ = None  # a shallow copy would be the same cache under two names
 
