@@ -17,6 +17,9 @@ RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"
 COLUMNS = ["model", "context", "text", "cache", "kind", "bits_per_element", "mean", "median", "p99", "same_top", "n",
            "times_mikv_at_equal_bits", "cache_ms", "step_ms", "machine", "command", "date"]
 
+#: Fewer whole steps than these are no measurement.
+LEAST_TIMED = 5
+
 
 def quantile(values: list[float], q: float) -> float:
     ordered = sorted(values)
@@ -37,6 +40,7 @@ def merged(paths: list[str]) -> dict[tuple, dict]:
         run = json.loads(Path(path).read_text())
         meta = run["meta"]
         words = [Path(word).name if "/" in word else word for word in meta["command"].split()]  # folders are the user's own
+        n_timed = meta["timed"] * meta["chunks"] * len(meta["texts"])
         for row in run["rows"]:
             if not row["n"]:
                 continue
@@ -46,7 +50,7 @@ def merged(paths: list[str]) -> dict[tuple, dict]:
             here["bits"] += [row["bits_per_element"]] * row["n"]
             here["same_top"] += [row["same_top"]] * row["n"]
             for name in ("cache", "step"):
-                if row[f"{name}_s_per_token"] is not None:
+                if row[f"{name}_s_per_token"] is not None and (name == "cache" or n_timed >= LEAST_TIMED):
                     here[f"{name}_ms"].append(1000 * row[f"{name}_s_per_token"])
             if (command := " ".join(words)) not in here["commands"]:
                 here["commands"].append(command)
