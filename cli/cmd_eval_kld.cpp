@@ -108,7 +108,7 @@ void add_eval_kld_command(CLI::App& eval) {
   command
       ->add_option("-o,--output", options->output,
                    "write meta data and rows as JSON; FILE.rows.jsonl has them as they come, and an interrupted "
-                   "run goes on from there")
+                   "run resumes from there")
       ->type_name("FILE.json");
   command->add_option("--plot", options->plot, "draw divergence against bits as SVG")->type_name("FILE.svg");
   command->footer(

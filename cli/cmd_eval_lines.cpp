@@ -380,7 +380,7 @@ void add_eval_lines_command(CLI::App& eval) {
   command
       ->add_option("-o,--output", options->output,
                    "write meta data and rows as JSON; FILE.rows.jsonl has each answer as it comes, and an "
-                   "interrupted run goes on from there")
+                   "interrupted run resumes from there")
       ->type_name("FILE.json");
   command->add_option("--plot", options->plot, "write a bar chart of scores and bytes")->type_name("FILE.svg");
   command->footer(

@@ -43,7 +43,7 @@ void add_get(CLI::App& model) {
   command->add_option("name", *names, "one or more names from `mikv model list`")->required()->type_name("NAME");
   command->footer(
       "Example:\n  mikv model get smollm2-135m qwen2.5-coder-0.5b\n"
-      "An interrupted fetch goes on where it stopped. The cache is $MIKV_CACHE, else ~/.cache/mikv.");
+      "An interrupted fetch resumes where it stopped. The cache is $MIKV_CACHE, else ~/.cache/mikv.");
   command->callback([names] {
     for (const auto& name : *names) fmt::print("{}\n", fetch_model(name));
   });

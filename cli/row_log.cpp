@@ -97,7 +97,7 @@ void RowLog::finish() { write_line({{"complete", true}}); }
 
 std::string RowLog::hint() const {
   if (path_.empty() || rows_.empty()) return {};
-  return fmt::format("; {} of {} rows are in {}, and the same command goes on from there", rows_.size(), n_rows_,
+  return fmt::format("; {} of {} rows are in {}, and the same command resumes from there", rows_.size(), n_rows_,
                      path_);
 }
 

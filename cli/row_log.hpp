@@ -1,5 +1,5 @@
 // The rows of a long measurement as they come, one JSON object a line beside the report: what an interrupted or failing
-// run leaves, and what the same command goes on from.
+// run leaves, and what the same command resumes from.
 //
 //   {"rows_of": {"command_line": ..., "version": ..., ...}}
 //   {"part": 0, "kv": "mikv", ...}          part: the number of the chunk or prompt
@@ -33,7 +33,7 @@ class RowLog {
   /// All rows are there: the next run starts anew.
   void finish();
 
-  /// "; 12 of 20 rows are in FILE, and the same command goes on from there", or nothing.
+  /// "; 12 of 20 rows are in FILE, and the same command resumes from there", or nothing.
   std::string hint() const;
   /// The same as a line on stderr, for a run that Ctrl-C ended.
   void say_interrupted() const;

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <functional>
 #include <numeric>
 #include <random>
 #include <string>
@@ -46,6 +47,43 @@ class Alike {
   std::vector<ContextHandle> contexts_;
 };
 
+/// A random number less than its argument.
+using Below = std::function<uint32_t(uint32_t)>;
+
+/// One of llama.cpp's operations on sequence `s`, done to all contexts; returns its name, for the script of a failure.
+std::string any_operation(Alike& alike, llama_seq_id s, int step, const Below& below) {
+  const llama_seq_id other = llama_seq_id((uint32_t(s) + 1 + below(kSequences - 1)) % kSequences);
+  const llama_pos end = alike.end(s), p0 = end ? llama_pos(below(uint32_t(end))) : 0;
+  switch (below(9)) {
+    case 0: alike.all([&](llama_memory_t m) { llama_memory_seq_rm(m, s, p0, -1); }); return " rm-tail";
+    case 1: alike.all([&](llama_memory_t m) { llama_memory_seq_rm(m, s, p0, p0 + 5); }); return " rm-middle";
+    case 2: alike.all([&](llama_memory_t m) { llama_memory_seq_rm(m, s, -1, -1); }); return " rm-all";
+    case 3:
+      alike.all([&](llama_memory_t m) {
+        llama_memory_seq_rm(m, other, -1, -1);
+        llama_memory_seq_cp(m, s, other, -1, -1);
+      });
+      return " cp";
+    case 4:
+      if (step % 5) return "";
+      alike.all([&](llama_memory_t m) { llama_memory_seq_keep(m, s); });
+      return " keep";
+    case 5:
+      // As a context shift does it. A cell has one position, so that one that is shared cannot be moved for one alone.
+      alike.all([&](llama_memory_t m) {
+        llama_memory_seq_keep(m, s);
+        llama_memory_seq_rm(m, s, 2, 2 + end / 3);
+        llama_memory_seq_add(m, s, 2 + end / 3, -1, -(end / 3));
+      });
+      return " shift";
+    case 6:
+      if (end == 0) return "";
+      alike.save_and_load(s, other);
+      return " save-load";
+    default: return "";
+  }
+}
+
 // Weights meet activations rounded to 8 bits, so that two right attentions differ by 0.1 to 1 rms in logits that vary
 // by 3 (full_equals_stock_test.cpp): llama.cpp's own with and without flash attention do. No step may differ by more
 // than kSameLogits; on average ours may differ from stock by as much as those two do from each other (0.9 to 1.2 times
@@ -58,7 +96,7 @@ class AnyOperations : public SequenceOperations,
 TEST_P(AnyOperations, FullDoesAsStockDoes) {
   const auto [unified, seed, attention_by] = GetParam();
   std::mt19937 random(unsigned(seed) + 77);
-  const auto below = [&](uint32_t n) { return std::uniform_int_distribution<uint32_t>(0, n - 1)(random); };
+  const Below below = [&](uint32_t n) { return std::uniform_int_distribution<uint32_t>(0, n - 1)(random); };
   const bool by_mikv = attention_by == AttentionBy::mikv;
   Alike alike(stock(unified), ours("full", unified, attention_by),
               by_mikv ? without_flash_attention(unified) : nullptr);
@@ -66,53 +104,8 @@ TEST_P(AnyOperations, FullDoesAsStockDoes) {
   constexpr int kSteps = 60;
   std::string script;
   for (int step = 0; step < kSteps; ++step) {
-    const llama_seq_id s = llama_seq_id(below(kSequences)),
-                       other = llama_seq_id((uint32_t(s) + 1 + below(kSequences - 1)) % kSequences);
-    const llama_pos end = alike.end(s), p0 = end ? llama_pos(below(uint32_t(end))) : 0;
-    switch (below(9)) {
-      case 0:
-        script += " rm-tail";
-        alike.all([&](llama_memory_t m) { llama_memory_seq_rm(m, s, p0, -1); });
-        break;
-      case 1:
-        script += " rm-middle";
-        alike.all([&](llama_memory_t m) { llama_memory_seq_rm(m, s, p0, p0 + 5); });
-        break;
-      case 2:
-        script += " rm-all";
-        alike.all([&](llama_memory_t m) { llama_memory_seq_rm(m, s, -1, -1); });
-        break;
-      case 3:
-        script += " cp";
-        alike.all([&](llama_memory_t m) {
-          llama_memory_seq_rm(m, other, -1, -1);
-          llama_memory_seq_cp(m, s, other, -1, -1);
-        });
-        break;
-      case 4:
-        if (step % 5) break;
-        script += " keep";
-        alike.all([&](llama_memory_t m) { llama_memory_seq_keep(m, s); });
-        break;
-      case 5: {
-        script += " shift";
-        // As a context shift does it. A cell has one position, so that one that is shared cannot be moved for one
-        // alone.
-        alike.all([&](llama_memory_t m) {
-          llama_memory_seq_keep(m, s);
-          llama_memory_seq_rm(m, s, 2, 2 + end / 3);
-          llama_memory_seq_add(m, s, 2 + end / 3, -1, -(end / 3));
-        });
-        break;
-      }
-      case 6: {
-        if (end == 0) break;
-        script += " save-load";
-        alike.save_and_load(s, other);
-        break;
-      }
-      default: break;
-    }
+    const llama_seq_id s = llama_seq_id(below(kSequences));
+    script += any_operation(alike, s, step, below);
     // Room for it: two thousand cells for all.
     if (alike.end(s) > 300) alike.all([&](llama_memory_t m) { llama_memory_seq_rm(m, s, -1, -1); });
     const auto tokens = words(random, 1 + (below(3) ? below(20) : 0));
