@@ -4,7 +4,19 @@ from __future__ import annotations
 
 import ctypes
 import os
-from ctypes import POINTER, Structure, c_char_p, c_double, c_float, c_int, c_int32, c_size_t, c_uint32, c_uint64, c_void_p
+from ctypes import (
+    POINTER,
+    Structure,
+    c_char_p,
+    c_double,
+    c_float,
+    c_int,
+    c_int32,
+    c_size_t,
+    c_uint32,
+    c_uint64,
+    c_void_p,
+)
 
 from .errors import BY_CODE, Error
 
@@ -100,7 +112,7 @@ library = _load()
 
 def library_version() -> str:
     """Version of the C library."""
-    return library.mikv_version().decode()
+    return str(library.mikv_version().decode())
 
 
 def check(code: int) -> None:

@@ -94,7 +94,7 @@ def as_floats(x: Any, name: str, n_dimensions: int) -> Floats:
         raise ValueError(f"{name} has {x.dtype}; convert it to float32")
     if x.ndim != n_dimensions:
         raise ValueError(f"{name} has {x.ndim} dimensions; {n_dimensions} are needed")
-    return x
+    return x  # type: ignore[no-any-return]
 
 
 def _refuse_non_finite(x: Floats, name: str) -> None:
@@ -383,9 +383,7 @@ class Step:
     def __init__(self, context: Context, runs: list[tuple[int, int]]) -> None:
         self._context, self._runs = context, runs
 
-    def attend(
-        self, layer: int, q: Any, k: Any, v: Any, *, scale: float | None = None, softcap: float = 0.0
-    ) -> Floats:
+    def attend(self, layer: int, q: Any, k: Any, v: Any, *, scale: float | None = None, softcap: float = 0.0) -> Floats:
         """Keeps K and V, and returns softmax(scale * q.k) v over all that each token's sequence holds up to it.
 
         q: [tokens][n_heads][head_dim_k]; k, v: [tokens][n_kv_heads][...], in the order of the step's runs, float32,

@@ -68,7 +68,12 @@ def test_arrays_with_strides_and_tensors_give_the_same(context):
     torch = pytest.importorskip("torch")
     q, k, v = rows(8, 4, 1), rows(8, 2, 2), rows(8, 2, 3)
     outs = []
-    for convert in (lambda x: x, lambda x: np.asfortranarray(x), torch.from_numpy, lambda x: torch.from_numpy(x).requires_grad_()):
+    for convert in (
+        lambda x: x,
+        lambda x: np.asfortranarray(x),
+        torch.from_numpy,
+        lambda x: torch.from_numpy(x).requires_grad_(),
+    ):
         context.clear()
         with context.step([(0, 8)]) as step:
             outs.append(step.attend(0, convert(q), convert(k), convert(v)))

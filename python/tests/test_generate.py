@@ -31,7 +31,9 @@ def model(request):
 @pytest.mark.parametrize("mode", MODES)
 def test_same_tokens_as_dynamic_cache(model, mode):
     inputs, arguments = MODES[mode]
-    if VERSION < (5, 17) and (mode == "prompt lookup" or (mode == "chunked prefill" and getattr(model.config, "sliding_window", None))):
+    if VERSION < (5, 17) and (
+        mode == "prompt lookup" or (mode == "chunked prefill" and getattr(model.config, "sliding_window", None))
+    ):
         pytest.skip("Transformers 5.2 fails here with its own cache, or gives other tokens than for the whole prompt")
     want, _ = generate(model, inputs, None, **arguments)
     got, cache = generate(model, inputs, "full", **arguments)
@@ -93,7 +95,12 @@ def test_a_padded_row_is_held_as_it_would_be_alone(llama, spec):
     together = cache_for(llama, spec)
     with torch.no_grad():
         step(llama, together, batch["input_ids"], batch["attention_mask"])
-        step(llama, together, torch.full((3, 1), 7), torch.cat([batch["attention_mask"], torch.ones(3, 1, dtype=torch.long)], 1))
+        step(
+            llama,
+            together,
+            torch.full((3, 1), 7),
+            torch.cat([batch["attention_mask"], torch.ones(3, 1, dtype=torch.long)], 1),
+        )
     for row, length in enumerate(lengths):
         alone = cache_for(llama, spec)
         with torch.no_grad():

@@ -34,5 +34,7 @@ def test_the_notebook_of_tiers(tmp_path, monkeypatch):
     for spec in ("full", "mikv", "mikv-max"):
         assert "' 1352" in answers[spec]
     assert "' 1352" not in answers["h2o"]
-    pictures = [base64.b64decode(output.data["image/png"]) for output in outputs if "image/png" in output.get("data", {})]
+    pictures = [
+        base64.b64decode(output.data["image/png"]) for output in outputs if "image/png" in output.get("data", {})
+    ]
     assert len(pictures) == 1 and len(pictures[0]) > 10_000

@@ -162,7 +162,13 @@ def test_files(llama, filled, tmp_path):
     filled.save(path)
     as_before(llama, mikv.hf.Cache.load(path, config=llama.config))
     data = path.read_bytes()
-    for damaged in (data[:-40], data[:200], b"", b"PK" + data[7:], data[: len(data) // 2] + b"\1\2\3" + data[len(data) // 2 + 3 :]):
+    for damaged in (
+        data[:-40],
+        data[:200],
+        b"",
+        b"PK" + data[7:],
+        data[: len(data) // 2] + b"\1\2\3" + data[len(data) // 2 + 3 :],
+    ):
         with pytest.raises(ValueError):
             mikv.hf.Cache.from_bytes(damaged, config=llama.config)
     with pytest.raises(mikv.Mismatch):

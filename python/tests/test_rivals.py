@@ -57,7 +57,10 @@ def test_rotations_are_orthonormal():
 
 @pytest.mark.parametrize("method", METHODS)
 def test_more_bits_are_closer(method):
-    errors = [float((filled(f"{method}-{bits}")[0].keys - gaussian(1, 2, 512, 64, seed=1)).square().mean()) for bits in (2, 3, 4)]
+    errors = [
+        float((filled(f"{method}-{bits}")[0].keys - gaussian(1, 2, 512, 64, seed=1)).square().mean())
+        for bits in (2, 3, 4)
+    ]
     assert errors[0] > 2 * errors[1] > 4 * errors[2] > 0
 
 
@@ -83,7 +86,9 @@ def test_sinks_and_recent_tokens_stay():
 
 def test_kivi_keys_by_channel_values_by_token():
     levels = torch.tensor([0.0, 1.0, 2.0, 3.0])
-    k = levels[torch.arange(64) % 4][None, None, :, None].expand(1, 2, 64, 64) * torch.arange(1, 65)  # a scale per channel
+    k = levels[torch.arange(64) % 4][None, None, :, None].expand(1, 2, 64, 64) * torch.arange(
+        1, 65
+    )  # a scale per channel
     v = levels[torch.arange(64) % 4].expand(1, 2, 64, 64) * torch.arange(1, 65)[:, None]  # a scale per token
     layer, _, _ = filled("kivi-2:group=32,residual=32", n=64, k=k.clone(), v=v.clone())
     assert torch.equal(layer.keys, k)
@@ -205,7 +210,10 @@ def test_names():
     assert isinstance(parse("kivi-2").layer().key_part, kivi.Keys)
 
 
-@pytest.mark.parametrize("text", ["nothing-2", "kivi-9", "kivi-2.5", "kivi-2:groups=3", "kivi-2:group=48", "kivi-2:group=x", "kivi-2:k=3", ""])
+@pytest.mark.parametrize(
+    "text",
+    ["nothing-2", "kivi-9", "kivi-2.5", "kivi-2:groups=3", "kivi-2:group=48", "kivi-2:group=x", "kivi-2:k=3", ""],
+)
 def test_bad_names(text):
     with pytest.raises(ValueError):
         parse(text)

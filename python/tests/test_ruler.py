@@ -7,10 +7,10 @@ import pytest
 pytest.importorskip("torch", reason="torch is not installed")
 pytest.importorskip("transformers", reason="transformers is not installed")
 
-from tiny import save_tiny_model  # noqa: E402
+from tiny import save_tiny_model
 
-from mikv import ruler  # noqa: E402
-from mikv._cli import Progress, UsageError, model_name, model_place, run, seconds  # noqa: E402
+from mikv import ruler
+from mikv._cli import Progress, UsageError, model_name, model_place, run, seconds
 
 
 def test_split():

@@ -73,19 +73,27 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    p.add_argument("--model", required=True, metavar="DIR", help="folder (or name) of the model, as for from_pretrained()")
+    p.add_argument(
+        "--model", required=True, metavar="DIR", help="folder (or name) of the model, as for from_pretrained()"
+    )
     p.add_argument("--gguf", metavar="FILE", help="a GGUF file in that folder")
-    p.add_argument("--kv", default="full,h2o,snapkv,mikv-paper,mikv", metavar="SPECS", help="mikv's caches (%(default)s)")
+    p.add_argument(
+        "--kv", default="full,h2o,snapkv,mikv-paper,mikv", metavar="SPECS", help="mikv's caches (%(default)s)"
+    )
     p.add_argument("--peers", default="dynamic", metavar="NAMES", help="others, see below (%(default)s)")
     p.add_argument("--text", nargs="+", default=[], metavar="FILE", help="plain texts for KL divergence")
     p.add_argument("--context", type=number(2), default=1024, metavar="N", help="tokens of a prompt (%(default)s)")
     p.add_argument("--tokens", type=number(1), default=32, metavar="N", help="tokens fed one by one (%(default)s)")
     p.add_argument("--chunks", type=number(1), default=3, metavar="N", help="chunks of each text (%(default)s)")
-    p.add_argument("--timed", type=number(0), default=3, metavar="N", help="timed tokens a chunk and cache (%(default)s)")
+    p.add_argument(
+        "--timed", type=number(0), default=3, metavar="N", help="timed tokens a chunk and cache (%(default)s)"
+    )
     p.add_argument("--prompts", type=number(0), default=0, metavar="N", help="prompts of line retrieval (%(default)s)")
     p.add_argument("--lines", type=number(1), default=20, metavar="N", help="lines of such a prompt (%(default)s)")
     p.add_argument("--seed", type=number(0), default=7, metavar="N", help="of the lines (%(default)s)")
-    p.add_argument("--calibration", metavar="FILE", help="text on which simulations fit; without it: on each prompt itself")
+    p.add_argument(
+        "--calibration", metavar="FILE", help="text on which simulations fit; without it: on each prompt itself"
+    )
     p.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of weights and DynamicCache")
     p.add_argument("--threads", type=number(1), metavar="N", help="threads of torch and mikv (all CPUs)")
     p.add_argument("-o", "--output", metavar="OUT.json", help="write settings and rows as JSON, after each chunk")
@@ -161,7 +169,10 @@ def main(argv: list[str] | None = None) -> int:
         "command": "python -m mikv.compare " + " ".join(sys.argv[1:] if argv is None else argv),
         "model": args.gguf or args.model,
         "dtype": args.dtype,
-        **{key: getattr(settings, key) for key in ("context", "tokens", "chunks", "timed", "lines", "prompts", "seed", "threads")},
+        **{
+            key: getattr(settings, key)
+            for key in ("context", "tokens", "chunks", "timed", "lines", "prompts", "seed", "threads")
+        },
         "texts": [Path(path).name for path in args.text],
         "fitted_on": args.calibration or "each prompt itself",
         "transformers": transformers.__version__,
@@ -174,7 +185,7 @@ def main(argv: list[str] | None = None) -> int:
     run = None
 
     def save() -> list[dict[str, Any]]:
-        rows = run.rows() if run else []
+        rows: list[dict[str, Any]] = run.rows() if run else []
         equal_bytes(rows)
         if args.output:
             report.write_json(args.output, meta, rows, run.not_run if run else {})
@@ -203,7 +214,9 @@ def main(argv: list[str] | None = None) -> int:
     if any(row["simulated"] for row in rows):
         print("simulated: values as the method would read them back, bits counted; no speed (docs/python-compare.md)")
     if args.plot and any(row["kld_mean"] for row in rows):
-        report.plot(args.plot, f"{meta['model']}, {args.context} + {args.tokens} tokens, {', '.join(meta['texts'])}", rows)
+        report.plot(
+            args.plot, f"{meta['model']}, {args.context} + {args.tokens} tokens, {', '.join(meta['texts'])}", rows
+        )
     if meta["interrupted"]:
         print("mikv.compare: interrupted; the rows above are of what was done", file=sys.stderr)
         return 130

@@ -58,7 +58,7 @@ def storage_of(*roots: Any) -> int:
             waiting += list(x.values())
         elif isinstance(x, (list, tuple, set)):
             waiting += list(x)
-        elif isinstance(x, torch.nn.Module) or isinstance(x, type) or callable(x) and not hasattr(x, "__dict__"):
+        elif isinstance(x, (torch.nn.Module, type)) or callable(x) and not hasattr(x, "__dict__"):
             continue
         elif hasattr(x, "__dict__"):
             waiting += list(vars(x).values())
@@ -68,9 +68,9 @@ def storage_of(*roots: Any) -> int:
 class MikvArm:
     kind = "mikv"
 
-    def __init__(self, spec: str, config: Any, n_threads: int) -> None:
+    def __init__(self, spec: str, config: Any, n_threads: int, max_length: int | None) -> None:
         self.name = spec
-        self.cache = Cache(spec, config=config, n_threads=n_threads)
+        self.cache = Cache(spec, config=config, n_threads=n_threads, max_length=max_length)
 
     def take_prompt(self, layer: int, module: Any, q: Any, k: Any, v: Any, scale: float) -> None:
         self.attend(layer, module, q, k, v, scale)
@@ -183,12 +183,12 @@ class Choice:
     name: str
     kind: str  #: mikv, peer, simulated
 
-    def make(self, model: Any, n_threads: int) -> Any:
-        """A fresh arm. Raises CannotRun."""
+    def make(self, model: Any, n_threads: int, max_length: int | None = None) -> Any:
+        """A fresh arm, for max_length tokens where its size is fixed beforehand. Raises CannotRun."""
         config = model.config.get_text_config(decoder=True)
         n_layers = config.num_hidden_layers
         if self.kind == "mikv":
-            return MikvArm(self.name, config, n_threads)
+            return MikvArm(self.name, config, n_threads, max_length)
         if self.kind == "simulated":
             return SimulatedArm(parse_rival(self.name.removeprefix("sim:")), n_layers)
         return _PEERS[_family(self.name)](self.name, config, n_layers)
@@ -300,7 +300,9 @@ def parse_choices(kv: str, peers: str) -> list[Choice]:
     for name in split_list(peers):
         if name.startswith("sim:"):
             choices.append(Choice(parse_rival(name[4:]).name, "simulated"))
-        elif _family(name) not in _PEERS or (_family(name) == "quanto-int" and not re.match(r"quanto-int[24](:|$)", name)):
+        elif _family(name) not in _PEERS or (
+            _family(name) == "quanto-int" and not re.match(r"quanto-int[24](:|$)", name)
+        ):
             raise ValueError(f"{name} is no peer; there are {_KNOWN}")
         else:
             choices.append(Choice(name, "peer"))

@@ -6,15 +6,83 @@ import random
 import re
 from dataclasses import dataclass
 
-_FIRST = (
-    "amber brave calm clever copper dusty eager faint gentle golden happy hollow icy jolly keen lively lucky mellow misty "
-    "noble olive proud quick quiet rapid rusty salty silent silver sleepy sunny tidy vivid warm witty young"
-).split()
-_SECOND = (
-    "acorn badger basin bell bridge canyon cedar cloud comet coral daisy ember falcon fern forest garden harbor heron "
-    "island jacket kettle lantern maple meadow mirror otter pebble pillow planet river saddle sparrow tower tulip valley "
-    "willow window"
-).split()
+_FIRST = [
+    "amber",
+    "brave",
+    "calm",
+    "clever",
+    "copper",
+    "dusty",
+    "eager",
+    "faint",
+    "gentle",
+    "golden",
+    "happy",
+    "hollow",
+    "icy",
+    "jolly",
+    "keen",
+    "lively",
+    "lucky",
+    "mellow",
+    "misty",
+    "noble",
+    "olive",
+    "proud",
+    "quick",
+    "quiet",
+    "rapid",
+    "rusty",
+    "salty",
+    "silent",
+    "silver",
+    "sleepy",
+    "sunny",
+    "tidy",
+    "vivid",
+    "warm",
+    "witty",
+    "young",
+]
+_SECOND = [
+    "acorn",
+    "badger",
+    "basin",
+    "bell",
+    "bridge",
+    "canyon",
+    "cedar",
+    "cloud",
+    "comet",
+    "coral",
+    "daisy",
+    "ember",
+    "falcon",
+    "fern",
+    "forest",
+    "garden",
+    "harbor",
+    "heron",
+    "island",
+    "jacket",
+    "kettle",
+    "lantern",
+    "maple",
+    "meadow",
+    "mirror",
+    "otter",
+    "pebble",
+    "pillow",
+    "planet",
+    "river",
+    "saddle",
+    "sparrow",
+    "tower",
+    "tulip",
+    "valley",
+    "willow",
+    "window",
+]
 
 _HEADER = (
     "Below is a record of lines I want you to remember. Each line begins with 'line <line index>' and contains a "
@@ -42,7 +110,9 @@ def make_case(n_lines: int, seed: int, index: int) -> LineCase:
     names = chance.sample([f"{a}-{b}" for a in _FIRST for b in _SECOND], n_lines)
     numbers = [chance.randint(1, 50000) for _ in names]
     asked = chance.randrange(n_lines)
-    record = "".join(f"line {name}: REGISTER_CONTENT is <{number}>\n" for name, number in zip(names, numbers, strict=True))
+    record = "".join(
+        f"line {name}: REGISTER_CONTENT is <{number}>\n" for name, number in zip(names, numbers, strict=True)
+    )
     question = (
         f"\nNow the record is over. Tell me what is the <REGISTER_CONTENT> in line {names[asked]}? I need the number."
     )

@@ -18,6 +18,8 @@ from .arms import CannotRun, Choice, KvpressArm, SimulatedArm, dynamic
 from .panel import Bench, Panel, Record
 
 Progress = Callable[[float, str], None]
+#: Tokens of an answer to a question for a line.
+_MOST_ANSWERED = 12
 
 
 class UserError(Exception):
@@ -121,7 +123,9 @@ def chunks_of(settings: Settings, tokenizer: Any) -> list[tuple[str, int, list[i
 class Run:
     """Measures choices on a model. Rows grow as it goes, so that an interrupted run has what was done."""
 
-    def __init__(self, bench: Bench, tokenizer: Any, choices: list[Choice], settings: Settings, progress: Progress) -> None:
+    def __init__(
+        self, bench: Bench, tokenizer: Any, choices: list[Choice], settings: Settings, progress: Progress
+    ) -> None:
         self.bench, self.tokenizer, self.settings, self.progress = bench, tokenizer, settings, progress
         self.choices = choices
         self.tallies = {choice.name: Tally() for choice in choices}
@@ -145,14 +149,18 @@ class Run:
     def _drop(self, name: str, reason: str) -> None:
         self.not_run[name] = f"{name}: {reason}"
 
-    def _arms(self, record: Record, prompt: list[int]) -> list[Any]:
+    def _arms(self, record: Record, prompt: list[int], n_more: int) -> list[Any]:
+        """Caches that have read the prompt, for n_more tokens after it."""
+        max_length = (
+            -(-(len(prompt) + n_more) // 256) * 256
+        )  # as `mikv eval kld` has it: compression looks that far ahead
         arms = []
         for choice in self.choices:
             if choice.name in self.not_run:
                 continue
             self.progress(0, choice.name)
             try:
-                arm = choice.make(self.bench.model, self.settings.threads)
+                arm = choice.make(self.bench.model, self.settings.threads, max_length)
                 if isinstance(arm, KvpressArm):
                     arm.read_prompt(self.bench.model, prompt)
                 else:
@@ -205,7 +213,7 @@ class Run:
             self.progress(s.context, note)
             reference = dynamic("DynamicCache", self.bench.config, self.bench.config.num_hidden_layers)
             record.give(reference)
-            arms = self._arms(record, prompt)
+            arms = self._arms(record, prompt, s.tokens + s.timed)
             del record
             panel = self.bench.panel([reference, *arms], s.context)
             for token in chunk[s.context : s.context + s.tokens]:
@@ -258,11 +266,11 @@ class Run:
             self.progress(0, note)
             record, log_p = self.bench.read(prompt)
             self.progress(len(prompt), note)
-            arms = self._arms(record, prompt)
+            arms = self._arms(record, prompt, _MOST_ANSWERED)
             del record
             panel = self.bench.panel(arms, len(prompt))
             tokens = [[int(log_p.argmax())] for _ in arms]
-            for _ in range(12):
+            for _ in range(_MOST_ANSWERED):
                 texts = [self.tokenizer.decode(t) for t in tokens]
                 if all(lines.is_complete(text) for text in texts):
                     break
@@ -314,4 +322,3 @@ def equal_bytes(rows: list[dict[str, Any]]) -> None:
             if b0 <= bits <= b1 and b1 > b0:
                 share = (bits - b0) / (b1 - b0)
                 row["times_mikv_at_equal_bits"] = kld / math.exp((1 - share) * math.log(d0) + share * math.log(d1))
-

@@ -102,11 +102,20 @@ _open: list[Panel] = []
 
 
 def _attention(
-    module: Any, query: Any, key: Any, value: Any, attention_mask: Any, dropout: float = 0.0, scaling: Any = None, **kwargs: Any
+    module: Any,
+    query: Any,
+    key: Any,
+    value: Any,
+    attention_mask: Any,
+    dropout: float = 0.0,
+    scaling: Any = None,
+    **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
     if kwargs.get("sliding_window") or kwargs.get("softcap") or kwargs.get("s_aux") is not None:
-        raise ValueError(f"{type(module).__name__} has windows, softcap or sinks; mikv.compare measures full attention only")
+        raise ValueError(
+            f"{type(module).__name__} has windows, softcap or sinks; mikv.compare measures full attention only"
+        )
     return _open[-1].attend(module.layer_idx, module, query, key, value, scale), None
 
 

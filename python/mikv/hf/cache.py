@@ -307,7 +307,9 @@ def _restore(saved: bytes, config: Any, options: dict[str, Any]) -> Cache:
 
 def _layers(store: Store, config: Any) -> Iterator[Any]:
     types, kwargs = _types_of(config)
-    stock = getattr(cache_utils, "DYNAMIC_LAYER_TYPE_MAPPING", None) or getattr(cache_utils, "LAYER_TYPE_CACHE_MAPPING", {})
+    stock = getattr(cache_utils, "DYNAMIC_LAYER_TYPE_MAPPING", None) or getattr(
+        cache_utils, "LAYER_TYPE_CACHE_MAPPING", {}
+    )
     for index, (kind, more) in enumerate(zip(types, kwargs, strict=True)):
         if kind == "full_attention":
             yield Layer(store, index)
@@ -316,7 +318,9 @@ def _layers(store: Store, config: Any) -> Iterator[Any]:
         elif kind in ("linear_attention", "conv", "mamba") and kind in stock:
             yield stock[kind](**more)
         else:
-            raise Unsupported(f"layer {index} of {config.model_type} is of type {kind}; mikv holds full and sliding attention")
+            raise Unsupported(
+                f"layer {index} of {config.model_type} is of type {kind}; mikv holds full and sliding attention"
+            )
 
 
 def _types_of(config: Any) -> tuple[list[str], list[dict[str, Any]]]:

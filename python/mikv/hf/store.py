@@ -7,7 +7,6 @@ padded batch: padding is not stored, its places stay empty.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import math
 import threading
@@ -189,7 +188,7 @@ class Store:
         assert self.context is not None
         real, n_real = _real_tokens(padding, n_rows, n)
         # A single token is generated. Several are a prompt, or a draft if some may be taken back.
-        draft = (self.recording or self._drafts) and 0 < self.length and n <= _MOST_DRAFTED
+        draft = (self.recording or self._drafts) and self.length > 0 and n <= _MOST_DRAFTED
         self._drafts = self._drafts and draft
         tokens = np.zeros(sum(n_real), TOKEN)
         at = 0
@@ -283,9 +282,11 @@ class Store:
         if step.any_padding:
             keep = torch.from_numpy(_flat_index(step, n))
             keys, values = keys[keep], values[keep]
-        if not math.isfinite(float(keys.sum()) + float(values.sum())):
-            if not (bool(torch.isfinite(keys).all()) and bool(torch.isfinite(values).all())):
-                raise ValueError(f"layer {layer} has keys or values that are not finite (NaN or infinity)")
+        # The sums are quick, and may overflow where all is finite.
+        if not math.isfinite(float(keys.sum()) + float(values.sum())) and not (
+            bool(torch.isfinite(keys).all()) and bool(torch.isfinite(values).all())
+        ):
+            raise ValueError(f"layer {layer} has keys or values that are not finite (NaN or infinity)")
         query = q.detach().to(torch.float32)
         if query.stride(3) != 1:
             query = query.contiguous()
@@ -293,7 +294,9 @@ class Store:
         out = (torch.zeros if step.any_padding else torch.empty)((n_rows, n, n_heads, shape.head_dim_v), dtype=dtype)
         sink_logits = sinks.detach().to(torch.float32).contiguous() if sinks is not None else None
 
-        def call_of(row: int, first: int, count: int, q_row: torch.Tensor, o_row: torch.Tensor, call: c.AttendArgs) -> None:
+        def call_of(
+            row: int, first: int, count: int, q_row: torch.Tensor, o_row: torch.Tensor, call: c.AttendArgs
+        ) -> None:
             library.mikv_attend_args_init(call)
             call.q = q_row.data_ptr() + first * q_row.stride(1) * 4
             call.q_token_stride, call.q_head_stride = q_row.stride(1), q_row.stride(0)
@@ -321,7 +324,12 @@ class Store:
             for first in range(0, count, _AT_ONCE):
                 part = min(_AT_ONCE, count - first)
                 context.store(
-                    layer, part, keys.data_ptr() + at * k_width * 4, k_width, values.data_ptr() + at * v_width * 4, v_width
+                    layer,
+                    part,
+                    keys.data_ptr() + at * k_width * 4,
+                    k_width,
+                    values.data_ptr() + at * v_width * 4,
+                    v_width,
                 )
                 call_of(row, first, part, q_row, o_row, self._calls[0])
                 context.attend(layer, self._calls, 1)
@@ -385,7 +393,7 @@ class Store:
 
     def memory_usage(self) -> MemoryUsage:
         if self.context is None:
-            return MemoryUsage(*([0] * 11), 0.0)  # type: ignore[arg-type]
+            return MemoryUsage(*([0] * 11), 0.0)  # type: ignore[arg-type, call-arg]
         return self.context.memory_usage()
 
     def tokens(self, layer: int, kv_head: int, row: int) -> TokenStates:
@@ -424,7 +432,9 @@ class Store:
         if not rows:
             return
         if sorted(shapes) != sorted(self._layers):
-            raise Mismatch(f"the cache was saved for a model of {len(shapes)} such layers; this one has {len(self._layers)}")
+            raise Mismatch(
+                f"the cache was saved for a model of {len(shapes)} such layers; this one has {len(self._layers)}"
+            )
         if not 0 <= length <= self.max_length:
             raise ValueError(f"the saved cache has {length} tokens; max_length is {self.max_length}")
         self.context = self._new_context(len(rows))
@@ -451,7 +461,9 @@ def _real_tokens(padding: torch.Tensor | None, n_rows: int, n: int) -> tuple[lis
         index = np.flatnonzero(row)
         counts.append(len(index))
         together = len(index) == 0 or index[-1] - index[0] + 1 == len(index)
-        real.append(slice(int(index[0]), int(index[-1]) + 1) if together and len(index) else slice(0, 0) if together else index)
+        real.append(
+            slice(int(index[0]), int(index[-1]) + 1) if together and len(index) else slice(0, 0) if together else index
+        )
     return real, counts
 
 
@@ -471,7 +483,10 @@ def _windows_of(config: Any) -> list[int]:
     from .cache import _types_of
 
     types, kwargs = _types_of(config)
-    return [int(more.get("sliding_window") or 0) if kind == "sliding_attention" else 0 for kind, more in zip(types, kwargs, strict=True)]
+    return [
+        int(more.get("sliding_window") or 0) if kind == "sliding_attention" else 0
+        for kind, more in zip(types, kwargs, strict=True)
+    ]
 
 
 def _shape_of(config: Any) -> str:

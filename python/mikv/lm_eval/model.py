@@ -117,7 +117,7 @@ class MikvLM(_huggingface.HFLM):  # type: ignore[misc, name-defined]
         for tokens in sorted(groups, key=len, reverse=True):
             yield list(tokens), groups[tokens]
 
-    @torch.no_grad()
+    @torch.no_grad()  # type: ignore[untyped-decorator]
     def _score(
         self, tokens: Tokens, continuations: list[tuple[int, Tokens]]
     ) -> Iterator[tuple[int, tuple[float, bool]]]:

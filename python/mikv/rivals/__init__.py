@@ -52,7 +52,9 @@ def parse(text: str) -> Rival:
     head, _, tail = text.partition(":")
     found = _NAME.match(head)
     if found is None or found["method"] not in METHODS:
-        raise ValueError(f"sim:{text} is no simulation; there are {', '.join(METHODS)}, as in sim:kivi-2 or sim:kvarn-k4v2")
+        raise ValueError(
+            f"sim:{text} is no simulation; there are {', '.join(METHODS)}, as in sim:kivi-2 or sim:kvarn-k4v2"
+        )
     method = found["method"]
     k, v = (found["both"] or found["k"], found["both"] or found["v"])
     options: dict[str, Any] = {"k": float(k), "v": float(v)} if k and v else {}

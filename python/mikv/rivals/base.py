@@ -167,7 +167,9 @@ def gaussian_levels(n_bits: int) -> torch.Tensor:
     if n_bits not in _LEVELS:
         x = torch.linspace(-8, 8, 160001, dtype=torch.float64)
         weight = torch.exp(-x * x / 2)
-        levels = torch.distributions.Normal(0.0, 1.0).icdf((torch.arange(2**n_bits, dtype=torch.float64) + 0.5) / 2**n_bits)
+        levels = torch.distributions.Normal(0.0, 1.0).icdf(
+            (torch.arange(2**n_bits, dtype=torch.float64) + 0.5) / 2**n_bits
+        )
         total = torch.cat([torch.zeros(1, dtype=torch.float64), weight.cumsum(0)])
         first = torch.cat([torch.zeros(1, dtype=torch.float64), (weight * x).cumsum(0)])
         for _ in range(2000):

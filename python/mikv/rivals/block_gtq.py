@@ -24,7 +24,9 @@ def allocate(scores: torch.Tensor, budget: int, least: int = 1, most: int = 8) -
     """Bits of each block: greedy by marginal gain."""
     bits = torch.full((len(scores),), least)
     for _ in range(budget - least * len(scores)):
-        gain = torch.where(bits < most, scores.double() * 4.0 ** (-bits.double()), torch.tensor(-1.0, dtype=torch.float64))
+        gain = torch.where(
+            bits < most, scores.double() * 4.0 ** (-bits.double()), torch.tensor(-1.0, dtype=torch.float64)
+        )
         bits[int(gain.argmax())] += 1
     return bits
 

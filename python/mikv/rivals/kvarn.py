@@ -37,7 +37,9 @@ def balance(x: torch.Tensor, passes: int = PASSES) -> tuple[torch.Tensor, torch.
         rows = rows + y.std(-1, keepdim=True).clamp_min(1e-8).log().clamp(-limit, limit)
         y = x * torch.exp(-rows - columns)
         by_column, by_row = y.std(-2), y.std(-1)
-        spread = by_column.amax(-1) / by_column.amin(-1).clamp_min(1e-8) + by_row.amax(-1) / by_row.amin(-1).clamp_min(1e-8)
+        spread = by_column.amax(-1) / by_column.amin(-1).clamp_min(1e-8) + by_row.amax(-1) / by_row.amin(-1).clamp_min(
+            1e-8
+        )
         if best is None:
             best, best_rows, best_columns = spread, rows, columns
         else:
