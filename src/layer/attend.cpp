@@ -254,9 +254,16 @@ void note_means(const Call& call, const RowTile& tile, ThreadSlot& slot) {
   }
 }
 
-// Adds one row's counts: 1 where its attention, in slot.sums, is above the mean.
-void add_counts(ThreadSlot& slot, uint32_t token, float* counts) {
-  for (size_t i = 0; i < slot.sums.size(); ++i) counts[i] += slot.sums[i] > slot.means[token];
+// Zeroes the first n. It never shrinks, so that room grows by more than a token at a time, and most steps of a head
+// that keeps every token allocate nothing.
+void clear_sums(ThreadSlot& slot, size_t n) {
+  if (slot.sums.size() < n) slot.sums.resize(n);
+  std::fill_n(slot.sums.begin(), n, 0.0f);
+}
+
+// Adds one row's counts, [n]: 1 where its attention, in slot.sums, is above the mean.
+void add_counts(const ThreadSlot& slot, uint32_t token, float* counts, size_t n) {
+  for (size_t i = 0; i < n; ++i) counts[i] += slot.sums[i] > slot.means[token];
 }
 
 // One row of `rows` alone, and what it sees.
@@ -280,7 +287,7 @@ void add_kept_scores(const Call& call, const RowTile& tile, tier::Tier& tier, si
                      ThreadSlot& slot) {
   const uint32_t n = tier.size();
   const auto sum_rows = [&](uint32_t first_row, uint32_t n_rows) {
-    slot.sums.assign(n, 0.0f);
+    clear_sums(slot, n);
     for (uint32_t split = 0; split < call.n_splits; ++split) {
       const auto& kept = call.workspace.partial(call.head_index(tile.kv_head), split).kept[kept_index];
       const auto [begin, end] = part_of(tier, split, call.n_splits);
@@ -349,9 +356,9 @@ void run_tile(const Call& call, const RowTile& tile, ThreadSlot& slot) {
     if (!call.recording.above_mean) score(rows, mask, 0, scores.data() + first);
     for (uint32_t r = 0; call.recording.above_mean && r < rows.n; ++r) {
       if (slot.inverse_sum[r] == 0.0f) continue;
-      slot.sums.assign(span.n_tokens, 0.0f);
+      clear_sums(slot, span.n_tokens);
       score(row_of(rows, r, *span.geometry), mask_of_row(mask, r, tile.group()), r, slot.sums.data());
-      add_counts(slot, r / tile.group(), scores.data() + first);
+      add_counts(slot, r / tile.group(), scores.data() + first, span.n_tokens);
     }
     first = last;
   });

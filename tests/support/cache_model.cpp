@@ -440,12 +440,14 @@ void Model::check_bytes(const MemoryUsage& usage, const std::vector<SavedHead>& 
     const Spec& spec = head.spec;
     staged += head.n_staged * kPadded * (head.in_bytes ? 1 : 2);
     hi += head.n_hi * kPadded * format_bits(spec.hi) / 8;
-    scales += 4 * (head.n_hi * groups(spec.hi) + (head.in_bytes ? head.n_staged * groups(Format::int8) : 0));
+    const uint64_t scale_bytes = spec.quantiser == Quantiser::symmetric ? 2 : 4;  // a zero beside the scale
+    scales +=
+        scale_bytes * head.n_hi * groups(spec.hi) + (head.in_bytes ? 4 * head.n_staged * groups(Format::int8) : 0);
     n_stored += head.n_staged + head.n_hi + head.n_lo;
     n_scored += head.n_staged + head.n_hi;
     if (!spec.mixed()) {
       lo += head.n_lo * kPadded * format_bits(spec.lo) / 8;
-      scales += 4 * head.n_lo * groups(spec.lo);
+      scales += scale_bytes * head.n_lo * groups(spec.lo);
       continue;
     }
     uint64_t bits = 0;
