@@ -36,11 +36,11 @@ TEST(FastGenTest, AHeadPicksTheSmallestSetThatRecoversEnough) {
   EXPECT_EQ(picked(scores_of(18, 50, 51, 1)), Pattern::kFrequent);  // less
   EXPECT_EQ(picked(scores_of(10, 20, 50, 1)), Pattern::kFrequent);  // 30 tokens
   EXPECT_EQ(picked(scores_of(10, 50, 100, 1)), Pattern::kLocal);    // 50 tokens, the last 30 among them
+  EXPECT_EQ(picked(scores_of(10, 80, 100, 1)), Pattern::kLocal);    // neighbours of the queries
   EXPECT_EQ(picked(scores_of(10, 4, 64, 1)), Pattern::kAll);        // 60, but few of them local
   EXPECT_EQ(picked(scores_of(1, 0, 100, 1)), Pattern::kAll);        // 64 of 100
   EXPECT_EQ(picked(scores_of(0, 0, 0, 0)), Pattern::kAll);          // nothing recorded
   EXPECT_EQ(picked(scores_of(1, 0, 100, 1), Spec::parse("fastgen:recovery=0.6").value()), Pattern::kLocal);
-  EXPECT_EQ(picked(scores_of(1, 0, 100, 1), Spec::parse("fastgen:recovery=0.3").value()), Pattern::kFrequent);
   EXPECT_EQ(picked(scores_of(1, 0, 100, 1), Spec::parse("fastgen:recovery=0").value()), Pattern::kSpecial);
 }
 
@@ -90,14 +90,14 @@ std::set<Cell> range(Cell first, Cell last) {
   return cells;
 }
 
-// KV head h looks at token 0 alone, at four tokens, at all alike: the third keeps everything.
+// KV head h looks at token 0 alone, at three tokens and at one that comes later, at all alike: the third keeps all.
 void put_for_heads(LayerCache& layer, Cell first, uint32_t n, Random& random) {
   Tokens tokens(layer.shape(), n, random);
   std::fill(tokens.k.begin(), tokens.k.end(), 0.0f);
   for (uint32_t t = 0; t < n; ++t) {
     const Cell cell = first + t;
     if (cell == 0) tokens.key(t, 0)[0] = 16.0f;
-    if (cell % 20 == 10 && layer.shape().n_kv_heads > 1) tokens.key(t, 1)[0] = 16.0f;
+    if (cell % 20 == 10 && cell != 70 && cell != 90 && layer.shape().n_kv_heads > 1) tokens.key(t, 1)[0] = 16.0f;
   }
   put(layer, 0, cell_range(first, n), tokens);
 }
@@ -122,7 +122,7 @@ TEST(FastGenTest, HeadsOfACacheKeepToTheirPatterns) {
     commit(*layer, 0);
     EXPECT_EQ(cells_in(*layer, 0, TokenTier::hi), range(0, 4));
     EXPECT_EQ(cells_in(*layer, 1, TokenTier::hi).size(), 34u);
-    for (const Cell cell : {0u, 1u, 2u, 3u, 10u, 30u, 50u, 70u, 90u}) {
+    for (const Cell cell : {0u, 1u, 2u, 3u, 10u, 30u, 50u}) {
       EXPECT_EQ(cells_in(*layer, 1, TokenTier::hi).count(cell), 1u) << cell;
     }
     EXPECT_EQ(cells_in(*layer, 2, TokenTier::hi), range(0, 100));

@@ -10,7 +10,8 @@
 // - The source has sets of special tokens and of punctuation. Here nothing is known of a token but its keys and values:
 //   the first tokens stand for the special ones, and there is no set of punctuation.
 // - The source compares the whole prompt's attention with and without the other tokens. Here it is the share of the
-//   attention of the last queries, which look at the sets as generated tokens will.
+//   attention of the last queries, which look at the sets as generated tokens will. What they give to each other counts
+//   for the local set alone.
 //
 // Cost: a second product of queries and keys for the last kQueries queries of a prompt; O(n) per choice.
 #pragma once
@@ -50,10 +51,14 @@ inline void choose(const Choice& choice, std::span<const float> scores, std::spa
   append_lowest(scores.size(), scores.size() - n_keep, key, victims, scratch);
 }
 
+/// Of the last kQueries tokens only the local ones count as recovered: each query looks at its own neighbours, which
+/// are others for the tokens to come.
 inline uint8_t pick(const Spec& spec, std::span<const float> scores, std::span<const uint32_t> arrivals,
                     uint64_t n_live, std::vector<uint32_t>& scratch) {
   double total = 0.0;
+  uint32_t newest = 0;
   for (const float score : scores) total += score;
+  for (const uint32_t arrival : arrivals) newest = std::max(newest, arrival);
   if (!(total > 0.0)) return kAll;  // nothing was recorded: nothing is known to be of no use
   std::vector<uint32_t> victims;
   for (uint8_t pattern = kSpecial; pattern < kAll; ++pattern) {
@@ -62,9 +67,14 @@ inline uint8_t pick(const Spec& spec, std::span<const float> scores, std::span<c
     victims.clear();
     choose({spec.importance, kept.share_of_recent(), spec.sinks, spec.seed}, scores, arrivals, kept.total, victims,
            scratch);
-    double lost = 0.0;
-    for (const uint32_t victim : victims) lost += scores[victim];
-    if (lost <= (1.0 - spec.recovery) * total) return pattern;
+    std::vector<float> recovered(scores.begin(), scores.end());
+    for (const uint32_t victim : victims) recovered[victim] = 0.0f;
+    double sum = 0.0;
+    for (size_t i = 0; i < recovered.size(); ++i) {
+      const uint32_t age = newest - arrivals[i];
+      if (arrivals[i] < spec.sinks || age >= kQueries || age < kept.recent) sum += recovered[i];
+    }
+    if (sum >= spec.recovery * total) return pattern;
   }
   return kAll;
 }
