@@ -1,12 +1,12 @@
 // scissorhands: the tokens that were important again and again stay important. A token is important to a query if its
 // attention is above the mean, 1/t of the t tokens that the query sees. Its score is the number of queries of the
-// history window to which it was important. Source: Scissorhands, arXiv 2305.17118, with the history window of 400
-// queries and the recent window of 10 tokens of its experiments.
+// history window to which it was important. The last kRecent tokens stay too. Source: Scissorhands, arXiv 2305.17118.
 //
 // Records, of the prompt's last kHistory queries and of every generated token's, 1 for each query head to which a token
 // was important. A prompt in several calls is recorded as under snapkv.
 //
-// Our reading, where it differs from the source:
+// Our reading, where it differs from the source or the source leaves a choice:
+// - The history window is 400 queries, the recent window 10 tokens, for every model and budget.
 // - The source keeps a bit for each token and query of the window. Here a count fades by 1/kHistory with each generated
 //   token, so that a query counts for kHistory steps on average, and a token takes no more memory than under h2o.
 // - The source counts the queries to which a token was not important, and drops the highest count. For tokens older
