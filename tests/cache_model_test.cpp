@@ -27,9 +27,10 @@ TEST_P(CacheModelTest, AnySequenceOfOperations) { any_sequence(GetParam()); }
 
 INSTANTIATE_TEST_SUITE_P(Specs, CacheModelTest,
                          testing::Values("full", "h2o", "h2o:keep=0.5,importance=window", "streaming:keep=0.3,sinks=3",
-                                         "random:keep=0.4", "snapkv:keep=0.4", "mikv:importance=snapkv,keep=0.3",
-                                         "rtn2", "rtn8", "mikv:importance=full", "mikv-paper", "mikv",
-                                         "mikv:outlier=center,lo=int2,keep=0.35",
+                                         "random:keep=0.4", "snapkv:keep=0.4", "scissorhands:keep=0.4",
+                                         "fastgen:keep=0.3", "mikv-paper-int4:quantiser=symmetric",
+                                         "mikv:importance=snapkv,keep=0.3", "rtn2", "rtn8", "mikv:importance=full",
+                                         "mikv-paper", "mikv", "mikv:outlier=center,lo=int2,keep=0.35",
                                          "mikv:outlier=center,lo=evict,hi=int4", "mikv:outlier=center,lo=int5,hi=int5",
                                          "mikv:lo=int3,outlier=none,keep=1", "mikv-max:prefill=streaming",
                                          "mikv:bits=5", "mikv:lo=int3,outlier=hadamard,keep=0.5,importance=random"),

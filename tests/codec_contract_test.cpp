@@ -7,6 +7,7 @@
 #include <limits>
 #include <string>
 
+#include "symmetric_bound.hpp"
 #include "test_cache.hpp"
 
 namespace mikv::test {
@@ -159,7 +160,7 @@ INSTANTIATE_TEST_SUITE_P(Formats, CodecContractTest,
 // The hi tier is quantised by the same rule.
 TEST(CodecContractHiTest, HiFormats) {
   Random random(15);
-  for (const Format format : {Format::int8, Format::int5, Format::int4}) {
+  for (const Format format : {Format::int8, Format::int5, Format::int4, Format::int2}) {
     Tokens tokens({2, 2, 80, 64}, kTokens, random);
     const auto layer =
         make_layer(tokens.shape, "mikv:importance=full,outlier=none,hi=" + std::string(format_name(format)));
@@ -171,6 +172,31 @@ TEST(CodecContractHiTest, HiFormats) {
       for (size_t t = 0; t < tokens.n; ++t) {
         ASSERT_EQ(violation(tokens.key(t, head), stored[t].k, 40, format), "");
         ASSERT_EQ(violation(tokens.value(t, head), stored[t].v, 64, format), "");
+      }
+    }
+  }
+}
+
+// The symmetric quantiser stays within half a step too.
+TEST(CodecContractSymmetricTest, EveryWidthHeadDimensionAndGroup) {
+  Random random(16);
+  for (const Format format : {Format::int2, Format::int3, Format::int4, Format::int5, Format::int8}) {
+    for (const uint32_t dim : kHeadDims) {
+      Tokens tokens({2, 2, dim, dim}, kTokens, random);
+      const auto layer = make_layer(tokens.shape, "llm-qat4:group=half,lo=" + std::string(format_name(format)));
+      put(*layer, 0, cell_range(0, tokens.n), tokens);
+      commit(*layer, 0);
+      const std::vector<StoredToken> stored = sorted_dump(*layer, 0, 1);
+      for (size_t t = 0; t < tokens.n; ++t) {
+        const float* given = tokens.key(t, 1);
+        for (uint32_t first = 0; first < dim; first += dim / 2) {
+          double largest = 0.0;
+          for (uint32_t c = first; c < first + dim / 2; ++c)
+            largest = std::max(largest, std::abs(double(rounded_to_half(given[c]))));
+          for (uint32_t c = first; c < first + dim / 2; ++c)
+            ASSERT_LE(std::abs(stored[t].k[c] - double(rounded_to_half(given[c]))), symmetric_bound(largest, format))
+                << format_name(format) << ", channel " << c << " of " << dim;
+        }
       }
     }
   }

@@ -164,8 +164,9 @@ TEST_P(SavedSegmentTest, AnyBytesAreHarmless) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Specs, SavedSegmentTest,
-                         testing::Values("full", "h2o", "rtn4", "mikv-paper", "mikv", "mikv-max",
-                                         "mikv:lo=int3,keep=0.3", "mikv:hi=int5,lo=int5,keep=0.3", "snapkv"),
+                         testing::Values("full", "h2o", "rtn4", "mikv-paper", "mikv-paper-int2", "llm-qat4", "mikv",
+                                         "mikv-max", "mikv:lo=int3,keep=0.3", "mikv:hi=int5,lo=int5,keep=0.3", "snapkv",
+                                         "scissorhands", "fastgen"),
                          name_of_spec);
 
 TEST(SavedSegmentCasesTest, OfAnotherSpecOrShapeIsRefusedOrHarmless) {

@@ -34,6 +34,7 @@ TEST(SpecTest, PresetsAreWhatTheirNamesPromise) {
                                          {"window", Importance::window},
                                          {"streaming", Importance::streaming},
                                          {"snapkv", Importance::snapkv},
+                                         {"scissorhands", Importance::scissorhands},
                                          {"random", Importance::random}}) {
     const Spec spec = parsed(name);
     EXPECT_EQ(spec.importance, importance) << name;
@@ -79,7 +80,7 @@ TEST(SpecTest, EveryPresetIsListedOnceAndRoundTrips) {
     EXPECT_EQ(parsed(spec.to_string()), spec) << spec.to_string();
     EXPECT_EQ(parsed(std::string(preset.name) + ":" + std::string(preset.keys)), spec) << preset.name;
   }
-  EXPECT_EQ(names.size(), 14u);
+  EXPECT_EQ(names.size(), 23u);
 }
 
 TEST(SpecTest, KeysOverrideThePreset) {
@@ -125,10 +126,10 @@ RC_GTEST_PROP(SpecProperty, CanonicalFormRoundTrips, ()) {
   const std::string keep_text = std::to_string(keep);
   const std::string text =
       pick({"mikv", "mikv-paper", "mikv-max", "rtn4"}) + ":keep=" + keep_text +
-      ",hi=" + pick({"f16", "int8", "int5", "int4"}) + ",lo=" + pick({"int2", "int3", "int4", "int5", "int8"}) +
-      ",group=" + pick({"auto", "half", "head", "1", "64", "512"}) +
+      ",hi=" + pick({"f16", "int8", "int5", "int4", "int2"}) + ",lo=" + pick({"int2", "int3", "int4", "int5", "int8"}) +
+      ",group=" + pick({"auto", "half", "head", "1", "64", "512"}) + ",quantiser=" + pick({"asymmetric", "symmetric"}) +
       ",outlier=" + pick({"none", "balancer", "center+hadamard", "hadamard+balancer+center"}) +
-      ",importance=" + pick({"h2o", "window", "streaming", "snapkv", "random"}) +
+      ",importance=" + pick({"h2o", "window", "streaming", "snapkv", "scissorhands", "fastgen", "random"}) +
       ",prefill=" + pick({"exact", "streaming"}) + ",sinks=" + std::to_string(*rc::gen::inRange(0, 1025)) +
       ",seed=" + std::to_string(*rc::gen::arbitrary<uint64_t>());
   const Spec spec = parsed(text);
@@ -179,8 +180,8 @@ const Refusal kRefusals[] = {
     {"mikv:keep= 0.2", {"' 0.2'"}},
     {"mikv:keep=20%", {"'20%'"}},
     {"mikv:keep=0,2", {"'2'", "key=value"}},
-    {"mikv:hi=int2", {"'hi'", "'int2'", "f16, int8, int5, int4"}},
-    {"mikv:hi=mixed", {"'hi'", "'mixed'", "f16, int8, int5, int4"}},
+    {"mikv:hi=int3", {"'hi'", "'int3'", "f16, int8, int5, int4, int2"}},
+    {"mikv:hi=mixed", {"'hi'", "'mixed'", "f16, int8, int5, int4, int2"}},
     {"mikv:hi=fp16", {"'fp16'", "f16"}},
     {"mikv:lo=f16", {"'lo'", "'f16'", "evict, mixed, int2, int3, int4, int5, int8"}},
     {"mikv:lo=int6", {"'int6'"}},
@@ -192,10 +193,12 @@ const Refusal kRefusals[] = {
     {"mikv:outlier=balancer+", {"'balancer+'"}},
     {"mikv:outlier=balancer+balancer", {"'balancer+balancer'"}},
     {"mikv:outlier=none+center", {"'none+center'"}},
-    {"mikv:importance=heavy", {"'importance'", "full, h2o, window, streaming, snapkv, random"}},
+    {"mikv:importance=heavy", {"'importance'", "full, h2o, window, streaming, snapkv, scissorhands, fastgen, random"}},
     {"mikv:prefill=fast", {"'prefill'", "exact, streaming"}},
     {"mikv:recent=1.5", {"'recent'", "'1.5'", "0 to 1"}},
     {"mikv:recent=0.5,importance=window", {"recent", "importance=h2o"}},
+    {"fastgen:recovery=1.5", {"'recovery'", "'1.5'", "0 to 1"}},
+    {"h2o:recovery=0.9", {"recovery", "importance=fastgen"}},
     {"mikv:sinks=1025", {"'sinks'", "'1025'", "0 to 1024"}},
     {"mikv:sinks=-1", {"'-1'"}},
     {"mikv:sinks=4294967296", {"'4294967296'"}},
@@ -206,6 +209,9 @@ const Refusal kRefusals[] = {
     {"rtn4:bits=3", {"bits", "lo=mixed"}},
     {"mikv:outlier=none", {"lo=mixed", "outlier"}},
     {"mikv:group=64", {"lo=mixed", "group=head"}},
+    {"rtn4:quantiser=even", {"'quantiser'", "'even'", "asymmetric, symmetric"}},
+    {"mikv:quantiser=symmetric", {"lo=mixed", "quantiser"}},
+    {"h2o:quantiser=symmetric", {"quantiser", "lo=evict"}},
     {"mikv:importance=full,keep=0.5", {"importance=full", "keep"}},
     {"full:keep=0.5", {"importance=full", "keep"}},
     {"full:lo=int4", {"importance=full", "lo=int4"}},
@@ -231,6 +237,14 @@ TEST(SpecTest, FiveBitsInBothTiers) {
   EXPECT_EQ(spec.lo, Format::int5);
   EXPECT_EQ(parsed(spec.to_string()), spec);
   EXPECT_EQ(smaller_format(Format::int5), Format::int4);
+}
+
+TEST(SpecTest, TheQuantiserIsNamedWhereItIsSymmetric) {
+  EXPECT_EQ(parsed("llm-qat4").quantiser, Quantiser::symmetric);
+  EXPECT_NE(parsed("llm-qat4").to_string().find("quantiser=symmetric"), std::string::npos);
+  EXPECT_EQ(parsed("rtn4").to_string().find("quantiser"), std::string::npos);  // sessions of 0.1.0 have no such key
+  EXPECT_EQ(parsed("rtn4:quantiser=asymmetric"), parsed("rtn4"));
+  EXPECT_EQ(parsed("llm-qat4:lo=mixed").quantiser, Quantiser::asymmetric);  // dropped: only the preset asked for it
 }
 
 TEST(SpecTest, HostileTextIsQuotedShortAndPrintable) {

@@ -23,8 +23,10 @@ enum class Format : uint8_t { evict, mixed, int2, int3, int4, int5, int8, f16 };
 ///  window    the most recent
 ///  streaming the first `sinks` tokens and the most recent (arXiv 2309.17453)
 ///  snapkv    those that the end of the prompt attends to, and that end (arXiv 2404.14469)
+///  scissorhands  those that many of the last queries attend to (arXiv 2305.17118)
+///  fastgen   by KV head, the smallest of four sets that recovers its attention (arXiv 2310.01801)
 ///  random    a random subset, from `seed`: the control
-enum class Importance : uint8_t { full, h2o, window, streaming, snapkv, random };
+enum class Importance : uint8_t { full, h2o, window, streaming, snapkv, scissorhands, fastgen, random };
 
 /// When a prompt is compressed: once at its end (exact attention meanwhile), or after every chunk (bounded peak
 /// memory).
@@ -42,6 +44,11 @@ struct GroupSize {
   bool operator==(const GroupSize&) const = default;
 };
 
+/// How codes stand for numbers. asymmetric: a scale and a zero per group (Eq. 1 of MiKV). symmetric: a scale alone; the
+/// codes of N bits stand for -(2^(N-1) - 1) to 2^(N-1) - 1 times it, and one code is unused (LLM-QAT, arXiv
+/// 2305.17888).
+enum class Quantiser : uint8_t { asymmetric, symmetric };
+
 struct Spec {
   std::string preset = "mikv";  ///< name of the preset it was made from, for reports
   Importance importance = Importance::h2o;
@@ -50,14 +57,16 @@ struct Spec {
   Format lo = Format::mixed;
   double bits = 2.7;  ///< of `mixed`: bits per element of the lo tier, mean of K and V, cell ids and scales included
   GroupSize group{GroupSize::Kind::head, 0};
-  bool balancer = true;  ///< channel balancer, Eq. 2 of MiKV
-  bool center = true;    ///< subtract the per-channel mean of the prompt's keys
-  bool hadamard = true;  ///< rotate K and V by an orthonormal Hadamard matrix before quantising
+  Quantiser quantiser = Quantiser::asymmetric;  ///< of hi, and of lo; `mixed` has scales of its own
+  bool balancer = true;                         ///< channel balancer, Eq. 2 of MiKV
+  bool center = true;                           ///< subtract the per-channel mean of the prompt's keys
+  bool hadamard = true;                         ///< rotate K and V by an orthonormal Hadamard matrix before quantising
   Prefill prefill = Prefill::exact;
   double recent = 0.75;  ///< share of the hi tier, 0..1, that `h2o` keeps for the most recent tokens; 0.5 as published
                          ///< (docs/adr/0015-the-recent-share.md)
-  uint32_t sinks = 4;    ///< first tokens that `streaming` keeps
-  uint64_t seed = 1;     ///< of `random`
+  double recovery = 0.95;  ///< share of a KV head's attention, 0..1, that what `fastgen` keeps must have had
+  uint32_t sinks = 4;      ///< first tokens that `streaming` and `fastgen` keep
+  uint64_t seed = 1;       ///< of `random`
 
   bool operator==(const Spec&) const = default;
 
@@ -72,8 +81,8 @@ struct Spec {
   /// True if tiles of the lo tier differ in bits.
   bool mixed() const { return lo == Format::mixed; }
 
-  /// Parses "preset[:key=value[,key=value...]]". Keys: keep, hi, lo, bits, group, outlier, importance, recent, prefill,
-  /// sinks, seed.
+  /// Parses "preset[:key=value[,key=value...]]". Keys: keep, hi, lo, bits, group, quantiser, outlier, importance,
+  /// recent, recovery, prefill, sinks, seed.
   /// Errors: an unknown preset or key; a value out of range. The message names it and the values that are allowed.
   MIKV_API static Result<Spec> parse(std::string_view text);
 

@@ -12,6 +12,7 @@
 
 #include "attention/kernel_api.hpp"
 #include "codec/fp16.hpp"
+#include "codec/quantiser.hpp"
 #include "codec/scale8.hpp"
 #include "codec/trellis_levels.hpp"
 #include "hwy/highway.h"
@@ -67,8 +68,10 @@ HWY_INLINE HWY_ATTR Scales LoadScales(const codec::BlockLayout& layout, const ui
     const VF alpha = hn::BitCast(DF(), bits);
     return {alpha, hn::Mul(alpha, hn::Set(DF(), -codec::kTrellisCentre))};
   }
-  const uint8_t* halves = base + codec::kGroupScaleBytes * group + 2 * lane;
-  return {LoadHalves(halves), LoadHalves(halves + 2 * kLanes)};
+  const uint8_t* halves = base + layout.group_scale_bytes() * group + 2 * lane;
+  const VF alpha = LoadHalves(halves);
+  if (layout.symmetric) return {alpha, hn::Mul(alpha, hn::Set(DF(), -float(codec::symmetric_zero(layout.bits))))};
+  return {alpha, LoadHalves(halves + 2 * kLanes)};
 }
 
 // Tiles of K or of V of consecutive blocks, where the block has them or where they were unpacked to.

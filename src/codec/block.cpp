@@ -16,17 +16,22 @@ namespace mikv::codec {
 namespace {
 
 struct Part {
-  size_t scales, data;
+  size_t scales, data, group_scale_bytes;
   uint32_t dim, group, n_tiles;
+  bool symmetric;
   bool keys;  // a token is a lane of the tiles, else a row
   const TileRow& row;
 };
 
 Part part_k(const BlockLayout& layout) {
-  return {layout.scales_k, layout.data_k, layout.dim_k, layout.group_k, layout.tiles_k, true, layout.row_k};
+  return {layout.scales_k,  layout.data_k,  layout.group_scale_bytes(),
+          layout.dim_k,     layout.group_k, layout.tiles_k,
+          layout.symmetric, true,           layout.row_k};
 }
 Part part_v(const BlockLayout& layout) {
-  return {layout.scales_v, layout.data_v, layout.dim_v, layout.group_v, layout.tiles_v, false, layout.row_v};
+  return {layout.scales_v,  layout.data_v,  layout.group_scale_bytes(),
+          layout.dim_v,     layout.group_v, layout.tiles_v,
+          layout.symmetric, false,          layout.row_v};
 }
 
 Ring ring_of(const Part& part) { return part.keys ? Ring::key : Ring::value; }
@@ -72,10 +77,10 @@ void read_codes(const uint8_t* block, const Part& part, uint32_t token, Codes<kB
 }
 
 uint16_t* alphas(uint8_t* block, const Part& part, uint32_t group) {
-  return reinterpret_cast<uint16_t*>(block + part.scales + kGroupScaleBytes * group);
+  return reinterpret_cast<uint16_t*>(block + part.scales + part.group_scale_bytes * group);
 }
 const uint16_t* alphas(const uint8_t* block, const Part& part, uint32_t group) {
-  return reinterpret_cast<const uint16_t*>(block + part.scales + kGroupScaleBytes * group);
+  return reinterpret_cast<const uint16_t*>(block + part.scales + part.group_scale_bytes * group);
 }
 
 template <uint32_t kBits>
@@ -93,8 +98,12 @@ void encode_part(uint8_t* block, const Part& part, uint32_t token, const float* 
     for (uint32_t c = 0; c < part.dim; ++c) codes[c] = f32_to_f16(values[c]);
   } else {
     for (uint32_t first = 0, group = 0; first < part.dim; first += part.group, ++group) {
-      const GroupScale scale = quantise_group(std::span(values + first, part.group), kBits, &codes[first]);
       uint16_t* alpha = alphas(block, part, group);
+      if (part.symmetric) {
+        alpha[token] = quantise_symmetric(std::span(values + first, part.group), kBits, &codes[first]);
+        continue;
+      }
+      const GroupScale scale = quantise_group(std::span(values + first, part.group), kBits, &codes[first]);
       alpha[token] = scale.alpha;
       alpha[kBlockTokens + token] = scale.beta;
     }
@@ -118,7 +127,9 @@ void decode_part(const uint8_t* block, const Part& part, uint32_t token, float* 
   } else {
     for (uint32_t first = 0, group = 0; first < part.dim; first += part.group, ++group) {
       const uint16_t* alpha = alphas(block, part, group);
-      const float step = f16_to_f32(alpha[token]), zero = f16_to_f32(alpha[kBlockTokens + token]);
+      const float step = f16_to_f32(alpha[token]);
+      const float zero =
+          part.symmetric ? -step * float(symmetric_zero(kBits)) : f16_to_f32(alpha[kBlockTokens + token]);
       for (uint32_t c = first; c < first + part.group; ++c) {
         values[c] = step * float(codes[c]) + zero;
       }
@@ -137,7 +148,7 @@ void copy_part(const uint8_t* from, uint32_t from_lane, uint8_t* to, uint32_t to
   }
   const uint32_t groups = part.group ? part.dim / part.group : 0;
   for (uint32_t group = 0; group < groups; ++group) {
-    for (const uint32_t half : {0u, kBlockTokens}) {
+    for (uint32_t half = 0; half < part.group_scale_bytes / sizeof(uint16_t); half += kBlockTokens) {
       alphas(to, part, group)[half + to_lane] = alphas(from, part, group)[half + from_lane];
     }
   }
@@ -173,8 +184,9 @@ void place_parts(BlockLayout& layout, size_t group_scale_bytes) {
 }  // namespace
 
 BlockLayout BlockLayout::make(uint32_t bits, uint32_t dim_k, uint32_t dim_v, uint32_t group_k, uint32_t group_v,
-                              bool scored, uint32_t id_bytes) {
+                              bool scored, uint32_t id_bytes, bool symmetric) {
   BlockLayout layout;
+  layout.symmetric = symmetric && bits != 16;
   layout.id_bytes = id_bytes;
   layout.bits = bits;
   layout.dim_k = dim_k;
@@ -192,7 +204,7 @@ BlockLayout BlockLayout::make(uint32_t bits, uint32_t dim_k, uint32_t dim_v, uin
     layout.groups_k = dim_k / group_k;
     layout.groups_v = dim_v / group_v;
   }
-  place_parts(layout, kGroupScaleBytes);
+  place_parts(layout, layout.group_scale_bytes());
   return layout;
 }
 

@@ -4,7 +4,7 @@
 //   ids        16 x u16 or u32 cell numbers   always
 //   scores     16 x f32 importance            scored tiers (staged, hi)
 //   arrivals   16 x u32 put order             scored tiers
-//   scales K   groups x (16 alpha, 16 beta)   uniform codes; halves, by token
+//   scales K   groups x (16 alpha, 16 beta)   uniform codes; halves, by token; no beta if symmetric
 //   scales V   groups x (16 alpha, 16 beta)   uniform codes
 //   scales K   16 alpha                       mixed bits; bytes (codec/scale8.hpp), by token
 //   scales V   16 alpha                       mixed bits
@@ -49,14 +49,15 @@ struct BlockLayout {
   uint32_t tiles_k = 0, tiles_v = 0;    ///< tiles a block
   uint32_t groups_k = 0, groups_v = 0;  ///< groups a token; 0 for 16 bits
   bool scored = false;
-  uint32_t id_bytes = 4;  ///< of a cell number: 2 or 4
+  bool symmetric = false;  ///< uniform codes without zeros (codec/quantiser.hpp)
+  uint32_t id_bytes = 4;   ///< of a cell number: 2 or 4
   TileRow row_k, row_v;
   size_t scores = 0, arrivals = 0, scales_k = 0, scales_v = 0, data_k = 0, data_v = 0;  ///< byte offsets; ids are at 0
   size_t bytes = 0;  ///< of a block; a multiple of 32
 
   /// group sizes must divide the dimensions; both are ignored for 16 bits.
   static BlockLayout make(uint32_t bits, uint32_t dim_k, uint32_t dim_v, uint32_t group_k, uint32_t group_v,
-                          bool scored, uint32_t id_bytes = 4);
+                          bool scored, uint32_t id_bytes = 4, bool symmetric = false);
   /// For each tile 1 to 4, or 6, bits and a positive weight (TileRow).
   struct MixedTiles {
     std::span<const uint8_t> bits;
@@ -66,6 +67,8 @@ struct BlockLayout {
                                 uint32_t id_bytes = 4);
 
   bool mixed() const { return bits == kMixedBits; }
+  /// Bytes of the scales of one group of uniform codes in a block: 16 alphas, then, unless symmetric, 16 betas, halves.
+  size_t group_scale_bytes() const { return (symmetric ? 1 : 2) * sizeof(uint16_t) * kBlockTokens; }
   /// Of an element of a full block, everything included.
   double bits_per_element() const { return 8.0 * double(bytes) / double(kTileSide * (dim_k + dim_v)); }
   size_t code_bytes_per_token() const { return (bytes - data_k) / kBlockTokens; }
@@ -73,9 +76,6 @@ struct BlockLayout {
 };
 
 constexpr uint32_t tiles_of(uint32_t dim) { return (dim + kTileSide - 1) / kTileSide; }
-
-/// Bytes of the scales of one group in a block: 16 alphas, then 16 betas, halves.
-inline constexpr size_t kGroupScaleBytes = 2 * 2 * kBlockTokens;
 
 /// The cell number of token `lane`; ids stand first in a block.
 inline uint32_t block_id(const uint8_t* block, const BlockLayout& layout, uint32_t lane) {

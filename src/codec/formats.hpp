@@ -44,7 +44,7 @@ inline constexpr FormatRow kFormats[] = {
     {"evict", Format::evict, 0, 0, kInLo, {}, "the token is lost: what H2O and the others that evict do"},
     {"mixed", Format::mixed, 0, 0, kInLo, {}, "bits go to the channels that need them: the best quality for its size"},
     {"", Format::mixed, 1, 1, kInMixed, {}, "channels that hardly matter"},
-    {"int2", Format::int2, 2, 2, kInLo | kInMixed, {}, "the smallest with a usable error; wants the balancer"},
+    {"int2", Format::int2, 2, 2, kInHi | kInLo | kInMixed, {}, "the smallest with a usable error; wants the balancer"},
     {"int3", Format::int3, 3, 3, kInLo | kInMixed, Format::int2, "half the error of int2, for a bit more"},
     {"int4", Format::int4, 4, 4, kInHi | kInLo | kInMixed, Format::int3, "the retained tier of MiKV as published"},
     {"int5", Format::int5, 5, 4, kInHi | kInLo, Format::int4, "half the error of int4, where int8 does not fit"},

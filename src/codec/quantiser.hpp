@@ -2,6 +2,9 @@
 //   alpha = (max - min) / (2^N - 1), beta = min, code = round((x - beta) / alpha), x' = alpha * code + beta
 // alpha and beta are stored as halves; codes are taken against the stored values, so their rounding costs no extra
 // error except at the ends of the range.
+//
+// The symmetric one has no zero, and so half the bytes of scales (LLM-QAT, arXiv 2305.17888, per token):
+//   alpha = max|x| / (2^(N-1) - 1), code = round(x / alpha) + 2^(N-1) - 1, x' = alpha * (code - (2^(N-1) - 1))
 #pragma once
 
 #include <algorithm>
@@ -45,6 +48,24 @@ inline GroupScale quantise_group(std::span<const float> values, uint32_t bits, u
     codes[i] = uint8_t(std::clamp(code, 0.0f, top));
   }
   return scale;
+}
+
+/// The code that stands for 0 under a symmetric quantiser of `bits`.
+constexpr uint32_t symmetric_zero(uint32_t bits) { return (1u << (bits - 1)) - 1; }
+
+/// Quantises one group of finite values to `bits` (2..8), symmetrically; returns alpha as a half. codes: as many as
+/// values, 0 to 2^bits - 2.
+inline uint16_t quantise_symmetric(std::span<const float> values, uint32_t bits, uint8_t* codes) {
+  float largest = 0.0f;
+  for (const float value : values) largest = std::max(largest, std::abs(value));
+  const float zero = float(symmetric_zero(bits));
+  const uint16_t stored = f32_to_f16(std::min(kF16Max, largest / zero));
+  const float alpha = f16_to_f32(stored), inverse = alpha > 0.0f ? 1.0f / alpha : 0.0f;
+  for (size_t i = 0; i < values.size(); ++i) {
+    const float code = values[i] * inverse + zero + 0.5f;  // truncated below: round half up
+    codes[i] = uint8_t(std::clamp(code, 0.0f, 2.0f * zero + 0.5f));
+  }
+  return stored;
 }
 
 }  // namespace mikv::codec

@@ -231,19 +231,81 @@ void run_splits(const Call& call, const RowTile& tile, uint32_t first, uint32_t 
                 });
 }
 
+// Means of attention, 1 / t of the t live cells that a token sees, into slot.means: what counts is above it. Softmax of
+// equal logits is the mean but for the error of exp, and must not count.
+void note_means(const Call& call, const RowTile& tile, ThreadSlot& slot) {
+  constexpr float kMargin = 1.0f + 0x1p-10f;
+  const Mask& mask = call.args.mask;
+  slot.means.assign(tile.n_tokens, kMargin / float(std::max<uint64_t>(1, call.n_live)));
+  if (mask.type == Mask::Type::none) return;
+  uint32_t n_cells = 0;
+  for (const tier::SegmentStore* segment : call.segments) n_cells = std::max(n_cells, segment->live().end());
+  slot.mask_row.resize(n_cells);
+  for (uint32_t t = 0; t < tile.n_tokens; ++t) {
+    kernels().mask_range(mask, tile.first_token + t, 1, n_cells, slot.mask_row.data(), slot.mask_row.data());
+    uint64_t n_seen = 0;
+    for (const tier::SegmentStore* segment : call.segments) {
+      const auto live = segment->live().words();
+      for (uint32_t cell = 0; cell < segment->live().end(); ++cell) {
+        n_seen += (live[cell / 64] >> cell % 64 & 1) && slot.mask_row[cell] != -INFINITY;
+      }
+    }
+    slot.means[t] = kMargin / float(std::max<uint64_t>(1, n_seen));
+  }
+}
+
+// Zeroes the first n. It never shrinks, so that room grows by more than a token at a time, and most steps of a head
+// that keeps every token allocate nothing.
+void clear_sums(ThreadSlot& slot, size_t n) {
+  if (slot.sums.size() < n) slot.sums.resize(n);
+  std::fill_n(slot.sums.begin(), n, 0.0f);
+}
+
+// Adds one row's counts, [n]: 1 where its attention, in slot.sums, is above the mean.
+void add_counts(const ThreadSlot& slot, uint32_t token, float* counts, size_t n) {
+  for (size_t i = 0; i < n; ++i) counts[i] += slot.sums[i] > slot.means[token];
+}
+
+// One row of `rows` alone, and what it sees.
+Rows row_of(const Rows& rows, uint32_t r, const Geometry& geometry) {
+  const size_t pair = r * geometry.pairs_k.size(), group = size_t{r} * geometry.groups_k;
+  return {1,
+          rows.q + pair * kLanes,
+          rows.bias + r,
+          rows.q_sums + group,
+          rows.q_parts ? rows.q_parts + pair * kQueryPartBytes : nullptr,
+          rows.q_steps ? rows.q_steps + group : nullptr};
+}
+MaskTile mask_of_row(MaskTile mask, uint32_t r, uint32_t group) {
+  mask.first_token += r / group;
+  mask.group = 1;
+  if (mask.slopes) mask.slopes += r % group;
+  return mask;
+}
+
 void add_kept_scores(const Call& call, const RowTile& tile, tier::Tier& tier, size_t kept_index, const RowState& state,
                      ThreadSlot& slot) {
   const uint32_t n = tier.size();
-  slot.sums.assign(n, 0.0f);
-  for (uint32_t split = 0; split < call.n_splits; ++split) {
-    const auto& kept = call.workspace.partial(call.head_index(tile.kv_head), split).kept[kept_index];
-    const auto [begin, end] = part_of(tier, split, call.n_splits);
-    const uint32_t first = begin * kLanes, last = std::min(n, end * kLanes);
-    if (first >= last) continue;
-    kernels().score_kept(kept.data() + first, n, last - first, tile.n_rows(), state.max.data(), slot.inverse_sum.data(),
-                         slot.sums.data() + first);
+  const auto sum_rows = [&](uint32_t first_row, uint32_t n_rows) {
+    clear_sums(slot, n);
+    for (uint32_t split = 0; split < call.n_splits; ++split) {
+      const auto& kept = call.workspace.partial(call.head_index(tile.kv_head), split).kept[kept_index];
+      const auto [begin, end] = part_of(tier, split, call.n_splits);
+      const uint32_t first = begin * kLanes, last = std::min(n, end * kLanes);
+      if (first >= last) continue;
+      kernels().score_kept(kept.data() + size_t{first_row} * n + first, n, last - first, n_rows,
+                           state.max.data() + first_row, slot.inverse_sum.data() + first_row, slot.sums.data() + first);
+    }
+  };
+  if (!call.recording.above_mean) {
+    sum_rows(0, tile.n_rows());
+    for (uint32_t i = 0; i < n; ++i) tier.add_score(i, slot.sums[i]);
+    return;
   }
-  for (uint32_t i = 0; i < n; ++i) tier.add_score(i, slot.sums[i]);
+  for (uint32_t r = 0; r < tile.n_rows(); ++r) {
+    sum_rows(r, 1);
+    for (uint32_t i = 0; i < n; ++i) tier.add_score(i, slot.sums[i] > slot.means[0]);
+  }
 }
 
 void finish_step(const Call& call, const RowTile& tile, ThreadSlot& slot) {
@@ -254,6 +316,7 @@ void finish_step(const Call& call, const RowTile& tile, ThreadSlot& slot) {
   }
   finish(tile, state, slot.inverse_sum);
   if (!call.scoring(tile.kv_head)) return;
+  if (call.recording.above_mean) note_means(call, tile, slot);
   size_t kept_index = 0;
   for (tier::SegmentStore* segment : call.segments) {
     tier::HeadStore& head = segment->heads()[tile.kv_head];
@@ -279,14 +342,24 @@ void run_tile(const Call& call, const RowTile& tile, ThreadSlot& slot) {
   for (uint32_t r = 0; tile.first_token + r / tile.group() < first_counted; ++r)
     slot.inverse_sum[r] = 0.0f;  // adds none
 
+  if (call.recording.above_mean) note_means(call, tile, slot);
   std::vector<float>& scores = slot.scores[call.head_index(tile.kv_head)];
   size_t first = 0;
   for_each_tier(call, tile, slot, [&](TierOfHead at, const BlockSpan& span, const Rows& rows, auto, const tier::Tier*) {
     if (!at.scored()) return;
     const size_t last = first + span.n_tokens;
     if (scores.size() < last) scores.resize(last, 0.0f);
-    kernels().score(span, 0, at.tier->n_blocks(), rows, mask, call.args.softcap, slot.state.max.data(),
-                    slot.inverse_sum.data(), scores.data() + first, scratch);
+    const auto score = [&](const Rows& counted, const MaskTile& seen, uint32_t row, float* sums) {
+      kernels().score(span, 0, at.tier->n_blocks(), counted, seen, call.args.softcap, slot.state.max.data() + row,
+                      slot.inverse_sum.data() + row, sums, scratch);
+    };
+    if (!call.recording.above_mean) score(rows, mask, 0, scores.data() + first);
+    for (uint32_t r = 0; call.recording.above_mean && r < rows.n; ++r) {
+      if (slot.inverse_sum[r] == 0.0f) continue;
+      clear_sums(slot, span.n_tokens);
+      score(row_of(rows, r, *span.geometry), mask_of_row(mask, r, tile.group()), r, slot.sums.data());
+      add_counts(slot, r / tile.group(), scores.data() + first, span.n_tokens);
+    }
     first = last;
   });
 }
@@ -422,7 +495,7 @@ uint64_t Workspace::bytes() const {
       add(rows->q, rows->q_sums, rows->q_steps, rows->q_parts, rows->bias, rows->errors, rows->bias_with_error);
     }
     add(slot.tiers, slot.mask_low, slot.mask_high, slot.logits, slot.factors, slot.decoded, slot.weights,
-        slot.inverse_sum, slot.sums);
+        slot.inverse_sum, slot.sums, slot.mask_row, slot.means);
     add_state(slot.state);
     for (const auto& scores : slot.scores) add(scores);
   }

@@ -55,18 +55,19 @@ constexpr uint32_t kNarrowCells = 1u << 16;
 tier::Layouts make_layouts(const LayerShape& shape, const Spec& spec, const tier::Positions& positions) {
   const uint32_t id_bytes = positions.max_cells <= kNarrowCells ? 2 : 4;
   const uint32_t group_k = spec.group.resolve(shape.head_dim_k), group_v = spec.group.resolve(shape.head_dim_v);
-  const auto layout = [&](Format format, bool scored) {
+  const bool symmetric = spec.quantiser == Quantiser::symmetric;
+  const auto layout = [&](Format format, bool scored, bool has_no_zeros) {
     // Bits that differ by head are known when its segment is frozen; what stands here until then is never filled.
     const uint32_t bits = format_bits(format) ? format_bits(format) : format_bits(Format::int2);
     const uint32_t k = group_k ? group_k : shape.head_dim_k, v = group_v ? group_v : shape.head_dim_v;
-    return codec::BlockLayout::make(bits, shape.head_dim_k, shape.head_dim_v, k, v, scored, id_bytes);
+    return codec::BlockLayout::make(bits, shape.head_dim_k, shape.head_dim_v, k, v, scored, id_bytes, has_no_zeros);
   };
   // Scores and arrivals decide about demotion; a cache that demotes nothing has no use for them.
   const bool scored = policy::policy_of(spec.importance).demotes();
-  return {layout(Format::f16, scored),
-          layout(spec.hi, scored),
-          layout(spec.lo, false),
-          layout(Format::int8, scored),
+  return {layout(Format::f16, scored, false),
+          layout(spec.hi, scored, symmetric),
+          layout(spec.lo, false, symmetric),
+          layout(Format::int8, scored, false),
           spec.lo == Format::evict,
           shape.n_heads / shape.n_kv_heads,
           &positions};

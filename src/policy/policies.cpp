@@ -2,10 +2,12 @@
 #include <algorithm>
 #include <cmath>
 
+#include "policy/fastgen.hpp"
 #include "policy/full.hpp"
 #include "policy/h2o.hpp"
 #include "policy/policy.hpp"
 #include "policy/random.hpp"
+#include "policy/scissorhands.hpp"
 #include "policy/snapkv.hpp"
 #include "policy/streaming.hpp"
 #include "policy/window.hpp"
@@ -13,7 +15,7 @@
 namespace mikv::policy {
 namespace {
 
-constexpr Policy kPolicies[] = {kFull, kH2o, kWindow, kStreaming, kSnapKv, kRandom};
+constexpr Policy kPolicies[] = {kFull, kH2o, kWindow, kStreaming, kSnapKv, kScissorhands, kFastGen, kRandom};
 
 /// Importance::random stays the last of its enumerators.
 constexpr bool every_importance_has_a_policy() {
@@ -35,7 +37,9 @@ const Policy& policy_of(Importance importance) {
 }
 
 Recording recording_of(const Spec& spec) {
-  return spec.keep > 0.0 && spec.keep < 1.0 ? policy_of(spec.importance).recording : Recording();
+  const Policy& policy = policy_of(spec.importance);
+  const bool chooses = policy.patterns.n > 0 || (spec.keep > 0.0 && spec.keep < 1.0);
+  return chooses ? policy.recording : Recording();
 }
 
 void choose_demotions(const Choice& choice, std::span<const float> scores, std::span<const uint32_t> arrivals,

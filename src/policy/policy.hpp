@@ -35,15 +35,35 @@ using Choose = void (*)(const Choice& choice, std::span<const float> scores, std
 using Settle = void (*)(std::span<float> scores, std::span<const uint32_t> arrivals, size_t n_hi, bool compressed,
                         std::vector<uint32_t>& scratch);
 
+/// Number of tokens that hi may hold, and how many of them are places for the most recent ones.
+struct Places {
+  uint64_t total = 0, recent = 0;
+  double share_of_recent() const { return total ? double(recent) / double(total) : 0.0; }
+};
+
+/// Of a policy that gives KV heads different numbers of places: each head picks one of n patterns, 1 to n, at its first
+/// commit, and keeps it.
+struct Patterns {
+  uint8_t n = 0;  ///< 0: all heads have the places that `keep` and `recent` say
+  /// Scores and arrivals of the tokens of the commit. May throw std::bad_alloc.
+  uint8_t (*pick)(const Spec& spec, std::span<const float> scores, std::span<const uint32_t> arrivals, uint64_t n_live,
+                  std::vector<uint32_t>& scratch) = nullptr;
+  /// pattern: 0 before the first commit.
+  Places (*places)(uint8_t pattern, const Spec& spec, uint64_t n_live) = nullptr;
+};
+
 /// Which queries add their attention to the scores of tokens, summed over the group's query heads.
 struct Recording {
   bool attention = false;     ///< false: none, scores are 0
   uint32_t last_queries = 0;  ///< 0: all. Else at most this many last queries of a prompt
+  bool steps = false;         ///< with last_queries: the queries of generated tokens too
+  /// Adds 1 for each query head whose attention is above the mean of the tokens that it sees, instead of the attention.
+  bool above_mean = false;
 
   /// True if the queries of a call count. compressed: the KV head has compressed tokens. A policy of last queries
-  /// scores prompts: it takes few tokens after the first commit for generated ones.
+  /// takes few tokens after the first commit for generated ones.
   constexpr bool counts(uint32_t n_tokens, bool compressed) const {
-    return attention && (last_queries == 0 || !compressed || n_tokens >= last_queries);
+    return attention && (last_queries == 0 || steps || !compressed || n_tokens >= last_queries);
   }
   /// The first query of a call that counts.
   constexpr uint32_t first_query(uint32_t n_tokens) const {
@@ -62,12 +82,15 @@ struct Policy {
   Recording recording;
   Settle settle;                 ///< null: scores stay as recorded
   Choose choose;                 ///< null: it demotes nothing
+  Patterns patterns = {};        ///< none: all heads have the same number of places
   std::string_view preset_keys;  ///< of the preset of the same name
   std::string_view description;  ///< of that preset, one line
 
   constexpr bool demotes() const { return choose != nullptr; }
   /// True if part of the hi tier is for the most recent tokens, whatever their scores (spec key `recent`).
   constexpr bool reserves_recent() const { return own_key == "recent"; }
+  /// True if KV heads have as many places as recover the spec key `recovery` of their attention.
+  constexpr bool recovers() const { return own_key == "recovery"; }
 };
 
 /// The table, in the order in which help texts list it.

@@ -33,8 +33,11 @@ struct Named {
 
 constexpr std::array kPrefills = {Named<Prefill>{"exact", Prefill::exact},
                                   Named<Prefill>{"streaming", Prefill::streaming}};
-constexpr std::array<std::string_view, 11> kKeys = {"keep",       "hi",     "lo",      "bits",  "group", "outlier",
-                                                    "importance", "recent", "prefill", "sinks", "seed"};
+constexpr std::array kQuantisers = {Named<Quantiser>{"asymmetric", Quantiser::asymmetric},
+                                    Named<Quantiser>{"symmetric", Quantiser::symmetric}};
+constexpr std::array<std::string_view, 13> kKeys = {"keep",      "hi",      "lo",         "bits",   "group",
+                                                    "quantiser", "outlier", "importance", "recent", "recovery",
+                                                    "prefill",   "sinks",   "seed"};
 
 /// Names of the formats of a tier: those of hi from the best down, those of lo from the smallest up.
 std::vector<std::string_view> format_names(codec::FormatUse tier, bool quantised_only = false) {
@@ -212,9 +215,12 @@ Status set_key(Spec& spec, std::string_view key, std::string_view value) {
   if (key == "lo") return set_format(spec.lo, key, value, codec::kInLo);
   if (key == "bits") return set_number(spec.bits, key, value, 1.0, 5.0, "a number from 1 to 5, e.g. bits=2.75");
   if (key == "group") return set_group(spec.group, value);
+  if (key == "quantiser") return set_named(spec.quantiser, key, value, kQuantisers);
   if (key == "outlier") return set_outlier(spec, value);
   if (key == "importance") return set_importance(spec.importance, key, value);
   if (key == "recent") return set_number(spec.recent, key, value, 0.0, 1.0, "a number from 0 to 1, e.g. recent=0.75");
+  if (key == "recovery")
+    return set_number(spec.recovery, key, value, 0.0, 1.0, "a number from 0 to 1, e.g. recovery=0.95");
   if (key == "prefill") return set_named(spec.prefill, key, value, kPrefills);
   if (key == "sinks")
     return set_number<uint32_t>(spec.sinks, key, value, 0, kMaxSinks, "a whole number from 0 to 1024");
@@ -242,6 +248,20 @@ Status apply_keys(Spec& spec, std::string_view pairs, std::vector<std::string_vi
   }
 }
 
+bool quantises_nothing(const Spec& spec) { return spec.lo == Format::evict && spec.hi == Format::f16; }
+
+/// As reconcile(), of the quantiser.
+Status reconcile_quantiser(Spec& spec, bool user_gave) {
+  if (spec.quantiser == Quantiser::asymmetric || !(spec.mixed() || quantises_nothing(spec))) return {};
+  if (user_gave && spec.mixed())
+    return Error{"spec: lo=mixed has scales of its own; leave quantiser out, or choose another lo"};
+  if (user_gave)
+    return Error{"spec: hi=f16 with lo=evict quantises nothing; leave quantiser out, or choose hi=" +
+                 any_of(format_names(codec::kInHi, true)) + ", or lo=" + any_of(format_names(codec::kInLo, true))};
+  spec.quantiser = Quantiser::asymmetric;
+  return {};
+}
+
 /// Refuses what the user asked for and the rest of the spec would ignore; drops it where only a preset asked.
 Status reconcile(Spec& spec, const std::vector<std::string_view>& given) {
   const auto user_gave = [&](std::string_view key) {
@@ -260,11 +280,16 @@ Status reconcile(Spec& spec, const std::vector<std::string_view>& given) {
     spec.keep = 1.0;
     spec.lo = Format::evict;
   }
-  if (!policy.reserves_recent()) {
-    const std::string others = "importance=" + any_of(policy_names(&policy::Policy::reserves_recent));
-    if (user_gave("recent")) return Error{"spec: recent is of " + others + "; leave it out, or choose " + others};
-    spec.recent = Spec().recent;
-  }
+  const auto only_of = [&](std::string_view key, bool (policy::Policy::*reads)() const, double& value, double unused) {
+    if ((policy.*reads)()) return Status();
+    const std::string others = "importance=" + any_of(policy_names(reads));
+    if (user_gave(key))
+      return Status(Error{"spec: " + std::string(key) + " is of " + others + "; leave it out, or choose " + others});
+    value = unused;
+    return Status();
+  };
+  if (Status read = only_of("recent", &policy::Policy::reserves_recent, spec.recent, Spec().recent); !read) return read;
+  if (Status read = only_of("recovery", &policy::Policy::recovers, spec.recovery, Spec().recovery); !read) return read;
   if (spec.mixed()) {  // has one way of handling outliers, and one scale a head
     if (user_gave("outlier") && !(spec.balancer && spec.center && spec.hadamard))
       return Error{"spec: lo=mixed needs outlier=balancer+center+hadamard; leave outlier out, or choose another lo"};
@@ -279,14 +304,14 @@ Status reconcile(Spec& spec, const std::vector<std::string_view>& given) {
   if (spec.lo == Format::evict && spec.keep == 0.0)
     return Error{"spec: keep=0 with lo=evict would store nothing; choose keep above 0, or lo=" +
                  any_of(format_names(codec::kInLo, true))};
-  if (spec.lo == Format::evict && spec.hi == Format::f16) {  // nothing is quantised: no outliers to handle
+  if (quantises_nothing(spec)) {  // no outliers to handle
     if (user_gave("outlier") && (spec.balancer || spec.center || spec.hadamard))
       return Error{
           "spec: hi=f16 with lo=evict quantises nothing, so outlier must be none; leave outlier out, or choose hi=" +
           any_of(format_names(codec::kInHi, true)) + ", or lo=" + any_of(format_names(codec::kInLo, true))};
     spec.balancer = spec.center = spec.hadamard = false;
   }
-  return {};
+  return reconcile_quantiser(spec, user_gave("quantiser"));
 }
 
 }  // namespace
@@ -302,38 +327,6 @@ uint32_t GroupSize::resolve(uint32_t head_dim) const {
   uint32_t largest = std::min(head_dim, kMaxAutomaticGroup);
   while (head_dim % largest != 0) --largest;
   return largest;
-}
-
-const std::vector<Preset>& presets() {
-  static const std::vector<Preset> all = [] {
-    const std::vector<Preset> ours = {
-        {"mikv", "importance=h2o,recent=0.75,keep=0.08,hi=int8,lo=mixed,bits=2.7",
-         "our default: about 3.3 bits per element"},
-        {"mikv-hq", "importance=h2o,recent=0.75,keep=0.12,hi=int8,lo=mixed,bits=3.61",
-         "closest to the full cache: about 4.4 bits"},
-        {"mikv-max", "importance=h2o,recent=0.75,keep=0.06,hi=int8,lo=mixed,bits=1.89", "smallest: about 2.4 bits"},
-        {"mikv-paper", "importance=h2o,keep=0.2,hi=f16,lo=int4,group=half,outlier=balancer",
-         "MiKV as published (arXiv 2402.18096)"},
-    };
-    const std::vector<Preset> round_to_nearest = {
-        {"rtn8", "importance=window,keep=0,hi=f16,lo=int8,group=half,outlier=none", "every token in INT8"},
-        {"rtn4", "importance=window,keep=0,hi=f16,lo=int4,group=half,outlier=none", "every token in INT4"},
-        {"rtn3", "importance=window,keep=0,hi=f16,lo=int3,group=half,outlier=none", "every token in INT3"},
-        {"rtn2", "importance=window,keep=0,hi=f16,lo=int2,group=half,outlier=none", "every token in INT2"},
-    };
-    std::vector<Preset> list;
-    const auto add_policies = [&list](bool demoting) {
-      for (const policy::Policy& each : policy::policies()) {
-        if (each.demotes() == demoting) list.push_back({each.name, each.preset_keys, each.description});
-      }
-    };
-    add_policies(false);
-    list.insert(list.end(), ours.begin(), ours.end());
-    add_policies(true);
-    list.insert(list.end(), round_to_nearest.begin(), round_to_nearest.end());
-    return list;
-  }();
-  return all;
 }
 
 Result<Spec> Spec::parse(std::string_view text) {
@@ -385,6 +378,7 @@ std::string Spec::to_string() const {
   const policy::Policy& chosen = policy::policy_of(importance);
   text += ":importance=" + std::string(chosen.name);
   if (chosen.reserves_recent()) text += ",recent=" + shortest(recent);
+  if (chosen.recovers()) text += ",recovery=" + shortest(recovery);
   text += ",keep=" + shortest(keep);
   text += ",hi=" + std::string(format_name(hi)) + ",lo=" + std::string(format_name(lo));
   if (mixed()) text += ",bits=" + shortest(bits);
@@ -392,6 +386,8 @@ std::string Spec::to_string() const {
                        : group.kind == GroupSize::Kind::half    ? "half"
                        : group.kind == GroupSize::Kind::head    ? "head"
                                                                 : std::to_string(group.channels));
+  // Named only where it is the rarer one: sessions of before the key have the same text.
+  if (quantiser == Quantiser::symmetric) text += ",quantiser=" + std::string(name_of(kQuantisers, quantiser));
   text += ",outlier=" + (outlier.empty() ? "none" : outlier);
   text += ",prefill=" + std::string(name_of(kPrefills, prefill));
   text += ",sinks=" + std::to_string(sinks) + ",seed=" + std::to_string(seed);

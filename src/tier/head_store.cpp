@@ -227,11 +227,8 @@ void HeadStore::drop_staged(uint32_t slot, CommitScratch& scratch) {
   append_lo(staged.cell(slot), scratch);
 }
 
-// Victims among the candidates: hi slots, then staged slots. All of them compete for the budget.
-void HeadStore::choose_victims(const Spec& spec, Budget budget, CommitScratch& scratch) const {
-  scratch.victims.clear();
-  const policy::Policy& policy = policy::policy_of(spec.importance);
-  if (!policy.demotes()) return;
+// Scores, settled, and arrivals of hi slots, then of staged slots.
+void HeadStore::rank(const policy::Policy& policy, CommitScratch& scratch) const {
   const uint32_t n_hi = hi.size(), n_candidates = n_hi + staged.size();
   scratch.scores.resize(n_candidates);
   scratch.arrivals.resize(n_candidates);
@@ -240,9 +237,23 @@ void HeadStore::choose_victims(const Spec& spec, Budget budget, CommitScratch& s
   if (policy.settle && staged.size()) {
     policy.settle(scratch.scores, scratch.arrivals, n_hi, compressed(), scratch.policy);
   }
-  const double recent = budget.total ? double(budget.recent) / double(budget.total) : 0.0;
-  policy::choose_demotions({spec.importance, recent, spec.sinks, spec.seed}, scratch.scores, scratch.arrivals,
-                           budget.total, scratch.victims, scratch.policy);
+}
+
+uint8_t HeadStore::plan_pattern(const Spec& spec, uint64_t n_live, CommitScratch& scratch) const {
+  const policy::Policy& policy = policy::policy_of(spec.importance);
+  if (pattern || !policy.patterns.n) return pattern;
+  rank(policy, scratch);
+  return policy.patterns.pick(spec, scratch.scores, scratch.arrivals, n_live, scratch.policy);
+}
+
+// Victims among the candidates: hi slots, then staged slots. All of them compete for the budget.
+void HeadStore::choose_victims(const Spec& spec, policy::Places budget, CommitScratch& scratch) const {
+  scratch.victims.clear();
+  const policy::Policy& policy = policy::policy_of(spec.importance);
+  if (!policy.demotes()) return;
+  rank(policy, scratch);
+  policy::choose_demotions({spec.importance, budget.share_of_recent(), spec.sinks, spec.seed}, scratch.scores,
+                           scratch.arrivals, budget.total, scratch.victims, scratch.policy);
 }
 
 void HeadStore::store_scores(const CommitScratch& scratch) {
@@ -253,7 +264,9 @@ void HeadStore::store_scores(const CommitScratch& scratch) {
   }
 }
 
-HeadStore::Budget HeadStore::budget(const Spec& spec, uint64_t n_live) const {
+policy::Places HeadStore::budget(const Spec& spec, uint64_t n_live, uint8_t of_pattern) const {
+  const policy::Patterns& patterns = policy::policy_of(spec.importance).patterns;
+  if (patterns.n) return patterns.places(of_pattern, spec, n_live);
   const uint64_t own = policy::hi_budget(spec.keep, n_live);
   const uint64_t passed_on = policy::n_recent(spec.recent, policy::hi_budget(spec.keep, n_before));
   return {own + passed_on, policy::n_recent(spec.recent, own) + passed_on};
@@ -261,9 +274,10 @@ HeadStore::Budget HeadStore::budget(const Spec& spec, uint64_t n_live) const {
 
 void HeadStore::pass_on(HeadStore& next, const Spec& spec, uint64_t n_live, CommitScratch& scratch) {
   next.more_bits = more_bits;
+  next.pattern = pattern;
   next.n_before = 0;
   if (!policy::policy_of(spec.importance).reserves_recent() || staged.size()) return;
-  const Budget all = budget(spec, n_live);
+  const policy::Places all = budget(spec, n_live);
   demote_to(spec, {all.total - all.recent, 0}, scratch);
   next.n_before = uint32_t(std::min<uint64_t>(n_before + n_live, UINT32_MAX));
 }
@@ -272,7 +286,7 @@ void HeadStore::hold_budget(const Spec& spec, uint64_t n_live, CommitScratch& sc
   if (!staged.size()) demote_to(spec, budget(spec, n_live), scratch);
 }
 
-void HeadStore::demote_to(const Spec& spec, Budget budget, CommitScratch& scratch) {
+void HeadStore::demote_to(const Spec& spec, policy::Places budget, CommitScratch& scratch) {
   if (hi.size() <= budget.total) return;
   scratch.k.resize(codec::kMaxHeadDim);
   scratch.v.resize(codec::kMaxHeadDim);
@@ -298,7 +312,7 @@ policy::ErrorWeight::Sums HeadStore::error_weight(const Spec& spec, uint64_t n_l
   }
   scratch.k.resize(codec::kMaxHeadDim);
   scratch.v.resize(codec::kMaxHeadDim);
-  const Budget places = budget(spec, n_live);
+  const policy::Places places = budget(spec, n_live, plan_pattern(spec, n_live, scratch));
   choose_victims(spec, places, scratch);
   scratch.staged_victim.assign(n_staged, 0);
   for (const uint32_t victim : scratch.victims) {
@@ -330,7 +344,8 @@ void HeadStore::commit(const Spec& spec, uint64_t n_live, uint32_t from, CommitS
   scratch.k.resize(codec::kMaxHeadDim);
   scratch.v.resize(codec::kMaxHeadDim);
 
-  choose_victims(spec, budget(spec, n_live), scratch);
+  const uint8_t planned = plan_pattern(spec, n_live, scratch);
+  choose_victims(spec, budget(spec, n_live, planned), scratch);
   const uint32_t n_victims = uint32_t(scratch.victims.size());
   scratch.staged_victim.assign(n_staged, 0);
   const bool freezing = spec.needs_calibration() && !frozen;
@@ -342,6 +357,7 @@ void HeadStore::commit(const Spec& spec, uint64_t n_live, uint32_t from, CommitS
   if (freezing) charge_.set(calibration_bytes() + calibration.transform.bytes() + sizeof(codec::BlockLayout));
 
   // Nothing fails from here on.
+  pattern = planned;
   if (calibration.lo) {
     lo = std::move(own_lo);
     own_lo_ = std::move(calibration.lo);

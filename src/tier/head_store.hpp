@@ -16,6 +16,7 @@
 #include "mikv/types.hpp"
 #include "policy/error_weight.hpp"
 #include "policy/mixed_calibration.hpp"
+#include "policy/policy.hpp"
 #include "tier/charge.hpp"
 #include "tier/query_sample.hpp"
 #include "tier/tier.hpp"
@@ -91,6 +92,7 @@ class HeadStore {
   double more_bits = 0.0;
   /// Tokens of the segments that this one continues and whose places for recent tokens it took over (pass_on).
   uint32_t n_before = 0;
+  uint8_t pattern = 0;  ///< that this head has picked (policy::Patterns); 0: none yet, or the policy has none
   bool evict;
 
   bool staged_in_bytes() const { return staged.layout().bits != 16; }
@@ -123,11 +125,7 @@ class HeadStore {
   /// the tokens that had them. May throw std::bad_alloc; what was demoted until then stays so.
   void pass_on(HeadStore& next, const Spec& spec, uint64_t n_live, CommitScratch& scratch);
 
-  /// Number of tokens that hi may hold, and how many of them are places for the most recent ones.
-  struct Budget {
-    uint64_t total, recent;
-  };
-  Budget budget(const Spec& spec, uint64_t n_live) const;
+  policy::Places budget(const Spec& spec, uint64_t n_live) const { return budget(spec, n_live, pattern); }
 
   /// Demotes down to a lowered budget; staged tokens wait for commit(). May throw std::bad_alloc; what was demoted
   /// until then stays so.
@@ -170,10 +168,13 @@ class HeadStore {
 
   policy::Moments staged_moments(CommitScratch& scratch) const;
   void release_staged();
-  void choose_victims(const Spec& spec, Budget budget, CommitScratch& scratch) const;
+  policy::Places budget(const Spec& spec, uint64_t n_live, uint8_t of_pattern) const;
+  void rank(const policy::Policy& policy, CommitScratch& scratch) const;
+  uint8_t plan_pattern(const Spec& spec, uint64_t n_live, CommitScratch& scratch) const;
+  void choose_victims(const Spec& spec, policy::Places budget, CommitScratch& scratch) const;
   /// Keeps the scores that choose_victims() settled.
   void store_scores(const CommitScratch& scratch);
-  void demote_to(const Spec& spec, Budget budget, CommitScratch& scratch);
+  void demote_to(const Spec& spec, policy::Places budget, CommitScratch& scratch);
   Calibration plan_calibration(const Spec& spec, CommitScratch& scratch) const;
   Calibration plan_mixed(const Spec& spec, CommitScratch& scratch) const;
   Calibration plan_uniform(const Spec& spec, CommitScratch& scratch) const;

@@ -114,11 +114,13 @@ SavedSegment read_saved_segment(std::span<const uint8_t> bytes, uint32_t n_cells
   const uint32_t n_tiles =
       (shape.head_dim_k + kTileSide - 1) / kTileSide + (shape.head_dim_v + kTileSide - 1) / kTileSide;
   const bool scored = spec.importance != Importance::full;
-  // Uniform formats: two halves a group, none for f16.
-  const auto uniform_block = [&](Format format, bool with_scores) {
+  // Uniform formats: two halves per group, or one if symmetric, none for f16.
+  const uint32_t scale_bytes = spec.quantiser == Quantiser::symmetric ? 2 : 4;
+  const auto uniform_block = [&](Format format, bool with_scores, uint32_t bytes_per_group) {
     const uint32_t groups = shape.head_dim_k / spec.group.resolve(shape.head_dim_k) +
                             shape.head_dim_v / spec.group.resolve(shape.head_dim_v);
-    return block_bytes(id_bytes, with_scores, format == Format::f16 ? 0 : 4 * groups, n_tiles * format_bits(format));
+    return block_bytes(id_bytes, with_scores, format == Format::f16 ? 0 : bytes_per_group * groups,
+                       n_tiles * format_bits(format));
   };
   const auto read_tier = [&](size_t bytes_of_block) {
     const uint32_t n = in.get<uint32_t>();
@@ -131,6 +133,7 @@ SavedSegment read_saved_segment(std::span<const uint8_t> bytes, uint32_t n_cells
     const uint8_t flags = in.get<uint8_t>();
     head.frozen = flags & 1, head.sampled = flags & 2, head.continues = flags & 4, head.in_bytes = flags & 8;
     if (head.continues) in.skip(sizeof(uint32_t));
+    if (flags & 32) in.skip(1);  // a pattern
     if (head.in_bytes) head.staged_key = in.axes();
     in.skip(sizeof(uint64_t));
     head.q_max = in.array<float>();
@@ -148,13 +151,13 @@ SavedSegment read_saved_segment(std::span<const uint8_t> bytes, uint32_t n_cells
     head.weights_k = in.array<float>();
     head.bits_v = in.array<uint8_t>();
     head.weights_v = in.array<float>();
-    head.n_staged = read_tier(uniform_block(head.in_bytes ? Format::int8 : Format::f16, scored));
-    head.n_hi = read_tier(uniform_block(spec.hi, scored));
+    head.n_staged = read_tier(uniform_block(head.in_bytes ? Format::int8 : Format::f16, scored, 4));
+    head.n_hi = read_tier(uniform_block(spec.hi, scored, scale_bytes));
     const uint32_t tile_bits = std::accumulate(head.bits_k.begin(), head.bits_k.end(), 0u) +
                                std::accumulate(head.bits_v.begin(), head.bits_v.end(), 0u);
     head.n_lo = read_tier(spec.mixed()               ? block_bytes(id_bytes, false, 2, tile_bits)
                           : spec.lo == Format::evict ? 0
-                                                     : uniform_block(spec.lo, false));
+                                                     : uniform_block(spec.lo, false, scale_bytes));
   }
   if (in.at() != bytes.size()) throw std::runtime_error("a saved segment is longer than its parts");
   return segment;
