@@ -459,6 +459,7 @@ class Estimate(Case):
             self.assertAlmostEqual(four["bytes"] / one["bytes"], 4, delta=0.02)
             # While the last of four prompts is read the other three are compressed.
             self.assertAlmostEqual(four["peak_bytes"], 3 * one["bytes"] + one["peak_bytes"], delta=0.02 * four["peak_bytes"])
+            self.assertAlmostEqual(four["peak_at_once_bytes"], 4 * one["peak_bytes"], delta=0.02 * four["peak_at_once_bytes"])
         self.assertLess(rows[65536, 1]["mikv:prefill=streaming"]["peak_bytes"], rows[65536, 1]["mikv"]["peak_bytes"] / 3)
 
     def test_prints_a_table_and_writes_json(self):
