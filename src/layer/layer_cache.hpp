@@ -140,6 +140,9 @@ class LayerCache {
   /// Compresses what is staged: freezes the segment if it is not, moves tokens to hi, demotes down to hi's share. A KV
   /// head that has nothing compressed waits until `from` tokens are staged; to be frozen it needs 16.
   Status commit(SegmentId segment, uint32_t from = 0);
+  /// The same in several layers, by n_threads threads. Under an account with a limit one layer follows the other, so
+  /// that no more is compressed at once than growth() says. Returns the first error; other heads are done nevertheless.
+  static Status commit(std::span<LayerCache* const> layers, SegmentId segment, uint32_t from, uint32_t n_threads);
   Status commit_all(uint32_t from = 0);
 
   /// Moves bits of lo=mixed between KV heads, of layers of one model and spec, to those whose errors count more by the

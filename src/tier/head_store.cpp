@@ -322,11 +322,16 @@ void HeadStore::lower_bits(const Spec& spec, const codec::BlockLayout& uniform) 
   own_lo_ = std::move(lower);
 }
 
+bool HeadStore::commits(const Spec& spec, uint32_t from) const {
+  const uint32_t n_staged = staged.size();
+  if (n_staged == 0 || spec.uncompressed()) return false;
+  if (!compressed() && n_staged < from) return false;
+  return frozen || !spec.needs_calibration() || n_staged >= kMinCalibrationTokens;
+}
+
 void HeadStore::commit(const Spec& spec, uint64_t n_live, uint32_t from, CommitScratch& scratch) {
+  if (!commits(spec, from)) return;
   const uint32_t n_hi = hi.size(), n_staged = staged.size();
-  if (n_staged == 0 || spec.uncompressed()) return;
-  if (!compressed() && n_staged < from) return;
-  if (spec.needs_calibration() && !frozen && n_staged < kMinCalibrationTokens) return;
   scratch.k.resize(codec::kMaxHeadDim);
   scratch.v.resize(codec::kMaxHeadDim);
 

@@ -107,6 +107,8 @@ class HeadStore {
   bool compressed() const { return frozen || hi.size() > 0 || lo.size() > 0; }
   uint32_t stored() const { return staged.size() + hi.size() + lo.size(); }
 
+  /// True if commit() would compress something.
+  bool commits(const Spec& spec, uint32_t from) const;
   /// Compresses what is staged. n_live: live cells of the segment, evicted ones included (the S of floor(keep * S)).
   /// from: as of LayerCache::commit(). May throw std::bad_alloc; nothing changes then.
   void commit(const Spec& spec, uint64_t n_live, uint32_t from, CommitScratch& scratch);
