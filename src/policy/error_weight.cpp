@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
+#include <cstring>
 
 #include "codec/cpu_clones.hpp"
 
@@ -12,24 +13,33 @@ namespace {
 constexpr float kNothing = -1e30f;  // less than any logit
 constexpr float kLeast = 0x1p-26f;  // a weight below this part of the sum changes no float of the output
 
-// dot_columns() of kRows rows from `first` on, whose sums stay in registers.
-template <size_t kRows>
+// 16 rows, with the operators that the compiler gives them on any CPU.
+typedef float Rows16 __attribute__((vector_size(64)));
+
+// dot_columns() of 16 kVectors rows from `first` on, whose sums stay in registers.
+template <size_t kVectors>
 __attribute__((always_inline)) inline void dot_rows(const float* k, uint32_t dim, const float* columns, size_t n_rows,
                                                     size_t first, float* logits) {
-  float sums[kRows] = {};
+  Rows16 sums[kVectors] = {};
   for (uint32_t c = 0; c < dim; ++c) {
-    for (size_t r = 0; r < kRows; ++r) sums[r] += k[c] * columns[c * n_rows + first + r];
+    Rows16 rows[kVectors];
+    std::memcpy(rows, columns + c * n_rows + first, sizeof rows);
+    for (size_t i = 0; i < kVectors; ++i) sums[i] += k[c] * rows[i];
   }
-  for (size_t r = 0; r < kRows; ++r) logits[first + r] = sums[r];
+  std::memcpy(logits + first, sums, sizeof sums);
 }
 
 // logits[r] = sum over c of k[c] columns[c][r].
 MIKV_FOR_EACH_CPU
 void dot_columns(const float* k, uint32_t dim, const float* columns, size_t n_rows, float* logits) {
   size_t first = 0;
-  for (; first + 64 <= n_rows; first += 64) dot_rows<64>(k, dim, columns, n_rows, first, logits);
-  for (; first + 16 <= n_rows; first += 16) dot_rows<16>(k, dim, columns, n_rows, first, logits);
-  for (; first < n_rows; ++first) dot_rows<1>(k, dim, columns, n_rows, first, logits);
+  for (; first + 64 <= n_rows; first += 64) dot_rows<4>(k, dim, columns, n_rows, first, logits);
+  if (first + 32 <= n_rows) dot_rows<2>(k, dim, columns, n_rows, first, logits), first += 32;
+  if (first + 16 <= n_rows) dot_rows<1>(k, dim, columns, n_rows, first, logits), first += 16;
+  for (; first < n_rows; ++first) {
+    logits[first] = 0.0f;
+    for (uint32_t c = 0; c < dim; ++c) logits[first] += k[c] * columns[c * n_rows + first];
+  }
 }
 
 MIKV_FOR_EACH_CPU
@@ -46,7 +56,7 @@ float squared_distance(const float* x, const float* y, size_t n) {
   return sum;
 }
 
-// e^x for x <= 0, to 3e-7 of it, never below 2^-126. A loop over it is vectorised, one over std::exp is not.
+// e^x for x <= 0, to 3e-7 of it, never below 2^-126; 1 for 0. A loop over it is vectorised, one over std::exp is not.
 __attribute__((always_inline)) inline float exp_of(float x) {
   const float power = std::max(x * 1.44269504f, -126.0f),
               rounded = power + 0x1.8p23f;        // its lowest bits: a whole number
@@ -58,27 +68,26 @@ __attribute__((always_inline)) inline float exp_of(float x) {
   return std::bit_cast<float>(std::bit_cast<uint32_t>(y) + (std::bit_cast<uint32_t>(rounded) << 23));
 }
 
-// Of rows: see ErrorWeight.
-struct Rows {
-  const uint32_t* arrivals;
-  const float* logits;
-  float *max, *sum, *squares, *factors, *weights;
+struct Token {
+  uint32_t arrival, n_recent;
+  float distance;
 };
 
 // A token's weight under each row's softmax, and the factor that its maximum changes what was summed before by.
 MIKV_FOR_EACH_CPU
-void add_token(const Rows& rows, size_t n_rows, uint32_t arrival, uint32_t n_recent, float distance) {
-  const uint32_t* arrivals = rows.arrivals;
-  const float* logits = rows.logits;
-  float* __restrict max = rows.max, * __restrict sum = rows.sum, * __restrict squares = rows.squares, * __restrict factors = rows.factors, * __restrict weights = rows.weights;
+void add_token(Token token, size_t n_rows, const uint32_t* __restrict arrivals, const float* __restrict logits,
+               float* __restrict max, float* __restrict sum, float* __restrict squares, float* __restrict factors,
+               float* __restrict weights) {
   for (size_t r = 0; r < n_rows; ++r) {
-    const bool seen = arrival < arrivals[r], recent = arrivals[r] - arrival <= n_recent;
-    const float logit = seen ? logits[r] : kNothing, most = logit > max[r] ? logit : max[r];
-    const float before = max[r] - most, now = logit - most;
-    const float factor = before < 0.0f ? exp_of(before) : 1.0f, weight = seen ? exp_of(now) : 0.0f;
+    const bool seen = token.arrival < arrivals[r], recent = arrivals[r] - token.arrival <= token.n_recent;
+    const float given = logits[r];  // read anyway: loops with conditional loads are not vectorised
+    const float logit = seen ? given : kNothing;
+    const float most = logit > max[r] ? logit : max[r];
+    const float factor = exp_of(max[r] - most), of_logit = exp_of(logit - most);
+    const float weight = seen ? of_logit : 0.0f, square = weight * weight * token.distance;
     max[r] = most;
     sum[r] = sum[r] * factor + weight;
-    squares[r] = squares[r] * factor * factor + (recent ? 0.0f : weight * weight * distance);
+    squares[r] = squares[r] * factor * factor + (recent ? 0.0f : square);
     factors[r] = factor;
     weights[r] = weight > kLeast * sum[r] ? weight : 0.0f;
   }
@@ -121,9 +130,8 @@ void ErrorWeight::add(const float* k, const float* v, uint32_t arrival, bool lo)
   const size_t dim_v = v_mean_.size();
   const float distance = lo ? squared_distance(v, v_mean_.data(), dim_v) : 0.0f;
   dot_columns(k, dim_k_, columns_.data(), n_rows_, logits_.data());
-  add_token(
-      {arrivals_.data(), logits_.data(), max_.data(), sum_.data(), squares_.data(), factors_.data(), weights_.data()},
-      n_rows_, arrival, n_recent_, distance);
+  add_token({arrival, n_recent_, distance}, n_rows_, arrivals_.data(), logits_.data(), max_.data(), sum_.data(),
+            squares_.data(), factors_.data(), weights_.data());
   add_scaled(output_.data(), factors_.data(), v, weights_.data(), n_rows_, dim_v);
 }
 
