@@ -99,8 +99,8 @@ void encode_k(uint8_t* block, const BlockLayout& layout, uint32_t lane, const fl
 void encode_v(uint8_t* block, const BlockLayout& layout, uint32_t lane, const float* v);
 
 /// The same for tokens first .. first + n - 1 of a block of mixed bits, brought into the coordinates of a tier before.
-/// k[n][dim_k], v[n][dim_v]: in the engine's coordinates. Equal to the bit to one token after the other, and faster
-/// from 4 tokens on.
+/// k[n][dim_k], v[n][dim_v]: in the engine's coordinates. Gives the codes of the formula on every CPU; those of one
+/// token after the other are equal to the bit where GCC compiles for x86.
 void encode_tokens(uint8_t* block, const BlockLayout& layout, const Transform& transform, uint32_t first, uint32_t n,
                    const float* k, const float* v);
 
