@@ -60,7 +60,8 @@ struct Options {
 };
 
 struct Timing {
-  std::vector<double> tokens_per_s;  ///< one a repetition
+  std::vector<double> tokens_per_s;   ///< one a repetition
+  std::vector<double> compression_s;  ///< of the prompt, before something is generated; the same
   MemoryUsage usage;
 };
 
@@ -151,7 +152,10 @@ class DepthRun {
     timing.usage = start.usage;
     uint32_t first = 0;
     if (!options_.workload.prefill) {
-      work(*start.context, 0, 1);  // ends the prompt, builds the graph, wakes the threads
+      const Stopwatch of_compression;
+      check(start.context->end_prompt());  // the first token would do it, and be timed with it
+      timing.compression_s.push_back(of_compression.seconds());
+      work(*start.context, 0, 1);  // builds the graph, wakes the threads
       first = 1;
     }
     const Stopwatch watch;
@@ -179,17 +183,27 @@ void report_rows(const Arms& arms, size_t n_shown, uint32_t depth, const std::ve
     for (size_t i = 0; i < rates.size(); ++i) ratios.push_back(rates[i] / timings[baseline].tokens_per_s[i]);
     const double ratio = median(ratios), bits = timings[arm].usage.bits_per_element();
     chart.lines[arm].points.push_back({double(depth), median(rates)});
-    table.add_row({arms.choice(arm).name, fmt::format("{}", depth), fmt::format("{:.1f}", median(rates)),
-                   fmt::format("{:.1f}", quantile(rates, 0.0)), fmt::format("{:.1f}", quantile(rates, 1.0)),
-                   fmt::format("{:.2f}", ratio), format_bytes(double(timings[arm].usage.total()))});
-    report.add_row({{"kv", arms.choice(arm).name},
-                    {"depth", depth},
-                    {"tokens_per_s", median(rates)},
-                    {"ratio_to_llama_f16", ratio},
-                    {"tokens_per_s_min", quantile(rates, 0.0)},
-                    {"tokens_per_s_max", quantile(rates, 1.0)},
-                    {"kv_bytes", timings[arm].usage.total()},
-                    {"bits_per_element", bits}});
+    std::vector<std::string> cells{arms.choice(arm).name,
+                                   fmt::format("{}", depth),
+                                   fmt::format("{:.1f}", median(rates)),
+                                   fmt::format("{:.1f}", quantile(rates, 0.0)),
+                                   fmt::format("{:.1f}", quantile(rates, 1.0)),
+                                   fmt::format("{:.2f}", ratio),
+                                   format_bytes(double(timings[arm].usage.total()))};
+    Json row{{"kv", arms.choice(arm).name},
+             {"depth", depth},
+             {"tokens_per_s", median(rates)},
+             {"ratio_to_llama_f16", ratio},
+             {"tokens_per_s_min", quantile(rates, 0.0)},
+             {"tokens_per_s_max", quantile(rates, 1.0)},
+             {"kv_bytes", timings[arm].usage.total()},
+             {"bits_per_element", bits}};
+    if (const auto& seconds = timings[arm].compression_s; !seconds.empty()) {
+      cells.push_back(fmt::format("{:.3f}", median(seconds)));
+      row["compression_s"] = median(seconds);
+    }
+    table.add_row(cells);
+    report.add_row(row);
   }
 }
 
@@ -221,7 +235,10 @@ void run(const Options& options) {
   options.model.describe(*model, report.meta());
   report.meta().update({{"seed", options.seed}, {"tokens", options.n_new}, {"repetitions", options.n_repetitions}});
   using enum Table::Align;
-  Table table({{"kv", left}, {"depth"}, {"tokens/s"}, {"min"}, {"max"}, {"x llama:f16"}, {"KV bytes"}});
+  std::vector<Table::Column> columns{{"kv", left}, {"depth"},       {"tokens/s"}, {"min"},
+                                     {"max"},      {"x llama:f16"}, {"KV bytes"}};
+  if (!options.workload.prefill) columns.push_back({"compression, s"});
+  Table table(columns);
   Noise noise;
   LineChart chart{
       fmt::format("{} tokens/s with a context", options.workload.prefill ? "Prompt" : "Generated"),

@@ -37,5 +37,14 @@ TEST_P(CommitTest, ATextThatIsMeasuredReadsCompressedTokens) {
   EXPECT_GT(usage.n_lo_tokens, 4 * 1000u);
 }
 
+TEST_P(CommitTest, AStepThatGeneratesBeginsWithItsPromptCompressed) {
+  SmallEngine engine(wish());
+  ASSERT_TRUE(engine.prompt(0, 600).ok());
+  EXPECT_GT(engine.cache().memory_usage().n_staged_tokens, 0u);
+  ASSERT_TRUE(engine.cache().begin_step({{{0, true, 600}}, {}}).ok());
+  EXPECT_EQ(engine.cache().memory_usage().n_staged_tokens, 0u) << "the engine's threads are still its own";
+  ASSERT_TRUE(engine.cache().end_step(false).ok());
+}
+
 }  // namespace
 }  // namespace mikv::test

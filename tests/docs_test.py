@@ -153,7 +153,7 @@ class DecisionRecords(Check):
         index = (ROOT / "docs/adr/README.md").read_text()
         for name in sorted(RECORDS):
             text = (ROOT / "docs/adr" / name).read_text()
-            self.assertRegex(text, r"(?m)^Status: (accepted|superseded|rejected)", name)
+            self.assertRegex(text, r"(?m)^Status: (proposed|accepted|superseded|rejected)", name)
             self.assertRegex(text, r"(?m)^Date: [0-9]{4}-[0-9]{2}-[0-9]{2}$", name)
             self.assertEqual(bool(re.search(r"(?m)^Superseded by:", text)), "superseded" in text.split("Date:")[0], name)
             self.assertIn(f"]({name})", index)

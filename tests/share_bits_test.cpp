@@ -196,6 +196,30 @@ TEST(ShareBitsTest, ThreadsAndSavedSegmentsGiveTheSameBits) {
   }
 }
 
+// What layers are committed to, alone or by threads, with a limit of memory, under which layers follow each other, or
+// without.
+TEST(ShareBitsTest, AnyNumberOfThreadsCommitsToTheSameBytes) {
+  for (const uint64_t limit : {uint64_t{0}, uint64_t{1} << 30}) {
+    std::vector<std::vector<uint8_t>> expected;
+    for (const uint32_t n_threads : {1u, 2u, 7u}) {
+      Random random(125);
+      Prompt first(random), second(random);
+      const auto a = first.feed(), b = second.feed(), c = first.feed();
+      LayerCache* const together[] = {a.get(), b.get(), c.get()};
+      for (LayerCache* layer : together) layer->account()->set_limit(limit);
+      ASSERT_TRUE(LayerCache::share_bits(together, 0, n_threads).ok());
+      ASSERT_TRUE(LayerCache::commit(together, 0, 0, n_threads).ok());
+      std::vector<std::vector<uint8_t>> bytes(3);
+      for (size_t i = 0; i < 3; ++i) {
+        EXPECT_EQ(together[i]->n_staged(0), 0u);
+        ASSERT_TRUE(together[i]->save_segment(0, cell_range(0, kPrompt), bytes[i]).ok());
+      }
+      if (expected.empty()) expected = bytes;
+      EXPECT_TRUE(bytes == expected) << n_threads << " threads, limit " << limit;
+    }
+  }
+}
+
 // Layers give each other bits; on how many threads they are looked at does not matter.
 TEST(ShareBitsTest, LayersShareWithEachOther) {
   Random random(126);

@@ -1,9 +1,11 @@
-// Which SIMD target attention runs on: the best of the machine, or the one MIKV_TARGET or set_simd_target() names.
+// Which SIMD target attention and encoding run on: the best of the machine, or the one MIKV_TARGET or set_simd_target()
+// names.
 #include <algorithm>
 #include <atomic>
 #include <cstdlib>
 
 #include "attention/kernel_api.hpp"
+#include "codec/encode_kernels.hpp"
 
 namespace mikv {
 namespace attention {
@@ -62,6 +64,7 @@ Status set_simd_target(const std::string& name) {
   const attention::Kernels* found = attention::find(name);
   if (!found) return attention::unknown(name);
   attention::chosen().store(found, std::memory_order_relaxed);
+  codec::set_encode_target(name);
   return {};
 }
 

@@ -7,6 +7,8 @@
 #include <type_traits>
 #include <utility>
 
+#include "codec/cpu_clones.hpp"
+#include "codec/encode_kernels.hpp"
 #include "codec/fp16.hpp"
 #include "codec/quantiser.hpp"
 #include "codec/scale8.hpp"
@@ -233,6 +235,24 @@ void encode_v(uint8_t* block, const BlockLayout& layout, uint32_t lane, const fl
   with_bits(layout.bits, [&](auto bits) { encode_part<bits>(block, part_v(layout), lane, v); });
 }
 
+void encode_tokens(uint8_t* block, const BlockLayout& layout, const Transform& transform, uint32_t first, uint32_t n,
+                   const float* k, const float* v) {
+  std::array<uint8_t, size_t{kBlockTokens} * kMaxHeadDim> codes;
+  const auto encode = [&](const Part& part, const Axes& axes, const float* values) {
+    encode_kernels().encode(
+        {ring_of(part), &axes, &part.row, values, n, part.dim, codes.data(), block + part.scales + first});
+    for (uint32_t i = 0; i < n; ++i) {
+      Codes<kMixedBits> of_token;
+      std::copy_n(codes.begin() + i * part.n_tiles * kTileSide, part.n_tiles * kTileSide, of_token.begin());
+      write_codes<kMixedBits>(block, part, first + i, of_token);
+    }
+  };
+  encode(part_k(layout), transform.key, k);
+  encode(part_v(layout), transform.value, v);
+}
+
+bool encodes_together() { return encode_kernels().faster; }
+
 void decode_k(const uint8_t* block, const BlockLayout& layout, uint32_t lane, float* k) {
   with_bits(layout.bits, [&](auto bits) { decode_part<bits>(block, part_k(layout), lane, k); });
 }
@@ -258,6 +278,28 @@ void read_f16(const uint8_t* block, const BlockLayout& layout, uint32_t n, uint1
   };
   read(part_k(layout), k_rows);
   read(part_v(layout), v_rows);
+}
+
+namespace {
+
+// To floats of halves in rows, f16_to_f32 of each.
+MIKV_FOR_EACH_CPU
+void to_floats(const uint16_t* halves, size_t n, float* floats) {
+  for (size_t i = 0; i < n; ++i) floats[i] = f16_to_f32(halves[i]);
+}
+
+}  // namespace
+
+void decode_f16(const uint8_t* block, const BlockLayout& layout, uint32_t n, float* k, float* v) {
+  std::array<uint16_t, size_t{kBlockTokens} * kMaxHeadDim> k_halves, v_halves;
+  std::array<uint16_t*, kBlockTokens> k_rows, v_rows;
+  for (uint32_t i = 0; i < n; ++i) {
+    k_rows[i] = k_halves.data() + i * layout.dim_k;
+    v_rows[i] = v_halves.data() + i * layout.dim_v;
+  }
+  read_f16(block, layout, n, k_rows.data(), v_rows.data());
+  to_floats(k_halves.data(), size_t{n} * layout.dim_k, k);
+  to_floats(v_halves.data(), size_t{n} * layout.dim_v, v);
 }
 
 void copy_token(const uint8_t* from, uint32_t from_lane, uint8_t* to, uint32_t to_lane, const BlockLayout& layout) {

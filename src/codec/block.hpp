@@ -26,6 +26,8 @@
 
 namespace mikv::codec {
 
+struct Transform;
+
 inline constexpr uint32_t kBlockTokens = kTileSide;
 inline constexpr uint32_t kMaxHeadDim = 512;
 
@@ -96,6 +98,16 @@ void encode_token(uint8_t* block, const BlockLayout& layout, uint32_t lane, cons
 void encode_k(uint8_t* block, const BlockLayout& layout, uint32_t lane, const float* k);
 void encode_v(uint8_t* block, const BlockLayout& layout, uint32_t lane, const float* v);
 
+/// The same for tokens first .. first + n - 1 of a block of mixed bits, brought into the coordinates of a tier before.
+/// k[n][dim_k], v[n][dim_v]: in the engine's coordinates. Gives the codes of the formula on every CPU; those of one
+/// token after the other are equal to the bit where GCC compiles for x86.
+void encode_tokens(uint8_t* block, const BlockLayout& layout, const Transform& transform, uint32_t first, uint32_t n,
+                   const float* k, const float* v);
+
+inline constexpr uint32_t kEncodeTogether = 4;
+/// Whether encode_tokens() is faster than encode_token() on this machine.
+bool encodes_together();
+
 /// Reads token `lane` back.
 void decode_token(const uint8_t* block, const BlockLayout& layout, uint32_t lane, float* k, float* v);
 void decode_k(const uint8_t* block, const BlockLayout& layout, uint32_t lane, float* k);
@@ -104,6 +116,8 @@ void decode_k(const uint8_t* block, const BlockLayout& layout, uint32_t lane, fl
 /// Whole blocks at once, where decode_token would take each half by itself.
 void read_f16(const uint8_t* block, const BlockLayout& layout, uint32_t n, uint16_t* const* k_rows,
               uint16_t* const* v_rows);
+/// The same as floats: k[n][dim_k], v[n][dim_v].
+void decode_f16(const uint8_t* block, const BlockLayout& layout, uint32_t n, float* k, float* v);
 
 /// Copies everything a block holds of one token, ids and scores included, without decoding it.
 void copy_token(const uint8_t* from, uint32_t from_lane, uint8_t* to, uint32_t to_lane, const BlockLayout& layout);

@@ -6,6 +6,7 @@
 
 #include "codec/cpu_clones.hpp"
 #include "codec/scale8.hpp"
+#include "codec/trellis_places.hpp"
 
 #define MIKV_INLINE inline __attribute__((always_inline))
 
@@ -13,28 +14,6 @@ namespace mikv::codec {
 namespace {
 
 constexpr uint32_t kSide = kTileSide;
-
-/// The row or lane of each place of the ring, and how many places make a ring.
-struct Places {
-  std::array<uint8_t, kSide> at{};
-  uint32_t length = kSide;
-};
-
-constexpr Places make_places(Ring ring, uint32_t bits) {
-  Places places;
-  if (ring == Ring::key && bits == 4) places.length = kSide / 2;
-  const uint32_t quads = places.length / 4;  // of a ring
-  for (uint32_t i = 0; i < kSide; ++i) {
-    constexpr uint32_t kNibbles[] = {0, 2, 1, 3};  // of 1 bit: how bytes follow each other in a tile (codec/tile.hpp)
-    const uint32_t at_byte = i % places.length / quads, quad = i / places.length * quads + i % quads;
-    const uint32_t byte = bits == 1 ? kNibbles[at_byte] : at_byte;
-    places.at[i] = uint8_t(ring == Ring::value ? i : 4 * quad + byte);
-  }
-  return places;
-}
-
-template <Ring kRing, uint32_t kBits>
-inline constexpr Places kPlaces = make_places(kRing, kBits);
 
 /// Vectors of kN numbers, with the operators that the compiler gives them on any CPU.
 template <uint32_t kN>

@@ -187,7 +187,7 @@ bool Attempt::commit(uint32_t from) {
   bool done = true;
   scene_.sequences.for_each_segment([&](SegmentId segment) {
     done &= scene_.layers.share_bits(segment, from, 0, scene_.options.n_threads).ok();
-    done &= scene_.layers.commit(segment, from).ok();
+    done &= scene_.layers.commit(segment, from, scene_.options.n_threads).ok();
   });
   return done;
 }

@@ -135,6 +135,7 @@ Status Context::begin_step(const Batch& batch) {
     }
     if (status) {
       status = impl_->budget.make_room(impl_->scene(impl_->plan));
+      if (status) impl_->commit_before_generation();
       for (const StepPlan::Run& run : impl_->plan.runs()) {
         if (run.may_end) impl_->may_have_ended.push_back(run.segment);
       }
@@ -195,7 +196,7 @@ Status Context::Impl::check_complete(const Batch& batch) const {
 
 Status Context::Impl::commit_prompt(SegmentId segment) {
   Status status = share_bits(segment, kFirstTokens, 0);
-  if (status) status = layers.commit(segment, kFirstTokens);
+  if (status) status = layers.commit(segment, kFirstTokens, options.n_threads);
   layers.trim(segment);
   return status;
 }
@@ -228,6 +229,15 @@ void Context::Impl::commit_idle() {
   sequences.for_each_segment([&](SegmentId segment) {
     if (!in_step(segment) && layers.any_staged(segment, kFirstTokens)) (void)commit_prompt(segment);  // or next time
   });
+}
+
+void Context::Impl::commit_before_generation() {
+  if (spec().uncompressed()) return;
+  const uint32_t from = context::pressed(kFirstTokens, pressed_from());
+  for (const StepPlan::Run& run : plan.runs()) {
+    // Where there is no memory for it, store() tries again and fails.
+    if (run.generates && layers.any_staged(run.segment, 1)) (void)layers.commit(run.segment, from, options.n_threads);
+  }
 }
 
 void Context::Impl::continue_full(uint32_t n_tokens) {
@@ -303,8 +313,7 @@ Status Context::Impl::stage(ContextLayer& layer, std::span<const Part> of_call) 
       }
     });
   }
-  // A generated token ends the prompt before it: what is still staged is compressed first, which may make the room that
-  // others need.
+  // What commit_before_generation() had no memory for.
   for (const Part& part : of_call) {
     if (!part.generates) continue;
     const uint32_t from = context::pressed(kFirstTokens, pressed_from());

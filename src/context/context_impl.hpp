@@ -50,6 +50,9 @@ struct Context::Impl {
   /// Compresses prompts that ended with the last step, if nothing is generated from them in this one, and those that
   /// nobody reads any more (a request that was cancelled).
   void commit_idle();
+  /// A generated token ends the prompt before it: compresses what is staged, which may make the room that others need.
+  /// Here and not in store(), which the engine calls on one thread.
+  void commit_before_generation();
   /// Compresses prompts that ended with the last step, of one sequence or of all.
   Status commit_ended(SequenceId sequence);
   Status commit_prompt(SegmentId segment);

@@ -77,10 +77,10 @@ Status LayerSet::share_bits(SegmentId segment, uint32_t from, uint32_t n_to_come
   return LayerCache::share_bits(caches, segment, n_threads);
 }
 
-Status LayerSet::commit(SegmentId segment, uint32_t from) {
-  Status first;
-  for (const auto& [index, layer] : layers) note(first, layer.cache->commit(segment, from));
-  return first;
+Status LayerSet::commit(SegmentId segment, uint32_t from, uint32_t n_threads) {
+  std::vector<LayerCache*> caches;
+  for (const auto& [index, layer] : layers) caches.push_back(layer.cache.get());
+  return LayerCache::commit(caches, segment, from, n_threads);
 }
 
 Status LayerSet::on_all(uint32_t n_threads, const std::function<Status(LayerCache&)>& work) {

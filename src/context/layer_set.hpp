@@ -51,8 +51,8 @@ class LayerSet {
 
   /// LayerCache::share_bits() over the layers that commit(segment, from) would compress n_to_come tokens later.
   Status share_bits(SegmentId segment, uint32_t from, uint32_t n_to_come, uint32_t n_threads);
-  /// Returns the first error; the other layers are done nevertheless.
-  Status commit(SegmentId segment, uint32_t from);
+  /// LayerCache::commit() of all layers.
+  Status commit(SegmentId segment, uint32_t from, uint32_t n_threads);
   /// All segments of each layer, layers on n_threads threads.
   Status commit_all(uint32_t from, uint32_t n_threads);
   /// LayerCache::lower() of all the segments, layers on n_threads threads. Returns the first error.

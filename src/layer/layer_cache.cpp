@@ -141,17 +141,6 @@ tier::SegmentStore& LayerCache::Impl::segment_for_put(SegmentId id) {
   return *segments[id];
 }
 
-Status LayerCache::Impl::commit(tier::SegmentStore& segment, uint32_t from) {
-  tier::CommitScratch scratch;  // not kept: after a long prompt it is as large as several per cent of the cache
-  try {
-    for (tier::HeadStore& head : segment.heads()) head.commit(segment.spec(), segment.n_live(), from, scratch);
-  } catch (const std::bad_alloc&) {
-    return Error{ErrorCode::out_of_memory,
-                 "out of memory compressing the KV cache; its tokens stay in f16. Use fewer or shorter contexts"};
-  }
-  return {};
-}
-
 void LayerCache::Impl::drop_if_empty(SegmentId id) {
   if (tier::SegmentStore* store = segment(id); store && store->n_live() == 0) segments[id].reset();
 }
@@ -246,19 +235,6 @@ Status LayerCache::put(SegmentId segment, std::span<const Cell> cells, const flo
   write_k(segment, k, k_stride);
   write_v(segment, v, v_stride);
   return status;
-}
-
-Status LayerCache::commit(SegmentId segment, uint32_t from) {
-  tier::SegmentStore* store = impl_->segment(segment);
-  return store ? impl_->commit(*store, from) : Status();
-}
-
-Status LayerCache::commit_all(uint32_t from) {
-  for (const auto& segment : impl_->segments) {
-    if (!segment) continue;
-    if (const Status status = impl_->commit(*segment, from); !status) return status;
-  }
-  return {};
 }
 
 Status LayerCache::Impl::lower(tier::SegmentStore& segment, const policy::Rung& rung) const {

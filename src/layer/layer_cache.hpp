@@ -141,6 +141,8 @@ class LayerCache {
   /// head that has nothing compressed waits until `from` tokens are staged; to be frozen it needs 16.
   Status commit(SegmentId segment, uint32_t from = 0);
   Status commit_all(uint32_t from = 0);
+  /// The same in several layers. Under an account with a limit one layer follows the other, as growth() says.
+  static Status commit(std::span<LayerCache* const> layers, SegmentId segment, uint32_t from, uint32_t n_threads);
 
   /// Moves bits of lo=mixed between KV heads, of layers of one model and spec, to those whose errors count more by the
   /// latest queries (docs/adr/0012-bits-between-heads.md). For a prompt that the next commit() compresses: a frozen
@@ -164,8 +166,7 @@ class LayerCache {
   /// Makes a segment smaller, or what it will hold, if it holds more than the rung: hi has floor(rung.keep * S) of S
   /// tokens, lo rung.bits. Tokens are encoded anew in place. Errors: out of memory; calling again resumes.
   Status lower(SegmentId segment, const policy::Rung& rung);
-  /// How the segment holds its tokens: spec(), unless it was lowered or loaded.
-  const Spec& spec_of(SegmentId segment) const;
+  const Spec& spec_of(SegmentId segment) const;  ///< how it holds its tokens: spec(), unless lowered or loaded
   /// Gives back memory that is reserved for tokens to come, 3 to 5 %: for sequences that rest.
   void trim(SegmentId segment);
   /// on: from 16 staged tokens on, a segment with nothing compressed holds them in 8 bits per element instead of 16,
@@ -201,8 +202,7 @@ class LayerCache {
   Result<LoadedSegment> load_segment(std::span<const uint8_t> bytes, uint32_t n_cells) const;  ///< saved as spec()
   /// Makes what this cache has loaded the content of `segment`; cells[i] is the new number of the i-th saved cell.
   Status adopt_segment(SegmentId segment, LoadedSegment loaded, std::span<const Cell> cells);
-  /// The content of `from` in `to` as well, under the same cell numbers.
-  Status copy_segment(SegmentId from, SegmentId to);
+  Status copy_segment(SegmentId from, SegmentId to);  ///< `to` gets the content of `from`, under the same cell numbers
   /// A copy under another spec, while nothing is compressed. Errors: something is; the spec needs scores or query
   /// statistics that this one did not record.
   Result<std::unique_ptr<LayerCache>> clone(const Spec& spec, std::shared_ptr<MemoryAccount> account = nullptr) const;

@@ -30,7 +30,6 @@ struct LayerCache::Impl {
   bool values_transformed() const { return spec.hadamard; }
   tier::SegmentStore* segment(SegmentId id) const { return id < segments.size() ? segments[id].get() : nullptr; }
   tier::SegmentStore& segment_for_put(SegmentId id);
-  Status commit(tier::SegmentStore& segment, uint32_t from);
   Status lower(tier::SegmentStore& segment, const policy::Rung& rung) const;
   int64_t freed_by(const tier::SegmentStore& segment, const policy::Rung& rung, bool commits) const;
   tier::Tier::Growth staged_growth(const tier::HeadStore& head, const tier::Layouts& of_segment, uint32_t n_tokens,

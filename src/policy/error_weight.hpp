@@ -35,7 +35,9 @@ class ErrorWeight {
   std::vector<float> columns_;  // queries by channel, [dim_k][n_rows]
   std::vector<uint32_t> arrivals_;
   std::vector<float> v_mean_;
-  std::vector<float> logits_, max_, sum_, squares_, output_;  // softmax state, by row; output_ [n_rows][dim_v]
+  std::vector<float> logits_, max_, sum_, squares_;  // softmax state, by row
+  std::vector<float> factors_, weights_;             // of the last token
+  std::vector<float> output_;                        // [n_rows][dim_v]
 };
 
 }  // namespace mikv::policy

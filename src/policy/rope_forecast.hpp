@@ -9,7 +9,6 @@
 //   e_m = mean of e^{i m angle p} = (e^{i m angle N} - 1) / (i m angle N).
 #pragma once
 
-#include <complex>
 #include <cstdint>
 #include <vector>
 
@@ -20,7 +19,7 @@ namespace mikv::policy {
 
 class RopeForecast {
  public:
-  explicit RopeForecast(const Rope& rope) : rope_(rope), sums_(rope.angles.size()) {}
+  explicit RopeForecast(const Rope& rope);
 
   /// Adds a key as it is stored, RoPE applied, [dim_k].
   void add(const float* key, uint32_t position);
@@ -30,13 +29,18 @@ class RopeForecast {
   void apply(double horizon, Moments& moments) const;
 
  private:
-  struct Sums {
-    std::complex<double> z, z_square;
-    double norm = 0.0;
+  /// By pair. turn: e^{-i angle p} at the last position; step: what the next position turns it by.
+  struct Pairs {
+    std::vector<double> turn_re, turn_im, step_re, step_im;
+    std::vector<double> z_re, z_im, square_re, square_im, norm;  ///< sums of z, z^2, |z|^2
+    std::vector<float> a, b;                                     ///< of the last key
   };
+  void turn_to(uint32_t position);
+
   const Rope& rope_;
-  std::vector<Sums> sums_;  // by pair
+  Pairs pairs_;
   uint64_t n_ = 0;
+  uint32_t last_ = 0;  ///< position
 };
 
 }  // namespace mikv::policy

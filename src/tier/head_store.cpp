@@ -5,6 +5,7 @@
 #include <functional>
 #include <iterator>
 
+#include "codec/cpu_clones.hpp"
 #include "codec/fp16.hpp"
 #include "policy/policy.hpp"
 #include "policy/rope_forecast.hpp"
@@ -19,6 +20,37 @@ namespace {
 double tokens_to_expect(uint32_t n_tokens, double bits, Prefill prefill) {
   if (prefill == Prefill::streaming) return std::max(n_tokens, kSegmentTokens);
   return n_tokens * std::clamp(std::pow(4.0, bits - 1.7), 1.0, 8.0);
+}
+
+void resize_rows(CommitScratch& scratch, uint32_t dim_k, uint32_t dim_v) {
+  for (auto* rows : {&scratch.rows_k, &scratch.lo_k}) rows->resize(size_t{codec::kBlockTokens} * dim_k);
+  for (auto* rows : {&scratch.rows_v, &scratch.lo_v}) rows->resize(size_t{codec::kBlockTokens} * dim_v);
+}
+
+// Calls visit(slot, k, v) for each staged token, in the engine's coordinates. The rows may be changed.
+template <typename Visit>
+void for_each_staged(const HeadStore& head, CommitScratch& scratch, Visit visit) {
+  const Tier& staged = head.staged;
+  const uint32_t dim_k = staged.layout().dim_k, dim_v = staged.layout().dim_v;
+  resize_rows(scratch, dim_k, dim_v);
+  for (uint32_t first = 0; first < staged.size(); first += codec::kBlockTokens) {
+    const uint32_t n = std::min(codec::kBlockTokens, staged.size() - first);
+    float *k = scratch.rows_k.data(), *v = scratch.rows_v.data();
+    if (head.staged_in_bytes()) {
+      for (uint32_t i = 0; i < n; ++i) {
+        codec::decode_token(staged.block_of(first), staged.layout(), i, k + i * dim_k, v + i * dim_v);
+        head.staged_transform.key.from_tier({k + i * dim_k, dim_k});
+      }
+    } else {
+      codec::decode_f16(staged.block_of(first), staged.layout(), n, k, v);
+    }
+    for (uint32_t i = 0; i < n; ++i) visit(first + i, k + i * dim_k, v + i * dim_v);
+  }
+}
+
+MIKV_FOR_EACH_CPU
+void add_moments(const float* x, size_t n, double* __restrict mean, double* __restrict square) {
+  for (size_t c = 0; c < n; ++c) mean[c] += x[c], square[c] += double(x[c]) * x[c];
 }
 
 }  // namespace
@@ -106,11 +138,6 @@ void HeadStore::note_queries(const QueryTally& tally) {
   }
 }
 
-void HeadStore::load_staged(uint32_t slot, CommitScratch& scratch) const {
-  codec::decode_token(staged.block_of(slot), staged.layout(), Tier::lane_of(slot), scratch.k.data(), scratch.v.data());
-  if (staged_in_bytes()) staged_transform.key.from_tier({scratch.k.data(), staged.layout().dim_k});
-}
-
 void HeadStore::stage_in_bytes(const Layouts& layouts) {
   if (!goes_to_bytes(layouts, staged.size())) return;
   const uint32_t dim = layouts.staged.dim_k;
@@ -145,14 +172,12 @@ policy::Moments HeadStore::staged_moments(CommitScratch& scratch) const {
                           std::vector<double>(dim_v),
                           {q_square.begin(), q_square.end()}};
   for (double& square : moments.q_square) square /= QueryTally::kOne * double(std::max<uint64_t>(1, n_queries));
-  const double n = staged.size();
-  const auto add = [n](const std::vector<float>& x, std::vector<double>& mean, std::vector<double>& square) {
-    for (size_t c = 0; c < mean.size(); ++c) mean[c] += x[c] / n, square[c] += double(x[c]) * x[c] / n;
-  };
-  for (uint32_t slot = 0; slot < staged.size(); ++slot) {
-    load_staged(slot, scratch);
-    add(scratch.k, moments.k_mean, moments.k_square);
-    add(scratch.v, moments.v_mean, moments.v_square);
+  for_each_staged(*this, scratch, [&](uint32_t, const float* k, const float* v) {
+    add_moments(k, dim_k, moments.k_mean.data(), moments.k_square.data());
+    add_moments(v, dim_v, moments.v_mean.data(), moments.v_square.data());
+  });
+  for (auto* sums : {&moments.k_mean, &moments.k_square, &moments.v_mean, &moments.v_square}) {
+    for (double& sum : *sums) sum /= double(staged.size());
   }
   return moments;
 }
@@ -162,10 +187,9 @@ HeadStore::Calibration HeadStore::plan_mixed(const Spec& spec, CommitScratch& sc
   policy::Moments moments = staged_moments(scratch);
   if (!positions_->rope.angles.empty() && !turned) {
     policy::RopeForecast forecast(positions_->rope);
-    for (uint32_t slot = 0; slot < staged.size(); ++slot) {
-      load_staged(slot, scratch);
-      forecast.add(scratch.k.data(), staged.layout().scored ? staged.arrival(slot) : slot);
-    }
+    for_each_staged(*this, scratch, [&](uint32_t slot, const float* k, const float*) {
+      forecast.add(k, staged.layout().scored ? staged.arrival(slot) : slot);
+    });
     forecast.apply(std::min<double>(positions_->max_cells, tokens_to_expect(staged.size(), bits, spec.prefill)),
                    moments);
   }
@@ -177,13 +201,12 @@ HeadStore::Calibration HeadStore::plan_uniform(const Spec& spec, CommitScratch& 
   const uint32_t dim = staged.layout().dim_k;
   std::vector<double> sum(dim);
   std::vector<float> low(dim, INFINITY), high(dim, -INFINITY);
-  for (uint32_t slot = 0; slot < staged.size(); ++slot) {
-    load_staged(slot, scratch);
+  for_each_staged(*this, scratch, [&](uint32_t, const float* k, const float*) {
     for (uint32_t c = 0; c < dim; ++c) {
-      sum[c] += scratch.k[c];
-      low[c] = std::min(low[c], scratch.k[c]), high[c] = std::max(high[c], scratch.k[c]);
+      sum[c] += k[c];
+      low[c] = std::min(low[c], k[c]), high[c] = std::max(high[c], k[c]);
     }
-  }
+  });
   Calibration calibration{transform, nullptr};
   codec::Axes& key = calibration.transform.key;
   for (uint32_t c = 0; c < dim; ++c) {
@@ -195,36 +218,62 @@ HeadStore::Calibration HeadStore::plan_uniform(const Spec& spec, CommitScratch& 
   return calibration;
 }
 
-void HeadStore::append_lo(uint32_t cell, const CommitScratch& scratch) {
+void HeadStore::append_lo(uint32_t cell, const float* k, const float* v) {
   const uint32_t slot = lo.append(1);
   lo.set_cell(slot, cell);
-  codec::encode_token(lo.block_of(slot), lo.layout(), Tier::lane_of(slot), scratch.k.data(), scratch.v.data());
+  codec::encode_token(lo.block_of(slot), lo.layout(), Tier::lane_of(slot), k, v);
 }
 
 void HeadStore::demote_hi(uint32_t slot, CommitScratch& scratch) {
   if (!evict) {
     codec::decode_token(hi.block_of(slot), hi.layout(), Tier::lane_of(slot), scratch.k.data(), scratch.v.data());
-    append_lo(hi.cell(slot), scratch);
+    append_lo(hi.cell(slot), scratch.k.data(), scratch.v.data());
   }
   hi.remove(slot);
 }
 
-void HeadStore::keep_staged(uint32_t slot, CommitScratch& scratch) {
-  load_staged(slot, scratch);
-  transform.key.to_tier({scratch.k.data(), staged.layout().dim_k});
-  transform.value.to_tier({scratch.v.data(), staged.layout().dim_v});
+void HeadStore::keep_staged(uint32_t slot, float* k, float* v) {
+  transform.key.to_tier({k, staged.layout().dim_k});
+  transform.value.to_tier({v, staged.layout().dim_v});
   const uint32_t to = hi.append(1);
   hi.set_cell(to, staged.cell(slot));
   hi.set_score(to, staged.score(slot), staged.arrival(slot));
-  codec::encode_token(hi.block_of(to), hi.layout(), Tier::lane_of(to), scratch.k.data(), scratch.v.data());
+  codec::encode_token(hi.block_of(to), hi.layout(), Tier::lane_of(to), k, v);
 }
 
-void HeadStore::drop_staged(uint32_t slot, CommitScratch& scratch) {
+void HeadStore::drop_staged(uint32_t slot, float* k, float* v) {
   if (evict) return;
-  load_staged(slot, scratch);
-  transform.key.to_tier({scratch.k.data(), staged.layout().dim_k});
-  transform.value.to_tier({scratch.v.data(), staged.layout().dim_v});
-  append_lo(staged.cell(slot), scratch);
+  transform.key.to_tier({k, staged.layout().dim_k});
+  transform.value.to_tier({v, staged.layout().dim_v});
+  append_lo(staged.cell(slot), k, v);
+}
+
+// The same for tokens that are encoded when they fill a block of lo; encode_waiting() encodes the last ones.
+void HeadStore::drop_together(uint32_t slot, const float* k, const float* v, CommitScratch& scratch) {
+  const uint32_t dim_k = lo.layout().dim_k, dim_v = lo.layout().dim_v, to = lo.append(1);
+  lo.set_cell(to, staged.cell(slot));
+  std::copy_n(k, dim_k, scratch.lo_k.begin() + scratch.n_lo * dim_k);
+  std::copy_n(v, dim_v, scratch.lo_v.begin() + scratch.n_lo * dim_v);
+  ++scratch.n_lo;
+  if (Tier::lane_of(lo.size()) == 0) encode_waiting(scratch);
+}
+
+void HeadStore::encode_waiting(CommitScratch& scratch) {
+  if (scratch.n_lo == 0) return;
+  const uint32_t first = lo.size() - scratch.n_lo;
+  codec::encode_tokens(lo.block_of(first), lo.layout(), transform, Tier::lane_of(first), scratch.n_lo,
+                       scratch.lo_k.data(), scratch.lo_v.data());
+  scratch.n_lo = 0;
+}
+
+void HeadStore::move_staged(CommitScratch& scratch) {
+  const bool together =
+      lo.layout().mixed() && !evict && staged.size() >= codec::kEncodeTogether && codec::encodes_together();
+  for_each_staged(*this, scratch, [&](uint32_t slot, float* k, float* v) {
+    if (!scratch.staged_victim[slot]) return keep_staged(slot, k, v);
+    together ? drop_together(slot, k, v, scratch) : drop_staged(slot, k, v);
+  });
+  encode_waiting(scratch);
 }
 
 // Scores, settled, and arrivals of hi slots, then of staged slots.
@@ -320,10 +369,9 @@ policy::ErrorWeight::Sums HeadStore::error_weight(const Spec& spec, uint64_t n_l
   }
   policy::ErrorWeight weight(std::move(queries), std::move(arrivals), staged_moments(scratch).v_mean, dim,
                              uint32_t(places.recent));
-  for (uint32_t slot = 0; slot < n_staged; ++slot) {
-    load_staged(slot, scratch);
-    weight.add(scratch.k.data(), scratch.v.data(), staged.arrival(slot), scratch.staged_victim[slot]);
-  }
+  for_each_staged(*this, scratch, [&](uint32_t slot, const float* k, const float* v) {
+    weight.add(k, v, staged.arrival(slot), scratch.staged_victim[slot]);
+  });
   return weight.sums();
 }
 
@@ -336,13 +384,19 @@ void HeadStore::lower_bits(const Spec& spec, const codec::BlockLayout& uniform) 
   own_lo_ = std::move(lower);
 }
 
+bool HeadStore::commits(const Spec& spec, uint32_t from) const {
+  const uint32_t n_staged = staged.size();
+  if (n_staged == 0 || spec.uncompressed()) return false;
+  if (!compressed() && n_staged < from) return false;
+  return frozen || !spec.needs_calibration() || n_staged >= kMinCalibrationTokens;
+}
+
 void HeadStore::commit(const Spec& spec, uint64_t n_live, uint32_t from, CommitScratch& scratch) {
+  if (!commits(spec, from)) return;
   const uint32_t n_hi = hi.size(), n_staged = staged.size();
-  if (n_staged == 0 || spec.uncompressed()) return;
-  if (!compressed() && n_staged < from) return;
-  if (spec.needs_calibration() && !frozen && n_staged < kMinCalibrationTokens) return;
   scratch.k.resize(codec::kMaxHeadDim);
   scratch.v.resize(codec::kMaxHeadDim);
+  resize_rows(scratch, staged.layout().dim_k, staged.layout().dim_v);
 
   const uint8_t planned = plan_pattern(spec, n_live, scratch);
   choose_victims(spec, budget(spec, n_live, planned), scratch);
@@ -377,9 +431,7 @@ void HeadStore::commit(const Spec& spec, uint64_t n_live, uint32_t from, CommitS
   auto victim = scratch.victims.begin();
   for (; victim != scratch.victims.end() && *victim >= n_hi; ++victim) scratch.staged_victim[*victim - n_hi] = 1;
   for (; victim != scratch.victims.end(); ++victim) demote_hi(*victim, scratch);
-  for (uint32_t slot = 0; slot < n_staged; ++slot) {
-    scratch.staged_victim[slot] ? drop_staged(slot, scratch) : keep_staged(slot, scratch);
-  }
+  move_staged(scratch);
   if (hi.size() < n_hi) hi.clear_unused();
   release_staged();
   recount();  // downwards

@@ -66,6 +66,9 @@ struct QueryTally {
 /// Working memory of commit(), kept between calls so that a generation step allocates nothing.
 struct CommitScratch {
   std::vector<float> scores, k, v;
+  std::vector<float> rows_k, rows_v;  ///< staged tokens of a block
+  std::vector<float> lo_k, lo_v;      ///< tokens that wait to be encoded together
+  uint32_t n_lo = 0;                  ///< of these
   std::vector<uint32_t> arrivals, victims, policy;
   std::vector<uint8_t> staged_victim;
 };
@@ -102,13 +105,13 @@ class HeadStore {
 
   /// Records queries from now on, if it is not frozen and its spec has use for them. May throw std::bad_alloc.
   void record(const Layouts& layouts, const Spec& spec);
-  /// Bytes that record() takes.
-  static uint64_t record_bytes(const Layouts& layouts, const Spec& spec);
+  static uint64_t record_bytes(const Layouts& layouts, const Spec& spec);  ///< that record() takes
   /// True if commit() would freeze the segment.
   bool freezes_next() const { return !frozen && staged.size() >= kMinCalibrationTokens; }
   bool compressed() const { return frozen || hi.size() > 0 || lo.size() > 0; }
   uint32_t stored() const { return staged.size() + hi.size() + lo.size(); }
 
+  bool commits(const Spec& spec, uint32_t from) const;  ///< true if commit() would compress something
   /// Compresses what is staged. n_live: live cells of the segment, evicted ones included (the S of floor(keep * S)).
   /// from: as of LayerCache::commit(). May throw std::bad_alloc; nothing changes then.
   void commit(const Spec& spec, uint64_t n_live, uint32_t from, CommitScratch& scratch);
@@ -150,13 +153,11 @@ class HeadStore {
   /// Charges the present calibration_bytes(). May throw std::bad_alloc where they grew.
   void recount() { charge_.set(calibration_bytes()); }
 
-  /// Bytes that this head has charged.
-  uint64_t charged_bytes() const;
+  uint64_t charged_bytes() const;  ///< that this head has charged
   /// Names another account, which has been charged for charged_bytes(), as the one that they are released from.
   void change_account(MemoryAccount& account);
 
-  /// What is kept of queries until the segment is frozen.
-  uint64_t statistics_bytes() const;
+  uint64_t statistics_bytes() const;  ///< of queries, until the segment is frozen
   uint64_t calibration_bytes() const;
 
  private:
@@ -178,11 +179,13 @@ class HeadStore {
   Calibration plan_calibration(const Spec& spec, CommitScratch& scratch) const;
   Calibration plan_mixed(const Spec& spec, CommitScratch& scratch) const;
   Calibration plan_uniform(const Spec& spec, CommitScratch& scratch) const;
-  void load_staged(uint32_t slot, CommitScratch& scratch) const;
   void demote_hi(uint32_t slot, CommitScratch& scratch);
-  void keep_staged(uint32_t slot, CommitScratch& scratch);
-  void drop_staged(uint32_t slot, CommitScratch& scratch);
-  void append_lo(uint32_t cell, const CommitScratch& scratch);
+  void keep_staged(uint32_t slot, float* k, float* v);
+  void drop_staged(uint32_t slot, float* k, float* v);
+  void drop_together(uint32_t slot, const float* k, const float* v, CommitScratch& scratch);
+  void encode_waiting(CommitScratch& scratch);
+  void append_lo(uint32_t cell, const float* k, const float* v);
+  void move_staged(CommitScratch& scratch);
 
   const codec::BlockLayout* staged_f16_;
   MemoryAccount* account_;

@@ -10,6 +10,8 @@
 #include <new>
 #include <vector>
 
+#include "codec/transform.hpp"
+
 namespace mikv::tier {
 
 namespace {
@@ -194,6 +196,7 @@ void Tier::reencode(const codec::BlockLayout& layout, const std::function<void(f
   std::vector<float> k(size_t{codec::kBlockTokens} * dim_k), v(size_t{codec::kBlockTokens} * dim_v);
   std::vector<uint8_t> next(layout.bytes);
   std::array<uint32_t, codec::kBlockTokens> ids;
+  const bool together = layout.mixed() && codec::encodes_together();
   std::vector<uint8_t> ranking(layout.scored ? layout.scales_k - layout.scores : 0);
   for (uint32_t block = 0; block < n_blocks(); ++block) {
     const uint32_t used = std::min(codec::kBlockTokens, n_tokens_ - block * codec::kBlockTokens);
@@ -206,8 +209,9 @@ void Tier::reencode(const codec::BlockLayout& layout, const std::function<void(f
     std::copy_n(from + layout_->scores, ranking.size(), ranking.begin());
     std::fill(next.begin(), next.end(), uint8_t{0});
     std::copy(ranking.begin(), ranking.end(), next.begin() + std::ptrdiff_t(layout.scores));
-    for (uint32_t lane = 0; lane < used; ++lane) {
-      codec::set_block_id(next.data(), layout, lane, ids[lane]);
+    for (uint32_t lane = 0; lane < used; ++lane) codec::set_block_id(next.data(), layout, lane, ids[lane]);
+    if (together) codec::encode_tokens(next.data(), layout, {}, 0, used, k.data(), v.data());
+    for (uint32_t lane = 0; lane < used && !together; ++lane) {
       codec::encode_token(next.data(), layout, lane, &k[size_t{lane} * dim_k], &v[size_t{lane} * dim_v]);
     }
     std::memcpy(blocks_.get() + block * layout.bytes, next.data(), layout.bytes);

@@ -1,0 +1,89 @@
+// LayerCache::commit: compression of what is staged, by KV heads, which do not depend on each other.
+#include <atomic>
+#include <new>
+#include <thread>
+#include <vector>
+
+#include "layer/layer_impl.hpp"
+
+namespace mikv {
+namespace {
+
+struct Job {
+  tier::HeadStore* head;
+  const Spec* spec;
+  uint64_t n_live;
+};
+
+// Fewer tokens than this are compressed sooner than a thread is started.
+constexpr uint64_t kTokensPerThread = 256;
+
+void add_jobs(tier::SegmentStore& segment, uint32_t from, std::vector<Job>& jobs) {
+  for (tier::HeadStore& head : segment.heads()) {
+    if (head.commits(segment.spec(), from)) jobs.push_back({&head, &segment.spec(), segment.n_live()});
+  }
+}
+
+// False if memory ran out; the other heads are done.
+bool run(std::span<const Job> jobs, uint32_t from, uint32_t n_threads) {
+  std::atomic<size_t> next{0};
+  std::atomic<bool> done{true};
+  const auto work = [&] {
+    tier::CommitScratch scratch;  // not kept: after a long prompt it is as large as several per cent of the cache
+    for (size_t i; (i = next.fetch_add(1)) < jobs.size();) {
+      try {
+        jobs[i].head->commit(*jobs[i].spec, jobs[i].n_live, from, scratch);
+      } catch (const std::bad_alloc&) {
+        done = false;
+      }
+    }
+  };
+  uint64_t n_tokens = 0;
+  for (const Job& job : jobs) n_tokens += job.head->staged.size();
+  std::vector<std::jthread> helpers;
+  for (uint64_t t = 1; t < n_threads && t < jobs.size() && t * kTokensPerThread < n_tokens; ++t) {
+    helpers.emplace_back(work);
+  }
+  work();
+  helpers.clear();
+  return done;
+}
+
+Error out_of_memory() {
+  return {ErrorCode::out_of_memory,
+          "out of memory compressing the KV cache; its tokens stay in f16. Use fewer or shorter contexts"};
+}
+
+}  // namespace
+
+Status LayerCache::commit(std::span<LayerCache* const> layers, SegmentId segment, uint32_t from, uint32_t n_threads) {
+  bool done = true;
+  try {
+    std::vector<Job> jobs;
+    for (const LayerCache* layer : layers) {
+      if (tier::SegmentStore* store = layer->impl_->segment(segment)) add_jobs(*store, from, jobs);
+      if (layer->impl_->account->room() == UINT64_MAX) continue;
+      done &= run(jobs, from, n_threads);
+      jobs.clear();
+    }
+    done &= run(jobs, from, n_threads);
+  } catch (const std::bad_alloc&) {
+    return out_of_memory();
+  }
+  return done ? Status() : out_of_memory();
+}
+
+Status LayerCache::commit(SegmentId segment, uint32_t from) {
+  LayerCache* const self = this;
+  return commit(std::span(&self, 1), segment, from, 1);
+}
+
+Status LayerCache::commit_all(uint32_t from) {
+  Status first;
+  for (SegmentId id = 0; id < impl_->segments.size(); ++id) {
+    if (const Status status = commit(id, from); first && !status) first = status;
+  }
+  return first;
+}
+
+}  // namespace mikv
