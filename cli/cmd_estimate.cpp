@@ -64,13 +64,13 @@ void run(const Options& options) {
     const double all = held * options.n_parallel;
     // While the last prompt is read the others are compressed.
     const double peak = std::max(all, all - held + prompt);
-    const double at_once = std::max(all, prompt * options.n_parallel);
+    const double together = std::max(all, prompt * options.n_parallel);
     table.add_row({choice.name, format_bytes(all), fmt::format("{:.2f}", 8.0 * all / elements),
-                   fmt::format("{:.1f} %", 50.0 * all / elements), format_bytes(peak), format_bytes(at_once)});
+                   fmt::format("{:.1f} %", 50.0 * all / elements), format_bytes(peak), format_bytes(together)});
     report.add_row({{"kv", choice.name},
                     {"bytes", uint64_t(all)},
                     {"peak_bytes", uint64_t(peak)},
-                    {"peak_at_once_bytes", uint64_t(at_once)},
+                    {"peak_at_once_bytes", uint64_t(together)},
                     {"f16_bytes", uint64_t(2.0 * elements)},
                     {"bits_per_element", 8.0 * all / elements}});
   }
