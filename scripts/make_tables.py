@@ -16,7 +16,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results"
-PAGES = ["README.md", "docs/quality.md", "docs/performance.md", "docs/reliability.md", "docs/python-compare.md"]
+PAGES = ["README.md", "docs/quality.md", "docs/performance.md", "docs/reliability.md", "docs/python.md", "docs/python-compare.md"]
 MARKED = re.compile(r"(<!-- table: ([a-z0-9-]+) -->\n).*?(<!-- end -->)", re.S)
 
 MODELS = {"qwen2.5-coder-1.5b": "Qwen2.5-Coder-1.5B", "qwen2.5-coder-0.5b": "Qwen2.5-Coder-0.5B", "smollm2-135m": "SmolLM2-135M"}
@@ -288,6 +288,12 @@ def compared(kinds: tuple[str, ...]) -> str:
                       *(nats(float(cell["mean"])) if cell else "-" for cell in by_text), nats(float(row["mean"])), row["n"],
                       f"{float(ratio):.1f}" if ratio else "-"])
     return markdown(["model", "context, tokens", "cache", "bits per element", "prose", "code", "dialogue", "mean of all", "tokens compared", "times `mikv`"], lines)
+
+
+@table
+def python() -> str:
+    return markdown(["what", "model", "tokens", "figure", "unit"],
+                    [[row["what"], MODELS[row["model"]], f"{int(row['tokens']):,}" if row["tokens"] else "-", row["value"], row["unit"]] for row in read("python")])
 
 
 @table
