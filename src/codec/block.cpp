@@ -292,7 +292,7 @@ void to_floats(const uint16_t* halves, size_t n, float* floats) {
 
 void decode_f16(const uint8_t* block, const BlockLayout& layout, uint32_t n, float* k, float* v) {
   std::array<uint16_t, size_t{kBlockTokens} * kMaxHeadDim> k_halves, v_halves;
-  std::array<uint16_t*, kBlockTokens> k_rows, v_rows;
+  std::array<uint16_t*, kBlockTokens> k_rows = {}, v_rows = {};
   for (uint32_t i = 0; i < n; ++i) {
     k_rows[i] = k_halves.data() + i * layout.dim_k;
     v_rows[i] = v_halves.data() + i * layout.dim_v;
