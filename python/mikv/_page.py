@@ -41,6 +41,7 @@ def build(title: str, body: str, data: Any, *, style: str, scripts: list[str], c
     scripts  run in this order, and no others do: the page's policy names their hashes
     compiles lets scripts make code from text, as Vega's expressions need
     """
+    scripts = [escaped_script(script) for script in scripts]
     hashes = [f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'" for s in scripts]
     allowed = " ".join(hashes + (["'unsafe-eval'"] if compiles else []))
     policy = f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src {allowed}"
@@ -64,6 +65,19 @@ def embedded(data: Any) -> str:
     """JSON that ends no element, whatever its texts are."""
     text = json.dumps(data, separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def escaped_script(text: str) -> str:
+    """The same script in ASCII. It must not end its element."""
+    if "</script" in text.lower():
+        raise ValueError("a script contains </script")
+    units = (c if c < "\x80" else _utf16(c) for c in text)
+    return "".join(units)
+
+
+def _utf16(c: str) -> str:
+    raw = c.encode("utf-16-be")
+    return "".join(f"\\u{raw[i : i + 2].hex()}" for i in range(0, len(raw), 2))
 
 
 def ascii_only(text: str) -> str:

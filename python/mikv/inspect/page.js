@@ -117,8 +117,8 @@ function weightsOf(run) {
     return w;
   }
   for (let i = 0; i < run.n; ++i) w[i] = lookedAt(run, i);
-  const most = Math.max(...w) || 1;
-  return w.map((x) => Math.sqrt(x / most));
+  const most = Math.max(...w);
+  return w.map((x) => onPowers(x, most));
 }
 
 function draw(run) {
@@ -132,6 +132,11 @@ function draw(run) {
     token.style.setProperty("--w", weights[i].toFixed(3));
   });
   run.tokens.forEach((token, i) => token.ariaSelected = String(i === run.chosen && view.by === "looked"));
+  if (view.by === "looked") {
+    byId("counts-" + run.index).textContent = `Attention as \u201c${named(run, run.chosen)}\u201d was written ` +
+      `(token ${run.chosen}): ${view.all ? "mean of all layers and heads" : "mean of the layer's heads"}.`;
+    return;
+  }
   const counts = [0, 0, 0, 0, 0];
   const first = view.all ? 0 : row, last = view.all ? nLayers * nHeads : row + 1;
   for (let k = first * run.n; k < last * run.n; ++k) ++counts[run.tiers[k]];
@@ -153,8 +158,8 @@ function drawLegend() {
     return;
   }
   const ends = { tier: ["0 % of heads hold it in high precision", "100 %"],
-    received: ["0.1 % of the largest importance, or less", "the largest; powers of ten"],
-    looked: ["no attention", "the most; square roots. Choose a token of the answer (click, or Enter)."] }[view.by];
+    received: ["0.1 % of the largest importance or less", "the largest, by powers of ten"],
+    looked: ["0.1 % of the largest attention or less", "the largest, by powers of ten. Click a token of the answer, or press Enter on it."] }[view.by];
   legend.append(ends[0]);
   add("span", "ramp by-" + view.by, "");
   legend.append(ends[1]);
@@ -169,12 +174,13 @@ function drawAll() {
 
 const digits = (x) => x === 0 ? "0" : x >= 1e38 ? "above all" : x >= 1e6 || x < 1e-6 ? x.toExponential(1)
   : x >= 100 ? x.toFixed(0) : Number(x.toPrecision(2)).toString();
+const named = (run, i) => visible(run.texts[i]).replace(/\n/g, "\u21b5");
 const percent = (x) => digits(100 * x) + " %";
 
 function describe(run, i) {
   const row = rowOf(), k = row * run.n + i, tier = Number(run.tiers[k]), text = run.texts[i];
   const lines = [`Token ${i}${i < nPrompt ? "" : " (answer)"}: ` +
-    (text === "" ? "a part of the next character" : "\u201c" + visible(text).replace(/\n/g, "\u21b5") + "\u201d")];
+    (text === "" ? "a part of the next character" : `\u201c${named(run, i)}\u201d`)];
   if (view.all) {
     lines.push(`${percent(run.high[i])} of ${nLayers * nHeads} heads hold it in high precision`);
     lines.push(`importance: ${percent(run.share[i])} of a head's sum in the mean`);
@@ -185,7 +191,7 @@ function describe(run, i) {
     lines.push(`high in ${percent(run.high[i])} of ${nLayers * nHeads} heads`);
   }
   if (view.by === "looked") {
-    const chosen = visible(run.texts[run.chosen]).replace(/\n/g, "\u21b5");
+    const chosen = named(run, run.chosen);
     lines.push(i < run.chosen ? `attention from \u201c${chosen}\u201d: ${percent(lookedAt(run, i))}` : `not there yet when \u201c${chosen}\u201d was written`);
   }
   return lines.join("\n");
