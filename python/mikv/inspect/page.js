@@ -15,9 +15,9 @@ function numbers(text) {
   return new Float32Array(bits.buffer);
 }
 
-// Text that shows what else has no form: line ends, spaces at ends, control characters, and those that turn the direction.
+// Text that shows what else has no form: line ends, control characters, those that turn the direction, halves of characters.
 function visible(text) {
-  return text.replace(/[\u0000-\u0009\u000b-\u001f\u007f-\u009f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]/g,
+  return text.replace(/[\u0000-\u0009\u000b-\u001f\u007f-\u009f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]|\p{Surrogate}/gu,
     (c) => c === "\t" ? "\u21e5\t" : "\u27e8" + c.charCodeAt(0).toString(16).padStart(2, "0") + "\u27e9");
 }
 

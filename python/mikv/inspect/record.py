@@ -69,7 +69,7 @@ class Recorder:
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        out = self._ours(module, query, key, value, mask, *args, **kwargs)
+        # Before the cache attends: a head compresses and evicts at the end of its attention.
         scaling = kwargs.get("scaling")
         self._add(
             int(module.layer_idx),
@@ -80,7 +80,7 @@ class Recorder:
             float(kwargs.get("softcap") or 0.0),
             kwargs.get("s_aux"),
         )
-        return out
+        return self._ours(module, query, key, value, mask, *args, **kwargs)
 
     def _add(
         self, index: int, q: torch.Tensor, k: torch.Tensor, scale: float, window: int, softcap: float, sinks: Any
@@ -105,7 +105,7 @@ class Recorder:
             back = (n - n_new + first + torch.arange(part.shape[2]))[:, None] - places
             hidden = (back < 0) | (back >= window) if window else back < 0
             logits = logits.masked_fill(hidden, -torch.inf)
-            if n_new == 1:
+            if n_new == 1 and before is not None:
                 logits = logits.masked_fill(self._evicted(index, n_kv_heads, n)[:, None, None], -torch.inf)
             if sinks is not None:
                 sink = sinks.detach().to(torch.float32).reshape(n_kv_heads, -1, 1, 1).expand(*logits.shape[:3], 1)
@@ -128,20 +128,8 @@ def hold(model: Any, ids: list[int], spec: str, n_new: int) -> Held:
     """Reads the prompt, writes an answer of at most n_new tokens by greedy choice, and tells what the cache holds."""
     max_length = -(-(len(ids) + n_new) // 256) * 256  # as `mikv eval` has it: compression looks that far ahead
     cache = Cache(spec, config=model.config, max_length=max_length)
-    prompt = torch.tensor([ids])
-    version = tuple(int(part) for part in transformers.__version__.split(".")[:2])
     with torch.no_grad(), Recorder(cache) as recorder:
-        out = model.generate(
-            input_ids=prompt,
-            attention_mask=torch.ones_like(prompt),
-            **{"cache" if version >= (5, 24) else "past_key_values": cache},
-            max_new_tokens=n_new,
-            do_sample=False,
-            pad_token_id=0,
-        )
-    answer = out[0, len(ids) :].tolist()
-    if len(answer) == 1:
-        cache.compress()  # else the first generated token did
+        answer = _answer(model, ids, cache, n_new)
     layers = [layer.index for layer in cache.layers if isinstance(layer, Layer)]
     n = len(ids) + len(answer)
     n_heads = recorder.layers[layers[0]].keys.shape[0]
@@ -165,6 +153,24 @@ def hold(model: Any, ids: list[int], spec: str, n_new: int) -> Held:
             held.tiers[i, head, states.position] = states.tier
             held.scores[i, head, states.position] = states.score
     return held
+
+
+def _answer(model: Any, ids: list[int], cache: Cache, n_new: int) -> list[int]:
+    """As generate() chooses them, one after the other; the prompt is compressed before the first is read."""
+    version = tuple(int(part) for part in transformers.__version__.split(".")[:2])
+    argument = {"cache" if version >= (5, 24) else "past_key_values": cache}
+    ends = model.generation_config.eos_token_id
+    ends = ends if isinstance(ends, list) else [ends]
+    answer: list[int] = []
+    new = ids
+    while True:
+        logits = model(torch.tensor([new]), logits_to_keep=1, **argument).logits
+        if not answer:
+            cache.compress()
+        answer.append(int(logits[0, -1].argmax()))
+        if len(answer) == n_new or answer[-1] in ends:
+            return answer
+        new = answer[-1:]
 
 
 def pieces(tokenizer: Any, ids: list[int]) -> list[str]:

@@ -136,10 +136,10 @@ def _divergence(run: Run) -> Chart | None:
     if lost:
         note += f" Too close to the full cache for this axis: {', '.join(lost)}."
     least, most = min(y for _, _, y in points), max(y for _, _, y in points)
-    domain = [10 ** math.floor(math.log10(least)), 10 ** math.ceil(math.log10(most * 1.001))]
-    y = _axis(
-        "y", "KL divergence, nats", scale={"type": "log", "domain": domain}, axis={"format": "~g", "tickCount": 6}
-    )
+    low, high = math.floor(math.log10(least)), math.ceil(math.log10(most * 1.001))
+    ticks = [digit * 10.0**power for power in range(low, high + 1) for digit in ((1, 2, 5) if high - low < 3 else (1,))]
+    scale = {"type": "log", "domain": [10.0**low, 10.0**high], "nice": False}
+    y = _axis("y", "KL divergence, nats", scale=scale, axis={"format": "~g", "values": ticks})
     title = "KL divergence against bits per element"
     return Chart(title, note, _scatter(title, points, y, "KL divergence, nats", ".4f"))
 
