@@ -186,6 +186,67 @@ def test_a_browser_draws_the_tokens(made, tmp_path):
     assert "high precision" in dom and "This head:" in dom
 
 
+#: A user's hands, and a test of what the page then says. The title tells what is wrong, or "as it should be".
+HANDS = """
+const wrong = [];
+const expect = (what, is, should) => is === should || wrong.push(`${what}: ${is}, not ${should}`);
+const set = (id, value) => {
+  byId(id).value = value;
+  byId(id).dispatchEvent(new Event("input", { bubbles: true }));
+};
+const press = (key) => document.activeElement.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true, cancelable: true }));
+const tierOf = (run, row, i) => "token t" + run.tiers[row * run.n + i];
+set("layer", 1);
+set("head", 1);
+for (const run of runs) run.tokens.forEach((token, i) => expect("token " + i, token.className, tierOf(run, 3, i)));
+runs[1].tokens[0].focus();
+press("ArrowRight");
+expect("after the arrow", document.activeElement, runs[1].tokens[1]);
+expect("tooltip", !tip.hidden && tip.textContent.startsWith("Token 1: "), true);
+expect("its name", document.activeElement.ariaLabel, tip.textContent);
+expect("tab stops", runs[1].tokens.filter((token) => token.tabIndex === 0).length, 1);
+press("ArrowDown");
+press("ArrowUp");
+expect("down and up", document.activeElement, runs[1].tokens[1]);
+press("End");
+expect("at the end", document.activeElement, runs[1].tokens[runs[1].n - 1]);
+document.querySelector("input[value=looked]").click();
+press("ArrowLeft");
+press("Enter");
+expect("chosen", runs[1].chosen, runs[1].n - 2);
+expect("marked", runs[1].tokens[runs[1].n - 2].ariaSelected, "true");
+expect("head is off", byId("head").disabled, true);
+const looked = runs[1].tokens.slice(0, runs[1].chosen).reduce((sum, _, i) => sum + lookedAt(runs[1], i), 0);
+expect("attention", Math.abs(looked - 1) < 0.01, true);
+byId("all").click();
+document.querySelector("input[value=tier]").click();
+expect("share", runs[0].tokens[299].style.getPropertyValue("--w"), "1.000");
+press("Escape");
+expect("escape", tip.hidden, true);
+document.title = wrong.join("; ") || "as it should be";
+"""
+
+
+def test_a_browser_obeys_the_keyboard(made, tiny_folder, tmp_path, monkeypatch):
+    part = page._page.part
+    monkeypatch.setattr(page._page, "part", lambda name, *at: part(name, *at) + (HANDS if name == "page.js" else ""))
+    options = [
+        "--model",
+        str(tiny_folder),
+        "-f",
+        str(tiny_folder / "prompt.txt"),
+        "-n",
+        "5",
+        "--kv",
+        "mikv",
+        "--kv",
+        "h2o",
+    ]
+    assert run("mikv.inspect", command.main, [*options, "-o", str(tmp_path / "page.html")]) == 0
+    dom = shown(tmp_path, tmp_path / "page.html")
+    assert "<title>as it should be</title>" in dom, dom[: dom.find("</title>")][-2000:]
+
+
 def test_a_browser_runs_no_hostile_text(llama, tmp_path):
     held = held_of(llama)
     file = tmp_path / "hostile.html"

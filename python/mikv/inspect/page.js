@@ -145,6 +145,25 @@ function draw(run) {
     (100 * count / total).toFixed(count === total ? 0 : 1) + " % " + NAMES[tier]).filter(Boolean).join(", ") + ".";
 }
 
+// All tokens of all heads: a line for each head, the chosen one marked at both ends.
+function drawMap(run) {
+  const canvas = byId("map-" + run.index), pen = canvas.getContext("2d"), style = getComputedStyle(document.documentElement);
+  const colours = ["--staged", "--hi", "--lo", "--paper", "--paper"].map((name) => style.getPropertyValue(name));
+  for (let row = 0; row < nLayers * nHeads; ++row) {
+    for (let i = 0, end; i < run.n; i = end) {
+      const tier = run.tiers[row * run.n + i];
+      for (end = i + 1; end < run.n && run.tiers[row * run.n + end] === tier; ++end);
+      pen.fillStyle = colours[tier];
+      pen.fillRect(i, row, end - i, 1);
+    }
+  }
+  if (view.all) return;
+  pen.fillStyle = style.getPropertyValue("--focus");
+  const ends = Math.max(1, Math.round(run.n / 60)), only = view.by !== "looked";
+  const first = only ? rowOf() - 1 : view.layer * nHeads, lines = only ? 3 : nHeads;
+  for (const at of [0, run.n - ends]) pen.fillRect(at, first, ends, lines);
+}
+
 function drawLegend() {
   const legend = byId("legend");
   legend.textContent = "";
@@ -169,6 +188,7 @@ function drawAll() {
   readControls();
   drawLegend();
   runs.forEach(draw);
+  runs.forEach(drawMap);
   if (shown) show(shown.run, shown.i, shown.keyboard);
 }
 
@@ -255,8 +275,13 @@ runs.forEach((run) => {
     const token = event.target.closest && event.target.closest(".token");
     return token ? Number(token.dataset.i) : -1;
   };
-  run.box.addEventListener("mouseover", (event) => indexOf(event) >= 0 ? show(run, indexOf(event), false) : hide());
-  run.box.addEventListener("mouseleave", hide);
+  run.box.addEventListener("mousemove", (event) => {
+    if (event.movementX === 0 && event.movementY === 0) return;  // the page moved, not the mouse
+    const i = indexOf(event);
+    if (i < 0) hide();
+    else if (!shown || shown.run !== run || shown.i !== i) show(run, i, false);
+  });
+  run.box.addEventListener("mouseleave", () => shown && !shown.keyboard && hide());
   run.box.addEventListener("focusin", (event) => indexOf(event) >= 0 && show(run, indexOf(event), true));
   run.box.addEventListener("focusout", hide);
   run.box.addEventListener("click", (event) => {
@@ -265,6 +290,14 @@ runs.forEach((run) => {
     choose(run, i);
     focus(run, i);
     show(run, i, true);
+  });
+  byId("map-" + run.index).addEventListener("click", (event) => {
+    const share = event.offsetY / event.target.clientHeight;
+    const row = Math.max(0, Math.min(nLayers * nHeads - 1, Math.floor(share * nLayers * nHeads)));
+    byId("layer").value = Math.floor(row / nHeads);
+    byId("head").value = row % nHeads;
+    byId("all").checked = false;
+    drawAll();
   });
   run.box.addEventListener("keydown", (event) => {
     const i = run.current;
@@ -283,4 +316,5 @@ runs.forEach((run) => {
 byId("controls").addEventListener("input", drawAll);
 byId("controls").addEventListener("submit", (event) => event.preventDefault());
 addEventListener("scroll", () => shown && !shown.keyboard && hide(), { passive: true });
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
 drawAll();

@@ -57,6 +57,8 @@ _RUN = """\
 <section class="run" aria-labelledby="run-{i}"><h2 id="run-{i}">{spec}</h2>
 <p><b>{bits:.2f}</b> bits per element, <b>{size}</b>; f16 has 16 bits, {f16}.</p>
 <p class="soft">{parts}</p>
+<canvas class="map" id="map-{i}" width="{n}" height="{n_rows}" role="img"
+aria-label="Tiers of all tokens: a line for each of {n_rows} heads, a column for each of {n} tokens"></canvas>
 <p class="counts" id="counts-{i}"></p>
 <div class="tokens" id="tokens-{i}" role="listbox" aria-label="Tokens under {spec}; arrow keys move" dir="auto"></div>
 </section>"""
@@ -98,8 +100,11 @@ def build(model: str, prompt: list[str], runs: list[Held], answers: list[list[st
 def _run(i: int, run: Held) -> str:
     usage = run.usage
     parts = [f"{name} {_page.size(getattr(usage, name))}" for name in _PARTS if getattr(usage, name)]
+    n_layers, n_heads, n = run.tiers.shape
     return _RUN.format(
         i=i,
+        n=n,
+        n_rows=n_layers * n_heads,
         spec=html.escape(run.spec),
         bits=usage.bits_per_element,
         size=_page.size(usage.total),
