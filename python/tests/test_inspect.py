@@ -199,7 +199,7 @@ const tierOf = (run, row, i) => "token t" + run.tiers[row * run.n + i];
 set("layer", 1);
 set("head", 1);
 for (const run of runs) run.tokens.forEach((token, i) => expect("token " + i, token.className, tierOf(run, 3, i)));
-runs[1].tokens[0].focus();
+focus(runs[1], 0);
 press("ArrowRight");
 expect("after the arrow", document.activeElement, runs[1].tokens[1]);
 expect("tooltip", !tip.hidden && tip.textContent.startsWith("Token 1: "), true);

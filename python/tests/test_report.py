@@ -61,6 +61,8 @@ def test_charts_hold_the_rows(tmp_path):
     assert at == [("mikv", 3.9, 90.0), ("sim:kivi-2", 2.9, 10.0)], "a score has the bits of its own prompts"
     assert [(v["x"], v["y"]) for v in divergence.spec["data"]["values"]] == [(3.5, 0.001), (2.8, 0.4)]
     assert sum(v["mib"] for v in memory.spec["data"]["values"]) * 2**20 == pytest.approx(190)
+    whole = charts_of(read(written(tmp_path, [*COMPARE, {"cache": "dynamic", "bytes": 500}])))[2]
+    assert [v["part"] for v in whole.spec["data"]["values"]] == ["hi", "lo", "codes", "all"]
     (chart,) = charts_of(read(written(tmp_path, KLD)))
     assert [v["cache"] for v in chart.spec["data"]["values"]] == ["mikv", "llama:q4_0"]
     assert "full" in chart.note, "what has no place on a logarithmic axis is named"

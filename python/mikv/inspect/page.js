@@ -246,6 +246,7 @@ function focus(run, i) {
   run.current = i;
   run.tokens[i].tabIndex = 0;
   run.tokens[i].focus();
+  show(run, i, true);
 }
 
 // The token of the line above or below that is nearest.
@@ -289,7 +290,6 @@ runs.forEach((run) => {
     if (i < 0) return;
     choose(run, i);
     focus(run, i);
-    show(run, i, true);
   });
   byId("map-" + run.index).addEventListener("click", (event) => {
     const share = event.offsetY / event.target.clientHeight;

@@ -11,8 +11,12 @@ from .runs import KINDS, Point, Run
 #: At least 3 to 1 on white and on the dark page; shapes tell the same.
 _COLOURS = ("#2f7fd1", "#c9631f", "#808080")
 _SHAPES = ("circle", "square", "triangle-up")
-#: Of parts and of lines: Okabe and Ito's, without the palest.
+#: Of lines: Okabe and Ito's, without the palest.
 _PALETTE = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8a7a00", "#56a0d3", "#808080", "#a05a2c"]
+#: Of the parts of a cache; the others take what is left, in turn.
+_PARTS = {"staged": "#b8a000", "hi": "#1f6fc0", "lo": "#7fb2e5", "codes": "#3f9fa0", "scales": "#d55e00", "ids": "#8c5fc0",
+          "scores": "#cc79a7", "calibration": "#4f9a3a", "slack": "#8a8a8a"}  # fmt: skip
+_OTHER_PARTS = ["#a05a2c", "#e08a8a", "#5a7a90", "#c04f80", "#90a040"]
 #: No place on a logarithmic axis: the full cache differs by rounding alone.
 _LEAST_KLD = 1e-6
 #: Pixels: of a chart with points, of its names, and the width for which they are laid out.
@@ -145,27 +149,28 @@ def _divergence(run: Run) -> Chart | None:
 
 
 def _memory(run: Run) -> Chart | None:
-    values = [
-        {"cache": p.cache, "part": part, "mib": n_bytes / 2**20}
-        for p in run.points
-        for part, n_bytes in p.bytes_by_part.items()
-    ]
-    caches = list(dict.fromkeys(v["cache"] for v in values))
-    if not caches:
+    if not any(p.bytes_by_part for p in run.points):
         return None
-    parts = list(dict.fromkeys(v["part"] for v in values))
+    whole = {p.cache: p.bytes_by_part or {"all": p.bytes or 0.0} for p in run.points if p.bytes_by_part or p.bytes}
+    parts = list(dict.fromkeys(part for of_cache in whole.values() for part in of_cache))
+    values = [
+        {"cache": cache, "part": part, "mib": n_bytes / 2**20, "place": parts.index(part)}
+        for cache, of_cache in whole.items()
+        for part, n_bytes in of_cache.items()
+    ]
+    others = [part for part in parts if part not in _PARTS]
+    colours = _PARTS | {part: _OTHER_PARTS[i % len(_OTHER_PARTS)] for i, part in enumerate(others)}
     title = "Memory by part"
-    # A part has one colour in a chart; where there are more parts than colours, the legend repeats them.
-    colour = {"field": "part", "type": "nominal", "title": None, "sort": parts, "scale": {"range": _PALETTE}}
+    colour = {"field": "part", "type": "nominal", "title": None, "legend": {"orient": "top", "columns": 3}}
     encoding = {
-        "y": {"field": "cache", "type": "nominal", "sort": caches, "title": None, "axis": {"labelLimit": 150}},
+        "y": {"field": "cache", "type": "nominal", "sort": list(whole), "title": None, "axis": {"labelLimit": 150}},
         "x": _axis("mib", "MiB"),
-        "color": colour | {"legend": {"orient": "top", "columns": 4}},
-        "order": {"field": "part", "sort": "ascending"},
+        "color": colour | {"scale": {"domain": parts, "range": [colours[part] for part in parts]}},
+        "order": {"field": "place"},
         "tooltip": [{"field": "cache"}, {"field": "part"}, {"field": "mib", "title": "MiB", "format": ".3f"}],
     }
-    spec = _whole(title, values, 0, mark={"type": "bar"}, encoding=encoding)
-    return Chart(title, "Bytes of the cache at the end of a chunk.", spec | {"height": {"step": 24}})
+    spec = _whole(title, values, 26 * len(whole), mark={"type": "bar"}, encoding=encoding)
+    return Chart(title, "Bytes of the cache at the end of a chunk.", spec)
 
 
 def _speed(run: Run) -> Chart | None:
@@ -188,7 +193,7 @@ def _lines(title: str, note: str, what: str, points: list[tuple[Point, float, fl
         "x": _axis("x", "tokens in the cache"),
         "y": _axis("y", what, scale={"zero": True}),
         "color": {"field": "cache", "type": "nominal", "title": None, "sort": caches, "scale": {"range": _PALETTE},
-                  "legend": {"orient": "top", "columns": 4}},
+                  "legend": {"orient": "top", "columns": 3}},
         "tooltip": [{"field": "cache"}, {"field": "x", "title": "tokens"}, {"field": "y", "title": what, "format": ".4~g"}],
     }  # fmt: skip
     mark = {"type": "line", "point": {"size": 60}}

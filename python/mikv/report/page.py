@@ -109,7 +109,7 @@ def _table(run: Run) -> str:
 
 def _cell(key: str, value: Any) -> str:
     if value is None:
-        return "<td>-</td>"
+        return "<td class='n'>-</td>"
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return f"<td>{html.escape(str(value))}</td>"
     form = _COLUMNS.get(key, ("", ""))[1]

@@ -27,6 +27,7 @@ class Point:
     score: float | None  #: share of right answers
     score_bits: float | None  #: bits per element of the prompts that were scored
     n_scored: int | None
+    bytes: float | None
     bytes_by_part: dict[str, float]
     at: float | None  #: tokens in the cache
     speed: float | None  #: tokens per second
@@ -98,6 +99,7 @@ def _point(row: dict[str, Any]) -> Point:
         score=score,
         score_bits=number(row, "lines_bits_per_element") or bits,
         n_scored=int(n) if n is not None and score is not None else None,
+        bytes=number(row, "bytes"),
         bytes_by_part={k: v for k in parts if (v := number(parts, k))} if isinstance(parts, dict) else {},
         at=number(row, "depth") if "depth" in row else number(row, "n_tokens"),
         speed=number(row, "tokens_per_s"),
