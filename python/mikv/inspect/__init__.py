@@ -1,0 +1,1 @@
+"""Which tokens a cache holds in which tier, as a page to look at: python -m mikv.inspect."""

@@ -1,0 +1,1 @@
+"""Runs of mikv's measuring commands as a page with charts and tables: python -m mikv.report."""
