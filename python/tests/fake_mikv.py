@@ -56,6 +56,7 @@ class Handler(BaseHTTPRequestHandler):
         report = {"kv_bits_per_element": 3.5, "kv_tokens": 10, "kv_bytes": 2000 + n, "kv_peak_bytes": 9000}
         Path(option("--kv-report")).write_text(json.dumps(report))
         self.send_response(200)
+        self.send_header("Content-Type", "application/json")
         self.end_headers()
         if body.get("stream"):
             for piece in re.findall(r"\w+|\W", text):

@@ -45,7 +45,7 @@ def _quietly_in(folder: Path) -> Iterator[None]:
     """In this folder, where load_dataset() looks for local data sets; without progress bars and log lines of others."""
     before = os.getcwd()
     os.chdir(folder)
-    loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets", "lm-eval", "httpx")]
+    loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets", "lm-eval", "asyncio")]
     try:
         for logger in loggers:
             logger.setLevel(logging.CRITICAL)
@@ -68,6 +68,13 @@ class _Kept:
         self._progress.step()
 
 
+def _why(error: Exception, url: str) -> str:
+    status = getattr(error, "status", None) or getattr(getattr(error, "response", None), "status_code", None)
+    if status == 400:
+        return f"the server refused a prompt ({error}); give a larger --ctx"
+    return f"the server at {url} does not answer ({error or type(error).__name__}); the same command goes on"
+
+
 def _model(server: Served, log: RowLog, progress: Progress, seconds: float) -> Any:
     """lm-eval's local-completions that asks for what the rows do not have."""
     completions = need("lm_eval.models.openai_completions", _REMEDY).LocalCompletionsAPI
@@ -82,12 +89,8 @@ def _model(server: Served, log: RowLog, progress: Progress, seconds: float) -> A
                 try:
                     super().generate_until(missing, disable_tqdm=True)
                 except Exception as error:
-                    ended = getattr(server, "check", None)
-                    if ended is not None:
-                        ended()
-                    raise UsageError(
-                        f"the server at {server.url} refused a prompt or stopped ({error}); try a larger --ctx"
-                    ) from error
+                    server.check()
+                    raise UsageError(_why(error, server.url)) from error
             return [log.rows[key(prompt)]["answer"] for prompt in prompts]
 
     return Resuming(
