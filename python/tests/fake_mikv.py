@@ -2,13 +2,15 @@
 """A stand-in for the mikv command: estimate, server and eval lines, without a model.
 
 It answers GSM8K's questions "What is A plus B?" and HumanEval's "adds N", wrongly for the cache `h2o` where N is odd.
-FAKE_MIKV names a folder: it counts requests in `requests`, and a file `die` there ends the server at that many of them.
+FAKE_MIKV names a folder. It counts requests in `requests` there. A file `die` ends the server at that many of them, `slow`
+is the seconds of each, and `answers` has other answers by question.
 """
 
 import json
 import os
 import re
 import sys
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -29,6 +31,11 @@ def estimate() -> None:
 
 
 def answer(prompt: str, kv: str) -> str:
+    if (FOLDER / "slow").exists():
+        time.sleep(float((FOLDER / "slow").read_text()))
+    if (FOLDER / "answers").exists():
+        said = json.loads((FOLDER / "answers").read_text())
+        return next(text for question, text in said.items() if question in prompt)
     asked = re.findall(r"What is (\d+) plus (\d+)\?", prompt)
     if asked:
         a, b = map(int, asked[-1])

@@ -223,8 +223,8 @@ def main(arguments: list[str]) -> int:
     options = _parser().parse_args(arguments)
     for name, value in (("HF_HUB_OFFLINE", "1"), ("TQDM_DISABLE", "1"), ("TOKENIZERS_PARALLELISM", "false")):
         os.environ.setdefault(name, value)
-    signal.signal(signal.SIGTERM, _interrupt)
     suite = Suite(options)
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         suite.run()
     except KeyboardInterrupt:

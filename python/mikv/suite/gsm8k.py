@@ -8,6 +8,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -89,7 +90,7 @@ def _model(server: Served, log: RowLog, progress: Progress, seconds: float) -> A
                 try:
                     super().generate_until(missing, disable_tqdm=True)
                 except Exception as error:
-                    server.check()
+                    server.check(2.0)
                     raise UsageError(_why(error, server.url)) from error
             return [log.rows[key(prompt)]["answer"] for prompt in prompts]
 
@@ -118,6 +119,15 @@ class Gsm8k:
         log.update(scores(said["samples"]["gsm8k"]))
 
 
+def equal_numbers(a: str, b: str) -> bool:
+    """Whether two texts are the same number: lm-eval compares texts, and says no to 29.00 for 29."""
+    try:
+        x, y = (Decimal(text.strip().rstrip(".").replace(",", "").replace("$", "")) for text in (a, b))
+    except InvalidOperation:
+        return False
+    return x == y
+
+
 def scores(samples: list[Row]) -> dict[str, Row]:
     """What lm-eval's filters say of each answer, by the key of its prompt."""
     rows: dict[str, Row] = {}
@@ -127,4 +137,7 @@ def scores(samples: list[Row]) -> dict[str, Row]:
         row[sample["filter"].replace("-", "_")] = right
         if sample["filter"] == _FILTERS[0]:
             row["correct"] = right
+            row["equal_number"] = right or equal_numbers(
+                sample["filtered_resps"][0], sample["target"].split("#### ")[-1]
+            )
     return rows

@@ -35,7 +35,7 @@ class Served(Protocol):
     @property
     def url(self) -> str: ...
 
-    def check(self) -> None: ...
+    def check(self, seconds: float = 0.0) -> None: ...
     def figures(self) -> dict[str, float | None]: ...
 
 
@@ -207,7 +207,7 @@ class HumanEval:
         try:
             answer = self._answer(server.url, prompt_of(row, self.shots), row["entry_point"])
         except UsageError:
-            server.check()
+            server.check(2.0)
             raise
         made = time.monotonic()
         figures: dict[str, Any] = server.figures()

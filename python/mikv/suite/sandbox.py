@@ -34,15 +34,13 @@ def scorer_file() -> Path:
 @functools.cache
 def network_cut() -> tuple[str, ...]:
     """The command that starts a process without a network; empty where the system permits none."""
-    for command in (("unshare", "--net"), ("unshare", "--map-root-user", "--net")):
-        if os.geteuid() != 0 and "--map-root-user" not in command:
-            continue
-        try:
-            if subprocess.run([*command, "true"], capture_output=True, timeout=20).returncode == 0:
-                return command
-        except (OSError, subprocess.TimeoutExpired):
-            return ()
-    return ()
+    # Root needs no user namespace, and in one it could not become another user.
+    command = ("unshare", "--net") if os.geteuid() == 0 else ("unshare", "--map-root-user", "--net")
+    try:
+        permitted = subprocess.run([*command, "true"], capture_output=True, timeout=20).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        permitted = False
+    return command if permitted else ()
 
 
 def score(problem: dict[str, Any], completion: str, timeout: float) -> str:

@@ -96,8 +96,11 @@ class Server:
                 time.sleep(0.1)
         raise UsageError(f"mikv server --kv {self.kv} did not start within {_START_SECONDS} s; try a smaller --ctx")
 
-    def check(self) -> None:
-        """UsageError with the log's last line if the server has ended."""
+    def check(self, seconds: float = 0.0) -> None:
+        """UsageError with the log's last line if the server has ended, or ends within so many seconds."""
+        if seconds:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(seconds)
         if self._process.poll() is not None:
             lines = [x.strip() for x in (self.folder / "log").read_text(errors="replace").splitlines() if x.strip()]
             own = [line for line in lines if line.startswith("mikv:")] or lines or ["it says nothing"]

@@ -40,8 +40,9 @@ def task_rows(task: str, arms: dict[str, dict[str, Row]], estimates: dict[str, d
             "kv_peak_bytes": max(peaks) if measured and peaks else estimate.get("bytes"),
             "measured": measured, "seconds": sum(row.get("seconds") or 0.0 for row in rows),
         }  # fmt: skip
-        if all("strict_match" in r for r in rows):
-            row["strict_score"] = sum(r["strict_match"] for r in rows) / n
+        for name, column in (("strict_match", "strict_score"), ("equal_number", "equal_number_score")):
+            if all(name in r for r in rows):
+                row[column] = sum(r[name] for r in rows) / n
         out.append(row)
     return out
 
