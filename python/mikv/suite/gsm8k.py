@@ -1,0 +1,143 @@
+"""GSM8K: lm-eval's own task and its model local-completions, against `mikv server`."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+import time
+from collections.abc import Iterator
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from .._cli import Progress, UsageError, need
+from .humaneval import Served
+from .rows import Row, RowLog, read_rows
+
+_REMEDY = "pip install 'mikv[suite]'"
+#: lm-eval's filters. The first one gives the score.
+_FILTERS = ("flexible-extract", "strict-match")
+
+
+def check_data(data: Path) -> dict[str, list[Row]]:
+    """The rows that load_dataset() finds in this folder. UsageError names the file and line of a broken one."""
+    folder = data / "openai" / "gsm8k"
+    if not (folder / "README.md").is_file():
+        raise UsageError(f"{folder} has no README.md with the data set's files; give --data the folder above openai/")
+    parts = {}
+    for part in ("train", "test"):
+        file = folder / "main" / f"{part}.jsonl"
+        parts[part] = read_rows(file, ("question", "answer"))
+        for line, row in enumerate(parts[part], 1):
+            if "#### " not in row["answer"]:
+                raise UsageError(f"{file}:{line}: the field 'answer' has no '#### NUMBER'; mend or remove the line")
+    return parts
+
+
+def key(prompt: str) -> str:
+    return hashlib.sha256(prompt.encode()).hexdigest()[:16]
+
+
+@contextlib.contextmanager
+def _quietly_in(folder: Path) -> Iterator[None]:
+    """In this folder, where load_dataset() looks for local data sets; without progress bars and log lines of others."""
+    before = os.getcwd()
+    os.chdir(folder)
+    loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets", "lm-eval", "asyncio")]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
+        yield
+    finally:
+        os.chdir(before)
+
+
+class _Kept:
+    """Takes the place of lm-eval's cache: each answer becomes a row when it comes."""
+
+    def __init__(self, server: Served, log: RowLog, progress: Progress) -> None:
+        self._server, self._log, self._progress = server, log, progress
+        self._last = time.monotonic()
+
+    def add_partial(self, _: str, request: tuple[str, Any], answer: str) -> None:
+        now = time.monotonic()
+        self._log.add(key(request[0]), answer=answer, seconds=round(now - self._last, 3), **self._server.figures())
+        self._last = now
+        self._progress.step()
+
+
+def _why(error: Exception, url: str) -> str:
+    status = getattr(error, "status", None) or getattr(getattr(error, "response", None), "status_code", None)
+    if status == 400:
+        return f"the server refused a prompt ({error}); give a larger --ctx"
+    return f"the server at {url} does not answer ({error or type(error).__name__}); the same command goes on"
+
+
+def _model(server: Served, log: RowLog, progress: Progress, seconds: float) -> Any:
+    """lm-eval's local-completions that asks for what the rows do not have."""
+    completions = need("lm_eval.models.openai_completions", _REMEDY).LocalCompletionsAPI
+
+    class Resuming(completions):  # type: ignore[misc, valid-type]
+        def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+            prompts = [request.args[0] for request in requests]
+            missing = [r for r in requests if key(r.args[0]) not in log.rows]
+            progress.skip(len(requests) - len(missing))
+            if missing:
+                self.cache_hook = _Kept(server, log, progress)
+                try:
+                    super().generate_until(missing, disable_tqdm=True)
+                except Exception as error:
+                    server.check(2.0)
+                    raise UsageError(_why(error, server.url)) from error
+            return [log.rows[key(prompt)]["answer"] for prompt in prompts]
+
+    return Resuming(
+        model="mikv", base_url=f"{server.url}/v1/completions", tokenizer_backend=None, num_concurrent=server.slots,
+        max_retries=2, timeout=int(seconds),
+    )  # fmt: skip
+
+
+class Gsm8k:
+    """One arm's answers by lm-eval's task `gsm8k`: five examples, greedy, at most 256 tokens."""
+
+    def __init__(self, data: Path, n_shots: int | None, seconds: float = 3600.0) -> None:
+        self.data, self.n_shots, self.seconds = data, n_shots, seconds
+        self.parts = check_data(data)
+
+    def run(self, server: Served, log: RowLog, limit: int | None, progress: Progress) -> None:
+        lm_eval = need("lm_eval", _REMEDY)
+        evaluator = need("lm_eval.evaluator", _REMEDY)
+        # Its question to git would print an error where the data are in no repository.
+        with _quietly_in(self.data), mock.patch.object(evaluator, "get_git_commit_hash", lambda: None):
+            said = lm_eval.simple_evaluate(
+                model=_model(server, log, progress, self.seconds), tasks=["gsm8k"], limit=limit, num_fewshot=self.n_shots,
+                bootstrap_iters=0, log_samples=True, verbosity="CRITICAL",
+            )  # fmt: skip
+        log.update(scores(said["samples"]["gsm8k"]))
+
+
+def equal_numbers(a: str, b: str) -> bool:
+    """Whether two texts are the same number: lm-eval compares texts, and says no to 29.00 for 29."""
+    try:
+        x, y = (Decimal(text.strip().rstrip(".").replace(",", "").replace("$", "")) for text in (a, b))
+    except InvalidOperation:
+        return False
+    return x == y
+
+
+def scores(samples: list[Row]) -> dict[str, Row]:
+    """What lm-eval's filters say of each answer, by the key of its prompt."""
+    rows: dict[str, Row] = {}
+    for sample in samples:
+        row = rows.setdefault(key(sample["arguments"][0][0]), {"doc": sample["doc_id"], "target": sample["target"]})
+        right = bool(sample["exact_match"] == 1.0)  # may be one of NumPy
+        row[sample["filter"].replace("-", "_")] = right
+        if sample["filter"] == _FILTERS[0]:
+            row["correct"] = right
+            row["equal_number"] = right or equal_numbers(
+                sample["filtered_resps"][0], sample["target"].split("#### ")[-1]
+            )
+    return rows

@@ -1,0 +1,89 @@
+"""Scores of arms: a row for each task and arm, as JSON and as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from .._cli import seconds
+from .rows import Row
+from .statistics import paired, wilson
+
+REFERENCE = "full"
+
+
+def _mean(rows: Sequence[Row], name: str) -> float | None:
+    values = [row[name] for row in rows if row.get(name) is not None]
+    return sum(values) / len(values) if values else None
+
+
+def task_rows(task: str, arms: dict[str, dict[str, Row]], estimates: dict[str, dict[str, Any]]) -> list[Row]:
+    """A row for each arm that has answers. Stock types have no report: their bits and bytes are those of the estimate."""
+    correct = {
+        arm: {k: bool(row["correct"]) for k, row in rows.items() if "correct" in row} for arm, rows in arms.items()
+    }
+    out = []
+    for arm, answers in correct.items():
+        if not answers:
+            continue
+        rows = [arms[arm][item] for item in answers]
+        n, n_correct = len(answers), sum(answers.values())
+        peaks = [row["kv_peak_bytes"] for row in rows if row.get("kv_peak_bytes") is not None]
+        measured = _mean(rows, "bits_per_element") is not None
+        estimate = estimates.get(arm, {})
+        row: Row = {
+            "task": task, "kv": arm, "score": n_correct / n, "n": n, "correct": n_correct,
+            "interval": list(wilson(n_correct, n)),
+            "versus_full": paired(answers, correct[REFERENCE]) if correct.get(REFERENCE) and arm != REFERENCE else None,
+            "bits_per_element": _mean(rows, "bits_per_element") if measured else estimate.get("bits_per_element"),
+            "kv_bytes": _mean(rows, "kv_bytes") if measured else estimate.get("bytes"),
+            "kv_peak_bytes": max(peaks) if measured and peaks else estimate.get("bytes"),
+            "measured": measured, "seconds": sum(row.get("seconds") or 0.0 for row in rows),
+        }  # fmt: skip
+        for name, column in (("strict_match", "strict_score"), ("equal_number", "equal_number_score")):
+            if all(name in r for r in rows):
+                row[column] = sum(r[name] for r in rows) / n
+        out.append(row)
+    return out
+
+
+def _cells(row: Row) -> list[str]:
+    low, high = row["interval"]
+    versus = row["versus_full"]
+    bits, held = row["bits_per_element"], row["kv_bytes"]
+    mark = "" if row["measured"] else "*"
+    return [
+        row["task"], row["kv"], f"{100 * row['score']:.1f} %", f"{row['correct']}/{row['n']}",
+        f"{100 * low:.1f} to {100 * high:.1f}",
+        f"-{versus['lost']} +{versus['won']}" if versus else "-", f"{versus['p']:.4f}" if versus else "-",
+        "-" if bits is None else f"{bits:.2f}{mark}", "-" if held is None else f"{held / 2**20:.2f}{mark}",
+        seconds(row["seconds"]),
+    ]  # fmt: skip
+
+
+def table(rows: list[Row]) -> str:
+    head = ["task", "kv", "score", "correct", "95 % interval", "to full", "p", "bits/element", "KV MiB", "time"]
+    cells = [head, *(_cells(row) for row in rows)]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(head))]
+    lines = [
+        "  ".join(
+            c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in cells
+    ]
+    if any(not row["measured"] for row in rows):
+        lines.append(
+            "* as llama.cpp allocates it for the whole context; the others are measured at the end of each answer"
+        )
+    return "\n".join(lines)
+
+
+def unused(rows: list[Row]) -> list[str]:
+    """Warnings of tasks whose prompts a cache did not compress: their scores say nothing about it."""
+    return [
+        f"{row['task']}, {row['kv']}: {row['bits_per_element']:.1f} bits per element, so that its scores say little about "
+        "the cache: a prompt of fewer than 256 tokens is not compressed"
+        + ("; --humaneval-shots 3 makes prompts longer" if row["task"] == "humaneval" else "")
+        for row in rows
+        if row["kv"] != REFERENCE and row["measured"] and row["bits_per_element"] > 14
+    ]
