@@ -21,6 +21,7 @@ from typing import Any
 from .._cli import UsageError
 
 _START_SECONDS = 300
+_REPORT_SECONDS = 1.1
 
 
 def find_command(named: str | None) -> str:
@@ -118,7 +119,12 @@ class Server:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def figures(self) -> dict[str, float | None]:
-        """Bits per element and bytes that the cache takes now, of its report; None for a stock cache, which has none."""
+        """Bits per element and bytes that the cache takes now, of its report; None for a stock cache, which has none.
+
+        Waits until the report has what the last step changed: it follows within a second.
+        """
+        if not self.kv.startswith("llama:"):
+            time.sleep(_REPORT_SECONDS)
         try:
             said = json.loads(self._report.read_text())
         except (OSError, ValueError):
