@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import shutil
@@ -45,6 +46,15 @@ def estimate(command: str, model: str, kv: list[str], n_tokens: int) -> tuple[st
     return str(said["meta"]["model_description"]), {row["kv"]: row for row in said["rows"]}
 
 
+_LIBC = ctypes.CDLL(None)
+_PR_SET_PARENT_DEATH_SIGNAL = 1
+
+
+def end_with_parent() -> None:
+    """For a child that has a session of its own: it ends when this process is killed."""
+    _LIBC.prctl(_PR_SET_PARENT_DEATH_SIGNAL, signal.SIGTERM, 0, 0, 0)
+
+
 def cache_options(kv: str) -> list[str]:
     """Options of `mikv server` for a cache. llama.cpp chooses its own cache's type by its own options."""
     if not kv.startswith("llama:"):
@@ -67,7 +77,7 @@ class Server:
         self._process = subprocess.Popen(
             [command, "server", "-m", model, *cache_options(kv), "--kv-report", str(self._report), "--host", "127.0.0.1",
              "--port", str(self.port), *(["-t", str(threads)] if threads else []), *flags],
-            stdout=self._log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True,
+            stdout=self._log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, preexec_fn=end_with_parent, start_new_session=True,
             env={**os.environ, "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "passive")},
         )  # fmt: skip
 
