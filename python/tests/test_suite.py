@@ -71,7 +71,7 @@ def environment(place: Path) -> dict[str, str]:
 
 
 def suite(place: Path, *more: str) -> subprocess.CompletedProcess:
-    return subprocess.run(command(place, *more), env=environment(place), capture_output=True, text=True, timeout=300)
+    return subprocess.run(command(place, *more), env=environment(place), capture_output=True, text=True, timeout=900)
 
 
 def here(place: Path, *more: str) -> int:
@@ -195,6 +195,20 @@ def test_answers_are_scored_as_lm_eval_does(place):
 
 def test_no_server_is_left(place):
     suite(place, "--kv", "full", "--tasks", "humaneval", "--limit", "1")
+    lines = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout.splitlines()
+    assert not [line for line in lines if str(place / "model.gguf") in line]
+
+
+def test_a_killed_run_leaves_no_server(place):
+    (place / "slow").write_text("30")
+    process = subprocess.Popen(command(place, "--kv", "full", "--tasks", "humaneval"), env=environment(place),
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+    until = time.monotonic() + 120
+    while not (place / "requests").exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    time.sleep(1)
     lines = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout.splitlines()
     assert not [line for line in lines if str(place / "model.gguf") in line]
 

@@ -65,7 +65,7 @@ class _Kept:
     def add_partial(self, _: str, request: tuple[str, Any], answer: str) -> None:
         now = time.monotonic()
         self._log.add(key(request[0]), answer=answer, seconds=round(now - self._last, 3), **self._server.figures())
-        self._last = now
+        self._last = time.monotonic()  # without the wait for the report
         self._progress.step()
 
 

@@ -10,11 +10,14 @@ from typing import Any
 
 from .._cli import UsageError
 from .rows import Row, read_rows
+from .server import end_with_parent
 
 
 def run(command: list[str], output: Path) -> None:
     """Runs the command, which keeps its rows beside its output and goes on from there. Its progress goes to stderr."""
-    process = subprocess.Popen([*command, "-o", str(output)], stdout=subprocess.DEVNULL, start_new_session=True)
+    process = subprocess.Popen(
+        [*command, "-o", str(output)], stdout=subprocess.DEVNULL, start_new_session=True, preexec_fn=end_with_parent
+    )
     try:
         code = process.wait()
     except KeyboardInterrupt:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import shutil
@@ -21,6 +22,7 @@ from typing import Any
 from .._cli import UsageError
 
 _START_SECONDS = 300
+_REPORT_SECONDS = 1.1
 
 
 def find_command(named: str | None) -> str:
@@ -42,6 +44,15 @@ def estimate(command: str, model: str, kv: list[str], n_tokens: int) -> tuple[st
         raise UsageError(last.removeprefix("mikv: "))
     said = json.loads(done.stdout)
     return str(said["meta"]["model_description"]), {row["kv"]: row for row in said["rows"]}
+
+
+_LIBC = ctypes.CDLL(None)
+_PR_SET_PARENT_DEATH_SIGNAL = 1
+
+
+def end_with_parent() -> None:
+    """For a child that has a session of its own: it ends when this process is killed."""
+    _LIBC.prctl(_PR_SET_PARENT_DEATH_SIGNAL, signal.SIGTERM, 0, 0, 0)
 
 
 def cache_options(kv: str) -> list[str]:
@@ -66,7 +77,7 @@ class Server:
         self._process = subprocess.Popen(
             [command, "server", "-m", model, *cache_options(kv), "--kv-report", str(self._report), "--host", "127.0.0.1",
              "--port", str(self.port), *(["-t", str(threads)] if threads else []), *flags],
-            stdout=self._log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True,
+            stdout=self._log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, preexec_fn=end_with_parent, start_new_session=True,
             env={**os.environ, "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "passive")},
         )  # fmt: skip
 
@@ -118,7 +129,12 @@ class Server:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def figures(self) -> dict[str, float | None]:
-        """Bits per element and bytes that the cache takes now, of its report; None for a stock cache, which has none."""
+        """Bits per element and bytes that the cache takes now, of its report; None for a stock cache, which has none.
+
+        Waits until the report has what the last step changed: it follows within a second.
+        """
+        if not self.kv.startswith("llama:"):
+            time.sleep(_REPORT_SECONDS)
         try:
             said = json.loads(self._report.read_text())
         except (OSError, ValueError):

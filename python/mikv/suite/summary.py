@@ -30,7 +30,7 @@ def task_rows(task: str, arms: dict[str, dict[str, Row]], estimates: dict[str, d
         n, n_correct = len(answers), sum(answers.values())
         peaks = [row["kv_peak_bytes"] for row in rows if row.get("kv_peak_bytes") is not None]
         measured = _mean(rows, "bits_per_element") is not None
-        estimate = estimates.get(arm, {})
+        estimate = estimates.get(arm, {}) if arm.startswith("llama:") else {}
         row: Row = {
             "task": task, "kv": arm, "score": n_correct / n, "n": n, "correct": n_correct,
             "interval": list(wilson(n_correct, n)),
@@ -47,11 +47,15 @@ def task_rows(task: str, arms: dict[str, dict[str, Row]], estimates: dict[str, d
     return out
 
 
+def is_estimated(row: Row) -> bool:
+    return not row["measured"] and row["bits_per_element"] is not None
+
+
 def _cells(row: Row) -> list[str]:
     low, high = row["interval"]
     versus = row["versus_full"]
     bits, held = row["bits_per_element"], row["kv_bytes"]
-    mark = "" if row["measured"] else "*"
+    mark = "*" if is_estimated(row) else ""
     return [
         row["task"], row["kv"], f"{100 * row['score']:.1f} %", f"{row['correct']}/{row['n']}",
         f"{100 * low:.1f} to {100 * high:.1f}",
@@ -71,7 +75,7 @@ def table(rows: list[Row]) -> str:
         ).rstrip()
         for line in cells
     ]
-    if any(not row["measured"] for row in rows):
+    if any(map(is_estimated, rows)):
         lines.append(
             "* as llama.cpp allocates it for the whole context; the others are measured at the end of each answer"
         )
@@ -85,5 +89,5 @@ def unused(rows: list[Row]) -> list[str]:
         "the cache: a prompt of fewer than 256 tokens is not compressed"
         + ("; --humaneval-shots 3 makes prompts longer" if row["task"] == "humaneval" else "")
         for row in rows
-        if row["kv"] != REFERENCE and row["measured"] and row["bits_per_element"] > 14
+        if row["kv"] != REFERENCE and row["measured"] and (row["bits_per_element"] or 0.0) > 14
     ]
