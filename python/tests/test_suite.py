@@ -120,7 +120,7 @@ def test_a_server_that_dies_costs_no_answers(place):
     (place / "die").write_text("4")
     done = suite(place, "--kv", "full", "--tasks", "humaneval")
     assert done.returncode == 2
-    assert "--kv full" in done.stderr and "the same command goes on" in done.stderr and "Traceback" not in done.stderr
+    assert "--kv full" in done.stderr and "the same command resumes" in done.stderr and "Traceback" not in done.stderr
     assert rows_of(place)["humaneval", "full"]["n"] == 3
     (place / "die").unlink()
     assert suite(place, "--kv", "full", "--tasks", "humaneval").returncode == 0

@@ -23,7 +23,7 @@ example, four caches at equal bytes on rows that python -m mikv.ruler made:
       --press_name no_press,mikv,snapkv,expected_attention --compression_ratio equal --output_dir results
 
 Each press gets a folder with predictions.csv, metrics.json and config.yaml, as kvpress's evaluate.py writes them, and
-measured.json. Interrupt with Ctrl-C: the same command goes on from there. docs/python-eval.md says more.
+measured.json. Interrupt with Ctrl-C: the same command resumes from there. docs/python-eval.md says more.
 """
 
 
@@ -179,7 +179,7 @@ def main(arguments: list[str]) -> int:
         for arm in arms:
             results.append(runner.run(arm))
     except KeyboardInterrupt:
-        kept = f"{options.output_dir} keeps what is done, the same command goes on"
+        kept = f"{options.output_dir} keeps what is done, the same command resumes"
         print(f"\nmikv.kvpress: interrupted; {kept}", file=sys.stderr)
         return INTERRUPTED
     finally:

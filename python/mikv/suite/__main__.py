@@ -31,7 +31,7 @@ example:
   lines      mikv eval lines
 
 results/TASK.CACHE.jsonl has each answer as it comes, results/summary.json the scores. Ctrl-C keeps what is done: the
-same command goes on. docs/python-eval.md says more.
+same command resumes. docs/python-eval.md says more.
 """
 
 
@@ -229,7 +229,7 @@ def main(arguments: list[str]) -> int:
         suite.run()
     except KeyboardInterrupt:
         print(
-            f"\nmikv.suite: interrupted; {options.output} keeps what is done, the same command goes on", file=sys.stderr
+            f"\nmikv.suite: interrupted; {options.output} keeps what is done, the same command resumes", file=sys.stderr
         )
         return INTERRUPTED
     finally:

@@ -73,7 +73,7 @@ def _why(error: Exception, url: str) -> str:
     status = getattr(error, "status", None) or getattr(getattr(error, "response", None), "status_code", None)
     if status == 400:
         return f"the server refused a prompt ({error}); give a larger --ctx"
-    return f"the server at {url} does not answer ({error or type(error).__name__}); the same command goes on"
+    return f"the server at {url} does not answer ({error or type(error).__name__}); the same command resumes"
 
 
 def _model(server: Served, log: RowLog, progress: Progress, seconds: float) -> Any:

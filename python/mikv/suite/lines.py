@@ -14,7 +14,7 @@ from .server import end_with_parent
 
 
 def run(command: list[str], output: Path) -> None:
-    """Runs the command, which keeps its rows beside its output and goes on from there. Its progress goes to stderr."""
+    """Runs the command, which keeps its rows beside its output and resumes there. Its progress goes to stderr."""
     process = subprocess.Popen(
         [*command, "-o", str(output)], stdout=subprocess.DEVNULL, start_new_session=True, preexec_fn=end_with_parent
     )
@@ -27,7 +27,7 @@ def run(command: list[str], output: Path) -> None:
     if code == 130 or code == -signal.SIGINT:
         raise KeyboardInterrupt
     if code != 0:
-        raise UsageError("mikv eval lines has failed (above); mend that, and the same command goes on")
+        raise UsageError("mikv eval lines has failed (above); mend that, and the same command resumes")
 
 
 def read(output: Path) -> dict[str, dict[str, Row]]:

@@ -52,7 +52,7 @@ def _row(place: str, line: str, texts: Iterable[str]) -> Row:
 class RowLog:
     """The rows of one task and arm in a file: a head that says what they are of, then one line per item.
 
-    Rows that are there are read first, so that an interrupted run goes on. Threads may add rows.
+    Rows that are there are read first, so that an interrupted run resumes. Threads may add rows.
     """
 
     def __init__(self, path: Path, head: Row) -> None:

@@ -116,7 +116,7 @@ class Server:
             lines = [x.strip() for x in (self.folder / "log").read_text(errors="replace").splitlines() if x.strip()]
             own = [line for line in lines if line.startswith("mikv:")] or lines or ["it says nothing"]
             raise UsageError(
-                f"mikv server --kv {self.kv} has ended ({own[-1].removeprefix('mikv: ')}); mend that, and the same command goes on"
+                f"mikv server --kv {self.kv} has ended ({own[-1].removeprefix('mikv: ')}); mend that, and the same command resumes"
             )
 
     def stop(self) -> None:
@@ -167,7 +167,7 @@ def stream(url: str, body: dict[str, Any], stop: threading.Event, seconds: float
             said = json.loads(said)["error"]["message"]
         raise UsageError(f"the server refused a prompt ({error.code}: {said}); try a larger --ctx") from error
     except OSError as error:
-        raise UsageError(f"the server at {url} does not answer ({error}); the same command goes on") from error
+        raise UsageError(f"the server at {url} does not answer ({error}); the same command resumes") from error
 
 
 def _piece(event: Any) -> str:
