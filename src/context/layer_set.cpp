@@ -1,9 +1,9 @@
 #include "context/layer_set.hpp"
 
 #include <algorithm>
-#include <atomic>
 #include <mutex>
-#include <thread>
+
+#include "layer/share_jobs.hpp"
 
 namespace mikv::context {
 namespace {
@@ -86,21 +86,15 @@ Status LayerSet::commit(SegmentId segment, uint32_t from, uint32_t n_threads) {
 Status LayerSet::on_all(uint32_t n_threads, const std::function<Status(LayerCache&)>& work) {
   std::vector<LayerCache*> caches;
   for (const auto& [index, layer] : layers) caches.push_back(layer.cache.get());
-  std::atomic<size_t> next{0};
   std::mutex mutex;
   Status first;
-  const auto run = [&] {
-    for (size_t i; (i = next.fetch_add(1)) < caches.size();) {
+  share_jobs(caches.size(), n_threads, [&](const auto& next) {
+    for (size_t i; (i = next()) < caches.size();) {
       const Status status = work(*caches[i]);
       const std::lock_guard lock(mutex);
       note(first, status);
     }
-  };
-  {
-    std::vector<std::jthread> helpers;
-    for (uint32_t t = 1; t < n_threads && t < caches.size(); ++t) helpers.emplace_back(run);
-    run();
-  }
+  });
   return first;
 }
 

@@ -1,10 +1,11 @@
 // LayerCache::commit: compression of what is staged, by KV heads, which do not depend on each other.
+#include <algorithm>
 #include <atomic>
 #include <new>
-#include <thread>
 #include <vector>
 
 #include "layer/layer_impl.hpp"
+#include "layer/share_jobs.hpp"
 
 namespace mikv {
 namespace {
@@ -26,26 +27,20 @@ void add_jobs(tier::SegmentStore& segment, uint32_t from, std::vector<Job>& jobs
 
 // False if memory ran out; the other heads are done.
 bool run(std::span<const Job> jobs, uint32_t from, uint32_t n_threads) {
-  std::atomic<size_t> next{0};
   std::atomic<bool> done{true};
-  const auto work = [&] {
+  uint64_t n_tokens = 0;
+  for (const Job& job : jobs) n_tokens += job.head->staged.size();
+  const uint64_t n_useful = (n_tokens + kTokensPerThread - 1) / kTokensPerThread;
+  share_jobs(jobs.size(), std::min<uint64_t>(n_threads, n_useful), [&](const auto& next) {
     tier::CommitScratch scratch;  // not kept: after a long prompt it is as large as several per cent of the cache
-    for (size_t i; (i = next.fetch_add(1)) < jobs.size();) {
+    for (size_t i; (i = next()) < jobs.size();) {
       try {
         jobs[i].head->commit(*jobs[i].spec, jobs[i].n_live, from, scratch);
       } catch (const std::bad_alloc&) {
         done = false;
       }
     }
-  };
-  uint64_t n_tokens = 0;
-  for (const Job& job : jobs) n_tokens += job.head->staged.size();
-  std::vector<std::jthread> helpers;
-  for (uint64_t t = 1; t < n_threads && t < jobs.size() && t * kTokensPerThread < n_tokens; ++t) {
-    helpers.emplace_back(work);
-  }
-  work();
-  helpers.clear();
+  });
   return done;
 }
 

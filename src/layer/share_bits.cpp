@@ -4,10 +4,10 @@
 #include <compare>
 #include <map>
 #include <new>
-#include <thread>
 #include <vector>
 
 #include "layer/layer_impl.hpp"
+#include "layer/share_jobs.hpp"
 #include "policy/bit_allocation.hpp"
 #include "policy/mixed_calibration.hpp"
 
@@ -55,22 +55,16 @@ Status LayerCache::share_bits(std::span<LayerCache* const> layers, SegmentId seg
       if (store && store->spec().mixed() && store->heads().front().freezes_next())
         candidates.push_back({*layer->impl_, *store, {}});
     }
-    std::atomic<size_t> next{0};
     std::atomic<bool> failed{false};
-    const auto run = [&] {
-      for (size_t i; (i = next.fetch_add(1)) < candidates.size();) {
+    share_jobs(candidates.size(), n_threads, [&](const auto& next) {
+      for (size_t i; (i = next()) < candidates.size();) {
         try {
           weigh(candidates[i]);
         } catch (const std::bad_alloc&) {
           failed = true;
         }
       }
-    };
-    {
-      std::vector<std::jthread> helpers;
-      for (uint32_t t = 1; t < n_threads && t < candidates.size(); ++t) helpers.emplace_back(run);
-      run();
-    }
+    });
     if (failed) throw std::bad_alloc();
     const auto any_query = [](const Candidate& candidate) {
       return std::ranges::any_of(candidate.weights, [](double weight) { return weight > 0.0; });
