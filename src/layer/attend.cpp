@@ -104,17 +104,23 @@ Scratch scratch_for(ThreadSlot& slot, const LayerCache::Impl& layer, uint32_t n_
   return {slot.logits.data(), slot.factors.data(), slot.decoded.data(), slot.weights.data()};
 }
 
+// Cells that a mask is read for: up to the last live one of all segments.
+uint32_t n_cells_of(const Call& call) {
+  uint32_t n_cells = 0;
+  for (const tier::SegmentStore* segment : call.segments) n_cells = std::max(n_cells, segment->live().end());
+  return n_cells;
+}
+
 MaskTile mask_for(const Call& call, const RowTile& tile, ThreadSlot& slot) {
   const Mask& mask = call.args.mask;
   if (mask.type == Mask::Type::none) return {};
-  uint32_t n_cells = 0;
   bool all_seen = true;
   for (const tier::SegmentStore* segment : call.segments) {
     const auto live = segment->live().words();
-    n_cells = std::max(n_cells, segment->live().end());
     all_seen = all_seen && kernels().sees_all(mask, tile.first_token, tile.n_tokens, live.data(), live.size());
   }
   if (all_seen) return {};
+  const uint32_t n_cells = n_cells_of(call);
   slot.mask_low.resize(n_cells);
   slot.mask_high.resize(tile.n_tokens > 1 ? n_cells : 0);
   float* high = tile.n_tokens > 1 ? slot.mask_high.data() : slot.mask_low.data();
@@ -238,8 +244,7 @@ void note_means(const Call& call, const RowTile& tile, ThreadSlot& slot) {
   const Mask& mask = call.args.mask;
   slot.means.assign(tile.n_tokens, kMargin / float(std::max<uint64_t>(1, call.n_live)));
   if (mask.type == Mask::Type::none) return;
-  uint32_t n_cells = 0;
-  for (const tier::SegmentStore* segment : call.segments) n_cells = std::max(n_cells, segment->live().end());
+  const uint32_t n_cells = n_cells_of(call);
   slot.mask_row.resize(n_cells);
   for (uint32_t t = 0; t < tile.n_tokens; ++t) {
     kernels().mask_range(mask, tile.first_token + t, 1, n_cells, slot.mask_row.data(), slot.mask_row.data());
@@ -353,12 +358,15 @@ void run_tile(const Call& call, const RowTile& tile, ThreadSlot& slot) {
       kernels().score(span, 0, at.tier->n_blocks(), counted, seen, call.args.softcap, slot.state.max.data() + row,
                       slot.inverse_sum.data() + row, sums, scratch);
     };
-    if (!call.recording.above_mean) score(rows, mask, 0, scores.data() + first);
-    for (uint32_t r = 0; call.recording.above_mean && r < rows.n; ++r) {
-      if (slot.inverse_sum[r] == 0.0f) continue;
-      clear_sums(slot, span.n_tokens);
-      score(row_of(rows, r, *span.geometry), mask_of_row(mask, r, tile.group()), r, slot.sums.data());
-      add_counts(slot, r / tile.group(), scores.data() + first, span.n_tokens);
+    if (call.recording.above_mean) {
+      for (uint32_t r = 0; r < rows.n; ++r) {
+        if (slot.inverse_sum[r] == 0.0f) continue;
+        clear_sums(slot, span.n_tokens);
+        score(row_of(rows, r, *span.geometry), mask_of_row(mask, r, tile.group()), r, slot.sums.data());
+        add_counts(slot, r / tile.group(), scores.data() + first, span.n_tokens);
+      }
+    } else {
+      score(rows, mask, 0, scores.data() + first);
     }
     first = last;
   });

@@ -41,8 +41,7 @@ inline Places places(uint8_t pattern, const Spec& spec, uint64_t n_live) {
 inline void choose(const Choice& choice, std::span<const float> scores, std::span<const uint32_t> arrivals,
                    uint64_t n_keep, std::vector<uint32_t>& victims, std::vector<uint32_t>& scratch) {
   const uint64_t recent = n_recent(choice.recent, n_keep);
-  uint32_t newest = 0;
-  for (const uint32_t arrival : arrivals) newest = std::max(newest, arrival);
+  const uint32_t newest = newest_of(arrivals);
   const auto key = [&](uint32_t i) {
     if (arrivals[i] < choice.sinks) return uint64_t{UINT32_MAX} << 32 | (UINT32_MAX - arrivals[i]);
     if (newest - arrivals[i] < recent) return uint64_t{UINT32_MAX - 1} << 32 | arrivals[i];
@@ -56,9 +55,8 @@ inline void choose(const Choice& choice, std::span<const float> scores, std::spa
 inline uint8_t pick(const Spec& spec, std::span<const float> scores, std::span<const uint32_t> arrivals,
                     uint64_t n_live, std::vector<uint32_t>& scratch) {
   double total = 0.0;
-  uint32_t newest = 0;
   for (const float score : scores) total += score;
-  for (const uint32_t arrival : arrivals) newest = std::max(newest, arrival);
+  const uint32_t newest = newest_of(arrivals);
   if (!(total > 0.0)) return kAll;  // nothing was recorded: nothing is known to be of no use
   std::vector<uint32_t> victims;
   for (uint8_t pattern = kSpecial; pattern < kAll; ++pattern) {

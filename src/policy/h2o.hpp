@@ -18,8 +18,7 @@ namespace mikv::policy {
 /// arrival > newest - n_recent. One pass counts whether that holds.
 inline size_t h2o_single_victim(std::span<const float> scores, std::span<const uint32_t> arrivals, uint64_t n_recent) {
   const size_t n = scores.size();
-  uint32_t newest = 0;
-  for (size_t i = 0; i < n; ++i) newest = std::max(newest, arrivals[i]);
+  const uint32_t newest = newest_of(arrivals);
   if (newest < n_recent) return n;
   const uint32_t last_old = newest - uint32_t(n_recent);
   uint32_t n_counted = 0;

@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <numeric>
+#include <span>
 #include <vector>
 
 namespace mikv::policy {
@@ -20,6 +21,13 @@ inline uint32_t sortable(float score) {
 
 /// The lowest score first, the older first among equals.
 inline uint64_t score_key(float score, uint32_t arrival) { return uint64_t{sortable(score)} << 32 | arrival; }
+
+/// The arrival of the token that came last; 0 if there is none.
+inline uint32_t newest_of(std::span<const uint32_t> arrivals) {
+  uint32_t newest = 0;
+  for (const uint32_t arrival : arrivals) newest = std::max(newest, arrival);
+  return newest;
+}
 
 /// Index of the lowest key among n > 0 tokens.
 template <typename Key>

@@ -43,8 +43,7 @@ inline void settle(std::span<float> scores, std::span<const uint32_t>, size_t n_
 /// The last kRecent arrivals go last, the oldest of them first; of the others the lowest score goes first.
 inline void choose(const Choice&, std::span<const float> scores, std::span<const uint32_t> arrivals, uint64_t n_keep,
                    std::vector<uint32_t>& victims, std::vector<uint32_t>& scratch) {
-  uint32_t newest = 0;
-  for (const uint32_t arrival : arrivals) newest = std::max(newest, arrival);
+  const uint32_t newest = newest_of(arrivals);
   const auto key = [&](uint32_t i) {
     return newest - arrivals[i] < kRecent ? uint64_t{UINT32_MAX} << 32 | arrivals[i]
                                           : score_key(scores[i], arrivals[i]);
