@@ -7,6 +7,7 @@
 #include <set>
 
 #include "test_attention.hpp"
+#include "test_policy.hpp"
 
 namespace mikv::test {
 namespace {
@@ -59,15 +60,13 @@ TEST(FastGenTest, PlacesOfThePatterns) {
 
 TEST(FastGenTest, TheFirstStayThenTheRecentThenTheHeaviest) {
   const std::vector<float> scores = {0, 0, 0, 0, 5, 1, 3, 0, 0, 0};
-  std::vector<uint32_t> arrivals(10), victims, scratch;
+  std::vector<uint32_t> arrivals(10);
   std::iota(arrivals.begin(), arrivals.end(), 0u);
   const auto kept = [&](uint64_t total, uint64_t recent) {
-    victims.clear();
     const policy::Places places{total, recent};
-    policy::choose_demotions({Importance::fastgen, places.share_of_recent(), 4, 0}, scores, arrivals, total, victims,
-                             scratch);
     std::set<uint32_t> left(arrivals.begin(), arrivals.end());
-    for (const uint32_t victim : victims) left.erase(victim);
+    for (const uint32_t gone : demoted({Importance::fastgen, places.share_of_recent(), 4, 0}, scores, arrivals, total))
+      left.erase(gone);
     return left;
   };
   EXPECT_EQ(kept(4, 0), (std::set<uint32_t>{0, 1, 2, 3}));

@@ -9,6 +9,7 @@
 #include <set>
 
 #include "test_attention.hpp"
+#include "test_policy.hpp"
 
 namespace mikv::test {
 namespace {
@@ -20,11 +21,7 @@ constexpr LayerShape kShape{6, 2, 32, 32};
 
 std::set<uint32_t> victims_of(const std::vector<float>& scores, const std::vector<uint32_t>& arrivals,
                               uint64_t n_keep) {
-  std::vector<uint32_t> victims, scratch;
-  policy::choose_demotions({.importance = Importance::scissorhands}, scores, arrivals, n_keep, victims, scratch);
-  std::set<uint32_t> result;
-  for (const uint32_t i : victims) result.insert(arrivals[i]);
-  return result;
+  return demoted({.importance = Importance::scissorhands}, scores, arrivals, n_keep);
 }
 
 TEST(ScissorhandsTest, TheLeastOftenImportantGoFirstAndTheLastTenLast) {

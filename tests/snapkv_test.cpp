@@ -10,6 +10,7 @@
 #include <set>
 
 #include "test_attention.hpp"
+#include "test_policy.hpp"
 
 namespace mikv::test {
 namespace {
@@ -27,11 +28,7 @@ std::vector<uint32_t> range(uint32_t first, uint32_t last) {
 
 std::set<uint32_t> victims_of(const std::vector<float>& scores, const std::vector<uint32_t>& arrivals,
                               uint64_t n_keep) {
-  std::vector<uint32_t> victims, scratch;
-  policy::choose_demotions({.importance = Importance::snapkv}, scores, arrivals, n_keep, victims, scratch);
-  std::set<uint32_t> result;
-  for (const uint32_t i : victims) result.insert(arrivals[i]);
-  return result;
+  return demoted({.importance = Importance::snapkv}, scores, arrivals, n_keep);
 }
 
 // 12 tokens before the window; the window looks at 2, and less at 9.

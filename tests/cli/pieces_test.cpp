@@ -216,7 +216,8 @@ std::string message_of(const std::function<void()>& call) {
 
 TEST(LineRetrieval, ReadsLongEvalFiles) {
   const TemporaryFile file(
-      R"({"expected_number": 42, "num_lines": 1, "prompt": "... what is the <REGISTER_CONTENT> in line torpid-kid? I need the number."})"
+      R"({"expected_number": 42, "num_lines": 1, "prompt": "... what is the <REGISTER_CONTENT> in line torpid-kid? )"
+      R"(I need the number."})"
       "\n\n"
       R"({"expected_number": "7", "prompt": "no question"})"
       "\n");
