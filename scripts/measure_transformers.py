@@ -18,10 +18,11 @@ from pathlib import Path
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
+from transformers import DynamicCache
 
 import mikv
 import mikv.hf
+from mikv._cli import load_model, load_tokenizer
 
 CACHE = "cache" if tuple(map(int, transformers.__version__.split(".")[:2])) >= (5, 24) else "past_key_values"
 
@@ -40,12 +41,9 @@ def note(text):
 
 def load(args):
     transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    folder, name = args.gguf.parent, args.gguf.name
     if not args.gguf.is_file():
         sys.exit(f"{args.gguf} is no file; `mikv model path NAME` names one")
-    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=getattr(torch, args.dtype)).eval()
-    return model, AutoTokenizer.from_pretrained(folder, gguf_file=name)
+    return load_model(str(args.gguf), None, args.dtype, "sdpa"), load_tokenizer(str(args.gguf), None)
 
 
 def make_cache(model, kind):
@@ -128,7 +126,7 @@ def measure_same(args):
         for run in runs:
             try:
                 want = {kind: run(kind) for kind in equal}
-            except Exception as error:  # noqa: BLE001: stock fails here
+            except Exception as error:  # whatever it is: stock fails here
                 failed = f"{type(error).__name__}: {str(error).splitlines()[0]}"
                 break
             got = run("full")

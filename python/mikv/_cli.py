@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 import time
@@ -32,6 +33,30 @@ def run(program: str, main: Callable[[list[str]], int], arguments: list[str]) ->
             text += " (MIKV_TRACEBACK=1 shows where)"
         print(f"{program}: {text}", file=sys.stderr)
         return USAGE
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """A type of argparse: whole numbers from `least` on."""
+
+    def parse(text: str) -> int:
+        value = int(text)
+        if value < least:
+            raise argparse.ArgumentTypeError(f"{value} is less than {least}")
+        return value
+
+    parse.__name__ = "whole number"
+    return parse
+
+
+def check_folder_of(output: Path) -> None:
+    """Refuses a file that cannot be written, before the work that it is to hold."""
+    if not output.absolute().parent.is_dir():
+        raise UsageError(f"cannot write {output}: there is no folder {output.parent}; create it first")
+
+
+def context_for(n_tokens: int) -> int:
+    """Length of a cache for so many tokens, as `mikv eval` makes it: compression looks that far ahead."""
+    return -(-n_tokens // 256) * 256
 
 
 def need(module: str, remedy: str) -> Any:

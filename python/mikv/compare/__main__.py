@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 from typing import Any, NoReturn
 
+from .._cli import at_least
+
 _EXAMPLE = """\
 example:
   python -m mikv.compare --model models --gguf smollm2-135m.gguf --text prose.txt code.txt \\
@@ -57,16 +59,6 @@ class _Progress:
 
 
 def _parser() -> argparse.ArgumentParser:
-    def number(least: int) -> Any:
-        def parse(text: str) -> int:
-            value = int(text)
-            if value < least:
-                raise argparse.ArgumentTypeError(f"{value} is less than {least}")
-            return value
-
-        parse.__name__ = "whole number"
-        return parse
-
     p = _Parser(
         prog="python -m mikv.compare",
         description="Caches side by side on one model: KL divergence to DynamicCache, measured bytes, time, line retrieval.",
@@ -82,20 +74,22 @@ def _parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--peers", default="dynamic", metavar="NAMES", help="others, see below (%(default)s)")
     p.add_argument("--text", nargs="+", default=[], metavar="FILE", help="plain texts for KL divergence")
-    p.add_argument("--context", type=number(2), default=1024, metavar="N", help="tokens of a prompt (%(default)s)")
-    p.add_argument("--tokens", type=number(1), default=32, metavar="N", help="tokens fed one by one (%(default)s)")
-    p.add_argument("--chunks", type=number(1), default=3, metavar="N", help="chunks of each text (%(default)s)")
+    p.add_argument("--context", type=at_least(2), default=1024, metavar="N", help="tokens of a prompt (%(default)s)")
+    p.add_argument("--tokens", type=at_least(1), default=32, metavar="N", help="tokens fed one by one (%(default)s)")
+    p.add_argument("--chunks", type=at_least(1), default=3, metavar="N", help="chunks of each text (%(default)s)")
     p.add_argument(
-        "--timed", type=number(0), default=3, metavar="N", help="timed tokens a chunk and cache (%(default)s)"
+        "--timed", type=at_least(0), default=3, metavar="N", help="timed tokens a chunk and cache (%(default)s)"
     )
-    p.add_argument("--prompts", type=number(0), default=0, metavar="N", help="prompts of line retrieval (%(default)s)")
-    p.add_argument("--lines", type=number(1), default=20, metavar="N", help="lines of such a prompt (%(default)s)")
-    p.add_argument("--seed", type=number(0), default=7, metavar="N", help="of the lines (%(default)s)")
+    p.add_argument(
+        "--prompts", type=at_least(0), default=0, metavar="N", help="prompts of line retrieval (%(default)s)"
+    )
+    p.add_argument("--lines", type=at_least(1), default=20, metavar="N", help="lines of such a prompt (%(default)s)")
+    p.add_argument("--seed", type=at_least(0), default=7, metavar="N", help="of the lines (%(default)s)")
     p.add_argument(
         "--calibration", metavar="FILE", help="text on which simulations fit; without it: on each prompt itself"
     )
     p.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of weights and DynamicCache")
-    p.add_argument("--threads", type=number(1), metavar="N", help="threads of torch and mikv (all CPUs)")
+    p.add_argument("--threads", type=at_least(1), metavar="N", help="threads of torch and mikv (all CPUs)")
     p.add_argument("-o", "--output", metavar="OUT.json", help="write settings and rows as JSON, after each chunk")
     p.add_argument("--plot", metavar="OUT.svg", help="draw divergence against bits")
     return p

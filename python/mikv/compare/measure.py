@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from .._cli import context_for
 from . import lines
 from .arms import CannotRun, Choice, KvpressArm, SimulatedArm, dynamic
 from .panel import Bench, Panel, Record
@@ -151,9 +152,7 @@ class Run:
 
     def _arms(self, record: Record, prompt: list[int], n_more: int) -> list[Any]:
         """Caches that have read the prompt, for n_more tokens after it."""
-        max_length = (
-            -(-(len(prompt) + n_more) // 256) * 256
-        )  # as `mikv eval kld` has it: compression looks that far ahead
+        max_length = context_for(len(prompt) + n_more)
         arms = []
         for choice in self.choices:
             if choice.name in self.not_run:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import _page
-from .._cli import Progress, UsageError, load_model, load_tokenizer, model_name, run, write_whole
+from .._cli import Progress, UsageError, check_folder_of, load_model, load_tokenizer, model_name, run, write_whole
 
 _EPILOG = """\
 example:
@@ -47,8 +47,7 @@ def main(arguments: list[str]) -> int:
         raise UsageError(f"--kv is given {len(specs)} times; the page has room for two")
     if options.n < 1:
         raise UsageError(f"-n {options.n} is no number of tokens; give 1 or more")
-    if not options.output.absolute().parent.is_dir():
-        raise UsageError(f"cannot write {options.output}: there is no folder {options.output.parent}; create it first")
+    check_folder_of(options.output)
     text = read_prompt(options.file)
     quiet_libraries(offline=options.gguf is not None or options.model.endswith(".gguf"))
     from ..spec import Spec

@@ -11,6 +11,7 @@ import torch
 import transformers
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from .._cli import context_for
 from ..context import MemoryUsage, Tier
 from ..hf import ATTENTION, Cache, Layer
 
@@ -126,8 +127,7 @@ class Recorder:
 
 def hold(model: Any, ids: list[int], spec: str, n_new: int) -> Held:
     """Reads the prompt, writes an answer of at most n_new tokens by greedy choice, and tells what the cache holds."""
-    max_length = -(-(len(ids) + n_new) // 256) * 256  # as `mikv eval` has it: compression looks that far ahead
-    cache = Cache(spec, config=model.config, max_length=max_length)
+    cache = Cache(spec, config=model.config, max_length=context_for(len(ids) + n_new))
     with torch.no_grad(), Recorder(cache) as recorder:
         answer = _answer(model, ids, cache, n_new)
     layers = [layer.index for layer in cache.layers if isinstance(layer, Layer)]

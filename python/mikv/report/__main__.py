@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from .. import _page
-from .._cli import UsageError, run, write_whole
+from .._cli import check_folder_of, run, write_whole
 
 _EPILOG = """\
 example:
@@ -34,8 +34,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str]) -> int:
     options = _parser().parse_args(arguments)
-    if not options.output.absolute().parent.is_dir():
-        raise UsageError(f"cannot write {options.output}: there is no folder {options.output.parent}; create it first")
+    check_folder_of(options.output)
     from . import page
     from .runs import read
 

