@@ -17,6 +17,7 @@ NOTEBOOK = Path(__file__).resolve().parents[2] / "examples" / "python" / "tiers.
 MODEL = Path(os.environ.get("MIKV_TEST_MODEL", Path.home() / ".cache/mikv/models/smollm2-135m.gguf"))
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not MODEL.is_file(), reason="no model: set MIKV_TEST_MODEL, or `mikv model get smollm2-135m`")
 def test_the_notebook_of_tiers(tmp_path, monkeypatch):
     monkeypatch.setenv("MIKV_TEST_MODEL", str(MODEL))

@@ -140,7 +140,7 @@ def test_an_interrupted_run_goes_on(place, task, slots, number):
     if task == "gsm8k":
         pytest.importorskip("lm_eval", reason="lm-eval is not installed")
         pytest.importorskip("tenacity", reason="lm-eval's API models need tenacity")
-    (place / "slow").write_text("1.5")
+    (place / "slow").write_text("0.6")
     n, more = {"humaneval": 6, "gsm8k": 4}[task], ("--kv", "full", "--tasks", task, "--slots", str(slots))
     process = subprocess.Popen(command(place, *more), env=environment(place),
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip

@@ -138,7 +138,7 @@ class Report(Case):
 
     def test_eval_lines(self):
         plot = self.path("plot.svg")
-        kvs = ["full", "mikv", "mikv:prefill=streaming", "h2o", "llama:f16", "llama:q8_0", "llama:q8_0:prefill=exact"]
+        kvs = ["full", "mikv", "h2o", "llama:f16", "llama:q8_0", "llama:q8_0:prefill=exact"]
         document = self.report("eval", "lines", "-m", self.model(), "-t", THREADS, "--lines", 4, "--prompts", 2, "--kv", ",".join(kvs), "--plot", plot)
         self.assertEqual([row["kv"] for row in document["rows"]], kvs)
         rows = {row["kv"]: row for row in document["rows"]}
@@ -163,7 +163,7 @@ class Report(Case):
     def test_eval_lines_from_a_file(self):
         cases = [{"expected_number": 5, "prompt": "line a-b: REGISTER_CONTENT is <5>\nTell me what is the <REGISTER_CONTENT> in line a-b? I need the number."}] * 3
         path = self.file("cases.jsonl", "".join(json.dumps(case) + "\n" for case in cases))
-        document = self.report("eval", "lines", "-m", self.model(), "-t", THREADS, "--file", path, "--prompts", 2, "--kv", "full")
+        document = self.report("eval", "lines", "-m", self.model(), "-t", THREADS, "--file", path, "--prompts", 2, "--kv", "mikv:prefill=streaming")
         self.assertEqual(document["rows"][0]["n"], 2)
         self.assertIn(f"2 of the 3 prompts of {path}; --prompts 3 takes all", self.stderr)
 
@@ -251,7 +251,7 @@ class Report(Case):
 
     def test_eval_kld(self):
         text = self.file("text.txt", "".join(f"The {i}th sentence is about number {i * i % 97}.\n" for i in range(60)))
-        document = self.report("eval", "kld", "-m", self.model(), "-t", THREADS, "--text", text, "--context", 300, "--tokens", 8, "--chunks", 2,
+        document = self.report("eval", "kld", "-m", self.model(), "-t", THREADS, "--text", text, "--context", 300, "--tokens", 16, "--chunks", 1,
                                "--kv", "full,rtn8,rtn2,llama:f16")
         rows = {row["kv"]: row for row in document["rows"]}
         for row in rows.values():
