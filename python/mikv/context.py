@@ -263,14 +263,23 @@ class Context:
         with self._mine() as handle:
             check(library.mikv_context_begin_step(handle, tokens.ctypes.data, len(tokens), None, 0))
 
-    def store(self, layer: int, n_tokens: int, k: int, k_stride: int, v: int, v_stride: int) -> None:
-        """Keeps K and V of the step's next tokens; k and v are addresses, strides are in floats (mikv_context_store)."""
+    def store_and_attend(
+        self,
+        layer: int,
+        n_tokens: int,
+        k: int,
+        k_stride: int,
+        v: int,
+        v_stride: int,
+        calls: ctypes.Array[c.AttendArgs],
+        n_calls: int,
+    ) -> None:
+        """Keeps K and V of the step's next tokens, and attends to them and all before (mikv_context_store, _attend_all).
+
+        k and v are addresses, strides are in floats. Step.attend() is easier.
+        """
         with self._mine() as handle:
             check(library.mikv_context_store(handle, layer, n_tokens, k, k_stride, v, v_stride))
-
-    def attend(self, layer: int, calls: ctypes.Array[c.AttendArgs], n_calls: int) -> None:
-        """Attention of the tokens that the layer's last store() kept (mikv_context_attend_all)."""
-        with self._mine() as handle:
             check(library.mikv_context_attend_all(handle, layer, calls, n_calls))
 
     def end_step(self, done: bool = True) -> None:
@@ -409,7 +418,6 @@ class Step:
         if q.strides[2] != 4 or q.strides[0] % 4 or q.strides[1] % 4 or min(q.strides) < 0:
             q = np.ascontiguousarray(q)
         out = np.zeros((n_tokens, shape.n_heads, shape.head_dim_v), np.float32)
-        context.store(layer, n_tokens, k.ctypes.data, k_stride, v.ctypes.data, v_stride)
         calls = (c.AttendArgs * max(1, len(self._runs)))()
         at = 0
         for call, (sequence, n) in zip(calls, self._runs, strict=False):
@@ -420,7 +428,9 @@ class Step:
             call.scale = shape.head_dim_k**-0.5 if scale is None else scale
             call.softcap = softcap
             at += n
-        context.attend(layer, calls, len(self._runs))
+        context.store_and_attend(
+            layer, n_tokens, k.ctypes.data, k_stride, v.ctypes.data, v_stride, calls, len(self._runs)
+        )
         return out
 
 

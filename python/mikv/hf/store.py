@@ -12,6 +12,7 @@ import math
 import threading
 import weakref
 import zlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,8 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _AT_ONCE = 512
 #: The most tokens that are taken for a draft; more are the next turn's prompt.
 _MOST_DRAFTED = 64
+#: Shapes of steps whose _Place is kept: one token, a draft, a prompt's parts.
+_MOST_PLACES = 16
 #: max_length where the model's config says nothing.
 _MAX_LENGTH = 32768
 
@@ -43,6 +46,29 @@ class _Step:
         self.n_real = n_real
         self.any_padding = any(k < n for k in n_real)
         self.done: set[int] = set()  #: layers that attended
+
+
+class _Place:
+    """Where a call's tokens stand in float32, as the context reads them, and where its results come."""
+
+    def __init__(self, n_rows: int, n: int, shape: LayerShape) -> None:
+        heads, kv_heads, k_dim, v_dim = shape
+        n_keys, n_values = n_rows * n * kv_heads * k_dim, n_rows * n * kv_heads * v_dim
+        self.kv = torch.empty(n_keys + n_values, dtype=torch.float32)
+        keys, values = self.kv[:n_keys], self.kv[n_keys:]
+        queries = torch.empty((n_rows, n, heads, k_dim), dtype=torch.float32)
+        self.out = torch.empty((n_rows, n, heads, v_dim), dtype=torch.float32)
+        # In the order of Transformers: [rows, heads, n, channels].
+        self.k = keys.view(n_rows, n, kv_heads, k_dim).transpose(1, 2)
+        self.v = values.view(n_rows, n, kv_heads, v_dim).transpose(1, 2)
+        self.q = queries.transpose(1, 2)
+        self.rows = (keys.data_ptr(), kv_heads * k_dim, values.data_ptr(), kv_heads * v_dim)
+        self.calls = (c.AttendArgs * n_rows)()
+        for row, call in enumerate(self.calls):
+            library.mikv_attend_args_init(call)
+            call.q, call.q_token_stride, call.q_head_stride = queries[row].data_ptr(), heads * k_dim, k_dim
+            call.out, call.out_token_stride, call.out_head_stride = self.out[row].data_ptr(), heads * v_dim, v_dim
+            call.n_tokens = n
 
 
 class Store:
@@ -60,7 +86,7 @@ class Store:
         self._cropped: dict[int, int] = {}  #: layers that were cropped alone, to which length
         self._drafts = False
         self._thread: threading.Thread | None = None  #: that is in the middle of a forward pass
-        self._calls = (c.AttendArgs * 1)()
+        self._places: dict[tuple[int, int, LayerShape], _Place] = {}
 
     def finish(self, layers: list[int]) -> None:
         """Tells which layers of the model are in tiers."""
@@ -80,7 +106,7 @@ class Store:
     def expect(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> None:
         """Takes what attention stores when it comes to this layer."""
         for x, name in ((k, "keys"), (v, "values")):
-            if x.device.type != "cpu":
+            if not x.is_cpu:
                 raise Unsupported(f"{name} on {x.device}: mikv.hf.Cache is for models on the CPU")
             if x.dtype not in _DTYPES:
                 raise Unsupported(f"{name} of {x.dtype}: mikv.hf.Cache takes float32, bfloat16 and float16")
@@ -272,71 +298,54 @@ class Store:
     ) -> torch.Tensor:
         step, context = self._open()
         n_rows, n_heads, n, _ = q.shape
-        shape = context.shapes[layer]
         given = (n_heads, k.shape[1], k.shape[3], v.shape[3])
+        shape = context.shapes[layer]
         if given != tuple(shape):
             raise Mismatch(f"layer {layer} has heads {list(given)}, the cache {list(shape)}: it is another model's")
         if n != step.n:
             raise Error(f"layer {layer} has {n} tokens, the layers before {step.n}")
-        keys, values = _flat(k), _flat(v)
-        if step.any_padding:
-            keep = torch.from_numpy(_flat_index(step, n))
-            keys, values = keys[keep], values[keep]
-        # The sums are quick, and may overflow where all is finite.
-        if not math.isfinite(float(keys.sum()) + float(values.sum())) and not (
-            bool(torch.isfinite(keys).all()) and bool(torch.isfinite(values).all())
-        ):
+        q, k, v = q.detach(), k.detach(), v.detach()
+        logits = sinks.detach().to(torch.float32).contiguous() if sinks is not None else None
+        if n_rows * n <= _AT_ONCE and not step.any_padding:
+            return self._attend_at_once(layer, self.rows, q, k, v, scale, softcap, logits)
+        out = (torch.zeros if step.any_padding else torch.empty)((n_rows, n, n_heads, shape.head_dim_v), dtype=q.dtype)
+        for row, sequence in enumerate(self.rows):
+            for some in _parts(step.real[row], step.n_real[row]):
+                q_some, k_some, v_some = (x[row : row + 1, :, some] for x in (q, k, v))
+                results = self._attend_at_once(layer, [sequence], q_some, k_some, v_some, scale, softcap, logits)
+                out[row, some] = results[0]
+        return out
+
+    def _attend_at_once(
+        self,
+        layer: int,
+        sequences: list[int],
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        scale: float,
+        softcap: float,
+        sinks: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """At most _AT_ONCE tokens, equally many of each sequence."""
+        _, context = self._open()
+        shape, n = context.shapes[layer], int(q.shape[2])
+        place = self._places.get((len(sequences), n, shape))
+        if place is None:
+            if len(self._places) >= _MOST_PLACES:
+                self._places.clear()
+            place = self._places[len(sequences), n, shape] = _Place(len(sequences), n, shape)
+        place.k.copy_(k)
+        place.v.copy_(v)
+        place.q.copy_(q)
+        # The sum is quick, and may overflow where all is finite.
+        if not math.isfinite(place.kv.sum().item()) and not bool(torch.isfinite(place.kv).all()):
             raise ValueError(f"layer {layer} has keys or values that are not finite (NaN or infinity)")
-        query = q.detach().to(torch.float32)
-        if query.stride(3) != 1:
-            query = query.contiguous()
-        dtype = torch.float32
-        out = (torch.zeros if step.any_padding else torch.empty)((n_rows, n, n_heads, shape.head_dim_v), dtype=dtype)
-        sink_logits = sinks.detach().to(torch.float32).contiguous() if sinks is not None else None
-
-        def call_of(
-            row: int, first: int, count: int, q_row: torch.Tensor, o_row: torch.Tensor, call: c.AttendArgs
-        ) -> None:
-            library.mikv_attend_args_init(call)
-            call.q = q_row.data_ptr() + first * q_row.stride(1) * 4
-            call.q_token_stride, call.q_head_stride = q_row.stride(1), q_row.stride(0)
-            call.out = o_row.data_ptr() + first * o_row.stride(0) * 4
-            call.out_token_stride, call.out_head_stride = o_row.stride(0), o_row.stride(1)
-            call.n_tokens, call.sequence, call.scale, call.softcap = count, self.rows[row], scale, softcap
-            if sink_logits is not None:
-                call.sinks = sink_logits.data_ptr()
-
-        if len(self._calls) < n_rows:
-            self._calls = (c.AttendArgs * n_rows)()
-        k_width, v_width = keys.shape[1], values.shape[1]
-        if keys.shape[0] <= _AT_ONCE and not step.any_padding:
-            context.store(layer, keys.shape[0], keys.data_ptr(), k_width, values.data_ptr(), v_width)
-            for row in range(n_rows):
-                call_of(row, 0, n, query[row], out[row], self._calls[row])
-            context.attend(layer, self._calls, n_rows)
-            return out.to(q.dtype)
-        at = 0
-        for row in range(n_rows):
-            which, count = step.real[row], step.n_real[row]
-            whole = isinstance(which, slice)
-            q_row = query[row][:, which] if whole else query[row][:, torch.from_numpy(which)]
-            o_row = out[row][which] if whole else torch.empty((count, n_heads, shape.head_dim_v), dtype=dtype)
-            for first in range(0, count, _AT_ONCE):
-                part = min(_AT_ONCE, count - first)
-                context.store(
-                    layer,
-                    part,
-                    keys.data_ptr() + at * k_width * 4,
-                    k_width,
-                    values.data_ptr() + at * v_width * 4,
-                    v_width,
-                )
-                call_of(row, first, part, q_row, o_row, self._calls[0])
-                context.attend(layer, self._calls, 1)
-                at += part
-            if not whole:
-                out[row][torch.from_numpy(which)] = o_row
-        return out.to(q.dtype)
+        for call, sequence in zip(place.calls, sequences, strict=True):
+            call.sequence, call.scale, call.softcap = sequence, scale, softcap
+            call.sinks = None if sinks is None else sinks.data_ptr()
+        context.store_and_attend(layer, len(sequences) * n, *place.rows, place.calls, len(sequences))
+        return place.out.to(q.dtype, copy=True)
 
     # ------------------------------------------------------------ rows and lengths
 
@@ -467,16 +476,13 @@ def _real_tokens(padding: torch.Tensor | None, n_rows: int, n: int) -> tuple[lis
     return real, counts
 
 
-def _flat(x: torch.Tensor) -> torch.Tensor:
-    """[B, heads, n, D] as rows of float32, [B * n, heads * D]."""
-    rows, heads, n, channels = x.shape
-    return x.detach().transpose(1, 2).reshape(rows * n, heads * channels).to(torch.float32).contiguous()
-
-
-def _flat_index(step: _Step, n: int) -> np.ndarray[Any, Any]:
-    """Rows of _flat() that are no padding."""
-    places = np.arange(n)
-    return np.concatenate([row * n + places[which] for row, which in enumerate(step.real)])
+def _parts(which: np.ndarray[Any, Any] | slice, count: int) -> Iterator[torch.Tensor | slice]:
+    """The real tokens of a row, _AT_ONCE at a time."""
+    for first in range(0, count, _AT_ONCE):
+        if isinstance(which, slice):
+            yield slice(which.start + first, min(which.stop, which.start + first + _AT_ONCE))
+        else:
+            yield torch.from_numpy(which[first : first + _AT_ONCE])
 
 
 def _windows_of(config: Any) -> list[int]:
