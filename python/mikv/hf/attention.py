@@ -45,7 +45,7 @@ def attention(
         raise Unsupported('attention "mikv" does not work under torch.compile; compile other parts, or use "sdpa"')
     if dropout:
         raise Unsupported("dropout in attention: the cache is for inference; call model.eval()")
-    if torch.is_grad_enabled() and query.requires_grad:
+    if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad):
         raise Unsupported("gradients through the cache: it is for inference; call the model under torch.no_grad()")
     for name in _REFUSED:
         if kwargs.get(name) is not None:

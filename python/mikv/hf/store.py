@@ -54,8 +54,9 @@ class _Place:
     def __init__(self, n_rows: int, n: int, shape: LayerShape) -> None:
         heads, kv_heads, k_dim, v_dim = shape
         n_keys, n_values = n_rows * n * kv_heads * k_dim, n_rows * n * kv_heads * v_dim
-        self.kv = torch.empty(n_keys + n_values, dtype=torch.float32)
-        keys, values = self.kv[:n_keys], self.kv[n_keys:]
+        self.kv = np.empty(n_keys + n_values, np.float32)
+        self.zeros = np.zeros_like(self.kv)
+        keys, values = torch.from_numpy(self.kv[:n_keys]), torch.from_numpy(self.kv[n_keys:])
         queries = torch.empty((n_rows, n, heads, k_dim), dtype=torch.float32)
         self.out = torch.empty((n_rows, n, heads, v_dim), dtype=torch.float32)
         # In the order of Transformers: [rows, heads, n, channels].
@@ -69,6 +70,11 @@ class _Place:
             call.q, call.q_token_stride, call.q_head_stride = queries[row].data_ptr(), heads * k_dim, k_dim
             call.out, call.out_token_stride, call.out_head_stride = self.out[row].data_ptr(), heads * v_dim, v_dim
             call.n_tokens = n
+
+    def any_not_finite(self) -> bool:
+        """Whether a key or value is NaN or infinite: such a number times 0 is NaN, and any other is 0."""
+        with np.errstate(invalid="ignore"):
+            return math.isnan(self.kv.dot(self.zeros))
 
 
 class Store:
@@ -304,7 +310,6 @@ class Store:
             raise Mismatch(f"layer {layer} has heads {list(given)}, the cache {list(shape)}: it is another model's")
         if n != step.n:
             raise Error(f"layer {layer} has {n} tokens, the layers before {step.n}")
-        q, k, v = q.detach(), k.detach(), v.detach()
         logits = sinks.detach().to(torch.float32).contiguous() if sinks is not None else None
         if n_rows * n <= _AT_ONCE and not step.any_padding:
             return self._attend_at_once(layer, self.rows, q, k, v, scale, softcap, logits)
@@ -338,14 +343,13 @@ class Store:
         place.k.copy_(k)
         place.v.copy_(v)
         place.q.copy_(q)
-        # The sum is quick, and may overflow where all is finite.
-        if not math.isfinite(place.kv.sum().item()) and not bool(torch.isfinite(place.kv).all()):
+        if place.any_not_finite():
             raise ValueError(f"layer {layer} has keys or values that are not finite (NaN or infinity)")
         for call, sequence in zip(place.calls, sequences, strict=True):
             call.sequence, call.scale, call.softcap = sequence, scale, softcap
             call.sinks = None if sinks is None else sinks.data_ptr()
         context.store_and_attend(layer, len(sequences) * n, *place.rows, place.calls, len(sequences))
-        return place.out.to(q.dtype, copy=True)
+        return place.out.clone() if q.dtype == torch.float32 else place.out.to(q.dtype)
 
     # ------------------------------------------------------------ rows and lengths
 
