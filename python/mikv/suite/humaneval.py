@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import ast
 import gzip
+import hashlib
+import json
 import re
 import textwrap
 import threading
 import time
 import warnings
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import closing
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from .._cli import Progress, UsageError
 from . import sandbox
 from .rows import Row, RowLog, read_rows
 from .server import stream
+from .task import Served, answer_each
 
 _FIELDS = ("task_id", "prompt", "entry_point", "test")
 _FENCE = re.compile(r"^[ \t]*(```|~~~)[^\n`]*$", re.M)
@@ -25,18 +27,6 @@ _FENCE = re.compile(r"^[ \t]*(```|~~~)[^\n`]*$", re.M)
 _TOP_LEVEL = re.compile(
     r"(def|class|async|import|from|if|for|while|with|try|except|else|elif|finally)\b|[@#)\]}]|\w+\s*="
 )
-
-
-class Served(Protocol):
-    """What a task needs of a server."""
-
-    slots: int
-
-    @property
-    def url(self) -> str: ...
-
-    def check(self, seconds: float = 0.0) -> None: ...
-    def figures(self) -> dict[str, float | None]: ...
 
 
 def problems(file: Path | None) -> list[Row]:
@@ -47,8 +37,6 @@ def problems(file: Path | None) -> list[Row]:
             if any(row["task_id"] == other["task_id"] for other in rows[: line - 1]):
                 raise UsageError(f"{file}:{line}: {row['task_id']} is there twice; remove one")
         return rows
-    import json
-
     packed = sandbox.scorer_file().parent / "data" / "HumanEval.jsonl.gz"
     with gzip.open(packed, "rt", encoding="utf-8") as lines:
         return [json.loads(line) for line in lines if line.strip()]
@@ -182,25 +170,23 @@ class HumanEval:
         self.shots = examples(rows, shots)
         self._stop = threading.Event()
 
-    def missing(self, log: RowLog, limit: int | None) -> list[Row]:
-        return [row for row in self.rows[:limit] if row["task_id"] not in log.rows]
+    def head(self) -> Row:
+        texts = json.dumps([[row["task_id"], row["prompt"], row["test"]] for row in self.rows])
+        return {
+            "shots": len(self.shots), "predict": self.n_predict, "program_timeout": self.timeout,
+            "problems": hashlib.sha256(texts.encode()).hexdigest()[:16],
+        }  # fmt: skip
+
+    def n_items(self, limit: int | None) -> int:
+        return len(self.rows[:limit])
+
+    def scored(self, rows: dict[str, Row], limit: int | None) -> dict[str, Row]:
+        return {row["task_id"]: rows[row["task_id"]] for row in self.rows[:limit] if row["task_id"] in rows}
 
     def run(self, server: Served, log: RowLog, limit: int | None, progress: Progress) -> None:
-        missing = self.missing(log, limit)
-        progress.skip(len(self.rows[:limit]) - len(missing))
-        pool = ThreadPoolExecutor(server.slots)
-        try:
-            waiting = {pool.submit(self._one, server, log, row) for row in missing}
-            while waiting:
-                done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-                for future in done:
-                    future.result()
-                    progress.step()
-        except BaseException:
-            self._stop.set()
-            raise
-        finally:
-            pool.shutdown(wait=not self._stop.is_set(), cancel_futures=True)
+        missing = [row for row in self.rows[:limit] if row["task_id"] not in log.rows]
+        progress.skip(self.n_items(limit) - len(missing))
+        answer_each(server.slots, missing, lambda row: self._one(server, log, row), self._stop, progress)
 
     def _one(self, server: Served, log: RowLog, row: Row) -> None:
         begin = time.monotonic()

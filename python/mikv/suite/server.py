@@ -150,9 +150,10 @@ def _free_port() -> int:
 
 
 def stream(url: str, body: dict[str, Any], stop: threading.Event, seconds: float) -> Generator[str, None, None]:
-    """The pieces of a completion as /v1/completions sends them. Closing the iterator ends the request."""
+    """The pieces of an answer to a prompt or to a chat's messages, as they come. Closing the iterator ends the request."""
+    path = "/v1/chat/completions" if "messages" in body else "/v1/completions"
     data = json.dumps(body | {"stream": True}).encode()
-    request = urllib.request.Request(f"{url}/v1/completions", data, {"Content-Type": "application/json"})
+    request = urllib.request.Request(url + path, data, {"Content-Type": "application/json"})
     try:
         with urllib.request.urlopen(request, timeout=seconds) as answer:
             for line in answer:
@@ -174,6 +175,7 @@ def _piece(event: Any) -> str:
     if isinstance(event, dict) and "error" in event:
         raise UsageError(f"the server stopped an answer ({event['error']}); try a larger --ctx")
     try:
-        return str(event["choices"][0].get("text") or "")
+        choice = event["choices"][0]
+        return str(choice.get("text") or choice.get("delta", {}).get("content") or "")
     except (KeyError, IndexError, TypeError, AttributeError) as error:
-        raise UsageError(f"the server's answer has no choices[0].text: {json.dumps(event)[:200]}") from error
+        raise UsageError(f"the server's answer has no text in choices[0]: {json.dumps(event)[:200]}") from error

@@ -47,6 +47,16 @@ def task_rows(task: str, arms: dict[str, dict[str, Row]], estimates: dict[str, d
     return out
 
 
+def rows_by_kind(task: str, arms: dict[str, dict[str, Row]], estimates: dict[str, dict[str, Any]]) -> list[Row]:
+    """task_rows(), a task for each kind where items have kinds."""
+    kinds = list(dict.fromkeys(row.get("kind") for rows in arms.values() for row in rows.values()))
+    out = []
+    for kind in kinds or [None]:
+        of_kind = {arm: {k: row for k, row in rows.items() if row.get("kind") == kind} for arm, rows in arms.items()}
+        out += task_rows(f"{task}: {kind}" if kind else task, of_kind, estimates)
+    return out
+
+
 def is_estimated(row: Row) -> bool:
     return not row["measured"] and row["bits_per_element"] is not None
 
