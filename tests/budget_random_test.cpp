@@ -22,11 +22,12 @@ TEST_P(RandomBudget, WhatIsLetInFits) {
     setup.n_ubatch = 256;
     setup.n_at_once = 256;
     setup.budget = 100'000 + below(400'000);
+    const uint32_t n_batch = setup.n_ubatch << below(3);
     SmallEngine engine(setup);
     std::vector<uint32_t> to_read(6, 0);
     for (int i = 0; i < 60; ++i) {
       std::vector<SmallEngine::Part> parts;
-      uint32_t room = 256;
+      uint32_t room = n_batch;
       for (SequenceId s = 0; s < 6; ++s) {
         const bool idle = engine.cache().last_position(s) < 0 && !to_read[size_t(s)];
         if (idle && below(2)) to_read[size_t(s)] = 200 + below(1200);
@@ -36,7 +37,7 @@ TEST_P(RandomBudget, WhatIsLetInFits) {
           continue;
         }
         if (to_read[size_t(s)] && room > 16) {
-          const uint32_t n = std::min({room, to_read[size_t(s)], 64 + below(256)});
+          const uint32_t n = std::min({room, to_read[size_t(s)], 64 + below(n_batch)});
           to_read[size_t(s)] -= n;
           room -= n;
           parts.push_back({s, n, to_read[size_t(s)] ? SmallEngine::Outputs::none : SmallEngine::Outputs::last});

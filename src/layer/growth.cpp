@@ -13,6 +13,7 @@ using Growth = LayerGrowth;
 // What a step does to a segment.
 struct Step {
   uint32_t n_tokens, n_at_once;
+  bool in_parts;                    // they may pass through the layer in several micro-batches
   uint64_t n_live;                  // of the segment, afterwards
   const Spec& spec;                 // of the segment
   const tier::Layouts& of_segment;  // layouts
@@ -26,6 +27,10 @@ void add_staged(Growth& growth, const tier::Tier::Growth& of_tier) {
 
 uint32_t blocks_of(uint64_t n_tokens) { return uint32_t((n_tokens + codec::kBlockTokens - 1) / codec::kBlockTokens); }
 
+tier::Tier::Growth growth_of(const tier::Tier& tier, uint32_t n_tokens, bool in_parts) {
+  return in_parts ? tier.growth_in_parts(n_tokens) : tier.growth(n_tokens);
+}
+
 // The lo tier of a head whose layout is planned when its segment is frozen: it has spec.bits per element at most.
 uint64_t planned_lo_bytes(const LayerShape& shape, const Spec& spec, const tier::HeadStore& head, uint64_t n_tokens) {
   const double block_elements = double(codec::kBlockTokens) * (shape.head_dim_k + shape.head_dim_v);
@@ -37,22 +42,22 @@ uint64_t planned_lo_bytes(const LayerShape& shape, const Spec& spec, const tier:
 // Tokens of a head that are compressed in this step, with what is staged. All heads are staged before the first is
 // compressed; threads then compress several at once.
 void add_compressed(Growth& growth, const LayerCache::Impl& layer, const tier::HeadStore& head, const Step& step) {
-  const tier::Tier::Growth staged =
-      layer.staged_growth(head, step.of_segment, std::min(step.n_tokens, step.n_at_once), step.n_at_once);
+  const uint32_t n_put = std::min(step.n_tokens, step.n_at_once);
+  const tier::Tier::Growth staged = layer.staged_growth(head, step.of_segment, n_put, step.n_at_once, false);
   // One block of the staged tier stays (Tier::release).
   growth.lasting += int64_t(tier::Tier::block_bytes(step.of_segment.staged)) - int64_t(head.staged.allocated_bytes());
   const uint32_t n_new = head.staged.size() + step.n_tokens;
   const uint64_t n_all = uint64_t{head.hi.size()} + n_new, n_kept = head.budget(step.spec, step.n_live).total;
   // One more than hi may hold: the new token enters before another one leaves.
   const uint64_t n_hi = std::min(n_kept + 1, n_all);
-  const tier::Tier::Growth hi = head.hi.growth(uint32_t(n_hi - std::min<uint64_t>(n_hi, head.hi.size())));
+  const tier::Tier::Growth hi = growth_of(head.hi, uint32_t(n_hi - std::min<uint64_t>(n_hi, head.hi.size())), step.in_parts);
   tier::Tier::Growth lo;
   if (!step.of_segment.evict && step.spec.mixed() && !head.frozen) {
     lo = {planned_lo_bytes(layer.shape, step.spec, head, n_new), 0};
   } else if (!step.of_segment.evict) {
     // hi may hold more than its share until the next commit, where that became smaller.
     const uint64_t n_leave = n_all - std::min(n_all, n_kept);
-    lo = head.lo.growth(uint32_t(std::max<uint64_t>(n_new, n_leave)));
+    lo = growth_of(head.lo, uint32_t(std::max<uint64_t>(n_new, n_leave)), step.in_parts);
   }
   growth.lasting += int64_t(hi.lasting + lo.lasting);
   growth.compressed += hi.lasting + lo.lasting;
@@ -75,15 +80,15 @@ uint64_t lowered_lo_bytes(const Spec& spec, const tier::HeadStore& head, const c
 
 // Of n_tokens more, of which n_at_once are put before anything else happens to them.
 tier::Tier::Growth LayerCache::Impl::staged_growth(const tier::HeadStore& head, const tier::Layouts& of_segment,
-                                                   uint32_t n_tokens, uint32_t n_at_once) const {
+                                                   uint32_t n_tokens, uint32_t n_at_once, bool in_parts) const {
   // Bytes begin with the put that follows that of the 16th token.
   const uint32_t n_first = head.staged.size() >= tier::kMinCalibrationTokens
                                ? 0
                                : std::min(n_tokens, n_at_once + tier::kMinCalibrationTokens);
   const uint32_t n_all = head.staged.size() + n_tokens;
   if (!stages_in_bytes || !head.goes_to_bytes(of_segment, n_all) || n_first == n_tokens)
-    return head.staged.growth(n_tokens);
-  tier::Tier::Growth growth = head.staged.growth(n_first);
+    return growth_of(head.staged, n_tokens, in_parts);
+  tier::Tier::Growth growth = growth_of(head.staged, n_first, in_parts);
   const uint64_t bytes = tier::Tier::most_bytes(of_segment.staged_bytes.bytes, blocks_of(n_all)),
                  now = head.staged.allocated_bytes();
   growth.lasting = std::max(growth.lasting, bytes - std::min(bytes, now));
@@ -113,7 +118,8 @@ LayerGrowth LayerCache::growth(SegmentId segment, uint32_t n_tokens, uint32_t n_
   compressed = compressed && !impl_->spec.uncompressed();
   const Spec spec = rung ? policy::lowered(spec_of(segment), *rung) : spec_of(segment);
   const tier::Layouts& layouts = store ? store->layouts() : *impl_->layouts;
-  const Step step{n_tokens, n_at_once, (store ? store->n_live() : 0) + n_tokens, spec, layouts};
+  const bool in_parts = n_tokens > n_at_once || (n_tokens > 1 && n_beside > 0);
+  const Step step{n_tokens, n_at_once, in_parts, (store ? store->n_live() : 0) + n_tokens, spec, layouts};
   // A head that there is not yet; it is no larger than one that is.
   const tier::HeadStore fresh(layouts, spec, *impl_->account);
   Growth growth;
@@ -127,7 +133,7 @@ LayerGrowth LayerCache::growth(SegmentId segment, uint32_t n_tokens, uint32_t n_
   for (uint32_t h = 0; h < impl_->shape.n_kv_heads; ++h) {
     const tier::HeadStore& head = store ? store->heads()[h] : fresh;
     compressed ? add_compressed(growth, *impl_, head, step)
-               : add_staged(growth, impl_->staged_growth(head, layouts, n_tokens, n_at_once));
+               : add_staged(growth, impl_->staged_growth(head, layouts, n_tokens, n_at_once, in_parts));
   }
   return growth;
 }

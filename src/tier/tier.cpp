@@ -113,6 +113,17 @@ Tier::Growth Tier::growth(uint32_t n_more) const {
   return {bytes - std::min(bytes, before), blocks_ && !blocks_.get_deleter().mapped ? before : 0};
 }
 
+Tier::Growth Tier::growth_in_parts(uint32_t n_more) const {
+  Growth growth = this->growth(n_more);
+  if (n_more < 2 || blocks_for(n_more) == capacity_blocks_) return growth;
+  const uint64_t n_blocks = (uint64_t{n_tokens_} + n_more + codec::kBlockTokens - 1) / codec::kBlockTokens;
+  const uint64_t most = most_bytes(layout_->bytes, uint32_t(n_blocks)), before = allocated_bytes();
+  growth.lasting = std::max(growth.lasting, most - std::min(most, before));
+  // The last part copies what the parts before it have, unless that is mapped.
+  if (!blocks_.get_deleter().mapped) growth.transient = std::max(growth.transient, std::min<uint64_t>(most, kMapFrom));
+  return growth;
+}
+
 uint64_t Tier::bytes_of(uint32_t n) const {
   const uint64_t bytes = (uint64_t{n} + codec::kBlockTokens - 1) / codec::kBlockTokens * layout_->bytes;
   return round_up(bytes, blocks_.get_deleter().mapped || bytes >= kMapFrom ? kPage : kLine);

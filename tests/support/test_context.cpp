@@ -64,6 +64,33 @@ Status SmallEngine::prompt(SequenceId sequence, uint32_t n) {
   return {};
 }
 
+// Tokens in the order in which they pass through the layers, and how many pass at once: as many of each sequence, where
+// each has a stream of its own (llama.cpp's split_equal), else those that follow each other.
+std::vector<uint32_t> SmallEngine::split(Batch& batch) const {
+  const uint32_t n = uint32_t(batch.tokens.size()), n_at_once = setup_.n_at_once ? setup_.n_at_once : n;
+  std::vector<uint32_t> sizes;
+  if (setup_.unified || n <= n_at_once) {
+    for (uint32_t first = 0; first < n; first += n_at_once) sizes.push_back(std::min(n_at_once, n - first));
+    return sizes;
+  }
+  std::map<SequenceId, std::vector<Batch::Token>> left;
+  for (const Batch::Token& token : batch.tokens) left[token.sequence].push_back(token);
+  batch.tokens.clear();
+  while (!left.empty()) {
+    size_t each = std::max<size_t>(1, n_at_once / left.size());
+    for (const auto& [sequence, tokens] : left) each = std::min(each, tokens.size());
+    sizes.push_back(0);
+    for (auto of = left.begin(); of != left.end() && sizes.back() < n_at_once;) {
+      auto& tokens = of->second;
+      batch.tokens.insert(batch.tokens.end(), tokens.begin(), tokens.begin() + ptrdiff_t(each));
+      tokens.erase(tokens.begin(), tokens.begin() + ptrdiff_t(each));
+      sizes.back() += uint32_t(each);
+      of = tokens.empty() ? left.erase(of) : std::next(of);
+    }
+  }
+  return sizes;
+}
+
 Status SmallEngine::step(const std::vector<Part>& parts) {
   Batch batch;
   std::map<SequenceId, Position> next;
@@ -74,37 +101,38 @@ Status SmallEngine::step(const std::vector<Part>& parts) {
       batch.tokens.push_back({part.sequence, wanted, at->second++});
     }
   }
+  const std::vector<uint32_t> sizes = split(batch);
   if (const Status status = cache_->begin_step(batch); !status) return status;
   const uint32_t n = uint32_t(batch.tokens.size());
   const uint32_t k_row = kSmallShape.n_kv_heads * kSmallShape.head_dim_k;
   const uint32_t q_row = kSmallShape.n_heads * kSmallShape.head_dim_k;
   output_.assign(size_t{kLayers} * n * q_row, 0.0f);
-  for (int layer = 0; layer < kLayers; ++layer) {
-    const auto k = rows(kKey, layer, batch, k_row), v = rows(kValue, layer, batch, k_row);
-    const auto q = rows(kQuery, layer, batch, q_row);
-    const bool in_parts = setup_.n_at_once && parts.size() == 1;
-    for (uint32_t first = 0; first < n;) {
-      const uint32_t at_once = in_parts ? std::min(setup_.n_at_once, n - first) : n;
-      (void)cache_->store(layer, {}, k.data() + first * k_row, k_row, v.data() + first * k_row, k_row, at_once);
-      // A stream per sequence attends by itself.
-      std::map<uint32_t, std::vector<uint32_t>> streams;
-      for (uint32_t i = first; i < first + at_once; ++i)
-        streams[setup_.unified ? 0 : uint32_t(batch.tokens[i].sequence)].push_back(i);
+  uint32_t first = 0;
+  for (const uint32_t n_now : sizes) {
+    Batch now;
+    now.tokens.assign(batch.tokens.begin() + first, batch.tokens.begin() + first + n_now);
+    // A stream per sequence attends by itself.
+    std::map<uint32_t, std::vector<uint32_t>> streams;
+    for (uint32_t i = 0; i < n_now; ++i) streams[setup_.unified ? 0 : uint32_t(now.tokens[i].sequence)].push_back(i);
+    for (int layer = 0; layer < kLayers; ++layer) {
+      const auto k = rows(kKey, layer, now, k_row), v = rows(kValue, layer, now, k_row);
+      const auto q = rows(kQuery, layer, now, q_row);
+      (void)cache_->store(layer, {}, k.data(), k_row, v.data(), k_row, n_now);
       std::vector<AttendArgs> calls;
       for (const auto& [stream, tokens] : streams) {
         AttendArgs args;
         args.q = q.data() + tokens.front() * q_row;
         args.q_token_stride = args.out_token_stride = q_row;
         args.q_head_stride = args.out_head_stride = kSmallShape.head_dim_k;
-        args.out = output_.data() + (size_t(layer) * n + tokens.front()) * q_row;
+        args.out = output_.data() + (size_t(layer) * n + first + tokens.front()) * q_row;
         args.n_tokens = uint32_t(tokens.size());
         args.stream = stream;
         args.scale = 0.25f;
         calls.push_back(args);
       }
       (void)cache_->attend_all(layer, calls);
-      first += at_once;
     }
+    first += n_now;
   }
   return cache_->end_step();
 }

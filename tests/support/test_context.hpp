@@ -24,7 +24,7 @@ class SmallEngine {
     bool unified = false;
     uint32_t n_cells = 2048;
     uint32_t n_ubatch = 64;
-    uint32_t n_at_once = 0;  ///< tokens that pass through a layer at once in a step of one sequence; 0: all
+    uint32_t n_at_once = 0;  ///< tokens that pass through the layers at once; 0: all of a step
     uint32_t n_threads = 1;
     uint32_t window = 0;  ///< of the second layer
     uint64_t fingerprint = 7;
@@ -58,6 +58,8 @@ class SmallEngine {
   static constexpr int kLayers = 2;
 
  private:
+  std::vector<uint32_t> split(Batch& batch) const;
+
   Setup setup_;
   std::shared_ptr<std::vector<std::string>> log_ = std::make_shared<std::vector<std::string>>();
   std::unique_ptr<Context> cache_;
