@@ -92,6 +92,7 @@ tier::Tier::Growth LayerCache::Impl::staged_growth(const tier::HeadStore& head, 
   const uint64_t bytes = tier::Tier::most_bytes(of_segment.staged_bytes.bytes, blocks_of(n_all)),
                  now = head.staged.allocated_bytes();
   growth.lasting = std::max(growth.lasting, bytes - std::min(bytes, now));
+  if (in_parts) growth.transient = std::max(growth.transient, tier::Tier::most_copied(bytes));
   return growth;
 }
 

@@ -277,7 +277,9 @@ void LayerCache::stage_in_bytes(bool on) {
 }
 
 void LayerCache::erase(SegmentId segment, std::span<const Cell> cells) {
-  if (tier::SegmentStore* store = impl_->segment(segment)) store->erase(cells);
+  tier::SegmentStore* store = impl_->segment(segment);
+  if (!store || store->n_live() == 0) return;  // an empty one may be lowered for the tokens that come
+  store->erase(cells);
   impl_->drop_if_empty(segment);
 }
 

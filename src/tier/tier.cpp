@@ -119,8 +119,8 @@ Tier::Growth Tier::growth_in_parts(uint32_t n_more) const {
   const uint64_t n_blocks = (uint64_t{n_tokens_} + n_more + codec::kBlockTokens - 1) / codec::kBlockTokens;
   const uint64_t most = most_bytes(layout_->bytes, uint32_t(n_blocks)), before = allocated_bytes();
   growth.lasting = std::max(growth.lasting, most - std::min(most, before));
-  // The last part copies what the parts before it have, unless that is mapped.
-  if (!blocks_.get_deleter().mapped) growth.transient = std::max(growth.transient, std::min<uint64_t>(most, kMapFrom));
+  // The last part copies what the parts before it have.
+  if (!blocks_.get_deleter().mapped) growth.transient = std::max(growth.transient, most_copied(most));
   return growth;
 }
 
@@ -137,6 +137,8 @@ uint64_t Tier::most_bytes(uint64_t block_bytes, uint32_t n_blocks) {
       std::max(reserve_of(std::min<uint64_t>(bytes, kMapFrom), false), reserve_of(bytes, true)) + block_bytes;
   return round_up(bytes + reserve, bytes + reserve >= kMapFrom ? kPage : kLine);
 }
+
+uint64_t Tier::most_copied(uint64_t n_bytes) { return std::min<uint64_t>(n_bytes, kMapFrom); }  // else it is mapped
 
 void Tier::reserve(uint32_t n_more) {
   const uint64_t capacity = blocks_for(n_more);

@@ -76,6 +76,8 @@ class Tier {
   Growth growth_in_parts(uint32_t n_more) const;
   /// Most bytes of a tier of n_blocks blocks that was reserved step by step.
   static uint64_t most_bytes(uint64_t block_bytes, uint32_t n_blocks);
+  /// Most bytes that are there twice while a tier grows to so many.
+  static uint64_t most_copied(uint64_t n_bytes);
   static uint64_t block_bytes(const codec::BlockLayout& layout);  ///< of a tier of one block
   /// Bytes of the tier with n tokens and no reserve.
   uint64_t bytes_of(uint32_t n) const;
