@@ -11,6 +11,7 @@
 #include "interrupt.hpp"
 #include "json_report.hpp"
 #include "llama_tools.hpp"
+#include "python_tools.hpp"
 #include "version.hpp"
 
 namespace {
@@ -54,6 +55,10 @@ void declare(CLI::App& app) {
   add_estimate_command(app);
   add_info_command(app);
   add_model_command(app);
+  for (const PythonTool& tool : python_tools()) {
+    CLI::App* const group = *tool.group ? app.get_subcommand(tool.group) : &app;
+    group->add_subcommand(tool.name, tool.description);
+  }
   for (const LlamaTool& tool : llama_tools()) app.add_subcommand(tool.name, tool.description);
 }
 
@@ -88,14 +93,16 @@ int run(int argc, char** argv) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  // Benchmarks leave the threads as llama.cpp has them.
   const std::string_view command = argc > 1 ? argv[1] : "";
-  if (command == "run" || command == "eval" || command == "tune") sleep_instead_of_spin_if_busy(argv);
+  const PythonTool* const of_python = python_tool(argc, argv);
+  // Benchmarks leave the threads as llama.cpp has them.
+  if (!of_python && (command == "run" || command == "eval" || command == "tune")) sleep_instead_of_spin_if_busy(argv);
   try {
     // These read their command lines, and catch signals, themselves.
     for (const LlamaTool& tool : llama_tools()) {
       if (command == tool.name) return run_llama_tool(tool, argc - 2, argv + 2);
     }
+    if (of_python) run_python_tool(*of_python, argc, argv);
     install_interrupt_handler();
     set_command_line(argc, argv);
     return run(argc, argv);

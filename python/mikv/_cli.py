@@ -35,6 +35,11 @@ def run(program: str, main: Callable[[list[str]], int], arguments: list[str]) ->
         return USAGE
 
 
+def program_name(module: str) -> str:
+    """How the user called this program: as a command of mikv, or as a module."""
+    return sys.argv[0] if sys.argv[0].startswith("mikv ") else f"python -m {module}"
+
+
 def at_least(least: int) -> Callable[[str], int]:
     """A type of argparse: whole numbers from `least` on."""
 

@@ -50,7 +50,8 @@ void add_compressed(Growth& growth, const LayerCache::Impl& layer, const tier::H
   const uint64_t n_all = uint64_t{head.hi.size()} + n_new, n_kept = head.budget(step.spec, step.n_live).total;
   // One more than hi may hold: the new token enters before another one leaves.
   const uint64_t n_hi = std::min(n_kept + 1, n_all);
-  const tier::Tier::Growth hi = growth_of(head.hi, uint32_t(n_hi - std::min<uint64_t>(n_hi, head.hi.size())), step.in_parts);
+  const tier::Tier::Growth hi =
+      growth_of(head.hi, uint32_t(n_hi - std::min<uint64_t>(n_hi, head.hi.size())), step.in_parts);
   tier::Tier::Growth lo;
   if (!step.of_segment.evict && step.spec.mixed() && !head.frozen) {
     lo = {planned_lo_bytes(layer.shape, step.spec, head, n_new), 0};

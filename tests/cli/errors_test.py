@@ -4,6 +4,7 @@ import os
 import resource
 import signal
 import subprocess
+import sys
 import time
 import unittest
 
@@ -19,6 +20,20 @@ class CommandLine(Case):
         self.assertRefused(mikv("eval", "lines", "--lines", 0), "--lines", "0 is out of range")
         self.assertRefused(mikv("eval", "lines", "--lines", "many"), "--lines", "many")
         self.assertRefused(mikv(), remedy="--help")
+
+    def test_commands_of_the_python_package(self):
+        python = self.file("python", "#!/bin/sh\nshift 2\nprintf '[%s]' \"$@\"\necho \"$MIKV_BINARY\"\nexit 7\n")
+        os.chmod(python, 0o755)
+        def run(*arguments, python=python):
+            return subprocess.run([BINARY, *arguments], capture_output=True, text=True, timeout=60, env=environment() | {"MIKV_PYTHON": python, "MIKV_BINARY": "here"})
+        for command, module in ((["eval", "suite"], "mikv.suite"), (["inspect"], "mikv.inspect"), (["report"], "mikv.report")):
+            result = run(*command, "--limit", "a b", "--help")
+            self.assertEqual(result.stdout, f"[{module}][mikv {' '.join(command)}][--limit][a b][--help]here\n")
+            self.assertEqual(result.returncode, 7)
+        self.assertRefused(run("inspect", python="/no/python"), "cannot run /no/python", remedy="MIKV_PYTHON")
+        bare = self.file("bare", f"#!/bin/sh\nexec {sys.executable} -I -S \"$@\"\n")  # neither packages nor PYTHONPATH
+        os.chmod(bare, 0o755)
+        self.assertRefused(run("report", python=bare), "mikv report needs the Python package", remedy="MIKV_PYTHON")
 
     def test_spec_errors_come_before_the_model_is_touched(self):
         for command in (["run", "-p", "x"], ["eval", "lines"], ["bench", "decode"]):

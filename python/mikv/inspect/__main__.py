@@ -10,7 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from .. import _page
-from .._cli import Progress, UsageError, check_folder_of, load_model, load_tokenizer, model_name, run, write_whole
+from .._cli import (
+    Progress,
+    UsageError,
+    check_folder_of,
+    load_model,
+    load_tokenizer,
+    model_name,
+    program_name,
+    run,
+    write_whole,
+)
 
 _EPILOG = """\
 example:
@@ -22,12 +32,12 @@ The page holds all that it needs, and opens in any browser. docs/pictures.md say
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m mikv.inspect",
+        prog=program_name("mikv.inspect"),
         description="Writes a page that shows the tokens of a prompt and its answer by tier and importance.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--model", required=True, metavar="DIR_OR_NAME", help="as from_pretrained() takes it")
+    parser.add_argument("-m", "--model", required=True, metavar="DIR_OR_NAME", help="as from_pretrained() takes it")
     parser.add_argument("--gguf", metavar="FILE", help="the GGUF file in that directory")
     parser.add_argument("--dtype", default="auto", help="float32, bfloat16, float16 or auto (default)")
     parser.add_argument("-f", "--file", required=True, metavar="PROMPT.txt", help="the prompt; - is standard input")

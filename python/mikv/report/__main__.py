@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from .. import _page
-from .._cli import check_folder_of, run, write_whole
+from .._cli import check_folder_of, program_name, run, write_whole
 
 _EPILOG = """\
 example:
@@ -22,7 +22,7 @@ needs, and opens in any browser. docs/pictures.md says what it shows.
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m mikv.report",
+        prog=program_name("mikv.report"),
         description="Writes a page with charts and tables of measured runs.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,

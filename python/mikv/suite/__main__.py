@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from .._cli import INTERRUPTED, Progress, UsageError, at_least, run, write_whole
+from .._cli import INTERRUPTED, Progress, UsageError, at_least, program_name, run, write_whole
 from . import context, lines, sandbox, summary
 from .gsm8k import Gsm8k
 from .humaneval import HumanEval, problems
@@ -67,7 +67,7 @@ TASKS = (*SERVED, "lines")
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m mikv.suite", description="Standard benchmarks on mikv server, one arm for each cache.",
+        prog=program_name("mikv.suite"), description="Standard benchmarks on mikv server, one arm for each cache.",
         epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     add = parser.add_argument
