@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 #: Exit codes: the user's mistake; interrupted.
 USAGE, INTERRUPTED = 2, 130
@@ -35,7 +35,18 @@ def run(program: str, main: Callable[[list[str]], int], arguments: list[str]) ->
         return USAGE
 
 
-def program_name(module: str) -> str:
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line, and whose epilog is printed as it is written."""
+
+    def __init__(self, module: str, description: str, epilog: str) -> None:
+        form = argparse.RawDescriptionHelpFormatter
+        super().__init__(prog=_program_name(module), description=description, epilog=epilog, formatter_class=form)
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; {self.prog} --help has an example")
+
+
+def _program_name(module: str) -> str:
     """How the user called this program: as a command of mikv, or as a module."""
     return sys.argv[0] if sys.argv[0].startswith("mikv ") else f"python -m {module}"
 

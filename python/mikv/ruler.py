@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ._cli import UsageError, load_tokenizer, need, run, write_whole
+from ._cli import Parser, UsageError, load_tokenizer, need, run, write_whole
 
 _REMEDY = "install it: pip install lm_eval==0.4.13 wonderwords nltk scipy (scripts/setup_kvpress.sh does)"
 
@@ -122,10 +122,10 @@ def rows_of(task: str, tokenizer: Any, length: int, rows: int, seed: int) -> Row
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m mikv.ruler",
-        description="Makes rows of RULER's synthetic tasks, as a local dataset for python -m mikv.kvpress.",
-        epilog="example: python -m mikv.ruler --model ~/models --gguf qwen.gguf --length 4096 --rows 5 --output ruler",
+    parser = Parser(
+        "mikv.ruler",
+        "Makes rows of RULER's synthetic tasks, as a local dataset for python -m mikv.kvpress.",
+        "example: python -m mikv.ruler --model ~/models --gguf qwen.gguf --length 4096 --rows 5 --output ruler",
     )
     parser.add_argument("--model", required=True, metavar="DIR_OR_NAME", help="its tokenizer counts the tokens")
     parser.add_argument("--gguf", metavar="FILE", help="the GGUF file in that directory")

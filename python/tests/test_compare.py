@@ -12,10 +12,11 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 import mikv.hf  # noqa: E402
+from mikv._cli import UsageError, run  # noqa: E402
 from mikv.compare import __main__ as command  # noqa: E402
 from mikv.compare import lines, report  # noqa: E402
 from mikv.compare.arms import CannotRun, parse_choices, split_list, storage_of  # noqa: E402
-from mikv.compare.measure import Run, Settings, UserError, equal_bytes  # noqa: E402
+from mikv.compare.measure import Run, Settings, equal_bytes  # noqa: E402
 from mikv.compare.panel import Bench  # noqa: E402
 
 
@@ -205,7 +206,7 @@ def test_names_are_split_between_caches():
 
 
 def test_short_text_is_one_line(text):
-    with pytest.raises(UserError, match=r"has 1200 tokens.*use a longer text"):
+    with pytest.raises(UsageError, match=r"has 1200 tokens.*use a longer text"):
         measured(text, "full", chunks=9)
 
 
@@ -222,9 +223,7 @@ def test_short_text_is_one_line(text):
     ],
 )
 def test_errors_are_one_line_and_exit_2(arguments, capsys):
-    with pytest.raises(SystemExit) as error:
-        command.main(arguments)
-    assert error.value.code == 2
+    assert run("mikv.compare", command.main, arguments) == 2
     message = capsys.readouterr().err
     assert message.startswith("mikv.compare: ") and message.count("\n") == 1
 

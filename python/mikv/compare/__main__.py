@@ -9,9 +9,9 @@ import platform
 import sys
 import time
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from .._cli import at_least
+from .._cli import INTERRUPTED, Parser, UsageError, at_least, check_folder_of, load_model, load_tokenizer, run
 
 _EXAMPLE = """\
 example:
@@ -23,16 +23,6 @@ peers that are packages: dynamic, quanto-int4, quanto-int2, turboquantcpu, kvpre
 simulations: sim:METHOD-BITS or sim:METHOD-kBITSvBITS, with METHOD kivi, turboquant, kvarn, kitty, oscar or block-gtq
 and options behind a colon, as in sim:kivi-2:group=64,residual=64
 """
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        _fail(f"{message}; python -m mikv.compare --help has an example")
-
-
-def _fail(message: str) -> NoReturn:
-    print(f"mikv.compare: {' '.join(str(message).split())}", file=sys.stderr)
-    raise SystemExit(2)
 
 
 class _Progress:
@@ -59,11 +49,10 @@ class _Progress:
 
 
 def _parser() -> argparse.ArgumentParser:
-    p = _Parser(
-        prog="python -m mikv.compare",
-        description="Caches side by side on one model: KL divergence to DynamicCache, measured bytes, time, line retrieval.",
-        epilog=_EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    p = Parser(
+        "mikv.compare",
+        "Caches side by side on one model: KL divergence to DynamicCache, measured bytes, time, line retrieval.",
+        _EXAMPLE,
     )
     p.add_argument(
         "--model", required=True, metavar="DIR", help="folder (or name) of the model, as for from_pretrained()"
@@ -96,33 +85,29 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _load(args: argparse.Namespace) -> tuple[Any, Any]:
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    file = {"gguf_file": args.gguf} if args.gguf else {}
-    if args.gguf and not (Path(args.model) / args.gguf).is_file():
-        _fail(f"{Path(args.model) / args.gguf} is no file; --model is the folder, --gguf the name of a file in it")
     try:
-        model = AutoModelForCausalLM.from_pretrained(args.model, dtype=getattr(torch, args.dtype), **file)
-        return model, AutoTokenizer.from_pretrained(args.model, **file)
+        return load_model(args.model, args.gguf, args.dtype, "sdpa"), load_tokenizer(args.model, args.gguf)
     except (OSError, ValueError, ImportError) as error:
-        _fail(f"{args.model} cannot be loaded: {str(error).strip().splitlines()[0]}")
+        raise UsageError(f"{args.model} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
 
 
 def _check(args: argparse.Namespace) -> None:
     if not args.text and not args.prompts:
-        _fail("nothing to measure; give texts with --text FILE, or prompts of line retrieval with --prompts N")
+        raise UsageError(
+            "nothing to measure; give texts with --text FILE, or prompts of line retrieval with --prompts N"
+        )
     if args.plot and importlib.util.find_spec("matplotlib") is None:
-        _fail("--plot needs matplotlib, which is not installed; pip install 'mikv[compare]'")
+        raise UsageError("--plot needs matplotlib, which is not installed; pip install 'mikv[compare]'")
     for path in (args.output, args.plot):
-        if path and not os.access(Path(path).parent, os.W_OK):
-            _fail(f"{path} cannot be written: its folder is missing or read-only")
+        if path:
+            check_folder_of(Path(path))
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str]) -> int:
     args = _parser().parse_args(argv)
     _check(args)
     if args.gguf:
@@ -133,17 +118,17 @@ def main(argv: list[str] | None = None) -> int:
         import torch
         import transformers
 
-        from .. import Error, library_version
+        from .. import library_version
         from . import report
         from .arms import parse_choices
-        from .measure import Run, Settings, UserError, equal_bytes
+        from .measure import Run, Settings, equal_bytes
         from .panel import Bench
     except ImportError as error:
-        _fail(f"{error}; pip install 'mikv[hf,gguf,compare]'")
+        raise UsageError(f"{error}; pip install 'mikv[hf,gguf,compare]'") from error
     try:
         choices = parse_choices(args.kv, args.peers)
     except ValueError as error:
-        _fail(str(error))
+        raise UsageError(str(error)) from error
     if args.threads:
         torch.set_num_threads(args.threads)
     settings = Settings(
@@ -160,7 +145,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     model, tokenizer = _load(args)
     meta = {
-        "command": "python -m mikv.compare " + " ".join(sys.argv[1:] if argv is None else argv),
+        "command": "python -m mikv.compare " + " ".join(argv),
         "model": args.gguf or args.model,
         "dtype": args.dtype,
         **{
@@ -176,34 +161,32 @@ def main(argv: list[str] | None = None) -> int:
         "interrupted": False,
     }
     progress = _Progress(1.0)
-    run = None
+    measured = None
 
     def save() -> list[dict[str, Any]]:
-        rows: list[dict[str, Any]] = run.rows() if run else []
+        rows: list[dict[str, Any]] = measured.rows() if measured else []
         equal_bytes(rows)
         if args.output:
-            report.write_json(args.output, meta, rows, run.not_run if run else {})
+            report.write_json(args.output, meta, rows, measured.not_run if measured else {})
         return rows
 
     try:
-        run = Run(Bench(model), tokenizer, choices, settings, progress)
-        progress.total = run.work()
+        measured = Run(Bench(model), tokenizer, choices, settings, progress)
+        progress.total = measured.work()
         with torch.no_grad():
-            run.calibrate()
+            measured.calibrate()
             if settings.texts:
-                for _ in run.divergence():
+                for _ in measured.divergence():
                     save()
-            for _ in run.line_retrieval():
+            for _ in measured.line_retrieval():
                 save()
     except KeyboardInterrupt:
         meta["interrupted"] = True
-    except (UserError, Error, ValueError, MemoryError, OSError) as error:
+    finally:
         progress.clear()
-        _fail(str(error))
-    progress.clear()
     rows = save()
     print(report.table(rows))
-    for reason in (run.not_run if run else {}).values():
+    for reason in (measured.not_run if measured else {}).values():
         print(f"not measured: {reason}")
     if any(row["simulated"] for row in rows):
         print("simulated: values as the method would read them back, bits counted; no speed (docs/python-compare.md)")
@@ -213,9 +196,9 @@ def main(argv: list[str] | None = None) -> int:
         )
     if meta["interrupted"]:
         print("mikv.compare: interrupted; the rows above are of what was done", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run("mikv.compare", main, sys.argv[1:]))

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from .._cli import context_for
+from .._cli import UsageError, context_for
 from . import lines
 from .arms import CannotRun, Choice, KvpressArm, SimulatedArm, dynamic
 from .panel import Bench, Panel, Record
@@ -21,10 +21,6 @@ from .panel import Bench, Panel, Record
 Progress = Callable[[float, str], None]
 #: Tokens of an answer to a question for a line.
 _MOST_ANSWERED = 12
-
-
-class UserError(Exception):
-    """What the user can mend; one line."""
 
 
 @dataclass
@@ -107,12 +103,12 @@ def chunks_of(settings: Settings, tokenizer: Any) -> list[tuple[str, int, list[i
         try:
             text = Path(path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"--text {path} cannot be read: {error}; give a plain text file in UTF-8") from error
+            raise UsageError(f"--text {path} cannot be read: {error}; give a plain text file in UTF-8") from error
         begin = [tokenizer.bos_token_id] if getattr(tokenizer, "add_bos_token", False) else []
         tokens = tokenizer(text, add_special_tokens=False)["input_ids"]
         each = needed - len(begin)
         if len(tokens) < each * settings.chunks:
-            raise UserError(
+            raise UsageError(
                 f"--text {path} has {len(tokens)} tokens, but {settings.chunks} chunks of {each} need "
                 f"{each * settings.chunks}; use a longer text, fewer --chunks or a smaller --context"
             )
@@ -182,7 +178,7 @@ class Run:
         for i, reason in panel.failed.items():
             if i and panel.arms[i].name not in self.not_run:
                 if panel.arms[i].kind == "mikv":
-                    raise UserError(f"{panel.arms[i].name}: {reason}")
+                    raise UsageError(f"{panel.arms[i].name}: {reason}")
                 self._drop(panel.arms[i].name, reason)
 
     # ------------------------------------------------------------ divergence, size, time
@@ -194,10 +190,10 @@ class Run:
         try:
             text = Path(path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"--calibration {path} cannot be read: {error}") from error
+            raise UsageError(f"--calibration {path} cannot be read: {error}") from error
         tokens = self.tokenizer(text, add_special_tokens=False)["input_ids"][: self.settings.context]
         if len(tokens) < 256:
-            raise UserError(f"--calibration {path} has {len(tokens)} tokens; give at least 256")
+            raise UsageError(f"--calibration {path} has {len(tokens)} tokens; give at least 256")
         self.progress(0, "calibration")
         self._calibration, _ = self.bench.read(tokens)
 

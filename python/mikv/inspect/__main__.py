@@ -11,13 +11,13 @@ from typing import Any
 
 from .. import _page
 from .._cli import (
+    Parser,
     Progress,
     UsageError,
     check_folder_of,
     load_model,
     load_tokenizer,
     model_name,
-    program_name,
     run,
     write_whole,
 )
@@ -31,11 +31,10 @@ The page holds all that it needs, and opens in any browser. docs/pictures.md say
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=program_name("mikv.inspect"),
-        description="Writes a page that shows the tokens of a prompt and its answer by tier and importance.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = Parser(
+        "mikv.inspect",
+        "Writes a page that shows the tokens of a prompt and its answer by tier and importance.",
+        _EPILOG,
     )
     parser.add_argument("-m", "--model", required=True, metavar="DIR_OR_NAME", help="as from_pretrained() takes it")
     parser.add_argument("--gguf", metavar="FILE", help="the GGUF file in that directory")

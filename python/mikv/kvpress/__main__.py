@@ -10,7 +10,18 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .._cli import INTERRUPTED, UsageError, load_model, load_tokenizer, model_name, need, run, seconds, write_whole
+from .._cli import (
+    INTERRUPTED,
+    Parser,
+    UsageError,
+    load_model,
+    load_tokenizer,
+    model_name,
+    need,
+    run,
+    seconds,
+    write_whole,
+)
 from . import evaluation
 
 if TYPE_CHECKING:
@@ -28,11 +39,10 @@ measured.json. Interrupt with Ctrl-C: the same command resumes from there. docs/
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m mikv.kvpress",
-        description="Runs kvpress's pipeline and scorers with a mikv cache, and with kvpress's presses beside it.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = Parser(
+        "mikv.kvpress",
+        "Runs kvpress's pipeline and scorers with a mikv cache, and with kvpress's presses beside it.",
+        _EPILOG,
     )
 
     def add(name: str, **more: Any) -> None:

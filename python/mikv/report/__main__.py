@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from .. import _page
-from .._cli import check_folder_of, program_name, run, write_whole
+from .._cli import Parser, check_folder_of, run, write_whole
 
 _EPILOG = """\
 example:
@@ -21,12 +21,7 @@ needs, and opens in any browser. docs/pictures.md says what it shows.
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=program_name("mikv.report"),
-        description="Writes a page with charts and tables of measured runs.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser("mikv.report", "Writes a page with charts and tables of measured runs.", _EPILOG)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN.json", help="what a measuring command wrote")
     parser.add_argument("-o", "--output", required=True, type=Path, metavar="PAGE.html", help="where to write the page")
     return parser

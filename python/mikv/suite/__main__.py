@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from .._cli import INTERRUPTED, Progress, UsageError, at_least, program_name, run, write_whole
+from .._cli import INTERRUPTED, Parser, Progress, UsageError, at_least, run, write_whole
 from . import context, lines, sandbox, summary
 from .gsm8k import Gsm8k
 from .humaneval import HumanEval, problems
@@ -66,10 +66,7 @@ TASKS = (*SERVED, "lines")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=program_name("mikv.suite"), description="Standard benchmarks on mikv server, one arm for each cache.",
-        epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = Parser("mikv.suite", "Standard benchmarks on mikv server, one arm for each cache.", _EPILOG)
     add = parser.add_argument
     add("-m", "--model", required=True, metavar="FILE|NAME", help="a GGUF file, or a name of `mikv model list`")
     add("--tasks", default="gsm8k,humaneval,lines", metavar="NAMES", help="default: %(default)s")
