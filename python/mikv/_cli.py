@@ -25,7 +25,7 @@ def run(program: str, main: Callable[[list[str]], int], arguments: list[str]) ->
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr)
         return INTERRUPTED
-    except (UsageError, ValueError, OSError, RuntimeError, ImportError) as error:
+    except (UsageError, ValueError, OSError, RuntimeError, ImportError, MemoryError) as error:
         if os.environ.get("MIKV_TRACEBACK"):
             raise
         text = " ".join(str(error).split()) or type(error).__name__
@@ -68,6 +68,8 @@ def check_folder_of(output: Path) -> None:
     """Refuses a file that cannot be written, before the work that it is to hold."""
     if not output.absolute().parent.is_dir():
         raise UsageError(f"cannot write {output}: there is no folder {output.parent}; create it first")
+    if not os.access(output.absolute().parent, os.W_OK):
+        raise UsageError(f"cannot write {output}: the folder {output.parent} is read-only; choose another")
 
 
 def context_for(n_tokens: int) -> int:

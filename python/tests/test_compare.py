@@ -254,3 +254,9 @@ def test_command_writes_json_and_interrupts_keep_rows(text, tmp_path, monkeypatc
     assert "full" in capsys.readouterr().out
     found = json.loads(out.read_text())
     assert found["meta"]["interrupted"] and found["rows"][0]["n"] == 3
+
+
+def test_a_read_only_folder_is_told_before_the_work(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # root may write everywhere
+    assert run("mikv.compare", command.main, ["--model", "m", "--text", "x", "-o", str(tmp_path / "out.json")]) == 2
+    assert "is read-only" in capsys.readouterr().err
