@@ -27,10 +27,6 @@ void add_staged(Growth& growth, const tier::Tier::Growth& of_tier) {
 
 uint32_t blocks_of(uint64_t n_tokens) { return uint32_t((n_tokens + codec::kBlockTokens - 1) / codec::kBlockTokens); }
 
-tier::Tier::Growth growth_of(const tier::Tier& tier, uint32_t n_tokens, bool in_parts) {
-  return in_parts ? tier.growth_in_parts(n_tokens) : tier.growth(n_tokens);
-}
-
 // The lo tier of a head whose layout is planned when its segment is frozen: it has spec.bits per element at most.
 uint64_t planned_lo_bytes(const LayerShape& shape, const Spec& spec, const tier::HeadStore& head, uint64_t n_tokens) {
   const double block_elements = double(codec::kBlockTokens) * (shape.head_dim_k + shape.head_dim_v);
@@ -51,14 +47,14 @@ void add_compressed(Growth& growth, const LayerCache::Impl& layer, const tier::H
   // One more than hi may hold: the new token enters before another one leaves.
   const uint64_t n_hi = std::min(n_kept + 1, n_all);
   const tier::Tier::Growth hi =
-      growth_of(head.hi, uint32_t(n_hi - std::min<uint64_t>(n_hi, head.hi.size())), step.in_parts);
+      head.hi.growth(uint32_t(n_hi - std::min<uint64_t>(n_hi, head.hi.size())), step.in_parts);
   tier::Tier::Growth lo;
   if (!step.of_segment.evict && step.spec.mixed() && !head.frozen) {
     lo = {planned_lo_bytes(layer.shape, step.spec, head, n_new), 0};
   } else if (!step.of_segment.evict) {
     // hi may hold more than its share until the next commit, where that became smaller.
     const uint64_t n_leave = n_all - std::min(n_all, n_kept);
-    lo = growth_of(head.lo, uint32_t(std::max<uint64_t>(n_new, n_leave)), step.in_parts);
+    lo = head.lo.growth(uint32_t(std::max<uint64_t>(n_new, n_leave)), step.in_parts);
   }
   growth.lasting += int64_t(hi.lasting + lo.lasting);
   growth.compressed += hi.lasting + lo.lasting;
@@ -88,8 +84,8 @@ tier::Tier::Growth LayerCache::Impl::staged_growth(const tier::HeadStore& head, 
                                : std::min(n_tokens, n_at_once + tier::kMinCalibrationTokens);
   const uint32_t n_all = head.staged.size() + n_tokens;
   if (!stages_in_bytes || !head.goes_to_bytes(of_segment, n_all) || n_first == n_tokens)
-    return growth_of(head.staged, n_tokens, in_parts);
-  tier::Tier::Growth growth = growth_of(head.staged, n_first, in_parts);
+    return head.staged.growth(n_tokens, in_parts);
+  tier::Tier::Growth growth = head.staged.growth(n_first, in_parts);
   const uint64_t bytes = tier::Tier::most_bytes(of_segment.staged_bytes.bytes, blocks_of(n_all)),
                  now = head.staged.allocated_bytes();
   growth.lasting = std::max(growth.lasting, bytes - std::min(bytes, now));

@@ -105,22 +105,18 @@ uint64_t Tier::blocks_for(uint32_t n_more) const {
   return bytes >= kMapFrom ? round_up(bytes, kPage) / layout_->bytes : blocks;
 }
 
-Tier::Growth Tier::growth(uint32_t n_more) const {
+Tier::Growth Tier::growth(uint32_t n_more, bool in_parts) const {
   const uint64_t blocks = blocks_for(n_more), before = allocated_bytes();
   if (blocks == capacity_blocks_) return {};
-  const bool will_map = blocks_.get_deleter().mapped || blocks * layout_->bytes >= kMapFrom;
+  const bool mapped = blocks_.get_deleter().mapped, will_map = mapped || blocks * layout_->bytes >= kMapFrom;
   const uint64_t bytes = round_up(blocks * layout_->bytes, will_map ? kPage : kLine);
-  return {bytes - std::min(bytes, before), blocks_ && !blocks_.get_deleter().mapped ? before : 0};
-}
-
-Tier::Growth Tier::growth_in_parts(uint32_t n_more) const {
-  Growth growth = this->growth(n_more);
-  if (n_more < 2 || blocks_for(n_more) == capacity_blocks_) return growth;
+  Growth growth{bytes - std::min(bytes, before), blocks_ && !mapped ? before : 0};
+  if (!in_parts || n_more < 2) return growth;
   const uint64_t n_blocks = (uint64_t{n_tokens_} + n_more + codec::kBlockTokens - 1) / codec::kBlockTokens;
-  const uint64_t most = most_bytes(layout_->bytes, uint32_t(n_blocks)), before = allocated_bytes();
+  const uint64_t most = most_bytes(layout_->bytes, uint32_t(n_blocks));
   growth.lasting = std::max(growth.lasting, most - std::min(most, before));
   // The last part copies what the parts before it have.
-  if (!blocks_.get_deleter().mapped) growth.transient = std::max(growth.transient, most_copied(most));
+  if (!mapped) growth.transient = std::max(growth.transient, most_copied(most));
   return growth;
 }
 

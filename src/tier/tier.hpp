@@ -71,9 +71,8 @@ class Tier {
   struct Growth {
     uint64_t lasting = 0, transient = 0;
   };
-  Growth growth(uint32_t n_more) const;
-  /// The most of both if they come in parts of any size, each with a reserve() of its own.
-  Growth growth_in_parts(uint32_t n_more) const;
+  /// in_parts: the most of both if they come in parts of any size, each with a reserve() of its own.
+  Growth growth(uint32_t n_more, bool in_parts = false) const;
   /// Most bytes of a tier of n_blocks blocks that was reserved step by step.
   static uint64_t most_bytes(uint64_t block_bytes, uint32_t n_blocks);
   /// Most bytes that are there twice while a tier grows to so many.
