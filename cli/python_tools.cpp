@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
-#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <cstdlib>
@@ -44,18 +43,11 @@ void use_build_tree(const fs::path& binary) {
   std::error_code none;
   const fs::path build = binary.parent_path().parent_path(), package = build.parent_path() / "python";
   const fs::path library = build / "src" / "libmikv.so";
-  if (!fs::exists(package / "mikv" / "__init__.py", none) || !fs::exists(library, none)) return;
-  if (std::getenv("MIKV_LIBRARY")) return;
+  if (std::getenv("MIKV_LIBRARY") || !fs::exists(package / "mikv" / "__init__.py", none) || !fs::exists(library, none))
+    return;
   setenv("MIKV_LIBRARY", library.c_str(), 1);
   const char* const before = std::getenv("PYTHONPATH");
   setenv("PYTHONPATH", before ? (package.string() + ":" + before).c_str() : package.c_str(), 1);
-}
-
-std::string model_of(std::string value) {
-  std::error_code none;
-  const auto known = package_models();
-  const bool is_name = std::ranges::any_of(known, [&](const PackageModel& model) { return model.name == value; });
-  return is_name && !fs::exists(value, none) ? resolve_model(value) : value;
 }
 
 }  // namespace
@@ -77,10 +69,11 @@ void run_python_tool(const PythonTool& tool, int argc, char** argv) {
   const int first = *tool.group ? 3 : 2;
   std::string name = "mikv " + std::string(tool.group) + (*tool.group ? " " : "") + tool.name, dash_c = "-c";
   std::vector<std::string> rest(argv + first, argv + argc);
-  for (size_t i = 0; i + 1 < rest.size(); ++i) {
-    if (rest[i] == "-m" || rest[i] == "--model") rest[i + 1] = model_of(rest[i + 1]);
-  }
   std::error_code none;
+  for (size_t i = 0; i + 1 < rest.size(); ++i) {
+    const bool names_model = rest[i] == "-m" || rest[i] == "--model";
+    if (names_model && !fs::exists(rest[i + 1], none)) rest[i + 1] = resolve_model(rest[i + 1]);
+  }
   const fs::path binary = fs::read_symlink("/proc/self/exe", none);
   if (!binary.empty()) {
     use_build_tree(binary);
