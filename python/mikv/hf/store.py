@@ -13,7 +13,7 @@ import threading
 import weakref
 import zlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -75,6 +75,14 @@ class _Place:
         """Whether a key or value is NaN or infinite: such a number times 0 is NaN, and any other is 0."""
         with np.errstate(invalid="ignore"):
             return math.isnan(self.kv.dot(self.zeros))
+
+
+class _Scoring(NamedTuple):
+    """How logits are made, as mikv_attend_args has it."""
+
+    scale: float
+    softcap: float
+    sinks: torch.Tensor | None  #: by head, float32
 
 
 class Store:
@@ -155,7 +163,8 @@ class Store:
                 self.abandon()  # the pass before ended half way
             if self._step is None:
                 self._begin(q, k, v, padding)
-            out = self._attend(layer, q, k, v, scale, softcap, sinks)
+            logits = sinks.detach().to(torch.float32).contiguous() if sinks is not None else None
+            out = self._attend(layer, q, k, v, _Scoring(scale, softcap, logits))
         except BaseException:
             self.abandon()
             raise
@@ -292,16 +301,7 @@ class Store:
                 rope = None
             self.context.add_layer(layer, of_layer, window=windows[layer], rope=rope, rope_adjacent=adjacent)
 
-    def _attend(
-        self,
-        layer: int,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        scale: float,
-        softcap: float,
-        sinks: torch.Tensor | None,
-    ) -> torch.Tensor:
+    def _attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scoring: _Scoring) -> torch.Tensor:
         step, context = self._open()
         n_rows, n_heads, n, _ = q.shape
         given = (n_heads, k.shape[1], k.shape[3], v.shape[3])
@@ -310,30 +310,26 @@ class Store:
             raise Mismatch(f"layer {layer} has heads {list(given)}, the cache {list(shape)}: it is another model's")
         if n != step.n:
             raise Error(f"layer {layer} has {n} tokens, the layers before {step.n}")
-        logits = sinks.detach().to(torch.float32).contiguous() if sinks is not None else None
         if n_rows * n <= _AT_ONCE and not step.any_padding:
-            return self._attend_at_once(layer, self.rows, q, k, v, scale, softcap, logits)
+            return self._attend_at_once(context, layer, self.rows, q, k, v, scoring)
         out = (torch.zeros if step.any_padding else torch.empty)((n_rows, n, n_heads, shape.head_dim_v), dtype=q.dtype)
         for row, sequence in enumerate(self.rows):
             for some in _parts(step.real[row], step.n_real[row]):
                 q_some, k_some, v_some = (x[row : row + 1, :, some] for x in (q, k, v))
-                results = self._attend_at_once(layer, [sequence], q_some, k_some, v_some, scale, softcap, logits)
-                out[row, some] = results[0]
+                out[row, some] = self._attend_at_once(context, layer, [sequence], q_some, k_some, v_some, scoring)[0]
         return out
 
     def _attend_at_once(
         self,
+        context: Context,
         layer: int,
         sequences: list[int],
         q: torch.Tensor,
         k: torch.Tensor,
         v: torch.Tensor,
-        scale: float,
-        softcap: float,
-        sinks: torch.Tensor | None,
+        scoring: _Scoring,
     ) -> torch.Tensor:
         """At most _AT_ONCE tokens, equally many of each sequence."""
-        _, context = self._open()
         shape, n = context.shapes[layer], int(q.shape[2])
         place = self._places.get((len(sequences), n, shape))
         if place is None:
@@ -346,8 +342,8 @@ class Store:
         if place.any_not_finite():
             raise ValueError(f"layer {layer} has keys or values that are not finite (NaN or infinity)")
         for call, sequence in zip(place.calls, sequences, strict=True):
-            call.sequence, call.scale, call.softcap = sequence, scale, softcap
-            call.sinks = None if sinks is None else sinks.data_ptr()
+            call.sequence, call.scale, call.softcap = sequence, scoring.scale, scoring.softcap
+            call.sinks = None if scoring.sinks is None else scoring.sinks.data_ptr()
         context.store_and_attend(layer, len(sequences) * n, *place.rows, place.calls, len(sequences))
         return place.out.clone() if q.dtype == torch.float32 else place.out.to(q.dtype)
 
