@@ -18,6 +18,12 @@ def test_cases_are_equal_for_equal_seeds_and_begin_alike():
     assert len({case["id"] for case in many}) == len(many)
 
 
+def test_there_are_names_for_so_many_sentences():
+    assert len(context.generated(1, 287, 7)) == len(context.KINDS)
+    with pytest.raises(UsageError, match="names for 287"):
+        context.generated(1, 288, 7)
+
+
 def test_answers_are_where_they_are_looked_for():
     for case in context.generated(20, 20, 3):
         said = case["system"] if case["kind"] in ("safety", "rules", "invention") else case["text"]

@@ -88,7 +88,6 @@ def _load(args: argparse.Namespace) -> tuple[Any, Any]:
     from transformers.utils import logging
 
     logging.set_verbosity_error()
-    logging.disable_progress_bar()
     try:
         return load_model(args.model, args.gguf, args.dtype, "sdpa"), load_tokenizer(args.model, args.gguf)
     except (OSError, ValueError, ImportError) as error:

@@ -51,7 +51,7 @@ def _humaneval(options: argparse.Namespace) -> Task:
 def _context(options: argparse.Namespace) -> Task:
     if options.context_file:
         cases = context.from_file(options.context_file)
-        made_of: Row = {"cases": context.digest(cases)}
+        made_of: Row = {"cases": context.digest_of(cases)}
     else:
         cases = context.generated(options.limit or context.N_CASES, options.context_sentences, options.seed)
         made_of = {"sentences": options.context_sentences, "seed": options.seed}

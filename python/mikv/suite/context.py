@@ -11,94 +11,37 @@ Each case has a system prompt, notes and a question about them. Kinds:
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
 import threading
 import time
 from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
 
 from .._cli import Progress, UsageError
-from .rows import Row, RowLog, read_rows
-from .server import stream
-from .task import Served, answer_each
+from .rows import Row, RowLog, digest, read_rows
+from .task import Served, answer_each, ask
 
 #: Cases of each kind where no --limit is given.
 N_CASES = 100
 _TEXTS = ("id", "kind", "system", "text", "question")
 
 _FIRST = [
-    "Ada",
-    "Boris",
-    "Carla",
-    "Dmitri",
-    "Elena",
-    "Farid",
-    "Greta",
-    "Hugo",
-    "Irene",
-    "Jonas",
-    "Karin",
-    "Luis",
-    "Marta",
-    "Nadia",
-    "Oskar",
-    "Paula",
-    "Quentin",
-    "Rosa",
-]
+    "Ada", "Boris", "Carla", "Dmitri", "Elena", "Farid", "Greta", "Hugo", "Irene", "Jonas", "Karin", "Luis",
+    "Marta", "Nadia", "Oskar", "Paula", "Quentin", "Rosa",
+]  # fmt: skip
 _LAST = [
-    "Abel",
-    "Brandt",
-    "Costa",
-    "Dahl",
-    "Eriksen",
-    "Farkas",
-    "Gruber",
-    "Horvat",
-    "Ivanov",
-    "Jansen",
-    "Keller",
-    "Lindt",
-    "Moreau",
-    "Novak",
-    "Orlov",
-    "Petit",
-]
+    "Abel", "Brandt", "Costa", "Dahl", "Eriksen", "Farkas", "Gruber", "Horvat", "Ivanov", "Jansen", "Keller",
+    "Lindt", "Moreau", "Novak", "Orlov", "Petit",
+]  # fmt: skip
 _TOWNS = [
-    "Lublin",
-    "Porto",
-    "Graz",
-    "Turku",
-    "Bergen",
-    "Nantes",
-    "Split",
-    "Gdansk",
-    "Ghent",
-    "Parma",
-    "Malmo",
-    "Seville",
-    "Basel",
-    "Riga",
-    "Varna",
-    "Brno",
-]
+    "Lublin", "Porto", "Graz", "Turku", "Bergen", "Nantes", "Split", "Gdansk", "Ghent", "Parma", "Malmo",
+    "Seville", "Basel", "Riga", "Varna", "Brno",
+]  # fmt: skip
 _GOODS = [
-    "oranges",
-    "copper wire",
-    "paper",
-    "window glass",
-    "olive oil",
-    "bicycles",
-    "tea",
-    "roof tiles",
-    "salt",
-    "lamps",
-    "wool",
-    "cement",
-]
+    "oranges", "copper wire", "paper", "window glass", "olive oil", "bicycles", "tea", "roof tiles", "salt",
+    "lamps", "wool", "cement",
+]  # fmt: skip
 _DAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"]
 
 
@@ -181,6 +124,9 @@ KINDS: dict[str, Callable[[_Notes, random.Random], Row]] = {
 
 def generated(n: int, n_sentences: int, seed: int) -> list[Row]:
     """n cases of each kind, kinds by turns: equal for equal arguments, and the first ones equal for a larger n."""
+    most = len(_FIRST) * len(_LAST) - 1  # each person delivers once, and one does not
+    if n_sentences > most:
+        raise UsageError(f"--context-sentences {n_sentences}: there are names for {most}; give fewer")
     cases = []
     for i in range(n):
         for kind, make in KINDS.items():
@@ -207,9 +153,8 @@ def from_file(file: Path) -> list[Row]:
     return rows
 
 
-def digest(cases: list[Row]) -> str:
-    texts = json.dumps([[case[name] for name in (*_TEXTS, "all_of", "none_of")] for case in cases])
-    return hashlib.sha256(texts.encode()).hexdigest()[:16]
+def digest_of(cases: list[Row]) -> str:
+    return digest(json.dumps([[case[name] for name in (*_TEXTS, "all_of", "none_of")] for case in cases]))
 
 
 def _plain(text: str) -> str:
@@ -254,9 +199,8 @@ class Context:
         return {case["id"]: rows[case["id"]] for case in self._first(limit) if case["id"] in rows}
 
     def run(self, server: Served, log: RowLog, limit: int | None, progress: Progress) -> None:
-        missing = [case for case in self._first(limit) if case["id"] not in log.rows]
-        progress.skip(self.n_items(limit) - len(missing))
-        answer_each(server.slots, missing, lambda case: self._one(server, log, case), self._stop, progress)
+        items = {case["id"]: case for case in self._first(limit)}
+        answer_each(items, log, server.slots, lambda case: self._one(server, log, case), self._stop, progress)
 
     def _one(self, server: Served, log: RowLog, case: Row) -> None:
         begin = time.monotonic()
@@ -267,12 +211,7 @@ class Context:
             ],
             "max_tokens": self.n_predict, "temperature": 0, "seed": 1,
         }  # fmt: skip
-        try:
-            with closing(stream(server.url, asked, self._stop, self.seconds)) as pieces:
-                answer = "".join(pieces)
-        except UsageError:
-            server.check(2.0)
-            raise
+        answer = "".join(ask(server, asked, self._stop, self.seconds))
         seconds = round(time.monotonic() - begin, 3)
         log.add(case["id"], kind=case["kind"], answer=answer, correct=is_right(case, answer), seconds=seconds,
                 **server.figures())  # fmt: skip

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import os
 import time
@@ -14,7 +13,7 @@ from typing import Any
 from unittest import mock
 
 from .._cli import Progress, UsageError, need
-from .rows import Row, RowLog, read_rows
+from .rows import Row, RowLog, digest, read_rows
 from .task import Served
 
 _REMEDY = "pip install 'mikv[suite]'"
@@ -35,10 +34,6 @@ def check_data(data: Path) -> dict[str, list[Row]]:
             if "#### " not in row["answer"]:
                 raise UsageError(f"{file}:{line}: the field 'answer' has no '#### NUMBER'; mend or remove the line")
     return parts
-
-
-def key(prompt: str) -> str:
-    return hashlib.sha256(prompt.encode()).hexdigest()[:16]
 
 
 @contextlib.contextmanager
@@ -64,7 +59,7 @@ class _Kept:
 
     def add_partial(self, _: str, request: tuple[str, Any], answer: str) -> None:
         now = time.monotonic()
-        self._log.add(key(request[0]), answer=answer, seconds=round(now - self._last, 3), **self._server.figures())
+        self._log.add(digest(request[0]), answer=answer, seconds=round(now - self._last, 3), **self._server.figures())
         self._last = time.monotonic()  # without the wait for the report
         self._progress.step()
 
@@ -83,7 +78,7 @@ def _model(server: Served, log: RowLog, progress: Progress, seconds: float) -> A
     class Resuming(completions):  # type: ignore[misc, valid-type]
         def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
             prompts = [request.args[0] for request in requests]
-            missing = [r for r in requests if key(r.args[0]) not in log.rows]
+            missing = [r for r in requests if digest(r.args[0]) not in log.rows]
             progress.skip(len(requests) - len(missing))
             if missing:
                 self.cache_hook = _Kept(server, log, progress)
@@ -92,7 +87,7 @@ def _model(server: Served, log: RowLog, progress: Progress, seconds: float) -> A
                 except Exception as error:
                     server.check(2.0)
                     raise UsageError(_why(error, server.url)) from error
-            return [log.rows[key(prompt)]["answer"] for prompt in prompts]
+            return [log.rows[digest(prompt)]["answer"] for prompt in prompts]
 
     return Resuming(
         model="mikv", base_url=f"{server.url}/v1/completions", tokenizer_backend=None, num_concurrent=server.slots,
@@ -141,7 +136,7 @@ def scores(samples: list[Row]) -> dict[str, Row]:
     """What lm-eval's filters say of each answer, by the key of its prompt."""
     rows: dict[str, Row] = {}
     for sample in samples:
-        row = rows.setdefault(key(sample["arguments"][0][0]), {"doc": sample["doc_id"], "target": sample["target"]})
+        row = rows.setdefault(digest(sample["arguments"][0][0]), {"doc": sample["doc_id"], "target": sample["target"]})
         right = bool(sample["exact_match"] == 1.0)  # may be one of NumPy
         row[sample["filter"].replace("-", "_")] = right
         if sample["filter"] == _FILTERS[0]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import gzip
-import hashlib
 import json
 import re
 import textwrap
@@ -17,9 +16,8 @@ from typing import Any
 
 from .._cli import Progress, UsageError
 from . import sandbox
-from .rows import Row, RowLog, read_rows
-from .server import stream
-from .task import Served, answer_each
+from .rows import Row, RowLog, digest, read_rows
+from .task import Served, answer_each, ask
 
 _FIELDS = ("task_id", "prompt", "entry_point", "test")
 _FENCE = re.compile(r"^[ \t]*(```|~~~)[^\n`]*$", re.M)
@@ -174,7 +172,7 @@ class HumanEval:
         texts = json.dumps([[row["task_id"], row["prompt"], row["test"]] for row in self.rows])
         return {
             "shots": len(self.shots), "predict": self.n_predict, "program_timeout": self.timeout,
-            "problems": hashlib.sha256(texts.encode()).hexdigest()[:16],
+            "problems": digest(texts),
         }  # fmt: skip
 
     def n_items(self, limit: int | None) -> int:
@@ -184,17 +182,12 @@ class HumanEval:
         return {row["task_id"]: rows[row["task_id"]] for row in self.rows[:limit] if row["task_id"] in rows}
 
     def run(self, server: Served, log: RowLog, limit: int | None, progress: Progress) -> None:
-        missing = [row for row in self.rows[:limit] if row["task_id"] not in log.rows]
-        progress.skip(self.n_items(limit) - len(missing))
-        answer_each(server.slots, missing, lambda row: self._one(server, log, row), self._stop, progress)
+        items = {row["task_id"]: row for row in self.rows[:limit]}
+        answer_each(items, log, server.slots, lambda row: self._one(server, log, row), self._stop, progress)
 
     def _one(self, server: Served, log: RowLog, row: Row) -> None:
         begin = time.monotonic()
-        try:
-            answer = self._answer(server.url, prompt_of(row, self.shots), row["entry_point"])
-        except UsageError:
-            server.check(2.0)
-            raise
+        answer = self._answer(server, prompt_of(row, self.shots), row["entry_point"])
         made = time.monotonic()
         figures: dict[str, Any] = server.figures()
         completion = body(row["prompt"], row["entry_point"], answer)
@@ -204,10 +197,10 @@ class HumanEval:
             seconds=round(made - begin, 3), **figures,
         )  # fmt: skip
 
-    def _answer(self, url: str, prompt: str, entry_point: str) -> str:
+    def _answer(self, server: Served, prompt: str, entry_point: str) -> str:
         asked = {"prompt": prompt, "max_tokens": self.n_predict, "temperature": 0, "seed": 1}
         answer = ""
-        with closing(stream(url, asked, self._stop, self.seconds)) as pieces:
+        with closing(ask(server, asked, self._stop, self.seconds)) as pieces:
             for piece in pieces:
                 answer += piece
                 if is_complete(answer, entry_point):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import threading
@@ -33,6 +34,11 @@ def read_rows(path: Path, texts: Iterable[str], whole: bool = True) -> list[Row]
     if whole and not rows:
         raise UsageError(f"{path}:1: the file is empty; it needs one JSON object per line")
     return rows
+
+
+def digest(text: str) -> str:
+    """Few characters that stand for a text."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _row(place: str, line: str, texts: Iterable[str]) -> Row:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
-from .._cli import Progress
+from .._cli import Progress, UsageError
 from .rows import Row, RowLog
+from .server import stream
 
 Item = TypeVar("Item")
 
@@ -41,12 +42,15 @@ class Task(Protocol):
 
 
 def answer_each(
-    n_at_once: int, items: Sequence[Item], one: Callable[[Item], None], stop: threading.Event, progress: Progress
-) -> None:
-    """Calls one(item) for all items, n_at_once at a time. The first error, or Ctrl-C, sets `stop` and ends it."""
+    items: Mapping[str, Item], log: RowLog, n_at_once: int, one: Callable[[Item], None], stop: threading.Event,
+    progress: Progress,
+) -> None:  # fmt: skip
+    """Calls one(item) for those that the log lacks, n_at_once at a time. The first error, or Ctrl-C, sets `stop`."""
+    missing = [item for name, item in items.items() if name not in log.rows]
+    progress.skip(len(items) - len(missing))
     pool = ThreadPoolExecutor(n_at_once)
     try:
-        waiting = {pool.submit(one, item) for item in items}
+        waiting = {pool.submit(one, item) for item in missing}
         while waiting:
             done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
             for future in done:
@@ -57,3 +61,12 @@ def answer_each(
         raise
     finally:
         pool.shutdown(wait=not stop.is_set(), cancel_futures=True)
+
+
+def ask(server: Served, body: dict[str, Any], stop: threading.Event, seconds: float) -> Generator[str, None, None]:
+    """stream() of an answer. UsageError says why the server has ended, if it has."""
+    try:
+        yield from stream(server.url, body, stop, seconds)
+    except UsageError:
+        server.check(2.0)
+        raise
