@@ -33,17 +33,20 @@ build: setup ## release build (the default): leaves the command at build/bin/mik
 	@cmake --build --preset release --parallel $(JOBS)
 
 test: setup ## the tests of the release build, with llama.cpp, SmolLM2 and Transformers (6 minutes); MIKV_NO_PYTHON=1 leaves Python out
-	@[ -n "$${MIKV_NO_PYTHON:-}" ] || scripts/python_env.sh >/dev/null
-	@$(call run_tests,release,build/ctest.log)
+	@made=true; \
+	[ -n "$${MIKV_NO_PYTHON:-}" ] || { scripts/python_env.sh >/dev/null & made="wait $$!"; }; \
+	$(call run_tests,release,build/ctest.log,$$made)
 
 test-long: setup ## those that take longest: soaks, long prompts, all kinds of caches (8 minutes)
-	@$(call run_tests,long,build/ctest-long.log)
+	@$(call run_tests,long,build/ctest-long.log,true)
 
-# Builds the release and its tests, and runs those of a test preset.
+# Builds the release and its tests, and runs those of a test preset: $(1), with its log $(2). The command $(3) waits for
+# what is made beside the build.
 define run_tests
 cmake --preset release --log-level=WARNING -DMIKV_BUILD_TESTS=ON $(CMAKE_ARGS); \
 cmake --build --preset release --parallel $(JOBS); \
 $(FETCH) get $(TEST_MODEL) >build/test-model.txt; \
+$(3); \
 MIKV_TEST_MODEL="$$(cat build/test-model.txt)" ctest --preset $(1) --parallel $(JOBS) --output-log $(2)
 endef
 

@@ -17,11 +17,12 @@ TEST_P(RandomBudget, WhatIsLetInFits) {
     std::mt19937 random(uint32_t(seed * 7919 + 1));
     const auto below = [&](uint32_t n) { return uint32_t(random() % n); };
     SmallEngine::Setup setup = wish(below(4) ? "mikv" : "mikv:keep=0.2");
+    setup.n_layers = 2 + int(below(7));
     setup.n_sequences = 6;
     setup.n_cells = setup.unified ? 12288 : 2048;
     setup.n_ubatch = 256;
     setup.n_at_once = 256;
-    setup.budget = 100'000 + below(400'000);
+    setup.budget = (50'000 + below(200'000)) * uint64_t(setup.n_layers);
     const uint32_t n_batch = setup.n_ubatch << below(3);
     SmallEngine engine(setup);
     std::vector<uint32_t> to_read(6, 0);
@@ -64,6 +65,27 @@ TEST_P(RandomBudget, WhatIsLetInFits) {
       }
     }
   }
+}
+
+// A short prompt waits in all layers when the first of them compresses the long one beside it.
+TEST_P(RandomBudget, AShortPromptBesideALongOneThatIsCompressed) {
+  SmallEngine::Setup setup = wish("mikv:prefill=streaming");
+  setup.n_layers = 12;
+  setup.n_sequences = 2;
+  setup.n_cells = 8192;
+  setup.n_ubatch = setup.n_at_once = 256;
+  const auto read = [&](uint64_t budget) {
+    setup.budget = budget;
+    auto engine = std::make_unique<SmallEngine>(setup);
+    EXPECT_TRUE(engine->step({{0, 3000, SmallEngine::Outputs::none}}).ok());
+    const uint64_t before = engine->cache().account().used();
+    const Status status = engine->step({{0, 1000, SmallEngine::Outputs::none}, {1, 800, SmallEngine::Outputs::last}});
+    EXPECT_TRUE(status || status.code() == ErrorCode::over_budget) << "budget " << budget << ": " << status.message();
+    return std::pair(before, std::move(engine));
+  };
+  const auto [before, free] = read(0);
+  const uint64_t most = free->cache().account().peak() - before;
+  for (const int percent : {70, 80, 90, 100}) read(before + most * uint64_t(percent) / 100);
 }
 
 }  // namespace

@@ -10,12 +10,10 @@ namespace {
 
 // Of one layer in a step.
 struct Demand {
-  int64_t lasting = 0;
-  int64_t waiting = 0;      ///< what micro-batches put before the segment has tokens enough, in all layers
-  uint64_t transient = 0;   ///< beyond what lasts, while tokens are put
-  uint64_t most_first = 0;  ///< while what waits of segments that generate is compressed, before anything is put
-  int64_t first = 0;        ///< what that leaves; less than none where it gives back
-  uint64_t most = 0;        ///< after that: what is put, and what becomes of it beside it
+  int64_t first = 0;        ///< what is left of compressing segments that generate, before anything is put
+  uint64_t most_first = 0;  ///< beside what is there, while that is done
+  int64_t held = 0;         ///< the most that is left of what is put, in this step or while micro-batches wait
+  uint64_t most = 0;        ///< beside that, while a micro-batch is put and compressed
 };
 
 // Adds one segment. n: its tokens in the step.
@@ -37,19 +35,19 @@ void add_segment(Demand& demand, const ContextLayer& layer, SegmentId segment, u
   const SegmentId of = alone ? kMaxSegments : segment;
   if (alone) count = {};
   const LayerGrowth growth = layer.cache->growth(of, n, n_ubatch, compressed, pressure.rung, plan.n_tokens() - n);
-  demand.lasting += growth.lasting;
-  demand.transient += growth.transient;
+  demand.most += growth.transient + (first ? 0 : growth.compressed);
   if (first) {
-    demand.most_first += growth.transient + growth.compressed;
     demand.first += growth.lasting;
-    demand.most += growth.transient;
-  } else {
-    demand.most += growth.transient + growth.compressed + (compressed ? 0 : uint64_t(growth.lasting));
+    demand.most_first += growth.transient + growth.compressed;
+    return;
   }
-  if (!compressed || is_ready(from, count, 1)) return;
-  const uint32_t n_most = uint32_t(from - count.n_staged - 1);
-  const uint32_t n_waiting = most_waiting(n_most, plan.n_tokens() - n, n_ubatch);
-  demand.waiting += layer.cache->growth(of, n_waiting, n_ubatch, false, pressure.rung).lasting;
+  int64_t waiting = 0;
+  if (compressed && !is_ready(from, count, 1)) {
+    const uint32_t n_most = uint32_t(from - count.n_staged - 1);
+    const uint32_t n_waiting = most_waiting(n_most, plan.n_tokens() - n, n_ubatch);
+    waiting = layer.cache->growth(of, n_waiting, n_ubatch, false, pressure.rung).lasting;
+  }
+  demand.held += std::max({int64_t{0}, growth.lasting, waiting});
 }
 
 }  // namespace
@@ -62,23 +60,18 @@ uint32_t most_waiting(uint32_t n_most, uint32_t n_others, uint32_t n_ubatch) {
 uint64_t bytes_of_step(const LayerSet& layers, const StepPlan& plan, const Pressure& pressure, uint32_t n_ubatch) {
   std::map<SegmentId, uint32_t> tokens;
   for (const StepPlan::Run& run : plan.runs()) tokens[run.segment] += run.n;
-  std::vector<Demand> demands;
-  int64_t now = 0;
+  int64_t first = 0, most_first = 0, held = 0, most = 0;
   for (const auto& [index, layer] : layers.layers) {
-    Demand& demand = demands.emplace_back();
+    Demand demand;
     for (const auto& [segment, n] : tokens) add_segment(demand, layer, segment, n, plan, pressure, n_ubatch);
-    now += demand.waiting;
+    // Layer after layer compresses what generates; then micro-batches pass through layers that have those before.
+    most_first = std::max(most_first, first + int64_t(demand.most_first));
+    first += demand.first;
+    held += demand.held;
+    most = std::max(most, int64_t(demand.most));
   }
-  // Layers store, attend and compress one after the other: those before have what lasts, those after what waits.
-  int64_t most = now;
-  uint64_t transient = 0;
-  for (const Demand& demand : demands) {
-    most = std::max({most, now + int64_t(demand.most_first), now + demand.first + int64_t(demand.most)});
-    now += demand.lasting - demand.waiting;
-    transient = std::max(transient, demand.transient);
-  }
-  // The last micro-batch passes through layers that have all the others.
-  return uint64_t(std::max<int64_t>({0, most, now + int64_t(transient)}));
+  // While one segment waits, micro-batches may have put all tokens of another.
+  return uint64_t(std::max<int64_t>({0, most_first, first + held + most}));
 }
 
 uint64_t bytes_to_compress(const LayerSet& layers, const Sequences& sequences, const policy::Rung* rung) {

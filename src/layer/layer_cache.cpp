@@ -11,6 +11,7 @@
 #include "codec/expected_error.hpp"
 #include "codec/fp16.hpp"
 #include "layer/layer_impl.hpp"
+#include "mikv/byte_size.hpp"
 
 namespace mikv {
 namespace {
@@ -102,9 +103,10 @@ Status check_cells(SegmentId segment, std::span<const Cell> cells, uint32_t max_
   return {};
 }
 
-Error out_of_memory(size_t n_tokens) {
+Error out_of_memory(size_t n_tokens, const MemoryAccount& account) {
   return Error{ErrorCode::out_of_memory, "out of memory storing " + std::to_string(n_tokens) +
-                                             " tokens in the KV cache; use fewer or shorter contexts"};
+                                             " tokens in the KV cache beside " + format_bytes(double(account.used())) +
+                                             " in use; use fewer or shorter contexts"};
 }
 
 // Thread's share of n items.
@@ -192,7 +194,7 @@ Status LayerCache::stage(SegmentId segment, std::span<const Cell> cells) {
     store.stage(cells);
   } catch (const std::bad_alloc&) {
     erase(segment, cells);  // wherever it stopped
-    return out_of_memory(cells.size());
+    return out_of_memory(cells.size(), *impl_->account);
   }
   return {};
 }
@@ -260,7 +262,7 @@ Status LayerCache::lower(SegmentId segment, const policy::Rung& rung) {
     if (const Status status = check_cells(segment, {}, impl_->positions.max_cells); !status) return status;
     return impl_->lower(impl_->segment_for_put(segment), rung);
   } catch (const std::bad_alloc&) {
-    return out_of_memory(0);
+    return out_of_memory(0, *impl_->account);
   }
 }
 

@@ -47,7 +47,7 @@ SmallEngine::SmallEngine(const Setup& setup) : setup_(setup) {
   cache_ = Context::create(std::move(options)).value();
   Rope rope;
   for (uint32_t i = 0; i < kSmallShape.head_dim_k / 2; ++i) rope.angles.push_back(std::pow(100.0f, -float(i) / 8.0f));
-  for (int layer = 0; layer < kLayers; ++layer) {
+  for (int layer = 0; layer < setup_.n_layers; ++layer) {
     EXPECT_TRUE(cache_->add_layer(layer, kSmallShape, 0, layer == 1 ? setup.window : 0).ok());
     EXPECT_TRUE(cache_->set_rope(layer, rope).ok());
   }
@@ -106,7 +106,7 @@ Status SmallEngine::step(const std::vector<Part>& parts) {
   const uint32_t n = uint32_t(batch.tokens.size());
   const uint32_t k_row = kSmallShape.n_kv_heads * kSmallShape.head_dim_k;
   const uint32_t q_row = kSmallShape.n_heads * kSmallShape.head_dim_k;
-  output_.assign(size_t{kLayers} * n * q_row, 0.0f);
+  output_.assign(size_t(setup_.n_layers) * n * q_row, 0.0f);
   uint32_t first = 0;
   for (const uint32_t n_now : sizes) {
     Batch now;
@@ -114,7 +114,7 @@ Status SmallEngine::step(const std::vector<Part>& parts) {
     // A stream per sequence attends by itself.
     std::map<uint32_t, std::vector<uint32_t>> streams;
     for (uint32_t i = 0; i < n_now; ++i) streams[setup_.unified ? 0 : uint32_t(now.tokens[i].sequence)].push_back(i);
-    for (int layer = 0; layer < kLayers; ++layer) {
+    for (int layer = 0; layer < setup_.n_layers; ++layer) {
       const auto k = rows(kKey, layer, now, k_row), v = rows(kValue, layer, now, k_row);
       const auto q = rows(kQuery, layer, now, q_row);
       (void)cache_->store(layer, {}, k.data(), k_row, v.data(), k_row, n_now);

@@ -15,11 +15,12 @@ namespace mikv::test {
 
 inline constexpr LayerShape kSmallShape{4, 2, 16, 16};
 
-/// An engine of two layers, driven by hand.
+/// An engine of few layers, driven by hand.
 class SmallEngine {
  public:
   struct Setup {
     std::string spec = "mikv";
+    int n_layers = 2;
     uint32_t n_sequences = 4;
     bool unified = false;
     uint32_t n_cells = 2048;
@@ -55,7 +56,6 @@ class SmallEngine {
   Context& cache() { return *cache_; }
   uint64_t bytes() const { return cache_->memory_usage().total(); }
   const std::vector<std::string>& log() const { return *log_; }
-  static constexpr int kLayers = 2;
 
  private:
   std::vector<uint32_t> split(Batch& batch) const;
