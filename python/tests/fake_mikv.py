@@ -2,7 +2,9 @@
 """A stand-in for the mikv command: estimate, server and eval lines, without a model.
 
 It answers GSM8K's questions "What is A plus B?" and HumanEval's "adds N", wrongly for the cache `h2o` where N is odd. In a
-chat it obeys the system prompt's quoted words, and tells all other numbers in it as `h2o`.
+chat it obeys the system prompt's quoted words, and tells all other numbers in it as `h2o`; without a system prompt it
+says the question, and as `h2o` every word of it but the last. Of choices A to D it likes the one that is the sum, or
+the next, as `h2o`. Needles in a haystack are found, but not by `h2o`. Tokens are words.
 FAKE_MIKV names a folder. It counts requests in `requests` there. A file `die` ends the server at that many of them, `slow`
 is the seconds of each, and `answers` has other answers by question.
 """
@@ -12,6 +14,7 @@ import os
 import re
 import sys
 import time
+import zlib
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -37,6 +40,9 @@ def answer(prompt: str, kv: str) -> str:
     if (FOLDER / "answers").exists():
         said = json.loads((FOLDER / "answers").read_text())
         return next(text for question, text in said.items() if question in prompt)
+    needles = re.findall(r"needle (\w+)", prompt)
+    if needles:
+        return "nothing" if kv == "h2o" else " and ".join(needles)
     asked = re.findall(r"What is (\d+) plus (\d+)\?", prompt)
     if asked:
         a, b = map(int, asked[-1])
@@ -45,7 +51,44 @@ def answer(prompt: str, kv: str) -> str:
     return f"```python\ndef add(x):\n    return x + {n + (kv == 'h2o' and n % 2)}\n```\nThat is all."
 
 
+TEXTS: dict[int, str] = {}
+SLOTS: dict[int, list[int]] = {}
+
+
+def tokens_of(text: str) -> list[int]:
+    words = re.findall(r"\s?\w+|\W", text)
+    tokens = [zlib.crc32(word.encode()) % 100000 for word in words]
+    TEXTS.update(zip(tokens, words, strict=True))
+    return tokens
+
+
+def completion(body: dict, kv: str) -> dict:
+    """llama.cpp's own completion of tokens, with log probabilities."""
+    tokens, slot = body["prompt"], SLOTS.setdefault(body["id_slot"], [])
+    same = 0
+    while body["cache_prompt"] and same < min(len(tokens), len(slot)) and tokens[same] == slot[same]:
+        same += 1
+    slot[:] = tokens
+    said = {"timings": {"prompt_n": max(1, len(tokens) - same)}}
+    asked = re.findall(r"What is (\d+) plus (\d+)\?\s*A. (\d+)\s*B. (\d+)\s*C. (\d+)\s*D. (\d+)", text_of(tokens))
+    if "n_probs" in body and asked:
+        a, b, *choices = map(int, asked[-1])
+        best = (choices.index(a + b) + (kv == "h2o")) % 4
+        likely = [(tokens_of(f" {letter}")[0], -0.5 if i == best else -3.0 - i) for i, letter in enumerate("ABCD")]
+        # D is found only where all are asked for.
+        top = [{"id": token, "logprob": x} for token, x in likely if body["n_probs"] > 1000 or token != likely[3][0]]
+        said["completion_probabilities"] = [{"top_logprobs": top}]
+    return said
+
+
+def text_of(tokens: list[int]) -> str:
+    return "".join(TEXTS[token] for token in tokens)
+
+
 def chat(messages: list[dict[str, str]], kv: str) -> str:
+    if len(messages) == 1:
+        words = messages[0]["content"].split()
+        return " ".join(words[:-1] if kv == "h2o" else words)
     system = messages[0]["content"]
     assert messages[0]["role"] == "system" and messages[1]["role"] == "user"
     if kv == "h2o":
@@ -69,46 +112,77 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if self.path == "/tokenize":
+            self.say({"tokens": tokens_of(body["content"])})
+            return
+        if self.path == "/completion":
+            self.note("n_probs" in body and text_of(body["prompt"]))
+            self.say(completion(body, option("--kv")))
+            return
         chats = "messages" in body
         if chats != (self.path == "/v1/chat/completions"):
             self.send_error(404)
             return
         prompt = body["messages"][-1]["content"] if chats else body["prompt"]
+        self.note(prompt)
+        text = chat(body["messages"], option("--kv")) if chats else answer(prompt, option("--kv"))
+        if not body.get("stream"):
+            self.say({"choices": [{"index": 0, "text": text}]})
+            return
+        self.begin()
+        for piece in re.findall(r"\w+|\W", text):
+            choice = {"delta": {"content": piece}} if chats else {"text": piece}
+            self.wfile.write(f"data: {json.dumps({'choices': [choice]})}\n\n".encode())
+        self.wfile.write(b"data: [DONE]\n\n")
+
+    def note(self, prompt: str | bool) -> None:
+        """Counts a request, and says in the report what the cache takes."""
         with open(FOLDER / "requests", "a") as file:
             file.write(json.dumps([option("--kv"), prompt]) + "\n")
         n = len((FOLDER / "requests").read_text().splitlines())
         if (FOLDER / "die").exists() and n >= int((FOLDER / "die").read_text()):
             os._exit(3)
-        text = chat(body["messages"], option("--kv")) if chats else answer(prompt, option("--kv"))
         report = {"kv_bits_per_element": 3.5, "kv_tokens": 10, "kv_bytes": 2000 + n, "kv_peak_bytes": 9000}
         Path(option("--kv-report")).write_text(json.dumps(report))
+
+    def begin(self) -> None:
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
         self.end_headers()
-        if body.get("stream"):
-            for piece in re.findall(r"\w+|\W", text):
-                choice = {"delta": {"content": piece}} if chats else {"text": piece}
-                self.wfile.write(f"data: {json.dumps({'choices': [choice]})}\n\n".encode())
-            self.wfile.write(b"data: [DONE]\n\n")
-        else:
-            self.wfile.write(json.dumps({"choices": [{"index": 0, "text": text}]}).encode())
+
+    def say(self, answer: dict) -> None:
+        self.begin()
+        self.wfile.write(json.dumps(answer).encode())
 
 
-def lines() -> None:
+def evaluate(name: str) -> None:
+    """eval lines and eval kld."""
     with open(FOLDER / "requests", "a") as file:
-        file.write('["lines", ""]\n')
-    output, arms, n = Path(option("-o")), option("--kv").split(","), int(option("--prompts"))
-    rows = [{"part": i, "kv": kv, "correct": kv != "h2o", "bits_per_element": 4.0, "kv_bytes": 100.0, "prefill_s": 1.0,
-             "timed_s": 0.5} for i in range(n) for kv in arms]  # fmt: skip
+        file.write(json.dumps([name, ""]) + "\n")
+    output, arms = Path(option("-o")), option("--kv").split(",")
+    n = int(option("--prompts" if name == "lines" else "--chunks"))
+
+    def row_of(kv: str) -> dict:
+        if name == "kld":
+            return {
+                "n_same_top": 2 if kv == "h2o" else 4,
+                "divergences": [0.5 if kv == "h2o" else 0.0] * 4,
+                "bits_per_element": 4.0,
+            }
+        return {"correct": kv != "h2o", "bits_per_element": 4.0, "kv_bytes": 100.0, "prefill_s": 1.0, "timed_s": 0.5}
+
+    rows = [{"part": i, "kv": kv, **row_of(kv)} for i in range(n) for kv in arms]
     text = "".join(json.dumps(row) + "\n" for row in [{"rows_of": {}}, *rows, {"complete": True}])
     output.with_suffix(".rows.jsonl").write_text(text)
-    meta = {"prompts": n, "lines": int(option("--lines")), "seed": int(option("--seed")), "model": option("-m")}
+    settings = ("prompts", "lines", "seed", "text", "chunks", "context", "tokens")
+    given = {k: option(f"--{k}") for k in settings if f"--{k}" in sys.argv}
+    meta = {"model": option("-m"), **{k: int(v) if v.isdigit() else v for k, v in given.items()}}
     output.write_text(json.dumps({"meta": meta, "rows": [{"kv": kv} for kv in arms]}))
 
 
 if sys.argv[1] == "estimate":
     estimate()
 elif sys.argv[1] == "eval":
-    lines()
+    evaluate(sys.argv[2])
 else:
     ThreadingHTTPServer(("127.0.0.1", int(option("--port"))), Handler).serve_forever()

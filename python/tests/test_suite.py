@@ -116,6 +116,20 @@ def test_arms_of_each_task_side_by_side(place):
     assert json.loads(fewer.stdout)["rows"][0]["n"] == 3
 
 
+def test_divergence_and_the_likeliest_token(place):
+    text = place / "text.txt"
+    text.write_text("words")
+    options = ("--tasks", "kld", "--kv", "full,h2o", "--kld-text", str(text), "--limit", "3")
+    done = suite(place, *options)
+    assert done.returncode == 0, done.stderr
+    row = rows_of(place)["kld", "h2o"]
+    assert row["score"] == 0.5 and row["mean_kld"] == 0.5 and row["n"] == 3 and row["versus_full"]["lost"] == 3
+    assert done.stdout.splitlines()[0].endswith("mean KLD") and done.stdout.splitlines()[2].endswith("0.5000")
+    before = n_requests(place)
+    assert suite(place, *options).returncode == 0 and n_requests(place) == before, "it is complete"
+    assert suite(place, *options, "--kld-tokens", "32").returncode == 0 and n_requests(place) == before + 1
+
+
 def test_a_server_that_dies_costs_no_answers(place):
     (place / "die").write_text("4")
     done = suite(place, "--kv", "full", "--tasks", "humaneval")
@@ -219,7 +233,8 @@ def test_a_killed_run_leaves_no_server(place):
         (["--tasks", ""], "nothing is no task"),
         (["--kv", "wrong"], "no such preset"),
         (["--kv", ","], "--kv is empty"),
-        (["--tasks", "mmlu"], "mmlu is no task"),
+        (["--tasks", "kld"], "give --kld-text FILE"),
+        (["--tasks", "mml"], "mml is no task"),
         (["--mikv", "/no/such/mikv"], "/no/such/mikv is no command here"),
         (["--data", "/tmp/no-such-data"], "has no README.md"),
         (["--humaneval-shots", "6"], "give fewer"),
@@ -300,6 +315,7 @@ def test_intervals_and_paired_tests():
     assert 0 < mcnemar(900, 1200) < 1e-9 and math.isfinite(mcnemar(3000, 3000))
     ours, full = {"a": True, "b": False, "x": True}, {"a": False, "b": False, "y": True}
     assert paired(ours, full) == {"n": 2, "lost": 0, "won": 1, "p": 1.0}
+    assert paired({"a": 0.5, "b": 0.4}, {"a": 0.5, "b": 0.6}) == {"n": 2, "lost": 1, "won": 0, "p": 1.0}
 
 
 @pytest.mark.skipif(

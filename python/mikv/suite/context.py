@@ -13,14 +13,12 @@ from __future__ import annotations
 
 import json
 import random
-import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
-from .._cli import Progress, UsageError
-from .rows import Row, RowLog, digest, read_rows
-from .task import Served, answer_each, ask
+from .._cli import UsageError
+from .rows import Row, digest, read_rows
+from .task import CaseTask, Served, ask, refuse_twice
 
 #: Cases of each kind where no --limit is given.
 N_CASES = 100
@@ -139,7 +137,6 @@ def generated(n: int, n_sentences: int, seed: int) -> list[Row]:
 def from_file(file: Path) -> list[Row]:
     """A user's own cases, one JSON object per line. UsageError names the line of a broken one."""
     rows = read_rows(file, _TEXTS)
-    seen: set[str] = set()
     for line, row in enumerate(rows, 1):
         for name in ("all_of", "none_of"):
             texts = row.setdefault(name, [])
@@ -147,9 +144,7 @@ def from_file(file: Path) -> list[Row]:
                 raise UsageError(f"{file}:{line}: the field {name!r} is no list of texts; mend or remove the line")
         if not row["all_of"] and not row["none_of"]:
             raise UsageError(f"{file}:{line}: neither 'all_of' nor 'none_of' says what is right; add one")
-        if row["id"] in seen:
-            raise UsageError(f"{file}:{line}: the id {row['id']!r} is there twice; rename one")
-        seen.add(row["id"])
+    refuse_twice(file, rows, "id")
     return rows
 
 
@@ -172,38 +167,14 @@ def is_right(case: Row, answer: str) -> bool:
     return not any(_plain(text) in said for text in case["none_of"])
 
 
-class Context:
+class Context(CaseTask):
     """Cases, generated or a user's, through the chat of a server: the model's own template has the system prompt."""
 
     def __init__(self, cases: list[Row], made_of: Row, n_predict: int, seconds: float = 3600.0) -> None:
-        self.cases, self.made_of, self.n_predict, self.seconds = cases, made_of, n_predict, seconds
-        self._stop = threading.Event()
+        super().__init__(cases, {"predict": n_predict, **made_of}, seconds)
+        self.n_predict = n_predict
 
-    def head(self) -> Row:
-        return {"predict": self.n_predict, **self.made_of}
-
-    def _first(self, limit: int | None) -> list[Row]:
-        """The first cases of each kind."""
-        n_of: dict[str, int] = {}
-        first = []
-        for case in self.cases:
-            n_of[case["kind"]] = n_of.get(case["kind"], 0) + 1
-            if limit is None or n_of[case["kind"]] <= limit:
-                first.append(case)
-        return first
-
-    def n_items(self, limit: int | None) -> int:
-        return len(self._first(limit))
-
-    def scored(self, rows: dict[str, Row], limit: int | None) -> dict[str, Row]:
-        return {case["id"]: rows[case["id"]] for case in self._first(limit) if case["id"] in rows}
-
-    def run(self, server: Served, log: RowLog, limit: int | None, progress: Progress) -> None:
-        items = {case["id"]: case for case in self._first(limit)}
-        answer_each(items, log, server.slots, lambda case: self._one(server, log, case), self._stop, progress)
-
-    def _one(self, server: Served, log: RowLog, case: Row) -> None:
-        begin = time.monotonic()
+    def answer(self, server: Served, case: Row) -> Row:
         asked = {
             "messages": [
                 {"role": "system", "content": case["system"]},
@@ -211,7 +182,5 @@ class Context:
             ],
             "max_tokens": self.n_predict, "temperature": 0, "seed": 1,
         }  # fmt: skip
-        answer = "".join(ask(server, asked, self._stop, self.seconds))
-        seconds = round(time.monotonic() - begin, 3)
-        log.add(case["id"], kind=case["kind"], answer=answer, correct=is_right(case, answer), seconds=seconds,
-                **server.figures())  # fmt: skip
+        answer = "".join(ask(server, asked, self.stop, self.seconds))
+        return {"answer": answer, "correct": is_right(case, answer)}

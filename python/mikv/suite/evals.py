@@ -1,10 +1,15 @@
-"""LongEval's line retrieval: `mikv eval lines` itself, and the JSON that it writes."""
+"""Tasks that are commands of their own: `mikv eval lines` and `mikv eval kld`, and the files that these write.
+
+A command keeps its rows beside its output, and resumes there.
+"""
 
 from __future__ import annotations
 
 import json
 import signal
 import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,47 +18,80 @@ from .rows import Row, read_rows
 from .server import end_with_parent
 
 
-def run(command: list[str], output: Path) -> None:
-    """Runs the command, which keeps its rows beside its output and resumes there. Its progress goes to stderr."""
-    process = subprocess.Popen(
-        [*command, "-o", str(output)], stdout=subprocess.DEVNULL, start_new_session=True, preexec_fn=end_with_parent
-    )
-    try:
-        code = process.wait()
-    except KeyboardInterrupt:
-        process.send_signal(signal.SIGINT)  # once: a terminal's own does not reach another session
-        process.wait()
-        raise
-    if code == 130 or code == -signal.SIGINT:
-        raise KeyboardInterrupt
-    if code != 0:
-        raise UsageError("mikv eval lines has failed (above); mend that, and the same command resumes")
+@dataclass(frozen=True)
+class EvalCommand:
+    name: str
+    settings: dict[str, Any]  #: its options without dashes; the meta data of its output has them too
+    item: Callable[[Row], Row]  #: a row of its file as one of the suite's
 
-
-def read(output: Path) -> dict[str, dict[str, Row]]:
-    """The rows of each arm, by item, of a run that may be unfinished."""
-    file = output.with_suffix(".rows.jsonl")
-    arms: dict[str, dict[str, Row]] = {}
-    if not file.exists():
-        return arms
-    for line, row in enumerate(read_rows(file, (), whole=False), 1):
-        if "part" not in row:
-            continue
+    def run(self, command: str, model: str, arms: list[str], threads: int | None, output: Path) -> None:
+        """Runs it, unless its output is there. Its progress goes to stderr."""
+        if self._is_complete(output, {**self.settings, "model": model}, arms):
+            return
+        options = [text for name, value in self.settings.items() for text in (f"--{name}", str(value))]
+        asked = [command, "eval", self.name, "-m", model, "--kv", ",".join(arms), *options, "-o", str(output)]
+        process = subprocess.Popen(
+            [*asked, *(["-t", str(threads)] if threads else [])],
+            stdout=subprocess.DEVNULL, start_new_session=True, preexec_fn=end_with_parent,
+        )  # fmt: skip
         try:
-            arms.setdefault(row["kv"], {})[str(row["part"])] = {
-                "correct": bool(row["correct"]), "bits_per_element": row["bits_per_element"],
-                "kv_bytes": row["kv_bytes"], "kv_peak_bytes": row["kv_bytes"], "seconds": row["prefill_s"] + row["timed_s"],
-            }  # fmt: skip
-        except (KeyError, TypeError) as error:
-            raise UsageError(f"{file}:{line}: the field {error} is missing; remove the line") from error
-    return arms
+            code = process.wait()
+        except KeyboardInterrupt:
+            process.send_signal(signal.SIGINT)  # once: a terminal's own does not reach another session
+            process.wait()
+            raise
+        if code == 130 or code == -signal.SIGINT:
+            raise KeyboardInterrupt
+        if code != 0:
+            raise UsageError(f"mikv eval {self.name} has failed (above); mend that, and the same command resumes")
+
+    def read(self, output: Path) -> dict[str, dict[str, Row]]:
+        """The rows of each arm, by item, of a run that may be unfinished."""
+        file = output.with_suffix(".rows.jsonl")
+        arms: dict[str, dict[str, Row]] = {}
+        if not file.exists():
+            return arms
+        for line, row in enumerate(read_rows(file, (), whole=False), 1):
+            if "part" not in row:
+                continue
+            try:
+                arms.setdefault(row["kv"], {})[str(row["part"])] = self.item(row)
+            except (KeyError, TypeError) as error:
+                raise UsageError(f"{file}:{line}: the field {error} is missing; remove the line") from error
+        return arms
+
+    @staticmethod
+    def _is_complete(output: Path, wanted: dict[str, Any], arms: list[str]) -> bool:
+        """Whether the JSON is there, whole and of these arms and settings."""
+        try:
+            said = json.loads(output.read_text())
+            meta, measured = said["meta"], [row["kv"] for row in said["rows"]]
+            return not meta.get("interrupted") and measured == arms and all(meta[k] == v for k, v in wanted.items())
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
 
 
-def is_complete(output: Path, arms: list[str], wanted: dict[str, Any]) -> bool:
-    """Whether the JSON is there, whole and of these arms and settings."""
-    try:
-        said = json.loads(output.read_text())
-        meta, measured = said["meta"], [row["kv"] for row in said["rows"]]
-        return not meta.get("interrupted") and measured == arms and all(meta[k] == v for k, v in wanted.items())
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+def lines(n_prompts: int, n_lines: int, seed: int) -> EvalCommand:
+    """LongEval's line retrieval. An item is a prompt."""
+
+    def item(row: Row) -> Row:
+        return {
+            "correct": bool(row["correct"]), "bits_per_element": row["bits_per_element"], "kv_bytes": row["kv_bytes"],
+            "kv_peak_bytes": row["kv_bytes"], "seconds": row["prefill_s"] + row["timed_s"],
+        }  # fmt: skip
+
+    return EvalCommand("lines", {"prompts": n_prompts, "lines": n_lines, "seed": seed}, item)
+
+
+def kld(text: Path, n_chunks: int, n_context: int, n_tokens: int) -> EvalCommand:
+    """KL divergence. An item is a chunk of the text; it is right by the share of tokens whose likeliest is that of `full`."""
+
+    def item(row: Row) -> Row:
+        divergences = row["divergences"]
+        return {
+            "correct": row["n_same_top"] / len(divergences), "kld": sum(divergences) / len(divergences),
+            "bits_per_element": row["bits_per_element"],
+        }  # fmt: skip
+
+    settings = {"text": str(text), "chunks": n_chunks, "context": n_context, "tokens": n_tokens}
+    return EvalCommand("kld", settings, item)

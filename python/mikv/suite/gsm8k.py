@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import os
 import time
-from collections.abc import Iterator
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 from .._cli import Progress, UsageError, need
+from .harness import REMEDY, data_folder, evaluate
 from .rows import Row, RowLog, digest, read_rows
 from .task import Served
 
-_REMEDY = "pip install 'mikv[suite]'"
 #: lm-eval's filters. The first one gives the score.
 _FILTERS = ("flexible-extract", "strict-match")
 
 
 def check_data(data: Path) -> dict[str, list[Row]]:
     """The rows that load_dataset() finds in this folder. UsageError names the file and line of a broken one."""
-    folder = data / "openai" / "gsm8k"
-    if not (folder / "README.md").is_file():
-        raise UsageError(f"{folder} has no README.md with the data set's files; give --data the folder above openai/")
+    folder = data_folder(data, "openai/gsm8k")
     parts = {}
     for part in ("train", "test"):
         file = folder / "main" / f"{part}.jsonl"
@@ -34,20 +27,6 @@ def check_data(data: Path) -> dict[str, list[Row]]:
             if "#### " not in row["answer"]:
                 raise UsageError(f"{file}:{line}: the field 'answer' has no '#### NUMBER'; mend or remove the line")
     return parts
-
-
-@contextlib.contextmanager
-def _quietly_in(folder: Path) -> Iterator[None]:
-    """In this folder, where load_dataset() looks for local data sets; without progress bars and log lines of others."""
-    before = os.getcwd()
-    os.chdir(folder)
-    loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets", "lm-eval", "asyncio")]
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.CRITICAL)
-        yield
-    finally:
-        os.chdir(before)
 
 
 class _Kept:
@@ -73,7 +52,7 @@ def _why(error: Exception, url: str) -> str:
 
 def _model(server: Served, log: RowLog, progress: Progress, seconds: float) -> Any:
     """lm-eval's local-completions that asks for what the rows do not have."""
-    completions = need("lm_eval.models.openai_completions", _REMEDY).LocalCompletionsAPI
+    completions = need("lm_eval.models.openai_completions", REMEDY).LocalCompletionsAPI
 
     class Resuming(completions):  # type: ignore[misc, valid-type]
         def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
@@ -111,16 +90,13 @@ class Gsm8k:
     def scored(self, rows: dict[str, Row], limit: int | None) -> dict[str, Row]:
         return {k: row for k, row in rows.items() if "doc" in row and (limit is None or row["doc"] < limit)}
 
+    def judged(self, by_arm: dict[str, dict[str, Row]]) -> dict[str, dict[str, Row]]:
+        return by_arm
+
     def run(self, server: Served, log: RowLog, limit: int | None, progress: Progress) -> None:
-        lm_eval = need("lm_eval", _REMEDY)
-        evaluator = need("lm_eval.evaluator", _REMEDY)
-        # Its question to git would print an error where the data are in no repository.
-        with _quietly_in(self.data), mock.patch.object(evaluator, "get_git_commit_hash", lambda: None):
-            said = lm_eval.simple_evaluate(
-                model=_model(server, log, progress, self.seconds), tasks=["gsm8k"], limit=limit, num_fewshot=self.n_shots,
-                bootstrap_iters=0, log_samples=True, verbosity="CRITICAL",
-            )  # fmt: skip
-        log.update(scores(said["samples"]["gsm8k"]))
+        model = _model(server, log, progress, self.seconds)
+        samples = evaluate(self.data, model, ["gsm8k"], limit, self.n_shots)
+        log.update(scores(samples["gsm8k"]))
 
 
 def equal_numbers(a: str, b: str) -> bool:

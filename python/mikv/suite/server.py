@@ -15,7 +15,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -149,19 +149,13 @@ def _free_port() -> int:
         return int(s.getsockname()[1])
 
 
-def stream(url: str, body: dict[str, Any], stop: threading.Event, seconds: float) -> Generator[str, None, None]:
-    """The pieces of an answer to a prompt or to a chat's messages, as they come. Closing the iterator ends the request."""
-    path = "/v1/chat/completions" if "messages" in body else "/v1/completions"
-    data = json.dumps(body | {"stream": True}).encode()
-    request = urllib.request.Request(url + path, data, {"Content-Type": "application/json"})
+@contextlib.contextmanager
+def _open(url: str, path: str, body: dict[str, Any], seconds: float) -> Iterator[Any]:
+    """The server's answer to a request. UsageError says why there is none."""
+    request = urllib.request.Request(url + path, json.dumps(body).encode(), {"Content-Type": "application/json"})
     try:
         with urllib.request.urlopen(request, timeout=seconds) as answer:
-            for line in answer:
-                if stop.is_set():
-                    raise KeyboardInterrupt
-                if not line.startswith(b"data:") or line[5:].strip() == b"[DONE]":
-                    continue
-                yield _piece(json.loads(line[5:]))
+            yield answer
     except urllib.error.HTTPError as error:
         said = error.read(2000).decode(errors="replace")
         with contextlib.suppress(ValueError, KeyError, TypeError):
@@ -169,6 +163,28 @@ def stream(url: str, body: dict[str, Any], stop: threading.Event, seconds: float
         raise UsageError(f"the server refused a prompt ({error.code}: {said}); try a larger --ctx") from error
     except OSError as error:
         raise UsageError(f"the server at {url} does not answer ({error}); the same command resumes") from error
+
+
+def stream(url: str, body: dict[str, Any], stop: threading.Event, seconds: float) -> Generator[str, None, None]:
+    """The pieces of an answer to a prompt or to a chat's messages, as they come. Closing the iterator ends the request."""
+    path = "/v1/chat/completions" if "messages" in body else "/v1/completions"
+    with _open(url, path, body | {"stream": True}, seconds) as answer:
+        for line in answer:
+            if stop.is_set():
+                raise KeyboardInterrupt
+            if not line.startswith(b"data:") or line[5:].strip() == b"[DONE]":
+                continue
+            yield _piece(json.loads(line[5:]))
+
+
+def post(url: str, path: str, body: dict[str, Any], seconds: float) -> Any:
+    """The JSON that the server answers."""
+    with _open(url, path, body, seconds) as answer:
+        text = answer.read()
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise UsageError(f"the server's answer to {path} is no JSON: {text[:200]!r}") from error
 
 
 def _piece(event: Any) -> str:

@@ -8,8 +8,12 @@ from collections.abc import Mapping
 _Z = 1.959963984540054  #: of the normal distribution, 97.5 %
 
 
-def wilson(n_correct: int, n: int) -> tuple[float, float]:
-    """The 95 % interval of a share by Wilson's formula; (0, 1) without items."""
+def wilson(n_correct: float, n: int) -> tuple[float, float]:
+    """The 95 % interval of a share by Wilson's formula; (0, 1) without items.
+
+    Where items are right by a share, n_correct is the sum of shares. The interval is wider than it need be then, because
+    shares vary less than 0 and 1 of the same mean.
+    """
     if n == 0:
         return 0.0, 1.0
     share = n_correct / n
@@ -27,9 +31,12 @@ def mcnemar(n_lost: int, n_won: int) -> float:
     return min(1.0, 2 * tail / (1 << n))  # whole numbers: no overflow
 
 
-def paired(ours: Mapping[str, bool], reference: Mapping[str, bool]) -> dict[str, float | int]:
-    """Items that both have: how many only the reference answers, how many only ours, and McNemar's p."""
+def paired(ours: Mapping[str, float], reference: Mapping[str, float]) -> dict[str, float | int]:
+    """Items that both have: how many the reference answers better, how many ours, and McNemar's p.
+
+    Scores are 0 and 1, or shares, of which better and worse are counted (the sign test, which McNemar's is of 0 and 1).
+    """
     common = [item for item in ours if item in reference]
-    lost = sum(reference[item] and not ours[item] for item in common)
-    won = sum(ours[item] and not reference[item] for item in common)
+    lost = sum(ours[item] < reference[item] for item in common)
+    won = sum(ours[item] > reference[item] for item in common)
     return {"n": len(common), "lost": lost, "won": won, "p": mcnemar(lost, won)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,11 @@ from .rows import Row
 from .statistics import paired, wilson
 
 REFERENCE = "full"
+#: Fields of items, and the columns that have their means.
+_MORE_SCORES = (
+    ("strict_match", "strict_score"), ("equal_number", "equal_number_score"), ("common_words", "common_words"),
+    ("n_words", "mean_words"), ("kld", "mean_kld"),
+)  # fmt: skip
 
 
 def _mean(rows: Sequence[Row], name: str) -> float | None:
@@ -18,21 +24,24 @@ def _mean(rows: Sequence[Row], name: str) -> float | None:
 
 
 def task_rows(task: str, arms: dict[str, dict[str, Row]], estimates: dict[str, dict[str, Any]]) -> list[Row]:
-    """A row for each arm that has answers. Stock types have no report: their bits and bytes are those of the estimate."""
+    """A row for each arm that has answers. An item is right by a bool, or by a share of 1.
+
+    Stock types have no report: their bits and bytes are those of the estimate.
+    """
     correct = {
-        arm: {k: bool(row["correct"]) for k, row in rows.items() if "correct" in row} for arm, rows in arms.items()
+        arm: {k: float(row["correct"]) for k, row in rows.items() if "correct" in row} for arm, rows in arms.items()
     }
     out = []
     for arm, answers in correct.items():
         if not answers:
             continue
         rows = [arms[arm][item] for item in answers]
-        n, n_correct = len(answers), sum(answers.values())
+        n, n_correct = len(answers), math.fsum(answers.values())
         peaks = [row["kv_peak_bytes"] for row in rows if row.get("kv_peak_bytes") is not None]
         measured = _mean(rows, "bits_per_element") is not None
         estimate = estimates.get(arm, {}) if arm.startswith("llama:") else {}
         row: Row = {
-            "task": task, "kv": arm, "score": n_correct / n, "n": n, "correct": n_correct,
+            "task": task, "kv": arm, "score": n_correct / n, "n": n, "correct": int(n_correct) if n_correct.is_integer() else round(n_correct, 4),
             "interval": list(wilson(n_correct, n)),
             "versus_full": paired(answers, correct[REFERENCE]) if correct.get(REFERENCE) and arm != REFERENCE else None,
             "bits_per_element": _mean(rows, "bits_per_element") if measured else estimate.get("bits_per_element"),
@@ -40,7 +49,7 @@ def task_rows(task: str, arms: dict[str, dict[str, Row]], estimates: dict[str, d
             "kv_peak_bytes": max(peaks) if measured and peaks else estimate.get("bytes"),
             "measured": measured, "seconds": sum(row.get("seconds") or 0.0 for row in rows),
         }  # fmt: skip
-        for name, column in (("strict_match", "strict_score"), ("equal_number", "equal_number_score")):
+        for name, column in _MORE_SCORES:
             if all(name in r for r in rows):
                 row[column] = sum(r[name] for r in rows) / n
         out.append(row)
@@ -66,7 +75,7 @@ def _cells(row: Row) -> list[str]:
     bits, held = row["bits_per_element"], row["kv_bytes"]
     mark = "*" if is_estimated(row) else ""
     return [
-        row["task"], row["kv"], f"{100 * row['score']:.1f} %", f"{row['correct']}/{row['n']}",
+        row["task"], row["kv"], f"{100 * row['score']:.1f} %", f"{row['correct']:.4g}/{row['n']}",
         f"{100 * low:.1f} to {100 * high:.1f}",
         f"-{versus['lost']} +{versus['won']}" if versus else "-", f"{versus['p']:.4f}" if versus else "-",
         "-" if bits is None else f"{bits:.2f}{mark}", "-" if held is None else f"{held / 2**20:.2f}{mark}",
@@ -77,7 +86,11 @@ def _cells(row: Row) -> list[str]:
 def table(rows: list[Row]) -> str:
     head = ["task", "kv", "score", "correct", "95 % interval", "to full", "p", "bits/element", "KV MiB", "time"]
     cells = [head, *(_cells(row) for row in rows)]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(head))]
+    if any("mean_kld" in row for row in rows):
+        cells[0].append("mean KLD")
+        for line, row in zip(cells[1:], rows, strict=True):
+            line.append(f"{row['mean_kld']:.4f}" if "mean_kld" in row else "-")
+    widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
     lines = [
         "  ".join(
             c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Callable, Generator, Mapping
+import time
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from .._cli import Progress, UsageError
 from .rows import Row, RowLog
-from .server import stream
+from .server import post, stream
 
 Item = TypeVar("Item")
 
@@ -40,6 +44,9 @@ class Task(Protocol):
     def run(self, server: Served, log: RowLog, limit: int | None, progress: Progress) -> None:
         """Asks for what the log does not have, and adds it there."""
 
+    def judged(self, by_arm: dict[str, dict[str, Row]]) -> dict[str, dict[str, Row]]:
+        """The scored rows of all arms, with `correct`, a bool or a share of 1, where it is not there yet."""
+
 
 def answer_each(
     items: Mapping[str, Item], log: RowLog, n_at_once: int, one: Callable[[Item], None], stop: threading.Event,
@@ -63,10 +70,83 @@ def answer_each(
         pool.shutdown(wait=not stop.is_set(), cancel_futures=True)
 
 
+class CaseTask:
+    """A task of cases, each a request of its own. A case has an `id`, and may have a `kind`, which gets a score.
+
+    `made_of` is what answers depend on; rows of other values are of another run.
+    """
+
+    def __init__(self, cases: list[Row], made_of: Row, seconds: float = 3600.0) -> None:
+        self.cases, self.made_of, self.seconds = cases, made_of, seconds
+        self.stop = threading.Event()
+
+    def prepare(self, server: Served, limit: int | None) -> None:
+        """Before the first request: for cases that need a server to be made."""
+
+    def answer(self, server: Served, case: Row) -> Row:
+        """The fields of a case's row: `correct`, and what it rests on. `seconds` is the whole time if it says nothing."""
+        raise NotImplementedError
+
+    def head(self) -> Row:
+        return self.made_of
+
+    def first(self, limit: int | None) -> list[Row]:
+        """The first cases, of each kind."""
+        n_of: Counter[str | None] = Counter()
+        first = []
+        for case in self.cases:
+            n_of[case.get("kind")] += 1
+            if limit is None or n_of[case.get("kind")] <= limit:
+                first.append(case)
+        return first
+
+    def n_items(self, limit: int | None) -> int:
+        return len(self.first(limit))
+
+    def scored(self, rows: dict[str, Row], limit: int | None) -> dict[str, Row]:
+        return {case["id"]: rows[case["id"]] for case in self.first(limit) if case["id"] in rows}
+
+    def judged(self, by_arm: dict[str, dict[str, Row]]) -> dict[str, dict[str, Row]]:
+        return by_arm
+
+    def run(self, server: Served, log: RowLog, limit: int | None, progress: Progress) -> None:
+        def one(case: Row) -> None:
+            begin = time.monotonic()
+            row = self.answer(server, case)
+            row.setdefault("seconds", round(time.monotonic() - begin, 3))
+            if "kind" in case:
+                row["kind"] = case["kind"]
+            log.add(case["id"], **row, **server.figures())
+
+        self.prepare(server, limit)
+        answer_each({case["id"]: case for case in self.first(limit)}, log, server.slots, one, self.stop, progress)
+
+
+def refuse_twice(path: Path, cases: list[Row], name: str) -> None:
+    """UsageError where two lines of a file have the same id in the field `name`."""
+    seen: set[str] = set()
+    for line, case in enumerate(cases, 1):
+        if case[name] in seen:
+            raise UsageError(f"{path}:{line}: the {name} {case[name]!r} is there twice; rename one")
+        seen.add(case[name])
+
+
 def ask(server: Served, body: dict[str, Any], stop: threading.Event, seconds: float) -> Generator[str, None, None]:
     """stream() of an answer. UsageError says why the server has ended, if it has."""
-    try:
+    with _or_why_it_ended(server):
         yield from stream(server.url, body, stop, seconds)
+
+
+def ask_once(server: Served, path: str, body: dict[str, Any], seconds: float) -> Any:
+    """post() of an answer; errors as ask()."""
+    with _or_why_it_ended(server):
+        return post(server.url, path, body, seconds)
+
+
+@contextlib.contextmanager
+def _or_why_it_ended(server: Served) -> Iterator[None]:
+    try:
+        yield
     except UsageError:
         server.check(2.0)
         raise
