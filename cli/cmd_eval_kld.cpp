@@ -23,8 +23,12 @@ struct Options {
   std::string kv;
   KvKnob knob;
   KldOptions kld;
+  bool positions = false;
   std::string output, plot;
 };
+
+// Parts that the fed tokens of a chunk are cut into: columns of the table, and points of the picture.
+constexpr size_t kQuarters = 4, kPoints = 16;
 
 // What is drawn as one line: specs that differ in size only.
 std::string family(const llama::KvChoice& choice) {
@@ -53,6 +57,37 @@ LineChart chart_of(const std::vector<llama::KvChoice>& choices, const std::vecto
   return chart;
 }
 
+LineChart chart_by_position(const std::vector<llama::KvChoice>& choices, const std::vector<KldTally>& tallies,
+                            const std::string& subtitle, uint32_t n_tokens) {
+  LineChart chart{"Divergence from the full cache as a text grows",
+                  subtitle,
+                  "tokens after the prompt",
+                  "mean KL divergence",
+                  {},
+                  true};
+  for (size_t arm = 0; arm < choices.size(); ++arm) {
+    const auto means = tallies[arm].by_position(kPoints);
+    auto& line = chart.lines.emplace_back(choices[arm].name, choices[arm].stock());
+    for (size_t i = 0; i < means.size(); ++i) line.points.push_back({(double(i) + 0.5) * n_tokens / kPoints, means[i]});
+  }
+  return chart;
+}
+
+void print_quarters(const std::vector<llama::KvChoice>& choices, const std::vector<KldTally>& tallies) {
+  using enum Table::Align;
+  Table table({{"kv", left}, {"1st quarter"}, {"2nd"}, {"3rd"}, {"4th"}, {"4th / 2nd"}});
+  for (size_t arm = 0; arm < choices.size(); ++arm) {
+    const auto means = tallies[arm].by_position(kQuarters);
+    std::vector<std::string> cells{choices[arm].name};
+    for (const double mean : means) cells.push_back(fmt::format("{:.4f}", mean));
+    cells.resize(kQuarters + 1, "-");
+    cells.push_back(means.empty() || means[1] <= 0.0 ? "-" : fmt::format("{:.2f}", means[3] / means[1]));
+    table.add_row(cells);
+  }
+  std::puts("\nMean KLD by position after the prompt");
+  table.print(stdout);
+}
+
 void report_rows(const std::vector<llama::KvChoice>& choices, const std::vector<KldTally>& tallies,
                  JsonReport& report) {
   using enum Table::Align;
@@ -60,6 +95,7 @@ void report_rows(const std::vector<llama::KvChoice>& choices, const std::vector<
   for (size_t arm = 0; arm < choices.size(); ++arm) {
     Json row = {{"kv", choices[arm].name}};
     row.update(tallies[arm].to_json());
+    row["by_position"] = tallies[arm].by_position(kPoints);
     const auto number = [&](const char* key) { return fmt::format("{:.4f}", row[key].get<double>()); };
     table.add_row({choices[arm].name, fmt::format("{:.2f}", tallies[arm].mean_bits()), number("mean"), number("median"),
                    number("p99"), number("p999"), number("max"),
@@ -71,6 +107,8 @@ void report_rows(const std::vector<llama::KvChoice>& choices, const std::vector<
 
 void run(const Options& options) {
   auto choices = parse_kv_option(options.kv);
+  if (options.positions && options.kld.n_tokens < kPoints)
+    throw UserError(fmt::format("--positions needs --tokens {} or more", kPoints));
   const std::string text = options.kld.contents();
   JsonReport report(options.output, "eval kld");
   if (!options.plot.empty()) check_writable(options.plot, "--plot");
@@ -86,12 +124,14 @@ void run(const Options& options) {
   const KldResult result = measure_kld(*model, choices, chunks, options.kld, options.model.threads(), "eval kld", rows);
   if (result.interrupted) report.meta()["interrupted"] = true;
   report_rows(choices, result.tallies, report);
+  if (options.positions) print_quarters(choices, result.tallies);
   report.write();
   if (!options.plot.empty()) {
+    const std::string subtitle = fmt::format("{}, {} + {} tokens, {} chunks", options.model.name(),
+                                             options.kld.n_context, options.kld.n_tokens, options.kld.n_chunks);
     write_file(options.plot,
-               svg(chart_of(choices, result.tallies,
-                            fmt::format("{}, {} + {} tokens, {} chunks", options.model.name(), options.kld.n_context,
-                                        options.kld.n_tokens, options.kld.n_chunks))));
+               svg(options.positions ? chart_by_position(choices, result.tallies, subtitle, options.kld.n_tokens)
+                                     : chart_of(choices, result.tallies, subtitle)));
   }
   throw_if_interrupted();
 }
@@ -105,6 +145,8 @@ void add_eval_kld_command(CLI::App& eval) {
   add_kv_option(*command, options->kv, "mikv,mikv-paper,h2o,rtn4,llama:q8_0,llama:q4_0");
   options->knob.add_to(*command);
   options->kld.add_to(*command);
+  command->add_flag("--positions", options->positions,
+                    "say by position after the prompt too, and draw that: does the error grow?");
   command
       ->add_option("-o,--output", options->output,
                    "write meta data and rows as JSON; FILE.rows.jsonl has them as they come, and an interrupted "
@@ -113,7 +155,9 @@ void add_eval_kld_command(CLI::App& eval) {
   command->add_option("--plot", options->plot, "draw divergence against bits as SVG")->type_name("FILE.svg");
   command->footer(
       "Example:\n  mikv eval kld -m qwen2.5-coder-1.5b --text book.txt --context 1024 --tokens 64 --chunks 5 \\\n"
-      "    --kv mikv,mikv-paper,llama:q8_0,llama:q4_0 -o kld.json");
+      "    --kv mikv,mikv-paper,llama:q8_0,llama:q4_0 -o kld.json\n"
+      "  mikv eval kld -m qwen2.5-coder-0.5b --text book.txt --chunks 1 --tokens 8000 --generate --positions \\\n"
+      "    --kv mikv,mikv-max,llama:q4_0 --plot kld.svg");
   command->callback([options] { run(*options); });
 }
 

@@ -2,8 +2,9 @@
 //
 // The text is tokenised once, as text: what looks like a control token is none. Chunk i is `n_context` tokens as a
 // prompt, compressed at its end, and the next `n_tokens` tokens fed one by one. Each chunk begins with BOS where the
-// model wants one, as in llama-perplexity: some models are next to random without it. After each of the tokens that are
-// fed the distribution is compared with the one that our uncompressed cache gives.
+// model wants one, as in llama-perplexity: some models are next to random without it. With `generate` these tokens are
+// not the text's, but what the model itself writes after the prompt with the uncompressed cache. After each of the
+// tokens that are fed the distribution is compared with the one that our uncompressed cache gives.
 #pragma once
 
 #include <CLI/CLI.hpp>
@@ -24,18 +25,21 @@ struct KldOptions {
   uint32_t n_tokens = 64;
   uint32_t n_chunks = 5;
   uint32_t n_ubatch = 256;
+  bool generate = false;
+  uint32_t seed = 1;  ///< of what is generated
 
   void add_to(CLI::App& command);
   void describe(Json& meta) const;
   /// The text. Throws UserError if none was given or it cannot be read.
   std::string contents() const;
-  /// The chunks, of n_context + n_tokens tokens each. Throws UserError if the text is too short.
+  /// The chunks, of n_context tokens each, and n_tokens more unless they are generated. Throws UserError if the text is
+  /// too short.
   std::vector<std::vector<llama::Token>> chunks_of(const std::string& contents, const llama::Model& model) const;
 };
 
 /// What one cache gave, over all tokens that were compared.
 struct KldTally {
-  std::vector<double> divergences;
+  std::vector<double> divergences;  ///< of a chunk after the other
   size_t n_same_top = 0;
   double bits_per_element = 0.0;  ///< summed over chunks
   size_t n_chunks = 0;
@@ -44,6 +48,8 @@ struct KldTally {
   /// Adds a row of a chunk.
   void add(const Json& row);
   double mean_bits() const { return n_chunks ? bits_per_element / double(n_chunks) : 0.0; }
+  /// Means of n parts of a chunk, first to last, over all chunks: whether errors grow with what is generated.
+  std::vector<double> by_position(size_t n_parts) const;
   /// mean, median, p99, p999, max, same_top, bits_per_element, n.
   Json to_json() const;
 };

@@ -211,6 +211,25 @@ class Report(Case):
             for chunk in (1, 2):
                 self.assertEqual(rows[chunk, kv]["divergences"], rows[0, kv]["divergences"])
 
+    def test_a_text_that_the_model_writes(self):
+        """Its own seed gives the same text, and divergences are told by position."""
+        tiny_gguf.write_llama(self.path("tiny.gguf"))
+        text = self.file("text.txt", "".join(f"The {i}th sentence. " for i in range(40)))
+        said = []
+        for seed in (1, 1, 2):
+            result = self.kld(text, "--generate", "--positions", "--seed", seed, "--plot", self.path("p.svg"), tokens=16, chunks=1)
+            self.assertSucceeded(result)
+            with open(self.path("kld.json")) as file:
+                said.append(json.load(file)["rows"])
+        self.assertEqual(said[0], said[1])
+        self.assertNotEqual(said[0], said[2])
+        self.assertEqual(len(said[0][0]["by_position"]), 16)
+        self.assertAlmostEqual(sum(said[0][0]["by_position"]) / 16, said[0][0]["mean"], delta=1e-9)
+        self.assertIn("4th / 2nd", result.stdout)
+        with open(self.path("p.svg")) as file:
+            self.assertIn("tokens after the prompt", file.read())
+        self.assertRefused(self.kld(text, "--positions", tokens=15), "--positions", remedy="--tokens 16")
+
     def test_text_is_text(self):
         tiny_gguf.write_llama(self.path("tiny.gguf"))
         result = self.kld(self.file("text.txt", "</s>" * 10))  # a token a byte, no control tokens
