@@ -156,6 +156,37 @@ MIKV_API mikv_error mikv_context_attend(mikv_context* context, int32_t layer, co
 /* The same by n_threads and threads of the options. */
 MIKV_API mikv_error mikv_context_attend_all(mikv_context* context, int32_t layer, const mikv_attend_args* calls,
                                             size_t n_calls);
+
+typedef enum mikv_tensor_type { MIKV_F32 = 0, MIKV_F16 = 1, MIKV_BF16 = 2 } mikv_tensor_type;
+
+/* [sequences][tokens][heads][channels] in the engine's memory; channels are contiguous. Strides are in elements. */
+typedef struct mikv_tensor {
+  void* data; /* of q, k and v only read */
+  mikv_tensor_type type;
+  size_t sequence_stride;
+  size_t token_stride;
+  size_t head_stride;
+} mikv_tensor;
+
+typedef struct mikv_tensor_call {
+  size_t size;              /* set by mikv_tensor_call_init */
+  const int32_t* sequences; /* [n_sequences], in the order of the batch */
+  size_t n_sequences;
+  uint32_t n_tokens;   /* of each sequence */
+  float scale;         /* of the logits, usually 1 / sqrt(head_dim_k); 1 */
+  float softcap;       /* as in mikv_attend_args; 0: off */
+  const float* sinks;  /* [n_heads], or NULL */
+  mikv_tensor q, k, v; /* RoPE applied */
+  mikv_tensor out;     /* written */
+} mikv_tensor_call;
+
+MIKV_API void mikv_tensor_call_init(mikv_tensor_call* call);
+
+/* mikv_context_store() and mikv_context_attend_all() of the step's next tokens, on tensors of other types and strides.
+ * Errors: theirs; MIKV_INVALID_ARGUMENT for a key or value that is not finite, and nothing is kept then;
+ * MIKV_UNSUPPORTED where the context is unified. */
+MIKV_API mikv_error mikv_context_attend_tensors(mikv_context* context, int32_t layer, const mikv_tensor_call* call);
+
 /* done 0: the step was given up, its tokens are forgotten. Errors: the first that store or attend met; the step's
  * outputs mean nothing then. */
 MIKV_API mikv_error mikv_context_end_step(mikv_context* context, int32_t done);

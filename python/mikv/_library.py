@@ -50,6 +50,25 @@ class AttendArgs(Structure):
     ]  # fmt: skip
 
 
+class Tensor(Structure):
+    _fields_ = [
+        ("data", c_void_p), ("type", c_int), ("sequence_stride", c_size_t), ("token_stride", c_size_t),
+        ("head_stride", c_size_t),
+    ]  # fmt: skip
+
+
+class TensorCall(Structure):
+    _fields_ = [
+        ("size", c_size_t), ("sequences", c_void_p), ("n_sequences", c_size_t), ("n_tokens", c_uint32),
+        ("scale", c_float), ("softcap", c_float), ("sinks", c_void_p), ("q", Tensor), ("k", Tensor), ("v", Tensor),
+        ("out", Tensor),
+    ]  # fmt: skip
+
+
+#: Types of a Tensor.
+F32, F16, BF16 = range(3)
+
+
 class MemoryUsage(Structure):
     _fields_ = [
         ("size", c_size_t), ("total", c_uint64), ("staged", c_uint64), ("hi", c_uint64), ("lo", c_uint64),
@@ -74,6 +93,8 @@ _SIGNATURES = {
     "mikv_context_store": (c_int, [c_void_p, c_int32, c_size_t, c_void_p, c_size_t, c_void_p, c_size_t]),
     "mikv_attend_args_init": (None, [POINTER(AttendArgs)]),
     "mikv_context_attend_all": (c_int, [c_void_p, c_int32, c_void_p, c_size_t]),
+    "mikv_tensor_call_init": (None, [POINTER(TensorCall)]),
+    "mikv_context_attend_tensors": (c_int, [c_void_p, c_int32, POINTER(TensorCall)]),
     "mikv_context_end_step": (c_int, [c_void_p, c_int32]),
     "mikv_context_remove": (c_int, [c_void_p, c_int32, c_int32, c_int32]),
     "mikv_context_copy": (c_int, [c_void_p, c_int32, c_int32, c_int32, c_int32]),

@@ -282,6 +282,11 @@ class Context:
             check(library.mikv_context_store(handle, layer, n_tokens, k, k_stride, v, v_stride))
             check(library.mikv_context_attend_all(handle, layer, calls, n_calls))
 
+    def attend_tensors(self, layer: int, call: c.TensorCall) -> None:
+        """Keeps K and V of the step's next tokens, and attends, on tensors as they are (mikv_context_attend_tensors)."""
+        with self._mine() as handle:
+            check(library.mikv_context_attend_tensors(handle, layer, call))
+
     def end_step(self, done: bool = True) -> None:
         """Ends the step; done=False forgets its tokens."""
         with self._mine() as handle:

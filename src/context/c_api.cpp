@@ -10,6 +10,7 @@
 #include "mikv/context.hpp"
 #include "mikv/inspect.hpp"
 #include "mikv/mikv.h"
+#include "mikv/tensors.hpp"
 
 struct mikv_context {
   std::unique_ptr<mikv::Context> context;
@@ -235,6 +236,34 @@ mikv_error mikv_context_attend_all(mikv_context* context, int32_t layer, const m
     thread_local std::vector<mikv::AttendArgs> args;
     const Status status = read_calls(calls, n_calls, args);
     return status ? context->context->attend_all(layer, args) : status;
+  });
+}
+
+void mikv_tensor_call_init(mikv_tensor_call* call) {
+  *call = {};
+  call->size = sizeof *call;
+  call->scale = 1.0f;
+}
+
+mikv_error mikv_context_attend_tensors(mikv_context* context, int32_t layer, const mikv_tensor_call* call) {
+  return run([&]() -> Status {
+    mikv_tensor_call known;
+    mikv_tensor_call_init(&known);
+    if (!context || !read_struct(call, known)) return null_argument("context and call");
+    if (!known.sequences && known.n_sequences) return null_argument("sequences");
+    const auto tensor = [](const mikv_tensor& of) {
+      return mikv::Tensor{of.data, mikv::TensorType(of.type), of.sequence_stride, of.token_stride, of.head_stride};
+    };
+    return mikv::attend_tensors(*context->context, layer,
+                                {.sequences = {known.sequences, known.n_sequences},
+                                 .n_tokens = known.n_tokens,
+                                 .q = tensor(known.q),
+                                 .k = tensor(known.k),
+                                 .v = tensor(known.v),
+                                 .out = tensor(known.out),
+                                 .scale = known.scale,
+                                 .softcap = known.softcap,
+                                 .sinks = known.sinks});
   });
 }
 

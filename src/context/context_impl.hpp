@@ -83,8 +83,10 @@ struct Context::Impl {
   void count_measured(const context::ContextLayer& layer, std::span<const Part> parts);
   void write(context::ContextLayer& layer, std::span<const Part> parts, const float* rows, size_t stride, bool keys);
   const context::StepPlan::Run* run_of_row(uint32_t stream, uint32_t row) const;
-  std::vector<Part> parts;  ///< kept, as is `gathered`: a generation step allocates nothing
+  std::vector<Part> parts;  ///< kept, as are those below: a generation step allocates nothing
   std::vector<float> gathered;
+  std::vector<float> tensor_rows;        ///< of attend_tensors()
+  std::vector<AttendArgs> tensor_calls;  ///< the same
 
   // Attention.
   Status collect_calls(const context::ContextLayer& layer, std::span<const AttendArgs> calls,

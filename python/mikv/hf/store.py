@@ -7,8 +7,9 @@ padded batch: padding is not stored, its places stay empty.
 
 from __future__ import annotations
 
+import ctypes
 import json
-import math
+import struct
 import threading
 import weakref
 import zlib
@@ -19,20 +20,17 @@ import numpy as np
 import torch
 
 from .. import _library as c
-from .._library import library
 from ..context import TOKEN, Context, LayerShape, MemoryUsage, TokenStates
 from ..errors import Damaged, Error, Mismatch, Unsupported
 from ..spec import Spec
 from .rope import rope_of
 from .threads import torch_threads
 
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_TYPES = {torch.float32: c.F32, torch.bfloat16: c.BF16, torch.float16: c.F16}
 #: Tokens that pass through a layer at once.
 _AT_ONCE = 512
 #: The most tokens that are taken for a draft; more are the next turn's prompt.
 _MOST_DRAFTED = 64
-#: Shapes of steps whose _Place is kept: one token, a draft, a prompt's parts.
-_MOST_PLACES = 16
 #: max_length where the model's config says nothing.
 _MAX_LENGTH = 32768
 
@@ -48,33 +46,41 @@ class _Step:
         self.done: set[int] = set()  #: layers that attended
 
 
-class _Place:
-    """Where a call's tokens stand in float32, as the context reads them, and where its results come."""
+class _Call:
+    """What a layer passes to the context. One pack for all fields: this is done for every layer of every token."""
 
-    def __init__(self, n_rows: int, n: int, shape: LayerShape) -> None:
-        heads, kv_heads, k_dim, v_dim = shape
-        n_keys, n_values = n_rows * n * kv_heads * k_dim, n_rows * n * kv_heads * v_dim
-        self.kv = np.empty(n_keys + n_values, np.float32)
-        self.zeros = np.zeros_like(self.kv)
-        keys, values = torch.from_numpy(self.kv[:n_keys]), torch.from_numpy(self.kv[n_keys:])
-        queries = torch.empty((n_rows, n, heads, k_dim), dtype=torch.float32)
-        self.out = torch.empty((n_rows, n, heads, v_dim), dtype=torch.float32)
-        # In the order of Transformers: [rows, heads, n, channels].
-        self.k = keys.view(n_rows, n, kv_heads, k_dim).transpose(1, 2)
-        self.v = values.view(n_rows, n, kv_heads, v_dim).transpose(1, 2)
-        self.q = queries.transpose(1, 2)
-        self.rows = (keys.data_ptr(), kv_heads * k_dim, values.data_ptr(), kv_heads * v_dim)
-        self.calls = (c.AttendArgs * n_rows)()
-        for row, call in enumerate(self.calls):
-            library.mikv_attend_args_init(call)
-            call.q, call.q_token_stride, call.q_head_stride = queries[row].data_ptr(), heads * k_dim, k_dim
-            call.out, call.out_token_stride, call.out_head_stride = self.out[row].data_ptr(), heads * v_dim, v_dim
-            call.n_tokens = n
+    _FIELDS = struct.Struct("@QQQIff4xQ" + 4 * "Qi4xQQQ")
+    assert _FIELDS.size == ctypes.sizeof(c.TensorCall)
 
-    def any_not_finite(self) -> bool:
-        """Whether a key or value is NaN or infinite: such a number times 0 is NaN, and any other is 0."""
-        with np.errstate(invalid="ignore"):
-            return math.isnan(self.kv.dot(self.zeros))
+    def __init__(self) -> None:
+        self.call = c.TensorCall()
+        self._sequences = np.empty(0, np.int32)
+        self._known: list[int] = []  #: what _sequences has
+        self._address = 0
+
+    def fill(
+        self,
+        sequences: list[int],
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        out: torch.Tensor,
+        scoring: _Scoring,
+    ) -> None:
+        """q, k, v: [rows, heads, n, channels]; out: [rows, n, heads, channels]. They outlive the call."""
+        if sequences != self._known:
+            self._known = list(sequences)
+            self._sequences = np.array(sequences, np.int32)
+            self._address = self._sequences.ctypes.data
+        (q0, q1, q2, _), (k0, k1, k2, _), (v0, v1, v2, _) = q.stride(), k.stride(), v.stride()
+        o0, o1, o2, _ = out.stride()
+        of = _TYPES[q.dtype]
+        self._FIELDS.pack_into(
+            self.call, 0, self._FIELDS.size, self._address, len(sequences), q.shape[2], scoring.scale, scoring.softcap,
+            0 if scoring.sinks is None else scoring.sinks.data_ptr(),
+            q.data_ptr(), of, q0, q2, q1, k.data_ptr(), _TYPES[k.dtype], k0, k2, k1,
+            v.data_ptr(), _TYPES[v.dtype], v0, v2, v1, out.data_ptr(), of, o0, o1, o2,
+        )  # fmt: skip
 
 
 class _Scoring(NamedTuple):
@@ -100,7 +106,7 @@ class Store:
         self._cropped: dict[int, int] = {}  #: layers that were cropped alone, to which length
         self._drafts = False
         self._thread: threading.Thread | None = None  #: that is in the middle of a forward pass
-        self._places: dict[tuple[int, int, LayerShape], _Place] = {}
+        self._call = _Call()
 
     def finish(self, layers: list[int]) -> None:
         """Tells which layers of the model are in tiers."""
@@ -122,7 +128,7 @@ class Store:
         for x, name in ((k, "keys"), (v, "values")):
             if not x.is_cpu:
                 raise Unsupported(f"{name} on {x.device}: mikv.hf.Cache is for models on the CPU")
-            if x.dtype not in _DTYPES:
+            if x.dtype not in _TYPES:
                 raise Unsupported(f"{name} of {x.dtype}: mikv.hf.Cache takes float32, bfloat16 and float16")
             if x.dim() != 4:
                 raise ValueError(f"{name} have {x.dim()} dimensions; [batch, heads, tokens, channels] are needed")
@@ -330,22 +336,13 @@ class Store:
         scoring: _Scoring,
     ) -> torch.Tensor:
         """At most _AT_ONCE tokens, equally many of each sequence."""
-        shape, n = context.shapes[layer], int(q.shape[2])
-        place = self._places.get((len(sequences), n, shape))
-        if place is None:
-            if len(self._places) >= _MOST_PLACES:
-                self._places.clear()
-            place = self._places[len(sequences), n, shape] = _Place(len(sequences), n, shape)
-        place.k.copy_(k)
-        place.v.copy_(v)
-        place.q.copy_(q)
-        if place.any_not_finite():
-            raise ValueError(f"layer {layer} has keys or values that are not finite (NaN or infinity)")
-        for call, sequence in zip(place.calls, sequences, strict=True):
-            call.sequence, call.scale, call.softcap = sequence, scoring.scale, scoring.softcap
-            call.sinks = None if scoring.sinks is None else scoring.sinks.data_ptr()
-        context.store_and_attend(layer, len(sequences) * n, *place.rows, place.calls, len(sequences))
-        return place.out.clone() if q.dtype == torch.float32 else place.out.to(q.dtype)
+        if not q.stride(3) == k.stride(3) == v.stride(3) == 1:
+            q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
+        n_rows, n_heads, n, _ = q.shape
+        out = torch.empty((n_rows, n, n_heads, v.shape[3]), dtype=q.dtype)
+        self._call.fill(sequences, q, k, v, out, scoring)
+        context.attend_tensors(layer, self._call.call)
+        return out
 
     # ------------------------------------------------------------ rows and lengths
 
