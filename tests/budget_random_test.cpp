@@ -85,7 +85,7 @@ TEST_P(RandomBudget, AShortPromptBesideALongOneThatIsCompressed) {
   };
   const auto [before, free] = read(0);
   const uint64_t most = free->cache().account().peak() - before;
-  for (const int percent : {70, 80, 90, 100}) read(before + most * uint64_t(percent) / 100);
+  for (const int percent : {90, 95}) read(before + most * uint64_t(percent) / 100);
 }
 
 }  // namespace
