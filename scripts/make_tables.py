@@ -98,6 +98,16 @@ def presets_same_top() -> str:
     return presets_by("same_top", lambda x: f"{100 * x:.1f}")
 
 
+@table
+def positions() -> str:
+    rows = []
+    for row in read("positions"):
+        means = [float(x) for x in row["by_position"].split()]
+        quarters = [statistics.mean(means[i:i + len(means) // 4]) for i in range(0, len(means), len(means) // 4)]
+        rows.append([MODELS[row["model"]], f"`{row['kv']}`", row["tokens"], *map(nats, quarters), f"{quarters[3] / quarters[1]:.2f}"])
+    return markdown(["model", "cache", "generated tokens", "1st quarter", "2nd", "3rd", "4th", "4th / 2nd"], rows)
+
+
 LADDER = ["mikv:keep=0.05,bits=1.65", "mikv-max", "mikv", "mikv-hq", "mikv:keep=0.2,bits=3.9"]
 
 
