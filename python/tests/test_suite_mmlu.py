@@ -7,7 +7,15 @@ import os
 import threading
 
 import pytest
-from test_suite import here, n_requests, place, rows_of, suite  # noqa: F401  place is a fixture
+from test_suite import (  # noqa: F401  place is a fixture
+    assert_named_by_line,
+    fake_server,
+    here,
+    n_requests,
+    place,
+    rows_of,
+    suite,
+)
 
 from mikv._cli import Progress, UsageError
 from mikv.suite.choices import choice_tokens, log_probabilities
@@ -50,22 +58,12 @@ def mmlu(place):  # noqa: F811
 )
 def test_a_broken_row_is_named_by_line(mmlu, text, line, said, capsys):
     file = mmlu / "data" / "cais" / "mmlu" / "sociology" / "test.jsonl"
-    file.write_text(text)
-    assert here(mmlu, "--tasks", "mmlu", "--kv", "full") == 2
-    complaint = capsys.readouterr().err
-    assert f"{file}:{line}: " in complaint and said in complaint and len(complaint.strip().splitlines()) == 1
+    assert_named_by_line(mmlu, "mmlu", file, text, line, said, capsys)
 
 
 def test_subjects_that_are_not_there(mmlu, capsys):
     assert here(mmlu, "--tasks", "mmlu", "--kv", "full", "--mmlu-subjects", "sociology,law") == 2
     assert "has no law/test.jsonl; there are: astronomy, sociology" in capsys.readouterr().err
-
-
-def fake_server(place, monkeypatch, kv: str = "full"):  # noqa: F811
-    from test_suite import FAKE
-
-    monkeypatch.setenv("FAKE_MIKV", str(place))
-    return Server(str(FAKE), str(place / "model.gguf"), kv, None, 2, 1024)
 
 
 def test_choices_go_through_the_cache(place, monkeypatch):  # noqa: F811

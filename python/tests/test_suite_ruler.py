@@ -6,13 +6,12 @@ import re
 from types import SimpleNamespace
 
 import pytest
-from test_suite import here, place  # noqa: F401  place is a fixture
+from test_suite import fake_server, here, place  # noqa: F401  place is a fixture
 
 from mikv import ruler
 from mikv._cli import Progress
 from mikv.suite import ruler4k
 from mikv.suite.rows import RowLog
-from mikv.suite.server import Server
 from mikv.suite.summary import table, task_rows
 
 
@@ -30,9 +29,6 @@ def rows_of_needles(task, tokenizer, length, n, seed):
 
 
 def test_shares_of_answers(place, monkeypatch):  # noqa: F811
-    from test_suite import FAKE
-
-    monkeypatch.setenv("FAKE_MIKV", str(place))
     monkeypatch.setattr(ruler, "rows_of", rows_of_needles)
 
     def match_all(preds, refs):  # as lm-eval's
@@ -45,7 +41,7 @@ def test_shares_of_answers(place, monkeypatch):  # noqa: F811
     assert task.n_items(None) == 2 * len(ruler.TASKS) and task.n_items(1) == len(ruler.TASKS)
     for kv in ("full", "h2o"):
         logs[kv] = RowLog(place / f"{kv}.jsonl", {})
-        with Server(str(FAKE), str(place / "model.gguf"), kv, None, 2, 4096) as server:
+        with fake_server(place, monkeypatch, kv, 4096) as server:
             task.run(server, logs[kv], None, Progress("ruler4k", 2, quiet=True))
     rows = task_rows(
         "vt", {kv: {k: r for k, r in log.rows.items() if r["kind"] == "vt"} for kv, log in logs.items()}, {}

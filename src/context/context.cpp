@@ -14,6 +14,8 @@ namespace mikv {
 using context::CommitRule;
 using context::ContextLayer;
 using context::kFirstTokens;
+using context::no_layer;
+using context::out_of_memory;
 using context::rule_of;
 using context::StepPlan;
 
@@ -24,13 +26,15 @@ constexpr uint32_t kMaxThreads = 1024;
 // Tokens beyond the windows of all sequences are forgotten from time to time, not in each step.
 constexpr uint32_t kForgetWindowEvery = 256;
 
-Error no_layer(int layer) { return Error{"layer " + std::to_string(layer) + " is not known; declare it by add_layer"}; }
+}  // namespace
 
-Error out_of_memory() {
-  return Error{ErrorCode::out_of_memory, "out of memory in the KV cache; use fewer or shorter contexts"};
+Error context::no_layer(int layer) {
+  return Error{"layer " + std::to_string(layer) + " is not known; declare it by add_layer"};
 }
 
-}  // namespace
+Error context::out_of_memory() {
+  return Error{ErrorCode::out_of_memory, "out of memory in the KV cache; use fewer or shorter contexts"};
+}
 
 Context::Impl::Impl(ContextOptions given)
     : options(std::move(given)),
@@ -356,6 +360,12 @@ void Context::Impl::write(ContextLayer& layer, std::span<const Part> of_call, co
   }
 }
 
+Result<std::span<const CellPlace>> Context::Impl::taken(uint32_t first, uint64_t n) const {
+  const auto all = own_cells.taken();
+  if (n > all.size() - std::min<size_t>(first, all.size())) return Error{"more tokens are stored than the batch has"};
+  return all.subspan(first, n);
+}
+
 Status Context::store(int layer, std::span<const CellPlace> cells, const float* k, size_t k_stride, const float* v,
                       size_t v_stride, uint32_t n_tokens) {
   ContextLayer* known = impl_->layers.find(layer);
@@ -366,11 +376,9 @@ Status Context::store(int layer, std::span<const CellPlace> cells, const float* 
         (known->wants_k || known->wants_v) && known->wants_k == (k != nullptr) && known->wants_v == (v != nullptr);
     if (!completes) known->first_row = known->next_row;
     if (impl_->keeps_cells()) {
-      const auto taken = impl_->own_cells.taken();
-      if (n_tokens > taken.size() - std::min<size_t>(known->first_row, taken.size())) {
-        return Error{"more tokens are stored than the batch has"};
-      }
-      cells = taken.subspan(known->first_row, n_tokens);
+      const auto taken = impl_->taken(known->first_row, n_tokens);
+      if (!taken) return taken.error();
+      cells = taken.value();
     }
     const LayerShape& shape = known->cache->shape();
     if ((k && k_stride < size_t{shape.n_kv_heads} * shape.head_dim_k) ||

@@ -10,6 +10,8 @@
 namespace mikv {
 
 using context::ContextLayer;
+using context::no_layer;
+using context::out_of_memory;
 
 namespace {
 
@@ -18,10 +20,6 @@ bool is_everything(Position p0, Position p1) { return p0 <= 0 && (p1 < 0 || p1 =
 Error no_sequence(SequenceId sequence, uint32_t n_sequences) {
   return Error{"sequence " + std::to_string(sequence) + " is out of range; use 0 to " +
                std::to_string(n_sequences - 1)};
-}
-
-Error out_of_memory() {
-  return Error{ErrorCode::out_of_memory, "out of memory in the KV cache; use fewer or shorter contexts"};
 }
 
 // Runs a call that may allocate.
@@ -269,7 +267,7 @@ Position Context::last_position(SequenceId sequence) const { return impl_->own_c
 
 Status Context::rotate_keys(int layer, const RotateKeys& rotate, uint32_t thread, uint32_t n_threads) {
   ContextLayer* known = impl_->layers.find(layer);
-  if (!known) return Error{"layer " + std::to_string(layer) + " is not known; declare it by add_layer"};
+  if (!known) return no_layer(layer);
   impl_->sequences.for_each_segment([&](SegmentId segment) {
     const uint32_t stream = impl_->sequences.stream_of_segment(segment);
     const auto visit = [&](std::span<const Cell> cells, uint32_t, std::span<float> keys) {

@@ -77,6 +77,11 @@ void read(const Tensor& tensor, const TensorCall& call, uint32_t n_heads, uint32
                [&](const void* row, size_t place) { read_row(row, tensor.type, n_channels, to + place); });
 }
 
+// Rows of floats that stand one behind the other, as a tensor.
+Tensor dense(float* rows, const TensorCall& call, size_t row, size_t n_channels) {
+  return {rows, TensorType::f32, call.n_tokens * row, row, n_channels};
+}
+
 Status check(const Context& context, const LayerShape& shape, const TensorCall& call) {
   if (context.options().unified || context.options().cells) {
     return Error{ErrorCode::unsupported, "attend_tensors: sequences need streams and cells of the context's own"};
@@ -90,8 +95,6 @@ Status check(const Context& context, const LayerShape& shape, const TensorCall& 
       call.v.head_stride < shape.head_dim_v || call.out.head_stride < shape.head_dim_v) {
     return Error{"attend_tensors: a head stride is smaller than the head dimension"};
   }
-  if (uint64_t{call.n_tokens} * call.sequences.size() > kMaxCells)
-    return Error{"more tokens are stored than the batch has"};
   return {};
 }
 
@@ -100,37 +103,41 @@ Status check(const Context& context, const LayerShape& shape, const TensorCall& 
 Status attend_tensors(Context& context, int layer, const TensorCall& call) {
   Context::Impl& impl = context.impl();
   const context::ContextLayer* known = impl.layers.find(layer);
-  if (!known) return Error{"layer " + std::to_string(layer) + " is not known; declare it by add_layer"};
+  if (!known) return context::no_layer(layer);
   const LayerShape& shape = known->cache->shape();
   if (const Status status = check(context, shape, call); !status) return status;
+  // Before anything is read: the tensors are no larger than the batch.
+  const auto cells = impl.taken(known->next_row, uint64_t{call.n_tokens} * call.sequences.size());
+  if (!cells) return cells.error();
   const uint32_t n_rows = uint32_t(call.sequences.size()) * call.n_tokens;
   const size_t k_row = size_t{shape.n_kv_heads} * shape.head_dim_k, v_row = size_t{shape.n_kv_heads} * shape.head_dim_v;
   const size_t q_row = size_t{shape.n_heads} * shape.head_dim_k, out_row = size_t{shape.n_heads} * shape.head_dim_v;
-  const bool reads_q = call.q.type != TensorType::f32, writes_out = call.out.type != TensorType::f32;
+  // Floats are read and written where they are.
+  const bool converts_q = call.q.type != TensorType::f32, converts_out = call.out.type != TensorType::f32;
   try {
     std::vector<float>& scratch = impl.tensor_rows;
-    scratch.resize(n_rows * (k_row + v_row + (reads_q ? q_row : 0) + (writes_out ? out_row : 0)));
-    float *k = scratch.data(), *v = k + n_rows * k_row, *q = v + n_rows * v_row,
-          *out = q + (reads_q ? n_rows * q_row : 0);
+    scratch.resize(n_rows * (k_row + v_row + (converts_q ? q_row : 0) + (converts_out ? out_row : 0)));
+    float *k = scratch.data(), *v = k + n_rows * k_row, *q_rows = v + n_rows * v_row,
+          *out_rows = q_rows + (converts_q ? n_rows * q_row : 0);
     read(call.k, call, shape.n_kv_heads, shape.head_dim_k, k);
     read(call.v, call, shape.n_kv_heads, shape.head_dim_v, v);
     if (!all_finite(k, n_rows * (k_row + v_row))) {
       return Error{"layer " + std::to_string(layer) + " has keys or values that are not finite (NaN or infinity)"};
     }
-    if (reads_q) read(call.q, call, shape.n_heads, shape.head_dim_k, q);
+    if (converts_q) read(call.q, call, shape.n_heads, shape.head_dim_k, q_rows);
     if (const Status status = context.store(layer, {}, k, k_row, v, v_row, n_rows); !status) return status;
+    const Tensor q = converts_q ? dense(q_rows, call, q_row, shape.head_dim_k) : call.q;
+    const Tensor out = converts_out ? dense(out_rows, call, out_row, shape.head_dim_v) : call.out;
     std::vector<AttendArgs>& calls = impl.tensor_calls;
     calls.assign(call.sequences.size(), AttendArgs());
     for (size_t s = 0; s < calls.size(); ++s) {
       AttendArgs& args = calls[s];
-      args.q =
-          reads_q ? q + s * call.n_tokens * q_row : static_cast<const float*>(call.q.data) + s * call.q.sequence_stride;
-      args.q_token_stride = reads_q ? q_row : call.q.token_stride;
-      args.q_head_stride = reads_q ? shape.head_dim_k : call.q.head_stride;
-      args.out = writes_out ? out + s * call.n_tokens * out_row
-                            : static_cast<float*>(call.out.data) + s * call.out.sequence_stride;
-      args.out_token_stride = writes_out ? out_row : call.out.token_stride;
-      args.out_head_stride = writes_out ? shape.head_dim_v : call.out.head_stride;
+      args.q = static_cast<const float*>(q.data) + s * q.sequence_stride;
+      args.q_token_stride = q.token_stride;
+      args.q_head_stride = q.head_stride;
+      args.out = static_cast<float*>(out.data) + s * out.sequence_stride;
+      args.out_token_stride = out.token_stride;
+      args.out_head_stride = out.head_stride;
       args.n_tokens = call.n_tokens;
       args.stream = uint32_t(call.sequences[s]);
       args.scale = call.scale;
@@ -138,13 +145,13 @@ Status attend_tensors(Context& context, int layer, const TensorCall& call) {
       args.sinks = call.sinks;
     }
     if (const Status status = context.attend_all(layer, calls); !status) return status;
-    if (writes_out) {
+    if (converts_out) {
       for_each_row(call.out, call, shape.n_heads, shape.head_dim_v,
-                   [&](void* row, size_t place) { write_row(out + place, call.out.type, shape.head_dim_v, row); });
+                   [&](void* row, size_t place) { write_row(out_rows + place, call.out.type, shape.head_dim_v, row); });
     }
     return {};
   } catch (const std::bad_alloc&) {
-    return Error{ErrorCode::out_of_memory, "out of memory in the KV cache; use fewer or shorter contexts"};
+    return context::out_of_memory();
   }
 }
 

@@ -15,7 +15,7 @@ from typing import Any
 from .._cli import Progress, UsageError, need
 from .harness import REMEDY
 from .rows import Row, RowLog, digest
-from .task import Served, answer_each, ask_once
+from .task import Served, answer_each, ask_once, tokens_of
 
 #: Log probabilities that are asked for; all of them where a choice is not among these.
 _N_PROBS, _ALL_PROBS = 512, 1 << 20
@@ -25,15 +25,10 @@ Tokens = list[int]
 
 def choice_tokens(server: Served, context: str, choices: list[str], seconds: float) -> tuple[Tokens, list[int]]:
     """The context's tokens, and the one that each choice adds to them."""
-
-    def tokens_of(text: str) -> Tokens:
-        asked = {"content": text, "add_special": True, "parse_special": False}
-        return [int(token) for token in ask_once(server, "/tokenize", asked, seconds)["tokens"]]
-
-    tokens = tokens_of(context)
+    tokens = tokens_of(server, context, seconds)
     added = []
     for choice in choices:
-        with_choice = tokens_of(context + choice)
+        with_choice = tokens_of(server, context + choice, seconds)
         if with_choice[:-1] != tokens:
             raise UsageError(
                 f"the choice {choice!r} is no single token of this model; its log-likelihood is not measured"

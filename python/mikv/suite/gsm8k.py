@@ -10,7 +10,7 @@ from typing import Any
 from .._cli import Progress, UsageError, need
 from .harness import REMEDY, data_folder, evaluate
 from .rows import Row, RowLog, digest, read_rows
-from .task import Served
+from .task import Served, Task
 
 #: lm-eval's filters. The first one gives the score.
 _FILTERS = ("flexible-extract", "strict-match")
@@ -74,7 +74,7 @@ def _model(server: Served, log: RowLog, progress: Progress, seconds: float) -> A
     )  # fmt: skip
 
 
-class Gsm8k:
+class Gsm8k(Task):
     """One arm's answers by lm-eval's task `gsm8k`: five examples, greedy, at most 256 tokens."""
 
     def __init__(self, data: Path, n_shots: int | None, seconds: float = 3600.0) -> None:
@@ -89,9 +89,6 @@ class Gsm8k:
 
     def scored(self, rows: dict[str, Row], limit: int | None) -> dict[str, Row]:
         return {k: row for k, row in rows.items() if "doc" in row and (limit is None or row["doc"] < limit)}
-
-    def judged(self, by_arm: dict[str, dict[str, Row]]) -> dict[str, dict[str, Row]]:
-        return by_arm
 
     def run(self, server: Served, log: RowLog, limit: int | None, progress: Progress) -> None:
         model = _model(server, log, progress, self.seconds)

@@ -9,7 +9,7 @@ from .._cli import Progress, UsageError
 from .choices import choices_model
 from .harness import data_folder, evaluate
 from .rows import Row, RowLog, digest, read_rows
-from .task import Served
+from .task import Served, Task
 
 _N_CHOICES = 4
 
@@ -45,7 +45,7 @@ def _check_rows(file: Path) -> list[Row]:
     return rows
 
 
-class Mmlu:
+class Mmlu(Task):
     """One arm's choices by lm-eval's tasks `mmlu_SUBJECT`. `limit` counts questions of each subject."""
 
     def __init__(self, data: Path, subjects: list[str] | None, n_shots: int, seconds: float = 3600.0) -> None:
@@ -64,9 +64,6 @@ class Mmlu:
             return row.get("kind") in self.questions and (limit is None or row["doc"] < limit)
 
         return {item: row for item, row in rows.items() if counts(row)}
-
-    def judged(self, by_arm: dict[str, dict[str, Row]]) -> dict[str, dict[str, Row]]:
-        return by_arm
 
     def run(self, server: Served, log: RowLog, limit: int | None, progress: Progress) -> None:
         tasks = {f"mmlu_{subject}": subject for subject in self.questions}

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from types import SimpleNamespace
 
 from .. import ruler
 from .._cli import need
 from .harness import REMEDY
 from .rows import Row
-from .task import CaseTask, Served, ask, ask_once
+from .task import CaseTask, Served, ask, tokens_of
 
 #: Rows of each task where no --limit is given.
 N_ROWS = 50
@@ -27,8 +26,7 @@ class Ruler(CaseTask):
 
     def prepare(self, server: Served, limit: int | None) -> None:
         def tokenizer(text: str) -> SimpleNamespace:
-            asked = {"content": text, "add_special": True, "parse_special": False}
-            return SimpleNamespace(input_ids=ask_once(server, "/tokenize", asked, self.seconds)["tokens"])
+            return SimpleNamespace(input_ids=tokens_of(server, text, self.seconds))
 
         cases = self.first(limit)
         if all("context" in case for case in cases):
@@ -40,13 +38,11 @@ class Ruler(CaseTask):
                 case.update(row)
 
     def answer(self, server: Served, case: Row) -> Row:
-        begin = time.monotonic()
         asked = {
             "prompt": case["context"] + case["question"] + case["answer_prefix"], "max_tokens": case["max_new_tokens"],
             "temperature": 0, "seed": 1,
         }  # fmt: skip
         answer = "".join(ask(server, asked, self.stop, self.seconds))
-        seconds = round(time.monotonic() - begin, 3)
         score = need("lm_eval.tasks.ruler.common_utils", REMEDY)
         correct = score.string_match_all(score.postprocess_pred([answer]), [case["answer"]])
-        return {"answer": answer, "wanted": case["answer"], "correct": correct, "seconds": seconds}
+        return {"answer": answer, "wanted": case["answer"], "correct": correct}

@@ -45,7 +45,8 @@ class Task(Protocol):
         """Asks for what the log does not have, and adds it there."""
 
     def judged(self, by_arm: dict[str, dict[str, Row]]) -> dict[str, dict[str, Row]]:
-        """The scored rows of all arms, with `correct`, a bool or a share of 1, where it is not there yet."""
+        """The scored rows of all arms, with `correct`, a bool or a share of 1: as they are, if they have it already."""
+        return by_arm
 
 
 def answer_each(
@@ -70,7 +71,7 @@ def answer_each(
         pool.shutdown(wait=not stop.is_set(), cancel_futures=True)
 
 
-class CaseTask:
+class CaseTask(Task):
     """A task of cases, each a request of its own. A case has an `id`, and may have a `kind`, which gets a score.
 
     `made_of` is what answers depend on; rows of other values are of another run.
@@ -106,9 +107,6 @@ class CaseTask:
     def scored(self, rows: dict[str, Row], limit: int | None) -> dict[str, Row]:
         return {case["id"]: rows[case["id"]] for case in self.first(limit) if case["id"] in rows}
 
-    def judged(self, by_arm: dict[str, dict[str, Row]]) -> dict[str, dict[str, Row]]:
-        return by_arm
-
     def run(self, server: Served, log: RowLog, limit: int | None, progress: Progress) -> None:
         def one(case: Row) -> None:
             begin = time.monotonic()
@@ -141,6 +139,12 @@ def ask_once(server: Served, path: str, body: dict[str, Any], seconds: float) ->
     """post() of an answer; errors as ask()."""
     with _or_why_it_ended(server):
         return post(server.url, path, body, seconds)
+
+
+def tokens_of(server: Served, text: str, seconds: float) -> list[int]:
+    """A text in the model's tokens, as the server reads it in a prompt."""
+    asked = {"content": text, "add_special": True, "parse_special": False}
+    return [int(token) for token in ask_once(server, "/tokenize", asked, seconds)["tokens"]]
 
 
 @contextlib.contextmanager
