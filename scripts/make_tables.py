@@ -167,7 +167,7 @@ def streaming() -> str:
 
 # ---------------------------------------------------------------- performance
 
-ZEN4, ZEN5 = "Zen 4 server, 2 cores, AVX-512 with VNNI", "Zen 5 server, 2 cores"
+ZEN3, ZEN4, ZEN5 = "Zen 3 server, 2 cores, AVX2", "Zen 4 server, 2 cores, AVX-512 with VNNI", "Zen 5 server, 2 cores"
 SHAPES = [(128, 6, 4096), (128, 6, 16384), (128, 6, 65536), (64, 3, 4096), (64, 7, 4096), (256, 4, 4096), (128, 1, 4096), (128, 8, 4096)]
 
 
@@ -187,8 +187,9 @@ def attention_times() -> str:
 def attention_ratios() -> str:
     rows = read("performance")
     lines = []
-    for machine, name in ((ZEN4, "Zen 4"), (ZEN5, "Zen 5")):
-        for channels, heads, tokens in SHAPES if machine == ZEN4 else [(128, 6, 4096), (128, 6, 16384), (64, 3, 4096), (64, 7, 4096)]:
+    some = [(128, 6, 4096), (128, 6, 16384), (64, 3, 4096), (64, 7, 4096)]
+    for machine, name, shapes in ((ZEN4, "Zen 4", SHAPES), (ZEN5, "Zen 5", some), (ZEN3, "Zen 3, AVX2", [*some, (128, 1, 4096), (128, 8, 4096)])):
+        for channels, heads, tokens in shapes:
             figures = [value(rows, f"attention {channels}x{heads} mikv {what}", tokens=tokens, machine=machine)
                        for what in ("against llama:f16", "against llama:q4_0", "of fp32 roofline")]
             lines.append([name, str(channels), str(heads), f"{tokens:,}", f"**{figures[0]}**", figures[1], figures[2]])

@@ -358,7 +358,7 @@ TEST(AttentionTest, ReferenceIsTheFormula) {
     request.slopes = {1.0f, 0.5f, 2.0f, 0.25f};
     Expected expected = expect(*layer, {0}, request);
     for (size_t i = 0; i < expected.out.size(); ++i) expected.bound[i] = kF32Epsilon * std::abs(expected.out[i]) + 1e-9;
-    expected.bound_of_bytes = expected.bound;
+    expected.bound_of_integers = expected.bound;
     EXPECT_TRUE(matches(run_reference(*layer, request), expected)) << spec;
   }
 }

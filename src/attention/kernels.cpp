@@ -10,8 +10,8 @@
 #define HWY_TARGET_INCLUDE "attention/kernels.cpp"
 #include "hwy/foreach_target.h"
 // After foreach_target.h: these are compiled anew for each target.
-#include "attention/byte_tiles-inl.hpp"
 #include "attention/float_tiles-inl.hpp"
+#include "attention/integer_tiles-inl.hpp"
 #include "attention/mask-inl.hpp"
 #include "attention/prepare-inl.hpp"
 #include "attention/softmax-inl.hpp"
@@ -70,20 +70,36 @@ HWY_ATTR void RunChunks(const StepArgs& args, const Tiles& tiles, uint32_t n_row
   }
 }
 
+constexpr codec::TileRow EvenRow(size_t tile_bytes) {
+  codec::TileRow row;
+  for (uint32_t t = 0; t < codec::kMaxTiles; ++t) row.at[t] = uint16_t(t * tile_bytes);
+  return row;
+}
+
+// Tile t of all blocks of the step to tiles that Unpacked reads, the first at `out`.
 template <class TileReader, class Unpacked>
-HWY_ATTR void UnpackTile(const uint8_t* tile, uint32_t bits, LevelTable levels, uint8_t* out) {
+HWY_ATTR void UnpackTile(const Tiles& tiles, uint32_t n_blocks, uint32_t t, LevelTable levels, uint8_t* out,
+                         size_t stride) {
+  const auto unpack = [&](auto reader, LevelTable table) HWY_ATTR {
+    for (uint32_t b = 0; b < n_blocks; ++b) {
+      Unpacked::template Unpack<typename decltype(reader)::type>(tiles.Of(b, t), table, out + b * stride);
+    }
+  };
   if constexpr (kIsMixed<TileReader>) {
-    WithQuads<TileReader>(bits, [&](auto quads, LevelTable table) HWY_ATTR {
-      Unpacked::template Unpack<typename decltype(quads)::type>(tile, table, out);
-    });
+    WithQuads<TileReader>(tiles.Bits(t), unpack);
   } else if constexpr (kIsMixedRows<TileReader>) {
-    WithQuads<typename TileReader::OfTile>(bits, [&](auto quads, LevelTable table) HWY_ATTR {
-      Unpacked::template Unpack<FloatRows<typename decltype(quads)::type>>(tile, table, out);
+    WithQuads<typename TileReader::OfTile>(tiles.Bits(t), [&](auto quads, LevelTable table) HWY_ATTR {
+      unpack(std::type_identity<FloatRows<typename decltype(quads)::type>>(), table);
     });
   } else {
-    Unpacked::template Unpack<TileReader>(tile, levels, out);
+    unpack(std::type_identity<TileReader>(), levels);
   }
 }
+
+// From how many rows on tiles are decoded once. Where there are 16 registers, a product that must first choose how its
+// tile is decoded would leave its sums in memory.
+template <class TileReader>
+constexpr uint32_t kUnpacksFrom = HWY_TARGET == HWY_AVX2 && kIsMixed<TileReader> ? 1 : 2 * kMaxRows + 1;
 
 // Tiles that many rows will meet are decoded once, to tiles that Unpacked reads.
 template <Work kWork, class TileReader, class Unpacked>
@@ -92,21 +108,18 @@ HWY_ATTR void RunFormat(const StepArgs& args, uint32_t n_rows) {
   const bool keys = kWork == Work::logits;
   const Tiles tiles{args.blocks + (keys ? layout.data_k : layout.data_v), layout.bytes,
                     keys ? &layout.row_k : &layout.row_v};
-  if (std::is_same_v<TileReader, Unpacked> || n_rows <= 2 * kMaxRows) {
+  if (std::is_same_v<TileReader, Unpacked> || n_rows < kUnpacksFrom<TileReader>) {
     return RunChunks<kWork, TileReader>(args, tiles, n_rows);
   }
   const uint32_t n_tiles = keys ? layout.tiles_k : layout.tiles_v;
   const LevelTable levels = LevelsOf<TileReader>();
+  static constexpr codec::TileRow kRow = EvenRow(Unpacked::kTileBytes);
   uint8_t* memory = reinterpret_cast<uint8_t*>(args.scratch.decoded);
-  codec::TileRow row;
-  for (uint32_t t = 0; t < n_tiles; ++t) row.at[t] = uint16_t(t * Unpacked::kTileBytes);
   const size_t stride = n_tiles * Unpacked::kTileBytes;
-  for (uint32_t b = 0; b < args.n_blocks; ++b) {
-    for (uint32_t t = 0; t < n_tiles; ++t) {
-      UnpackTile<TileReader, Unpacked>(tiles.Of(b, t), tiles.Bits(t), levels, memory + b * stride + row.at[t]);
-    }
+  for (uint32_t t = 0; t < n_tiles; ++t) {
+    UnpackTile<TileReader, Unpacked>(tiles, args.n_blocks, t, levels, memory + kRow.at[t], stride);
   }
-  RunChunks<kWork, Unpacked>(args, {memory, stride, &row}, n_rows);
+  RunChunks<kWork, Unpacked>(args, {memory, stride, &kRow}, n_rows);
 }
 static_assert(codec::kMaxTiles * UnpackedRows::kTileBytes <= UINT16_MAX + 1);
 
@@ -117,7 +130,7 @@ HWY_ATTR void RunBits(const StepArgs& args, uint32_t n_rows) {
   } else {
     using Mixed = std::conditional_t<kWork == Work::logits, MixedKeys, MixedValues>;
     using Quads = std::conditional_t<kBits == codec::kMixedBits, Mixed, Uniform<kBits>>;
-#if HWY_TARGET == HWY_AVX3_DL
+#if MIKV_HAS_INTEGER_TILES
     RunFormat<kWork, Quads, Quads8>(args, n_rows);
 #else
     RunFormat<kWork, FloatRows<Quads>, UnpackedRows>(args, n_rows);
@@ -241,8 +254,7 @@ const char* Name() {
 }
 
 const Kernels& Table() {
-  static const Kernels table{Name(), PrepareRow, HWY_TARGET == HWY_AVX3_DL, SeesAll, MaskRange, Attend,
-                             Score,  ScoreKept};
+  static const Kernels table{Name(), PrepareRow, MIKV_HAS_INTEGER_TILES, SeesAll, MaskRange, Attend, Score, ScoreKept};
   return table;
 }
 

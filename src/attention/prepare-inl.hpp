@@ -9,7 +9,7 @@
 
 #include <cstring>
 
-#include "attention/byte_tiles-inl.hpp"
+#include "attention/integer_tiles-inl.hpp"
 #include "attention/vectors-inl.hpp"
 #include "codec/transform.hpp"
 
@@ -55,8 +55,8 @@ HWY_ATTR inline void PrepareRow(const Geometry& geometry, const codec::Axes& key
     }
     sums[group] = hn::GetLane(hn::SumOfLanes(DF(), sum));
   }
-#if HWY_TARGET == HWY_AVX3_DL
-  if (rows.q_parts) SplitQuery(geometry, row, rows);
+#if MIKV_HAS_INTEGER_TILES
+  if (rows.q_parts) RoundQuery(geometry, row, rows);
 #endif
 }
 

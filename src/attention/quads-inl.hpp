@@ -54,8 +54,25 @@ HWY_INLINE HWY_ATTR VU LookUp(LevelTable levels, VU windows) {
   uint32_t word = 0;
   for (uint32_t byte = 0; byte < 4; ++byte) word |= uint32_t{levels[windows.raw >> 8 * byte & 63]} << 8 * byte;
   return VU(word);
+#elif HWY_TARGET == HWY_AVX2
+  // 16 levels at once; where there are more, bits 4 and 5 choose among two or four lookups. A lookup takes the low four
+  // bits of a byte, and gives 0 where its top bit is set; a choice takes the top bit.
+  const __m256i index = _mm256_and_si256(windows.raw, _mm256_set1_epi8(0x0f));
+  const auto of = [&](uint32_t table) HWY_ATTR {
+    const __m128i* at = reinterpret_cast<const __m128i*>(levels) + table;
+    return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_loadu_si128(at)), index);
+  };
+  if constexpr (kWindow <= 4) return VU{of(0)};
+  // In assembly because GCC 12 compares with 0 before it blends.
+  const auto either = [](__m256i low, __m256i high, __m256i choice) HWY_ATTR {
+    asm("vpblendvb %2, %1, %0, %0" : "+x"(low) : "x"(high), "x"(choice));
+    return low;
+  };
+  const __m256i bit4 = _mm256_slli_epi16(windows.raw, 3), low = either(of(0), of(1), bit4);
+  if constexpr (kWindow == 5) return VU{low};
+  return VU{either(low, either(of(2), of(3), bit4), _mm256_slli_epi16(windows.raw, 2))};
 #else
-  // 16 levels at once; where there are more, bits 4 and 5 choose among two or four lookups.
+  // As on AVX2.
   const hn::Repartition<uint8_t, DU> bytes;
   constexpr uint32_t kInTable = kWindow < 4 ? kWindow : 4;
   const auto window = hn::BitCast(bytes, windows),
@@ -261,25 +278,31 @@ struct KeyRing<6> : Uniform<6> {
   using Uniform<6>::Uniform;
 };
 
-// What load(words, lane) gives for the lanes that follow [lane, lane + width), 0 after 15. Word: of a lane in memory.
-template <class Word, class Load>
-HWY_INLINE HWY_ATTR VU NextLanes(const uint8_t* words, size_t lane, VU present, Load load) {
+// The lanes that follow [lane, lane + width), 0 after 15. present: lanes [lane, lane + width); after: the lane after
+// them, for all lanes.
+HWY_INLINE HWY_ATTR VU NextLanes(VU present, VU after) {
 #if HWY_TARGET == HWY_AVX3_DL || HWY_TARGET == HWY_AVX3
-  (void)words, (void)lane, (void)load;
+  (void)after;
   return VU{_mm512_alignr_epi32(present.raw, present.raw, 1)};
-#else
+#elif HWY_TARGET == HWY_AVX2
+  const __m256i rotated = _mm256_permutevar8x32_epi32(present.raw, _mm256_setr_epi32(1, 2, 3, 4, 5, 6, 7, 0));
+  return VU{_mm256_blend_epi32(rotated, after.raw, 0x80)};
+#elif HWY_TARGET == HWY_SCALAR
   (void)present;
-  uint8_t ring[(codec::kTileSide + 1) * sizeof(Word)];
-  std::memcpy(ring, words, codec::kTileSide * sizeof(Word));
-  std::memcpy(ring + codec::kTileSide * sizeof(Word), words, sizeof(Word));
-  return load(ring, lane + 1);
+  return after;
+#else
+  return hn::CombineShiftRightBytes<sizeof(uint32_t)>(DU(), after, present);
 #endif
 }
 HWY_INLINE HWY_ATTR VU NextWords(const uint8_t* words, size_t lane, VU present) {
-  return NextLanes<uint32_t>(words, lane, present, LoadWords);
+  uint32_t after;
+  std::memcpy(&after, words + (lane + Width()) % codec::kTileSide * sizeof after, sizeof after);
+  return NextLanes(present, hn::Set(DU(), after));
 }
 HWY_INLINE HWY_ATTR VU NextNibbles(const uint8_t* words, size_t lane, VU present) {
-  return NextLanes<uint16_t>(words, lane, present, LoadNibbles);
+  uint16_t after;
+  std::memcpy(&after, words + (lane + Width()) % codec::kTileSide * sizeof after, sizeof after);
+  return NextLanes(present, hn::Set(DU(), uint32_t{after} | uint32_t{after} << 12));
 }
 
 // Values: a window is a code and the next lane's.

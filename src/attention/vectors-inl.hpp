@@ -25,6 +25,11 @@
   ",vpclmulqdq,avx512vbmi,avx512vbmi2,vaes,gfni,avxvnni,avx512vnni,avx512bitalg,avx512vpopcntdq"
 #endif
 
+// Whether tiles of codes are multiplied as integers, integer_tiles-inl.hpp, or as floats.
+#ifndef MIKV_HAS_INTEGER_TILES
+#define MIKV_HAS_INTEGER_TILES (HWY_TARGET == HWY_AVX3_DL || HWY_TARGET == HWY_AVX2)
+#endif
+
 HWY_BEFORE_NAMESPACE();
 namespace mikv::attention::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
@@ -40,7 +45,7 @@ inline HWY_ATTR size_t Width() { return hn::Lanes(DF()); }
 
 // Query rows that are multiplied by one decoded tile row. Accumulators and what decoding needs must fit the registers:
 // 32 of them on AVX-512 and NEON, 16 otherwise.
-#if HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX3_DL || HWY_TARGET == HWY_NEON
+#if HWY_TARGET != HWY_SCALAR
 constexpr uint32_t kMaxRows = 8;
 #else
 constexpr uint32_t kMaxRows = 6;

@@ -75,7 +75,8 @@ struct Context::Impl {
   /// Compresses what attention would have, in layers that were not attended.
   void commit_unattended();
 
-  /// Cells of n tokens of the step from the given one on, where the context keeps the cells. Error: the batch has fewer.
+  /// Cells of n tokens of the step from the given one on, where the context keeps the cells. Error: the batch has
+  /// fewer.
   Result<std::span<const CellPlace>> taken(uint32_t first, uint64_t n) const;
   /// The tokens of a store() that go to one segment.
   struct Part {

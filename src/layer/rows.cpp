@@ -60,7 +60,8 @@ Rows prepare_raw(const RowTile& tile, PreparedRows& memory) {
 }
 
 Rows prepare_for_tier(const RowTile& tile, const codec::Axes& key, PreparedRows& memory) {
-  return prepare(tile, tile.layer.tier_geometry, key, kernels().takes_bytes && tile.layer.layouts->quantised(), memory);
+  return prepare(tile, tile.layer.tier_geometry, key, kernels().multiplies_integers && tile.layer.layouts->quantised(),
+                 memory);
 }
 
 Rows with_expected_error(const RowTile& tile, const codec::Axes& key, const codec::BlockLayout& layout, Rows rows,

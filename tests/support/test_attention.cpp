@@ -189,7 +189,7 @@ std::vector<double> weights(const std::vector<StoredToken>& tokens, const Reques
   return logits;
 }
 
-constexpr double kByteRounding = 3.5 / (2 * 32639.0);
+constexpr double kIntegerRounding = 3.5 / (2 * 32639.0);
 
 // The bound. u = 2^-24 is the rounding error of one operation, D the head dimension, n the number of tokens.
 //
@@ -203,7 +203,7 @@ constexpr double kByteRounding = 3.5 / (2 * 32639.0);
 // reaches out_c as 2d sum_t w_t |v_tc|. Sum over tokens: n/16 + 64 chained roundings of terms up to w_t * 3 max|v_t|,
 // or |v_t| where values are rotated.
 //
-// Kernels of byte products ("avx512vnni") round what meets codes to 16 bits, at most by h = 1 / (2 * 32639) of the
+// Kernels of integers ("avx512vnni", "avx2") round what meets codes to 16 bits, at most by h = 1 / (2 * 32639) of the
 // largest in its group (query) or its step (weight times alpha). Rounding errors are independent and uniform, so their
 // weighted sum has the deviation h / sqrt(3) times the root of the sum of squares, of which 6 are never exceeded: 3.5
 // h. Logit: the codes' side is the key, at most 2 max|k| long after centring, and a balancer counts 2 as above, so the
@@ -242,8 +242,8 @@ Expected expect(const std::vector<std::vector<StoredToken>>& tokens, const Reque
           kF32Epsilon * ((dim_k / 4.0 + 16.0) * std::abs(request.scale) * 6.0 * reach + (dim_k / 8.0 + 16.0) * made_up +
                          4.0 * (request.softcap + slope * largest_mask + 8.0));
 
-      const double logit_error_of_bytes =
-          logit_error + kByteRounding * std::abs(request.scale) * highest_q * 4.0 * longest_k;
+      const double logit_error_of_integers =
+          logit_error + kIntegerRounding * std::abs(request.scale) * highest_q * 4.0 * longest_k;
 
       const std::vector<double> w = weights(stored, request, t, h);
       std::vector<double> out(dim_v, 0.0), spread(dim_v, 0.0);
@@ -263,11 +263,11 @@ Expected expect(const std::vector<std::vector<StoredToken>>& tokens, const Reque
         highest_w = std::max(highest_w, w[i]), n_seen += 1.0;
       }
       const double sum_error = kF32Epsilon * (double(stored.size()) / 16.0 + 64.0) * rounded;
-      const double weight_error = kByteRounding * highest_w * 2.0 * highest_v * std::sqrt(n_seen);
+      const double weight_error = kIntegerRounding * highest_w * 2.0 * highest_v * std::sqrt(n_seen);
       for (uint32_t c = 0; c < dim_v; ++c) {
         expected.out.push_back(out[c]);
         expected.bound.push_back(2.0 * logit_error * spread[c] + sum_error);
-        expected.bound_of_bytes.push_back(2.0 * logit_error_of_bytes * spread[c] + sum_error + weight_error);
+        expected.bound_of_integers.push_back(2.0 * logit_error_of_integers * spread[c] + sum_error + weight_error);
       }
     }
   }
@@ -279,16 +279,17 @@ Expected expect(const LayerCache& layer, const std::vector<SegmentId>& segments,
   for (uint32_t head = 0; head < request.shape.n_kv_heads; ++head)
     tokens.push_back(stored_tokens(layer, segments, head));
   const Spec& spec = layer.spec();
-  const auto in_bytes = [](Format format) { return format != Format::f16 && format != Format::evict; };
+  const auto in_codes = [](Format format) { return format != Format::f16 && format != Format::evict; };
   Expected expected = expect(tokens, request, spec.hadamard);
-  if (!in_bytes(spec.hi) && !in_bytes(spec.lo)) expected.bound_of_bytes = expected.bound;
+  if (!in_codes(spec.hi) && !in_codes(spec.lo)) expected.bound_of_integers = expected.bound;
   return expected;
 }
 
 testing::AssertionResult matches(const std::vector<float>& out, const Expected& expected) {
   if (out.size() != expected.out.size())
     return testing::AssertionFailure() << out.size() << " elements instead of " << expected.out.size();
-  const std::vector<double>& bound = simd_target() == "avx512vnni" ? expected.bound_of_bytes : expected.bound;
+  const std::vector<double>& bound =
+      attention::kernels().multiplies_integers ? expected.bound_of_integers : expected.bound;
   double worst = 0.0;
   size_t worst_at = 0;
   for (size_t i = 0; i < out.size(); ++i) {

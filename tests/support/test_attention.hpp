@@ -85,7 +85,7 @@ std::vector<double> weights(const std::vector<StoredToken>& tokens, const Reques
 struct Expected {
   std::vector<double> out;
   std::vector<double> bound;  ///< of |out - computed|, for a kernel in single precision; derived in test_attention.cpp
-  std::vector<double> bound_of_bytes;  ///< the same for one that rounds queries and weights to 16 bits
+  std::vector<double> bound_of_integers;  ///< the same for one that rounds queries and weights to 16 bits
 };
 Expected expect(const LayerCache& layer, const std::vector<SegmentId>& segments, const Request& request);
 /// The same over given tokens [kv_head].

@@ -1,0 +1,132 @@
+// Products of codes and factors of 16 bits where the CPU multiplies bytes by fours (AVX-512 VNNI). Included once per
+// SIMD target.
+//
+// A factor is two signed bytes, 256 high + low: two dot products of 64 byte pairs instead of four of 16 floats, and no
+// conversion of codes. Small factors are one byte, and one product.
+
+#if defined(MIKV_BYTE_PRODUCTS_INL) == defined(HWY_TARGET_TOGGLE)
+#ifdef MIKV_BYTE_PRODUCTS_INL
+#undef MIKV_BYTE_PRODUCTS_INL
+#else
+#define MIKV_BYTE_PRODUCTS_INL
+#endif
+
+#include <cstring>
+
+#include "attention/quads-inl.hpp"
+#include "attention/vectors-inl.hpp"
+
+#if HWY_TARGET == HWY_AVX3_DL
+
+HWY_BEFORE_NAMESPACE();
+namespace mikv::attention::HWY_NAMESPACE {
+
+constexpr float kLargestFactor = 32639.0f;  // 127 * 256 + 127
+constexpr float kLargestByte = 127.0f;
+constexpr bool kHasSmallFactors = true;
+// From one block's factors to the next one's. Of n factors in a row the low bytes come first, the high bytes n after.
+constexpr size_t kBlockFactorBytes = kLanes;
+
+// Of kRows rows, of which the first kWide have factors of two bytes, the others of one. 5 cycles of latency on 2 ports
+// want 10 sums in flight: where there are few rows, each has several.
+template <uint32_t kRows, uint32_t kWide>
+struct FactorSums {
+  static constexpr uint32_t kEach = kRows + kWide, kChains = kEach >= 9 ? 1 : kEach >= 5 ? 2 : 4;
+  VI low[kChains][kRows], high[kChains][kWide ? kWide : 1];
+
+  HWY_INLINE HWY_ATTR void Clear() {
+#pragma GCC unroll 4
+    for (uint32_t chain = 0; chain < kChains; ++chain) {
+#pragma GCC unroll 8
+      for (uint32_t r = 0; r < kRows; ++r) low[chain][r] = hn::Zero(DI());
+#pragma GCC unroll 8
+      for (uint32_t r = 0; r < kWide; ++r) high[chain][r] = hn::Zero(DI());
+    }
+  }
+
+  // 256 high + low of row r. Joined as integers: the ports that convert and multiply floats are those of the products.
+  HWY_INLINE HWY_ATTR VF Join(uint32_t r) const {
+    const VI of_low = Total(low, r);
+    if (r >= kWide) return hn::ConvertTo(DF(), of_low);
+    return hn::ConvertTo(DF(), hn::Add(hn::ShiftLeft<8>(Total(high, r)), of_low));
+  }
+
+ private:
+  template <class Sums>
+  static HWY_INLINE HWY_ATTR VI Total(const Sums& of, uint32_t r) {
+    VI sum = of[0][r];
+#pragma GCC unroll 4
+    for (uint32_t chain = 1; chain < kChains; ++chain) sum = hn::Add(sum, of[chain][r]);
+    return sum;
+  }
+};
+
+// In assembly because GCC 12 makes a load, a broadcast and a copy of the sum out of the intrinsic: a quarter of the
+// time.
+HWY_INLINE HWY_ATTR VI DotBytes(VI sum, VU codes, const uint8_t* four_factors) {
+  struct Four {
+    uint8_t bytes[4];
+  };
+  asm("vpdpbusd %2%{1to16%}, %1, %0"
+      : "+v"(sum.raw)
+      : "v"(codes.raw), "m"(*reinterpret_cast<const Four*>(four_factors)));
+  return sum;
+}
+
+// kInRow: factors in a row.
+template <class Quads, size_t kInRow, int kQuad, uint32_t kRows, uint32_t kWide>
+HWY_INLINE HWY_ATTR void QuadDot(const Quads& quads, const uint8_t* factors, size_t stride,
+                                 FactorSums<kRows, kWide>& sums) {
+  const VU codes = quads.template Quad<kQuad>();
+  constexpr uint32_t kChain = kQuad % FactorSums<kRows, kWide>::kChains;
+#pragma GCC unroll 8
+  for (uint32_t r = 0; r < kRows; ++r) {
+    const uint8_t* four = factors + r * stride + 4 * kQuad;
+    sums.low[kChain][r] = DotBytes(sums.low[kChain][r], codes, four);
+    if (r < kWide) sums.high[kChain][r] = DotBytes(sums.high[kChain][r], codes, four + kInRow);
+  }
+}
+
+// 4 x 16 integers of at most +-32639 as 64 low bytes and 64 high bytes such that 256 high + low is the integer.
+HWY_INLINE HWY_ATTR void StoreParts(const VI* integers, uint8_t* low, uint8_t* high) {
+  struct Order {
+    uint8_t at[64];
+  };
+  // Where byte `part` of integer i stands after two packs, which interleave their operands by 4 integers.
+  static constexpr auto order = [](uint8_t part) {
+    Order result{};
+    for (uint32_t i = 0; i < 64; ++i) {
+      const uint32_t vector = i / 16, lane = i % 16;
+      result.at[i] = uint8_t(64 * (vector / 2) + 16 * (lane / 4) + 8 * (vector % 2) + 2 * (lane % 4) + part);
+    }
+    return result;
+  };
+  alignas(64) static constexpr Order kLow = order(0), kHigh = order(1);
+  const __m512i a = _mm512_packs_epi32(integers[0].raw, integers[1].raw);
+  const __m512i b = _mm512_packs_epi32(integers[2].raw, integers[3].raw);
+  // A low byte of 128 and more counts as negative; adding 128 makes the high byte take what that lost.
+  const __m512i carry = _mm512_set1_epi16(128);
+  const __m512i a_high = _mm512_add_epi16(a, carry), b_high = _mm512_add_epi16(b, carry);
+  _mm512_storeu_si512(low, _mm512_permutex2var_epi8(a, _mm512_load_si512(kLow.at), b));
+  _mm512_storeu_si512(high, _mm512_permutex2var_epi8(a_high, _mm512_load_si512(kHigh.at), b_high));
+}
+
+// Of 16 integers.
+HWY_INLINE HWY_ATTR void StoreQueryFactors(const VI* integers, uint8_t* to) {
+  const VI padded[4] = {integers[0], hn::Zero(DI()), hn::Zero(DI()), hn::Zero(DI())};
+  uint8_t low[64], high[64];
+  StoreParts(padded, low, high);
+  std::memcpy(to, low, kLanes);
+  std::memcpy(to + kLanes, high, kLanes);
+}
+
+// Of 64 integers, of a row of kStepTokens.
+HWY_INLINE HWY_ATTR void StoreWeightFactors(const VI* integers, uint8_t* to) {
+  StoreParts(integers, to, to + kStepTokens);
+}
+
+}  // namespace mikv::attention::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#endif  // HWY_AVX3_DL
+#endif  // toggle
