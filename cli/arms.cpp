@@ -19,7 +19,7 @@ Arms::Arms(const llama::Model& model, std::vector<llama::KvChoice> choices, llam
 }
 
 bool Arms::uses_shared_seat(size_t arm) const {
-  return !choices_[arm].stock() && choices_[arm].spec->prefill == Prefill::exact &&
+  return !choices_[arm].stock() && choices_[arm].spec->prefill != Prefill::streaming &&
          recording_choice().spec->can_start(*choices_[arm].spec);
 }
 

@@ -48,6 +48,7 @@ int main(void) {
   mikv_context_options options;
   mikv_context_options_init(&options);
   options.spec = "mikv";
+  options.n_ubatch = kPrompt; /* the most that a step passes through a layer at once */
   const mikv_layer_shape shape = {kHeads, kKvHeads, kDim, kDim};
   mikv_context* cache = NULL;
   mikv_error error = mikv_context_create(&options, &cache);

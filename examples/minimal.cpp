@@ -54,7 +54,7 @@ int fail(const std::string& why) {
 int main() {
   const auto spec = mikv::Spec::parse("mikv");
   if (!spec) return fail(spec.message());
-  auto created = mikv::Context::create({.spec = spec.value()});
+  auto created = mikv::Context::create({.spec = spec.value(), .n_ubatch = 1000});
   if (!created) return fail(created.message());
   mikv::Context& cache = *created.value();
   if (const auto status = cache.add_layer(0, kShape); !status) return fail(status.message());

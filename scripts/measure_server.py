@@ -6,6 +6,7 @@
     scripts/measure_server.py contexts -m FILE   16 contexts of 4,096 tokens within a fifth of their f16 size, and in stock
     scripts/measure_server.py large    -m FILE   -c 1048576 -np 32 within 2 GiB; 4 slots of 8k tokens answer
     scripts/measure_server.py session  -m FILE   save and load of a long context: bytes, times, the text that follows
+    scripts/measure_server.py pause    -m FILE   the longest step after a prompt against the median one, alone and beside three slots that generate; --kv A B ... and stock
     scripts/measure_server.py soak     -m FILE   4 clients with cancels, shared prefixes, saves and loads: errors, answers, memory
 
 Prints JSON. -m also takes the names of `mikv model list`. Texts are random lines to be looked up, from --seed."""
@@ -79,6 +80,14 @@ class Server:
 
     def complete(self, prompt: str, n: int, slot: int = -1) -> dict:
         return self.post("/completion", {"prompt": prompt, "n_predict": n, "temperature": 0, "id_slot": slot, "cache_prompt": True})
+
+    def token_times(self, prompt: str, n: int) -> list[float]:
+        """Seconds between the tokens of an answer, from the first one on."""
+        body = {"prompt": prompt, "n_predict": n, "temperature": 0, "stream": True, "cache_prompt": False, "ignore_eos": True}
+        request = urllib.request.Request(f"http://127.0.0.1:{self.port}/completion", json.dumps(body).encode(), {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=3600) as stream:
+            at = [time.monotonic() for line in stream if line.startswith(b"data:")]
+        return [b - a for a, b in zip(at, at[1:-1])]  # the last line is a summary
 
     def memory(self) -> dict:
         status = dict(line.split(":", 1) for line in Path(f"/proc/{self.process.pid}/status").read_text().splitlines())
@@ -241,6 +250,34 @@ def session(model: str, options) -> dict:
                 "same_text": plain["content"] == loaded["content"], "text": plain["content"]}
 
 
+def pause(model: str, options) -> dict:
+    rng = random.Random(options.seed)
+    n_others, n_tokens, result = 3, 96, {}
+    arms = {kv: kv for kv in options.kv.split()} | {"stock": None}
+    steps: dict[tuple[str, int], list[tuple[float, float]]] = {}
+    for repetition in range(options.repetitions):
+        for name, kv in arms.items():
+            with Server(model, kv, "-c", str(4 * 8192), "-np", "4", "--cache-ram", "0") as server, ThreadPoolExecutor(n_others) as pool:
+                server.token_times("one", 8)  # what is made at the first use
+                for others in (0, n_others):
+                    running = [pool.submit(server.token_times, filler(rng, 400), 100000) for _ in range(others)]
+                    if others:
+                        time.sleep(2)
+                    times = server.token_times(filler(rng, options.characters), n_tokens)
+                    steps.setdefault((name, others), []).append((max(times), statistics.median(times)))
+                    if others:
+                        server.process.kill()  # they would generate for ever
+                        for r in running:
+                            r.exception()
+            print(f"pause: {name}, repetition {repetition + 1} of {options.repetitions}", file=sys.stderr, flush=True)
+    for (name, others), measured in steps.items():
+        result[f"{name}, {others} others"] = {
+            "longest_ms": round(1000 * statistics.median(longest for longest, _ in measured), 1),
+            "median_ms": round(1000 * statistics.median(median for _, median in measured), 1),
+            "longest_against_median": round(statistics.median(longest / median for longest, median in measured), 2)}
+    return result
+
+
 def soak(model: str, options) -> dict:
     """Exits with 1 if a request failed, the answers got worse or the memory grew."""
     seconds, n_clients = options.duration * 60, 4
@@ -321,7 +358,7 @@ def soak(model: str, options) -> dict:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["greedy", "drafts", "contexts", "large", "session", "soak"])
+    parser.add_argument("what", choices=["greedy", "drafts", "contexts", "large", "session", "pause", "soak"])
     parser.add_argument("-m", "--model", required=True)
     parser.add_argument("--kv", default="mikv")
     parser.add_argument("--contexts", type=int, default=16)
@@ -331,6 +368,7 @@ def main() -> int:
     parser.add_argument("--characters", type=int, default=0, help="of the text of `session` or of a context, about (default: 16,000 and 4,000 tokens)")
     parser.add_argument("--duration", type=float, default=10, help="minutes of `soak`")
     parser.add_argument("--no-stock", action="store_true", help="`contexts` without stock llama.cpp")
+    parser.add_argument("-r", "--repetitions", type=int, default=3, help="of `pause`")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     options.lines = options.lines or (25 if options.what == "contexts" else 455)
@@ -339,7 +377,7 @@ def main() -> int:
     if not os.path.exists(model):
         model = subprocess.run([str(MIKV), "model", "path", model], check=True, capture_output=True, text=True).stdout.strip()
     began = time.monotonic()
-    result = {"contexts": contexts, "drafts": drafts, "greedy": greedy, "large": large, "session": session, "soak": soak}[options.what](model, options)
+    result = {"contexts": contexts, "drafts": drafts, "greedy": greedy, "large": large, "session": session, "pause": pause, "soak": soak}[options.what](model, options)
     result["minutes"] = round((time.monotonic() - began) / 60, 1)
     print(json.dumps(result, indent=1))
     return 0

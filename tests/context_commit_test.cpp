@@ -46,5 +46,105 @@ TEST_P(CommitTest, AStepThatGeneratesBeginsWithItsPromptCompressed) {
   ASSERT_TRUE(engine.cache().end_step(false).ok());
 }
 
+// ---------------------------------------------------------------- prefill=spread
+
+class SpreadTest : public BothKinds {
+ protected:
+  SmallEngine::Setup of_layers(int n) const {
+    SmallEngine::Setup setup = wish("mikv:prefill=spread");
+    setup.n_layers = n;
+    return setup;
+  }
+  static uint64_t n_staged(SmallEngine& engine) { return engine.cache().memory_usage().n_staged_tokens; }
+};
+INSTANTIATE_TEST_SUITE_P(Context, SpreadTest, testing::Bool(), kind_name);
+
+TEST_P(SpreadTest, EachStepCompressesTheNextLayers) {
+  SmallEngine engine(of_layers(40));
+  ASSERT_TRUE(engine.prompt(0, 600).ok());
+  for (uint32_t i = 1; i <= 20; ++i) {  // 40 layers in shares of 2, of 2 KV heads each
+    ASSERT_TRUE(engine.generate(0).ok());
+    EXPECT_EQ(n_staged(engine), uint64_t{40 - 2 * i} * 2 * (600 + i));
+  }
+  ASSERT_TRUE(engine.generate(0).ok());
+  EXPECT_EQ(n_staged(engine), 0u);
+}
+
+TEST_P(SpreadTest, WithALimitOfMemoryAllAtOnce) {
+  SmallEngine::Setup setup = of_layers(40);
+  setup.budget = 1u << 30;
+  SmallEngine engine(setup);
+  ASSERT_TRUE(engine.prompt(0, 600).ok());
+  ASSERT_TRUE(engine.generate(0).ok());
+  EXPECT_EQ(n_staged(engine), 0u);
+}
+
+TEST_P(SpreadTest, ThreadsMakeNoDifference) {
+  SmallEngine::Setup setup = of_layers(40);
+  SmallEngine one(setup);
+  setup.n_threads = 3;
+  SmallEngine three(setup);
+  for (SmallEngine* engine : {&one, &three}) ASSERT_TRUE(engine->prompt(0, 600).ok());
+  for (int i = 0; i < 30; ++i) {
+    for (SmallEngine* engine : {&one, &three}) ASSERT_TRUE(engine->generate(0).ok());
+    ASSERT_EQ(one.output(), three.output()) << i;
+  }
+}
+
+TEST_P(SpreadTest, SavedInBetweenItResumesToTheBit) {
+  for (const uint32_t n_before : {0u, 1u, 7u, 19u}) {
+    SCOPED_TRACE(n_before);
+    SmallEngine from(of_layers(40)), to(of_layers(40));
+    ASSERT_TRUE(from.prompt(1, 600).ok());
+    for (uint32_t i = 0; i < n_before; ++i) ASSERT_TRUE(from.generate(1).ok());
+    const auto bytes = from.cache().save(1);
+    ASSERT_TRUE(bytes) << bytes.message();
+    ASSERT_TRUE(to.cache().load(1, bytes.value()).ok());
+    for (int i = 0; i < 25; ++i) {
+      ASSERT_TRUE(from.generate(1).ok());
+      ASSERT_TRUE(to.generate(1).ok());
+      ASSERT_EQ(from.output(), to.output()) << i;
+    }
+    EXPECT_EQ(n_staged(to), 0u);
+    EXPECT_EQ(from.cache().save(1).value(), to.cache().save(1).value());
+  }
+}
+
+TEST_P(SpreadTest, APromptInBetweenWaitsAsWell) {
+  SmallEngine engine(of_layers(40));
+  ASSERT_TRUE(engine.prompt(0, 600).ok());
+  for (int i = 0; i < 3; ++i) ASSERT_TRUE(engine.generate(0).ok());
+  ASSERT_TRUE(engine.prompt(0, 400).ok());
+  const uint64_t before = n_staged(engine);
+  ASSERT_TRUE(engine.generate(0).ok());
+  EXPECT_GT(n_staged(engine), before * 9 / 10) << "a share, not all";
+  for (int i = 0; i < 45; ++i) ASSERT_TRUE(engine.generate(0).ok());
+  EXPECT_EQ(n_staged(engine), 0u);
+}
+
+TEST_P(SpreadTest, WhatIsIdleIsCompressedWhileOthersGenerate) {
+  SmallEngine engine(of_layers(40));
+  ASSERT_TRUE(engine.prompt(1, 600).ok());
+  ASSERT_TRUE(engine.generate(1).ok());
+  ASSERT_TRUE(engine.prompt(0, 20).ok());
+  uint64_t before = n_staged(engine);
+  for (int i = 0; i < 19; ++i) {
+    ASSERT_TRUE(engine.generate(0).ok());
+    EXPECT_LT(n_staged(engine), before);
+    EXPECT_GT(n_staged(engine) + 3 * 2 * 601, before) << "a share at a time";
+    before = n_staged(engine);
+  }
+  EXPECT_LT(n_staged(engine), 256u * 2 * 40) << "sequence 0 is too short to be compressed";
+}
+
+TEST_P(SpreadTest, DraftsAndMeasuredTextsAreAsWithoutIt) {
+  SmallEngine drafts(of_layers(4)), measured(of_layers(4));
+  ASSERT_TRUE(drafts.prompt(0, 600).ok());
+  for (int i = 0; i < 8; ++i) ASSERT_TRUE(drafts.step({{0, 48, SmallEngine::Outputs::all}}).ok());
+  EXPECT_LE(n_staged(drafts), 4u * 2 * 48);
+  for (int i = 0; i < 32; ++i) ASSERT_TRUE(measured.step({{0, 64, SmallEngine::Outputs::all}}).ok());
+  EXPECT_GT(measured.cache().memory_usage().n_lo_tokens, 4u * 2 * 500);
+}
+
 }  // namespace
 }  // namespace mikv::test

@@ -342,17 +342,33 @@ TEST(CommitRulesTest, FewerTokensWaitAsTheCacheGrows) {
 
 // ---------------------------------------------------------------- what a budget gives up
 
-TEST(LadderTest, MixedBitsGoDownTheMeasuredFrontier) {
+TEST(LadderTest, MixedBitsGiveUpTheirShareThenGoDownTheMeasuredFrontier) {
   const Spec asked = spec_of("mikv");
   const std::vector<Rung> rungs = ladder_of(asked);
-  ASSERT_EQ(rungs.size(), 4u);
-  Rung before{asked.keep, asked.bits};
-  for (const Rung& rung : rungs) {
-    EXPECT_LT(rung.bits, before.bits);
-    EXPECT_LE(rung.keep, before.keep);
-    before = rung;
+  ASSERT_EQ(rungs.size(), 6u);
+  EXPECT_NEAR(rungs[0].keep, 0.06, 1e-12);
+  EXPECT_NEAR(rungs[1].keep, 0.05, 1e-12);
+  for (size_t i = 0; i < 2; ++i) EXPECT_EQ(rungs[i].bits, asked.bits) << "lo stays as it is";
+  for (size_t i = 2; i < 6; ++i) {
+    EXPECT_EQ(rungs[i].bits, measured_rungs()[3 + i].rung.bits);
+    EXPECT_EQ(rungs[i].keep, rungs[1].keep) << "what left hi is not there any more";
   }
-  for (size_t i = 0; i < 4; ++i) EXPECT_EQ(rungs[i], measured_rungs()[5 + i].rung);
+}
+
+TEST(LadderTest, LaddersOfMixedBitsGoDown) {
+  for (const char* name : {"mikv", "mikv-hq", "mikv-max", "mikv:keep=0.2", "mikv:keep=0.012", "mikv:keep=0"}) {
+    SCOPED_TRACE(name);
+    const Spec asked = spec_of(name);
+    Rung before{asked.keep, asked.bits};
+    for (const Rung& rung : ladder_of(asked)) {
+      EXPECT_LE(rung.keep, before.keep);
+      EXPECT_LE(rung.bits, before.bits);
+      EXPECT_FALSE(rung == before) << "gives nothing back";
+      EXPECT_TRUE(Spec::parse(lowered(asked, rung).to_string())) << lowered(asked, rung).to_string();
+      before = rung;
+    }
+    EXPECT_EQ(before.bits, measured_rungs().back().rung.bits);
+  }
 }
 
 TEST(LadderTest, MeasuredRungsLoseMoreAsTheyGetSmaller) {
@@ -411,6 +427,7 @@ TEST(LadderTest, LoweredSpecsHaveOneText) {
 TEST(LadderTest, TheCostIsThatOfTheNextMeasuredRung) {
   EXPECT_EQ(cost_of(spec_of("mikv")), "mean KL divergence 0.0035 to 0.0057 where measured");
   EXPECT_EQ(cost_of(spec_of("mikv:bits=2")), "mean KL divergence 0.0089 to 0.0218 where measured");
+  EXPECT_EQ(cost_of(spec_of("mikv:keep=0.06")), "mean KL divergence 0.0035 to 0.0069, between what was measured");
   EXPECT_NE(cost_of(spec_of("rtn4")), cost_of(spec_of("mikv")));
 }
 

@@ -9,8 +9,8 @@
  * passed in are borrowed for the call, unless the function says otherwise. Strings are UTF-8 and end with a zero.
  * Functions that can fail return a mikv_error; mikv_last_error_message() then has one line that names cause and remedy.
  * No C++ exception leaves a function, and none of them prints or ends the process.
- * Threads: a context is used by one thread at a time, except mikv_context_attend(), which is collective. Two contexts
- * are independent.
+ * Threads: a context is used by one thread at a time, except mikv_context_attend(), which is collective, and
+ * mikv_context_fail(). Two contexts are independent.
  * Structures begin with their size, which mikv_*_init() sets: a program that was compiled with an older header keeps
  * working with a newer library of the same major version.
  */

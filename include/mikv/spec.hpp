@@ -30,7 +30,7 @@ enum class Importance : uint8_t { full, h2o, window, streaming, snapkv, scissorh
 
 /// When a prompt is compressed: once at its end (exact attention meanwhile), or after every chunk (bounded peak
 /// memory).
-enum class Prefill : uint8_t { exact, streaming };
+enum class Prefill : uint8_t { exact, streaming, spread };
 
 /// Number of channels that share a scale and a zero (Eq. 1 of MiKV). Always a divisor of the head dimension.
 struct GroupSize {
@@ -107,7 +107,7 @@ struct MeasuredSpec {
   double least_kld = 0.0, most_kld = 0.0;
 };
 
-/// The measured frontier, from the largest to the smallest: a budget that runs out lowers a cache of lo=mixed along it.
+/// The measured frontier of lo=mixed, from the largest to the smallest: a budget that runs out takes their bits.
 MIKV_API std::vector<MeasuredSpec> measured_specs();
 
 /// Splits a comma-separated list of specs. A piece "key=value" belongs to the spec before it:

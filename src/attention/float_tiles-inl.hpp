@@ -1,5 +1,5 @@
-// Attention over tiles in single precision: the arithmetic of every target, and of 16-bit tiles on all of them.
-// Included once per SIMD target.
+// Attention over tiles in single precision: the arithmetic of targets without integer products, and of 16-bit tiles on
+// all. Included once per SIMD target.
 //
 // Scales never touch the codes: a key's alpha multiplies its finished dot product, a value's alpha its attention
 // weight.
@@ -21,8 +21,7 @@ namespace mikv::attention::HWY_NAMESPACE {
 
 // ---------------------------------------------------------------- the dot product
 
-// Independent chains per query row: 4 cycles of FMA latency on 2 ports want 8 accumulators in flight. Half of 16
-// registers are needed for decoding.
+// Independent chains per query row: 4 cycles of FMA latency on 2 ports want 8 accumulators in flight.
 template <uint32_t kRows>
 constexpr uint32_t Chains() {
   if constexpr (kMaxRows < 8) return kRows >= 4 ? 1 : kRows >= 2 ? 2 : 4;

@@ -3,7 +3,8 @@
 //
 // Codes are bytes as they are, four rows of a tile at once (codec/tile.hpp). What they are multiplied by, queries and
 // attention weights, is rounded to 16 bits: "factors". Sums of integers are exact, so the only error is that rounding:
-// at most step/2 for each number, with step = the largest of them / 32639.
+// at most step/2 for each number, with step = the largest of them / 32639 (of weights: the largest weight times the
+// largest alpha).
 //   logit = sum_g alpha_g step (q_int . codes_g) + beta_g step sum(q_int)
 //   out_g = sum over steps of step sum_t (w_t alpha_tg)_int . (codes_tg - centre)
 //           + sum_t w_t (beta_tg + centre alpha_tg)
@@ -29,8 +30,8 @@ namespace mikv::attention::HWY_NAMESPACE {
 
 // ---------------------------------------------------------------- the dot product
 
-// Adds to row r's sums factor i of row r * tile row i, over the tile's rows i, in lanes [lane, lane + width). Row r's
-// factors are at factors + r * stride, of kInRow in a row. bits: of the tile, where Quads does not say.
+// sums[r] += sum over i of factor[r][i] * tile row i, in lanes [lane, lane + width). The factors of row r are at
+// factors + r * stride, in a row of kInRow. bits: of the tile, where Quads does not say.
 template <class Quads, size_t kInRow, uint32_t kRows, uint32_t kWide>
 HWY_INLINE HWY_ATTR void TileDotFactors(const uint8_t* tile, uint32_t bits, size_t lane, LevelTable levels,
                                         const uint8_t* factors, size_t stride, FactorSums<kRows, kWide>& sums) {

@@ -1,7 +1,8 @@
 // The attention kernels: compiled once for each SIMD target. See kernel_api.hpp for what they compute.
 //
 // A step takes 128 tokens (8 blocks): logits of all rows; running maximum and exponentials; weighted values. With few
-// rows (a decode step) the tiles are decoded on the fly; with more (a prefill chunk) each tile is decoded once before.
+// rows (a decode step) the tiles are decoded on the fly, but for mixed ones on AVX2; with more (a prefill chunk) each
+// tile is decoded once before.
 #include <type_traits>
 
 #include "attention/kernel_api.hpp"
@@ -96,8 +97,8 @@ HWY_ATTR void UnpackTile(const Tiles& tiles, uint32_t n_blocks, uint32_t t, Leve
   }
 }
 
-// From how many rows on tiles are decoded once. Where there are 16 registers, a product that must first choose how its
-// tile is decoded would leave its sums in memory.
+// From how many rows on tiles are decoded once: where they would be decoded more than twice. Where there are 16
+// registers, a product that must first choose how its tile is decoded would leave its sums in memory.
 template <class TileReader>
 constexpr uint32_t kUnpacksFrom = HWY_TARGET == HWY_AVX2 && kIsMixed<TileReader> ? 1 : 2 * kMaxRows + 1;
 
@@ -108,8 +109,10 @@ HWY_ATTR void RunFormat(const StepArgs& args, uint32_t n_rows) {
   const bool keys = kWork == Work::logits;
   const Tiles tiles{args.blocks + (keys ? layout.data_k : layout.data_v), layout.bytes,
                     keys ? &layout.row_k : &layout.row_v};
-  if (std::is_same_v<TileReader, Unpacked> || n_rows < kUnpacksFrom<TileReader>) {
-    return RunChunks<kWork, TileReader>(args, tiles, n_rows);
+  if constexpr (std::is_same_v<TileReader, Unpacked> || kUnpacksFrom<TileReader> > 1) {
+    if (std::is_same_v<TileReader, Unpacked> || n_rows < kUnpacksFrom<TileReader>) {
+      return RunChunks<kWork, TileReader>(args, tiles, n_rows);
+    }
   }
   const uint32_t n_tiles = keys ? layout.tiles_k : layout.tiles_v;
   const LevelTable levels = LevelsOf<TileReader>();
@@ -184,7 +187,7 @@ HWY_ATTR inline bool StepLogits(const StepArgs& args, uint32_t first_token, cons
 }
 
 // What the step at blocks [first, first + n) fetches: the blocks that follow, up to `end`, or what comes then, in as
-// many calls as it has tiles.
+// many calls as it has tiles, or parts of tiles on narrower targets.
 HWY_ATTR inline Ahead FetchAfter(const BlockSpan& span, uint32_t first, uint32_t n, uint32_t end, uint32_t n_rows,
                                  bool values) {
   const Geometry& geometry = *span.geometry;
@@ -193,7 +196,7 @@ HWY_ATTR inline Ahead FetchAfter(const BlockSpan& span, uint32_t first, uint32_t
   const uint32_t n_left = end - first - n;
   const std::span<const uint8_t> next =
       n_left ? std::span(span.blocks + (first + n) * stride, HWY_MIN(kStepBlocks, n_left) * stride) : span.next;
-  return {next.data(), next.data(), next.size() / (n * n_tiles * RowChunks(n_rows))};
+  return {next.data(), next.data(), next.size() / (n * n_tiles * RowChunks(n_rows) * (kLanes / Width()))};
 }
 
 void Attend(const BlockSpan& span, uint32_t begin, uint32_t end, const Rows& rows, const MaskTile& mask, float softcap,

@@ -72,7 +72,7 @@ HWY_INLINE HWY_ATTR VU LookUp(LevelTable levels, VU windows) {
   if constexpr (kWindow == 5) return VU{low};
   return VU{either(low, either(of(2), of(3), bit4), _mm256_slli_epi16(windows.raw, 2))};
 #else
-  // As on AVX2.
+  // The same lookups, chosen by comparison.
   const hn::Repartition<uint8_t, DU> bytes;
   constexpr uint32_t kInTable = kWindow < 4 ? kWindow : 4;
   const auto window = hn::BitCast(bytes, windows),

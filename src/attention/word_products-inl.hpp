@@ -3,7 +3,7 @@
 //
 // Four rows of codes are two vectors of words, rows 0 and 2, and 1 and 3, of each lane side by side: two products and
 // two sums take the place of four products of floats and their conversions. Pairs of bytes (vpmaddubsw) would need
-// factors of 7 bits, so as not to saturate, and six instructions for two of them.
+// factors of 7 bits, so as not to saturate, and eight instructions for two of them.
 
 #if defined(MIKV_WORD_PRODUCTS_INL) == defined(HWY_TARGET_TOGGLE)
 #ifdef MIKV_WORD_PRODUCTS_INL
@@ -23,8 +23,8 @@ HWY_BEFORE_NAMESPACE();
 namespace mikv::attention::HWY_NAMESPACE {
 
 constexpr float kLargestFactor = 32639.0f;  // that of byte_products-inl.hpp: one bound for both
-constexpr float kLargestByte = 127.0f;
 constexpr bool kHasSmallFactors = false;
+constexpr float kLargestByte = 127.0f;  // of small factors: not used
 // From one block's factors to the next one's. Those of four rows stand in the order 0, 2, 1, 3.
 constexpr size_t kBlockFactorBytes = sizeof(int16_t) * kLanes;
 
@@ -54,6 +54,7 @@ HWY_INLINE HWY_ATTR void AddProducts(VI& sum, __m256i codes, const uint8_t* two_
       : "x"(codes), "m"(*reinterpret_cast<const Two*>(two_factors)));
 }
 
+// kInRow: the words of a factor stand together, wherever its row ends.
 template <class Quads, size_t kInRow, int kQuad, uint32_t kRows, uint32_t kWide>
 HWY_INLINE HWY_ATTR void QuadDot(const Quads& quads, const uint8_t* factors, size_t stride,
                                  FactorSums<kRows, kWide>& sums) {

@@ -48,8 +48,10 @@ class Attempt {
   bool stage_in_bytes();
   /// The more of a prompt is compressed at once, the better.
   bool compress_large_pieces();
-  bool lower_a_little() { return lower(std::min<size_t>(rungs_.size(), 1)); }
-  bool compress_small_pieces() { return compress_pieces(kFirstTokens) || compress_pieces(0); }
+  bool lower_shares() { return lower(std::min(rungs_.size(), policy::kFewerTokens)); }
+  bool compress_small_pieces() { return compress_pieces(kFirstTokens); }
+  bool lower_bits() { return lower(std::min(rungs_.size(), policy::kFewerTokens + 1)); }
+  bool compress_at_once() { return compress_pieces(0); }
   bool lower_to_the_end();
 
   /// Reserves bytes_at(null) at the first rung at which they fit beside what the segments then have.
@@ -228,12 +230,16 @@ constexpr std::array kConcessions = {
                "next to none lost", false, &Attempt::stage_in_bytes},
     Concession{"where there is no room for a whole prompt in 8 bits, what was read of it is compressed before its end",
                "as streaming prefill, docs/quality.md", false, &Attempt::compress_large_pieces},
-    // Only where that is enough: a prompt is then compressed at its end, and a segment that is frozen on a prompt's
-    // first few tokens is bad for as long as it lives.
-    Concession{"", "KL divergence 1.4 times that of the spec", true, &Attempt::lower_a_little},
-    Concession{"where there is no room for 1,024 tokens of a prompt, it is compressed in smaller pieces",
-               "KL divergence 1.8 times that of exact prefill, or more", false, &Attempt::compress_small_pieces},
-    Concession{"", "down to the last measured rung", true, &Attempt::lower_to_the_end},
+    Concession{"", "KL divergence 1.2 times that of the spec", true, &Attempt::lower_shares},
+    // One prompt loses before all that is held: the room it needs while it is read comes back at its end.
+    Concession{"where there is no room for 1,024 tokens of a prompt, it is compressed in pieces of 256",
+               "KL divergence 1.8 times that of exact prefill", false, &Attempt::compress_small_pieces},
+    // Only where that is enough: a segment that is frozen on a prompt's first few tokens is bad for as long as it
+    // lives.
+    Concession{"", "KL divergence 1.4 to 1.8 times that of the spec", true, &Attempt::lower_bits},
+    Concession{"where there is no room for 256 tokens of a prompt, it is compressed as it is read",
+               "KL divergence 4 to 11 times that of exact prefill", false, &Attempt::compress_at_once},
+    Concession{"", "down to the last measured bits", true, &Attempt::lower_to_the_end},
 };
 
 }  // namespace

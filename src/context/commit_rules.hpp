@@ -27,6 +27,9 @@ inline constexpr uint32_t kFirstStreamedTokens = 1024;
 /// Waiting and compressed tokens of a streamed prompt together take at most the memory of this many tokens in f16.
 inline constexpr uint32_t kStreamedTokens = 3584;
 
+/// Steps over which prefill=spread compresses a prompt (docs/adr/0023-compression-over-steps.md).
+inline constexpr uint32_t kSpreadSteps = 32;
+
 using tier::kSegmentTokens;
 
 /// Number of tokens of a streamed prompt that may wait in f16 when n_compressed are compressed: both together take at

@@ -121,7 +121,8 @@ Status Context::Impl::plan_step(const Batch& batch) {
   commit_idle();
   for (const StepPlan::Run& run : plan.runs()) {
     const CommitRule rule = rule_of(spec(), run, pressed_from());
-    if (!run.generates && !rule.commits) continue;  // drafts are not, but what was staged before them is
+    if (!run.generates && !rule.commits) continue;          // drafts are not, but what was staged before them is
+    if (run.generates && any_waits(run.segment)) continue;  // commit_share() does it
     const Status status = share_bits(run.segment, rule.from, rule.commits ? std::min(run.n, options.n_ubatch) : 0);
     if (!status) fail(status.error());
   }
@@ -198,52 +199,6 @@ Status Context::Impl::check_complete(const Batch& batch) const {
   return {};
 }
 
-Status Context::Impl::commit_prompt(SegmentId segment) {
-  Status status = share_bits(segment, kFirstTokens, 0);
-  if (status) status = layers.commit(segment, kFirstTokens, options.n_threads);
-  layers.trim(segment);
-  return status;
-}
-
-Status Context::Impl::commit_ended(SequenceId sequence) {
-  Status first;
-  std::erase_if(may_have_ended, [&](SegmentId segment) {
-    const auto seen = [&](SequenceId s) {
-      return std::ranges::find(sequences.seen_by(s), segment) != sequences.seen_by(s).end();
-    };
-    if (sequence != kAllSequences && !seen(sequence)) return false;
-    if (const Status status = commit_prompt(segment); first && !status) first = status;
-    return true;
-  });
-  return first;
-}
-
-void Context::Impl::commit_idle() {
-  const auto runs = plan.runs();
-  const auto in_step = [&](SegmentId segment) {
-    return std::ranges::any_of(runs, [&](const StepPlan::Run& run) { return run.segment == segment; });
-  };
-  for (const SegmentId segment : may_have_ended) {
-    if (!in_step(segment)) (void)commit_prompt(segment);  // where there is no memory for it, it waits as it is
-  }
-  may_have_ended.clear();
-  // An engine that has a prompt to read puts it beside what is generated: one that is in no such step was given up. If
-  // it comes back after all, it is as a streamed prompt is.
-  if (spec().uncompressed() || !std::ranges::all_of(runs, &StepPlan::Run::generates)) return;
-  sequences.for_each_segment([&](SegmentId segment) {
-    if (!in_step(segment) && layers.any_staged(segment, kFirstTokens)) (void)commit_prompt(segment);  // or next time
-  });
-}
-
-void Context::Impl::commit_before_generation() {
-  if (spec().uncompressed()) return;
-  const uint32_t from = context::pressed(kFirstTokens, pressed_from());
-  for (const StepPlan::Run& run : plan.runs()) {
-    // Where there is no memory for it, store() tries again and fails.
-    if (run.generates && layers.any_staged(run.segment, 1)) (void)layers.commit(run.segment, from, options.n_threads);
-  }
-}
-
 void Context::Impl::continue_full(uint32_t n_tokens) {
   // Where a budget took from a segment, new text is held as asked for again once half of the room is free.
   const bool free = account->room() != UINT64_MAX && account->used() <= account->room();
@@ -256,18 +211,6 @@ void Context::Impl::continue_full(uint32_t n_tokens) {
 uint32_t Context::Impl::n_streamed(SequenceId sequence) const {
   const context::LayerSet::Most most = layers.most_compressed(sequences.seen_by(sequence));
   return context::streamed_tokens(spec(), most.n_cells, most.n_compressed);
-}
-
-void Context::Impl::commit_unattended() {
-  if (spec().uncompressed()) return;
-  for (auto& [index, layer] : layers.layers) {
-    if (layer.attended || layer.next_row == 0) continue;
-    for (const StepPlan::Run& run : plan.runs()) {
-      const CommitRule rule = rule_of(spec(), run, pressed_from());
-      if (!rule.commits) continue;
-      if (const Status status = layer.cache->commit(run.segment, rule.from); !status) fail(status.error());
-    }
-  }
 }
 
 // ---------------------------------------------------------------- store
@@ -319,7 +262,7 @@ Status Context::Impl::stage(ContextLayer& layer, std::span<const Part> of_call) 
   }
   // What commit_before_generation() had no memory for.
   for (const Part& part : of_call) {
-    if (!part.generates) continue;
+    if (!part.generates || waits(layer, part.segment)) continue;
     const uint32_t from = context::pressed(kFirstTokens, pressed_from());
     if (const Status status = layer.cache->commit(part.segment, from); !status) return status;
   }
@@ -435,7 +378,8 @@ Status Context::Impl::collect_calls(const ContextLayer& layer, std::span<const A
     LayerAttendArgs& call = to.emplace_back(args);
     const CommitRule rule = rule_of(spec(), run, pressed_from());
     call.segments = segments;
-    call.commit = rule.commits;
+    const auto waiting = [&](SegmentId segment) { return waits(layer, segment); };
+    call.commit = rule.commits && !(run.generates && std::ranges::any_of(segments, waiting));
     call.commit_from = rule.from;
     if (keeps_cells() && args.mask.type == Mask::Type::none) call.mask = own_mask(layer, args.stream);
     return &call;

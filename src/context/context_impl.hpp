@@ -55,28 +55,32 @@ struct Context::Impl {
 
   // Steps (context.cpp).
   Status plan_step(const Batch& batch);
-  /// Compresses prompts that ended with the last step, if nothing is generated from them in this one, and those that
-  /// nobody reads any more (a request that was cancelled).
-  void commit_idle();
-  /// A generated token ends the prompt before it: compresses what is staged, which may make the room that others need.
-  /// Here and not in store(), which the engine calls on one thread.
-  void commit_before_generation();
-  /// Compresses prompts that ended with the last step, of one sequence or of all.
-  Status commit_ended(SequenceId sequence);
-  Status commit_prompt(SegmentId segment);
   /// An error if a sequence of the batch is incomplete.
   Status check_complete(const Batch& batch) const;
   /// Lets prompts continue in a new segment where theirs has n_tokens or more, some compressed.
   void continue_full(uint32_t n_tokens);
   uint32_t n_streamed(SequenceId sequence) const;
+
+  // Compression (compression.cpp).
+  /// Prompts that ended with the last step, if nothing is generated from them in this one, and those that nobody reads
+  /// any more (a request that was cancelled).
+  void commit_idle();
+  /// A generated token ends the prompt before it: compresses what is staged, which may make the room that others need.
+  /// Here and not in store(), which the engine calls on one thread.
+  void commit_before_generation();
+  /// True if what the segment has in the layer is compressed by a later step: prefill=spread, and no limit of memory.
+  bool waits(const context::ContextLayer& layer, SegmentId segment) const;
+  bool any_waits(SegmentId segment) const;  ///< in any layer
+  void commit_share(SegmentId segment);     ///< in the next of the layers that wait
+  /// Prompts that ended with the last step, of one sequence or of all.
+  Status commit_ended(SequenceId sequence);
+  Status commit_prompt(SegmentId segment);
   Status share_bits(SegmentId segment, uint32_t from, uint32_t n_to_come) {
     return layers.share_bits(segment, from, n_to_come, options.n_threads);
   }
-  /// Compresses what attention would have, in layers that were not attended.
-  void commit_unattended();
+  void commit_unattended();  ///< what attention would have, in layers that were not attended
 
-  /// Cells of n tokens of the step from the given one on, where the context keeps the cells. Error: the batch has
-  /// fewer.
+  /// Where the context keeps the cells. Error: the batch has fewer tokens.
   Result<std::span<const CellPlace>> taken(uint32_t first, uint64_t n) const;
   /// The tokens of a store() that go to one segment.
   struct Part {

@@ -72,7 +72,7 @@ Result<CacheBytes> estimate_layer(const LayerLoad& layer, const Spec& spec, uint
   if (!half) return half.error();
   const double more = double(n_tokens - most) / (n_measured / 2);
   const double held = whole.held + more * (whole.held - double(half.value().held.total()));
-  if (spec.prefill == Prefill::exact) {
+  if (spec.prefill != Prefill::streaming) {
     return CacheBytes{held, whole.prompt + more * (whole.prompt - double(half.value().peak_bytes))};
   }
   // A streamed prompt's wait is bounded: what is held grows, what waits does not.

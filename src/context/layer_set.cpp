@@ -72,6 +72,7 @@ Status LayerSet::share_bits(SegmentId segment, uint32_t from, uint32_t n_to_come
   std::vector<LayerCache*> caches;
   for (const auto& [index, layer] : layers) {
     const SegmentCount count = layer.count(segment);
+    if (count.compressed()) return {};  // shared before, with the layers that are not compressed yet
     if (count.n_staged && is_ready(from, count, n_to_come)) caches.push_back(layer.cache.get());
   }
   return LayerCache::share_bits(caches, segment, n_threads);

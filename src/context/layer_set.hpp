@@ -49,7 +49,8 @@ class LayerSet {
   bool is_lowered(SegmentId segment) const;
   uint64_t bytes_of(SegmentId segment, const policy::Rung* rung) const;  ///< lowered to the rung, or as it is
 
-  /// LayerCache::share_bits() over the layers that commit(segment, from) would compress n_to_come tokens later.
+  /// LayerCache::share_bits() over the layers that commit(segment, from) would compress n_to_come tokens later; nothing
+  /// if a layer is compressed already.
   Status share_bits(SegmentId segment, uint32_t from, uint32_t n_to_come, uint32_t n_threads);
   /// LayerCache::commit() of all layers.
   Status commit(SegmentId segment, uint32_t from, uint32_t n_threads);

@@ -15,7 +15,8 @@ namespace mikv::session {
 namespace {
 
 constexpr uint32_t kNotSaved = UINT32_MAX;
-constexpr uint8_t kFrozen = 1, kSampled = 2, kGoesOn = 4, kStagedInBytes = 8, kTurned = 16, kPattern = 32;
+constexpr uint8_t kFrozen = 1, kSampled = 2, kGoesOn = 4, kStagedInBytes = 8, kTurned = 16, kPattern = 32, kShared = 64,
+                  kKnownFlags = 127;
 
 template <typename T>
 void put_array(ByteWriter& out, const std::vector<T>& values) {
@@ -141,13 +142,17 @@ bool get_tier(ByteReader& in, tier::Tier& tier, tier::CellSet& missing) {
 bool get_head(ByteReader& in, const SegmentContract& contract, tier::CellSet missing, tier::HeadStore& head) {
   const LayerShape& shape = contract.shape;
   const uint8_t flags = in.get<uint8_t>();
-  if (flags & ~(kFrozen | kSampled | kGoesOn | kStagedInBytes | kTurned | kPattern)) return false;
+  if (flags & ~kKnownFlags) return false;
   head.frozen = flags & kFrozen;
   head.turned = flags & kTurned;
   if (flags & kGoesOn) head.n_before = in.get<uint32_t>();
   if (flags & kPattern) {
     head.pattern = in.get<uint8_t>();
     if (head.pattern == 0 || head.pattern > policy::policy_of(contract.spec.importance).patterns.n) return false;
+  }
+  if (flags & kShared) {
+    head.more_bits = in.get<double>();
+    if (head.frozen || !(std::abs(head.more_bits) <= policy::kMostMoreBits)) return false;
   }
   if (flags & kStagedInBytes) {
     if (!contract.layouts->quantised()) return false;
@@ -215,11 +220,13 @@ void save_segment(const tier::SegmentStore& segment, std::span<const uint32_t> c
   out.put_array(std::span<const uint64_t>(live));
   for (const tier::HeadStore& head : segment.heads()) {
     const bool sampled = !head.sample.arrivals.empty();
+    const bool shared = !head.frozen && head.more_bits != 0.0;
     out.put(uint8_t((head.frozen ? kFrozen : 0) | (sampled ? kSampled : 0) | (head.n_before ? kGoesOn : 0) |
                     (head.staged_in_bytes() ? kStagedInBytes : 0) | (head.turned ? kTurned : 0) |
-                    (head.pattern ? kPattern : 0)));
+                    (head.pattern ? kPattern : 0) | (shared ? kShared : 0)));
     if (head.n_before) out.put(head.n_before);
     if (head.pattern) out.put(head.pattern);
+    if (shared) out.put(head.more_bits);
     if (head.staged_in_bytes()) put_axes(out, head.staged_transform.key);
     out.put(head.n_queries);
     put_array(out, head.q_max);

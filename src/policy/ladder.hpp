@@ -1,7 +1,7 @@
 // Ladder: how a cache is made smaller, a rung at a time, where a budget has no room for it as it was asked for.
 //
-// lo=mixed goes down the measured frontier: the share in high precision and the bits of the rest that together lose
-// least at their size (docs/quality.md, docs/results/ladder.csv). Other specs give up their share, then their format.
+// lo=mixed first gives up three eighths of the share in high precision, then bits, by those of the measured frontier
+// (docs/quality.md, docs/results/ladder.csv). Other specs give up their share, then their format.
 #pragma once
 
 #include <span>
@@ -29,6 +29,9 @@ struct MeasuredRung {
 
 /// From the largest to the smallest.
 std::span<const MeasuredRung> measured_rungs();
+
+/// The first rungs below what was asked take tokens from hi only. A ladder may be shorter.
+inline constexpr size_t kFewerTokens = 2;
 
 /// The rungs below `asked`, from the largest to the smallest; none if the spec has nothing to give up.
 std::vector<Rung> ladder_of(const Spec& asked);

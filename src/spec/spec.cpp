@@ -32,7 +32,8 @@ struct Named {
 };
 
 constexpr std::array kPrefills = {Named<Prefill>{"exact", Prefill::exact},
-                                  Named<Prefill>{"streaming", Prefill::streaming}};
+                                  Named<Prefill>{"streaming", Prefill::streaming},
+                                  Named<Prefill>{"spread", Prefill::spread}};
 constexpr std::array kQuantisers = {Named<Quantiser>{"asymmetric", Quantiser::asymmetric},
                                     Named<Quantiser>{"symmetric", Quantiser::symmetric}};
 constexpr std::array<std::string_view, 13> kKeys = {"keep",      "hi",      "lo",         "bits",   "group",
