@@ -70,10 +70,9 @@ struct Context::Impl {
   void commit_before_generation();
   /// True if what the segment has in the layer is compressed by a later step: prefill=spread, and no limit of memory.
   bool waits(const context::ContextLayer& layer, SegmentId segment) const;
-  bool any_waits(SegmentId segment) const;  ///< in any layer
-  void commit_share(SegmentId segment);     ///< in the next of the layers that wait
-  /// Prompts that ended with the last step, of one sequence or of all.
-  Status commit_ended(SequenceId sequence);
+  bool any_waits(SegmentId segment) const;   ///< in any layer
+  void commit_share(SegmentId segment);      ///< in the next of the layers that wait
+  Status commit_ended(SequenceId sequence);  ///< prompts that ended with the last step, of one sequence or of all
   Status commit_prompt(SegmentId segment);
   Status share_bits(SegmentId segment, uint32_t from, uint32_t n_to_come) {
     return layers.share_bits(segment, from, n_to_come, options.n_threads);
