@@ -44,8 +44,8 @@ using VI = hn::Vec<DI>;
 inline HWY_ATTR size_t Width() { return hn::Lanes(DF()); }
 
 // Query rows that are multiplied by one decoded tile row. Accumulators and what decoding needs must fit the registers:
-// 32 of them on AVX-512 and NEON, 16 on AVX2, which decodes mixed tiles before.
-#if HWY_TARGET != HWY_SCALAR
+// 32 of them on AVX-512 and NEON, 16 otherwise.
+#if HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX3_DL || HWY_TARGET == HWY_NEON
 constexpr uint32_t kMaxRows = 8;
 #else
 constexpr uint32_t kMaxRows = 6;
