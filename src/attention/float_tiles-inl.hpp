@@ -21,7 +21,8 @@ namespace mikv::attention::HWY_NAMESPACE {
 
 // ---------------------------------------------------------------- the dot product
 
-// Independent chains per query row: 4 cycles of FMA latency on 2 ports want 8 accumulators in flight.
+// Independent chains per query row: 4 cycles of FMA latency on 2 ports want 8 accumulators in flight. Half of 16
+// registers are needed for decoding.
 template <uint32_t kRows>
 constexpr uint32_t Chains() {
   if constexpr (kMaxRows < 8) return kRows >= 4 ? 1 : kRows >= 2 ? 2 : 4;

@@ -69,7 +69,8 @@ void Context::Impl::commit_idle() {
   if (spec().uncompressed() || !std::ranges::all_of(runs, &StepPlan::Run::generates)) return;
   sequences.for_each_segment([&](SegmentId segment) {
     if (in_step(segment) || !layers.any_staged(segment, kFirstTokens)) return;
-    any_waits(segment) ? commit_share(segment) : (void)commit_prompt(segment);  // or next time
+    if (any_waits(segment)) return commit_share(segment);
+    (void)commit_prompt(segment);  // or next time
   });
 }
 

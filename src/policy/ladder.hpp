@@ -30,7 +30,8 @@ struct MeasuredRung {
 /// From the largest to the smallest.
 std::span<const MeasuredRung> measured_rungs();
 
-/// The first rungs below what was asked take tokens from hi only. A ladder may be shorter.
+/// The first rungs below what was asked take tokens from hi only, unless it has next to none there. A ladder may be
+/// shorter.
 inline constexpr size_t kFewerTokens = 2;
 
 /// The rungs below `asked`, from the largest to the smallest; none if the spec has nothing to give up.
