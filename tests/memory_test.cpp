@@ -96,7 +96,7 @@ MemoryUsage usage_at_4096(const LayerShape& shape, const std::string& spec, uint
   Request query(shape, 1, random);
   query.record = true;
   run(*layer, query);
-  EXPECT_TRUE(layer->share_bits(0).ok());
+  EXPECT_TRUE(share_bits(*layer, 0).ok());
   commit(*layer, 0);
   return layer->memory_usage();
 }

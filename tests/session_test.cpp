@@ -153,7 +153,7 @@ TEST_P(SavedSegmentTest, AnyBytesAreHarmless) {
     if (!loaded) continue;
     ++accepted;
     ASSERT_TRUE(other->adopt_segment(0, std::move(loaded).value(), cells()).ok());
-    ASSERT_TRUE(other->share_bits(0).ok());
+    ASSERT_TRUE(share_bits(*other, 0).ok());
     Request request(kShape, 1, random);
     request.record = request.commit = true;
     run(*other, request);

@@ -123,7 +123,7 @@ TEST(ShareBitsTest, HeadThatLooksTokensUpHasSmallerErrors) {
   Random random(122);
   Prompt prompt(random);
   const auto equal = prompt.feed(), shared = prompt.feed();
-  ASSERT_TRUE(shared->share_bits(0).ok());
+  ASSERT_TRUE(share_bits(*shared, 0).ok());
   commit(*equal, 0);
   commit(*shared, 0);
   EXPECT_LT(prompt.error(*shared, 0), 0.5 * prompt.error(*equal, 0));
@@ -148,12 +148,12 @@ TEST(ShareBitsTest, WhatFollowsKeepsThem) {
   Random random(142);
   Prompt prompt(random);
   const auto layer = prompt.feed();
-  ASSERT_TRUE(layer->share_bits(0).ok());
+  ASSERT_TRUE(share_bits(*layer, 0).ok());
   commit(*layer, 0);
   ASSERT_TRUE(layer->continue_segment(0, 1).ok());
   for (const SegmentId segment : {1u, 2u}) {
     put(*layer, segment, cell_range(0, kPrompt), prompt.tokens);
-    ASSERT_TRUE(layer->share_bits(segment).ok());
+    ASSERT_TRUE(share_bits(*layer, segment).ok());
     commit(*layer, segment);
   }
   EXPECT_LT(prompt.error(*layer, 0, 1), 0.5 * prompt.error(*layer, 0, 2));
@@ -164,15 +164,15 @@ TEST(ShareBitsTest, BelongsToUnfrozenMixedSegments) {
   Prompt prompt(random);
   for (const char* spec : {"full", "mikv-paper", "h2o", "mikv:importance=window,keep=0.1"}) {
     const auto layer = prompt.feed(spec);
-    EXPECT_TRUE(layer->share_bits(0).ok()) << spec;
+    EXPECT_TRUE(share_bits(*layer, 0).ok()) << spec;
     commit(*layer, 0);
     const uint64_t bytes = layer->bytes_used();
-    EXPECT_TRUE(layer->share_bits(0).ok()) << spec;
+    EXPECT_TRUE(share_bits(*layer, 0).ok()) << spec;
     EXPECT_EQ(layer->bytes_used(), bytes) << spec;
   }
   const auto empty = make_layer(kShape, kSpec);
-  EXPECT_TRUE(empty->share_bits(0).ok());
-  EXPECT_TRUE(LayerCache::share_bits({}, 0).ok());
+  EXPECT_TRUE(share_bits(*empty, 0).ok());
+  EXPECT_TRUE(mikv::share_bits({}, 0).ok());
 }
 
 // Samples are part of what is saved, and do not depend on which thread took them.
@@ -186,7 +186,7 @@ TEST(ShareBitsTest, ThreadsAndSavedSegmentsGiveTheSameBits) {
   ASSERT_TRUE(segment.ok()) << segment.message();
   ASSERT_TRUE(loaded->adopt_segment(0, std::move(segment).value(), cell_range(0, kPrompt)).ok());
   for (LayerCache* layer : {one.get(), many.get(), loaded.get()}) {
-    ASSERT_TRUE(layer->share_bits(0).ok());
+    ASSERT_TRUE(share_bits(*layer, 0).ok());
     commit(*layer, 0);
   }
   for (uint32_t head = 0; head < 2; ++head) {
@@ -197,7 +197,7 @@ TEST(ShareBitsTest, ThreadsAndSavedSegmentsGiveTheSameBits) {
 }
 
 // What layers are committed to, alone or by threads, with a limit of memory, under which layers follow each other, or
-// without.
+// without, and where heads were weighed a few at a time.
 TEST(ShareBitsTest, AnyNumberOfThreadsCommitsToTheSameBytes) {
   for (const uint64_t limit : {uint64_t{0}, uint64_t{1} << 30}) {
     std::vector<std::vector<uint8_t>> expected;
@@ -207,7 +207,10 @@ TEST(ShareBitsTest, AnyNumberOfThreadsCommitsToTheSameBytes) {
       const auto a = first.feed(), b = second.feed(), c = first.feed();
       LayerCache* const together[] = {a.get(), b.get(), c.get()};
       for (LayerCache* layer : together) layer->account()->set_limit(limit);
-      ASSERT_TRUE(LayerCache::share_bits(together, 0, n_threads).ok());
+      if (n_threads == 2) {
+        for (const uint64_t n : {4u, 2u, 0u}) EXPECT_EQ(weigh_heads(together, 0, 4, n_threads).value(), n);
+      }
+      ASSERT_TRUE(mikv::share_bits(together, 0, n_threads).ok());
       ASSERT_TRUE(LayerCache::commit(together, 0, 0, n_threads).ok());
       std::vector<std::vector<uint8_t>> bytes(3);
       for (size_t i = 0; i < 3; ++i) {
@@ -229,7 +232,7 @@ TEST(ShareBitsTest, LayersShareWithEachOther) {
   for (const uint32_t n_threads : {1u, 3u}) {
     const auto equal = steep.feed(), first = steep.feed(), second = flat.feed(), third = flat.feed();
     LayerCache* const together[] = {first.get(), second.get(), third.get()};
-    ASSERT_TRUE(LayerCache::share_bits(together, 0, n_threads).ok());
+    ASSERT_TRUE(mikv::share_bits(together, 0, n_threads).ok());
     commit(*equal, 0);
     uint64_t bytes = 0;
     for (LayerCache* layer : together) {
@@ -248,7 +251,7 @@ TEST(ShareBitsTest, LoweringKeepsTheDifference) {
   Random random(125);
   Prompt prompt(random);
   const auto layer = prompt.feed(), loaded = make_layer(kShape, kSpec, 1024);
-  ASSERT_TRUE(layer->share_bits(0).ok());
+  ASSERT_TRUE(share_bits(*layer, 0).ok());
   commit(*layer, 0);
   std::vector<uint8_t> bytes;
   ASSERT_TRUE(layer->save_segment(0, cell_range(0, kPrompt), bytes).ok());

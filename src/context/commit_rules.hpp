@@ -27,7 +27,8 @@ inline constexpr uint32_t kFirstStreamedTokens = 1024;
 /// Waiting and compressed tokens of a streamed prompt together take at most the memory of this many tokens in f16.
 inline constexpr uint32_t kStreamedTokens = 3584;
 
-/// Steps over which prefill=spread compresses a prompt (docs/adr/0023-compression-over-steps.md).
+/// Steps over which prefill=spread weighs the errors of a prompt's heads, and again as many over which it compresses
+/// its layers (docs/adr/0023-compression-over-steps.md).
 inline constexpr uint32_t kSpreadSteps = 32;
 
 using tier::kSegmentTokens;

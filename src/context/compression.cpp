@@ -43,14 +43,15 @@ bool Context::Impl::any_waits(SegmentId segment) const {
 }
 
 void Context::Impl::commit_share(SegmentId segment) {
-  const size_t n_layers = (layers.layers.size() + context::kSpreadSteps - 1) / context::kSpreadSteps;
+  const auto share_of = [](uint64_t n) { return (n + context::kSpreadSteps - 1) / context::kSpreadSteps; };
+  // Bits are shared once all heads are weighed. Where there is no memory for it, all waits as it is.
+  const auto weighed = layers.weigh(segment, kFirstTokens, share_of(layers.n_kv_heads()), options.n_threads);
+  if (!weighed || weighed.value() > 0) return;
+  if (!share_bits(segment, kFirstTokens, 0)) return;
   std::vector<LayerCache*> due;
   for (const auto& [index, layer] : layers.layers) {
-    if (due.size() < n_layers && waits(layer, segment)) due.push_back(layer.cache.get());
+    if (due.size() < share_of(layers.layers.size()) && waits(layer, segment)) due.push_back(layer.cache.get());
   }
-  if (due.empty()) return;
-  // Where there is no memory for it, it waits as it is.
-  (void)share_bits(segment, kFirstTokens, 0);
   (void)LayerCache::commit(due, segment, kFirstTokens, options.n_threads);
   if (!any_waits(segment)) layers.trim(segment);
 }

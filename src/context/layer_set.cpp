@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <mutex>
 
+#include "layer/share_bits.hpp"
 #include "layer/share_jobs.hpp"
 
 namespace mikv::context {
@@ -18,6 +19,12 @@ void note(Status& first, const Status& status) {
 ContextLayer* LayerSet::find(int index) {
   const auto found = layers.find(index);
   return found == layers.end() ? nullptr : &found->second;
+}
+
+uint64_t LayerSet::n_kv_heads() const {
+  uint64_t n = 0;
+  for (const auto& [index, layer] : layers) n += layer.cache->shape().n_kv_heads;
+  return n;
 }
 
 bool LayerSet::is_empty(SegmentId segment) const {
@@ -68,14 +75,22 @@ uint64_t LayerSet::bytes_of(SegmentId segment, const policy::Rung* rung) const {
   return bytes;
 }
 
-Status LayerSet::share_bits(SegmentId segment, uint32_t from, uint32_t n_to_come, uint32_t n_threads) {
+std::vector<LayerCache*> LayerSet::sharing(SegmentId segment, uint32_t from, uint32_t n_to_come) {
   std::vector<LayerCache*> caches;
   for (const auto& [index, layer] : layers) {
     const SegmentCount count = layer.count(segment);
     if (count.compressed()) return {};  // shared before, with the layers that are not compressed yet
     if (count.n_staged && is_ready(from, count, n_to_come)) caches.push_back(layer.cache.get());
   }
-  return LayerCache::share_bits(caches, segment, n_threads);
+  return caches;
+}
+
+Status LayerSet::share_bits(SegmentId segment, uint32_t from, uint32_t n_to_come, uint32_t n_threads) {
+  return mikv::share_bits(sharing(segment, from, n_to_come), segment, n_threads);
+}
+
+Result<uint64_t> LayerSet::weigh(SegmentId segment, uint32_t from, uint64_t n_most, uint32_t n_threads) {
+  return weigh_heads(sharing(segment, from, 0), segment, n_most, n_threads);
 }
 
 Status LayerSet::commit(SegmentId segment, uint32_t from, uint32_t n_threads) {

@@ -34,6 +34,7 @@ class LayerSet {
   ContextLayer* find(int index);
   const ContextLayer* find(int index) const { return const_cast<LayerSet*>(this)->find(index); }
   bool empty() const { return layers.empty(); }
+  uint64_t n_kv_heads() const;  ///< of all layers
 
   /// True if the segment has no tokens in any layer.
   bool is_empty(SegmentId segment) const;
@@ -49,9 +50,11 @@ class LayerSet {
   bool is_lowered(SegmentId segment) const;
   uint64_t bytes_of(SegmentId segment, const policy::Rung* rung) const;  ///< lowered to the rung, or as it is
 
-  /// LayerCache::share_bits() over the layers that commit(segment, from) would compress n_to_come tokens later; nothing
+  /// mikv::share_bits() over the layers that commit(segment, from) would compress n_to_come tokens later; nothing
   /// if a layer is compressed already.
   Status share_bits(SegmentId segment, uint32_t from, uint32_t n_to_come, uint32_t n_threads);
+  /// weigh_heads() for share_bits(segment, from, 0).
+  Result<uint64_t> weigh(SegmentId segment, uint32_t from, uint64_t n_most, uint32_t n_threads);
   /// LayerCache::commit() of all layers.
   Status commit(SegmentId segment, uint32_t from, uint32_t n_threads);
   /// All segments of each layer, layers on n_threads threads.
@@ -67,6 +70,8 @@ class LayerSet {
   MemoryUsage usage() const;
 
  private:
+  /// Layers that share bits.
+  std::vector<LayerCache*> sharing(SegmentId segment, uint32_t from, uint32_t n_to_come);
   /// Calls work() of each layer's cache, on n_threads threads. Returns the first error.
   Status on_all(uint32_t n_threads, const std::function<Status(LayerCache&)>& work);
 };

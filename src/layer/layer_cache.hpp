@@ -144,12 +144,6 @@ class LayerCache {
   /// The same in several layers. Under an account with a limit one layer follows the other, as growth() says.
   static Status commit(std::span<LayerCache* const> layers, SegmentId segment, uint32_t from, uint32_t n_threads);
 
-  /// Moves bits of lo=mixed between KV heads, of layers of one model and spec, to those whose errors count more by the
-  /// latest queries (docs/adr/0012-bits-between-heads.md). For a prompt that the next commit() compresses: a frozen
-  /// segment keeps its bits. Errors: out of memory; nothing changes then.
-  static Status share_bits(std::span<LayerCache* const> layers, SegmentId segment, uint32_t n_threads = 1);
-  Status share_bits(SegmentId segment);  ///< among the heads of this layer alone
-
   /// `next`, which is empty, holds what follows `segment`: it takes over the places in hi for recent tokens, and the
   /// heads' bits (docs/adr/0014-segments-of-a-long-prompt.md). Errors: `next` holds tokens; out of memory.
   Status continue_segment(SegmentId segment, SegmentId next);
@@ -211,6 +205,7 @@ class LayerCache {
   std::vector<StoredToken> dump(SegmentId segment, uint32_t kv_head) const;
 
   struct Impl;
+  Impl& impl() { return *impl_; }
 
  private:
   explicit LayerCache(std::unique_ptr<Impl> impl);

@@ -16,7 +16,7 @@ namespace {
 
 constexpr uint32_t kNotSaved = UINT32_MAX;
 constexpr uint8_t kFrozen = 1, kSampled = 2, kGoesOn = 4, kStagedInBytes = 8, kTurned = 16, kPattern = 32, kShared = 64,
-                  kKnownFlags = 127;
+                  kWeighed = 128;
 
 template <typename T>
 void put_array(ByteWriter& out, const std::vector<T>& values) {
@@ -142,7 +142,6 @@ bool get_tier(ByteReader& in, tier::Tier& tier, tier::CellSet& missing) {
 bool get_head(ByteReader& in, const SegmentContract& contract, tier::CellSet missing, tier::HeadStore& head) {
   const LayerShape& shape = contract.shape;
   const uint8_t flags = in.get<uint8_t>();
-  if (flags & ~kKnownFlags) return false;
   head.frozen = flags & kFrozen;
   head.turned = flags & kTurned;
   if (flags & kGoesOn) head.n_before = in.get<uint32_t>();
@@ -153,6 +152,12 @@ bool get_head(ByteReader& in, const SegmentContract& contract, tier::CellSet mis
   if (flags & kShared) {
     head.more_bits = in.get<double>();
     if (head.frozen || !(std::abs(head.more_bits) <= policy::kMostMoreBits)) return false;
+  }
+  if (flags & kWeighed) {
+    const policy::ErrorWeight::Sums weight{in.get<double>(), in.get<double>()};
+    const auto good = [](double sum) { return sum >= 0.0 && std::isfinite(sum); };
+    if (head.frozen || !good(weight.error) || !good(weight.output)) return false;
+    head.weight = weight;
   }
   if (flags & kStagedInBytes) {
     if (!contract.layouts->quantised()) return false;
@@ -220,13 +225,17 @@ void save_segment(const tier::SegmentStore& segment, std::span<const uint32_t> c
   out.put_array(std::span<const uint64_t>(live));
   for (const tier::HeadStore& head : segment.heads()) {
     const bool sampled = !head.sample.arrivals.empty();
-    const bool shared = !head.frozen && head.more_bits != 0.0;
+    const bool shared = !head.frozen && head.more_bits != 0.0, weighed = !head.frozen && head.weight;
     out.put(uint8_t((head.frozen ? kFrozen : 0) | (sampled ? kSampled : 0) | (head.n_before ? kGoesOn : 0) |
                     (head.staged_in_bytes() ? kStagedInBytes : 0) | (head.turned ? kTurned : 0) |
-                    (head.pattern ? kPattern : 0) | (shared ? kShared : 0)));
+                    (head.pattern ? kPattern : 0) | (shared ? kShared : 0) | (weighed ? kWeighed : 0)));
     if (head.n_before) out.put(head.n_before);
     if (head.pattern) out.put(head.pattern);
     if (shared) out.put(head.more_bits);
+    if (weighed) {
+      out.put(head.weight->error);
+      out.put(head.weight->output);
+    }
     if (head.staged_in_bytes()) put_axes(out, head.staged_transform.key);
     out.put(head.n_queries);
     put_array(out, head.q_max);

@@ -1,4 +1,5 @@
-// LayerCache::share_bits: bits of the lo tier for heads whose errors count.
+#include "layer/share_bits.hpp"
+
 #include <algorithm>
 #include <atomic>
 #include <compare>
@@ -14,24 +15,28 @@
 namespace mikv {
 namespace {
 
-// A layer whose segment the next commit freezes, and how much errors of each head count in what it puts out; zeros if
-// no query was sampled.
-struct Candidate {
-  const LayerCache::Impl& layer;
-  tier::SegmentStore& segment;
-  std::vector<double> weights;
-};
-
-void weigh(Candidate& candidate) {
-  tier::CommitScratch scratch;
-  double output = 0.0;
-  for (const tier::HeadStore& head : candidate.segment.heads()) {
-    const policy::ErrorWeight::Sums sums =
-        head.error_weight(candidate.segment.spec(), candidate.segment.n_live(), scratch);
-    candidate.weights.push_back(sums.error);
-    output += sums.output;
+// Segments that the next commit() freezes with bits of lo=mixed.
+std::vector<tier::SegmentStore*> sharing(std::span<LayerCache* const> layers, SegmentId segment) {
+  std::vector<tier::SegmentStore*> stores;
+  for (LayerCache* layer : layers) {
+    tier::SegmentStore* store = layer->impl().segment(segment);
+    if (store && store->spec().mixed() && store->heads().front().freezes_next()) stores.push_back(store);
   }
-  for (double& weight : candidate.weights) weight = output > 0.0 ? weight / output : 0.0;
+  return stores;
+}
+
+// How much errors of each head count in what its layer puts out; zeros if no query was sampled.
+std::vector<double> weights_of(const tier::SegmentStore& segment) {
+  double output = 0.0;
+  for (const tier::HeadStore& head : segment.heads()) output += head.weight->output;
+  std::vector<double> weights;
+  for (const tier::HeadStore& head : segment.heads())
+    weights.push_back(output > 0.0 ? head.weight->error / output : 0.0);
+  return weights;
+}
+
+Error out_of_memory() {
+  return {ErrorCode::out_of_memory, "out of memory planning the bits of the KV cache; use fewer or shorter contexts"};
 }
 
 // What heads have in common that can give each other bits, as a bit costs each of them the same memory.
@@ -43,62 +48,76 @@ struct Kind {
 struct Sharing {
   std::vector<tier::HeadStore*> heads;
   std::vector<double> weights;
+  std::vector<uint32_t> shares;
 };
 
 }  // namespace
 
-Status LayerCache::share_bits(std::span<LayerCache* const> layers, SegmentId segment, uint32_t n_threads) {
+Result<uint64_t> weigh_heads(std::span<LayerCache* const> layers, SegmentId segment, uint64_t n_most,
+                             uint32_t n_threads) {
+  struct Job {
+    const tier::SegmentStore* store;
+    tier::HeadStore* head;
+  };
+  std::atomic<bool> done{true};
+  std::vector<Job> jobs;
   try {
-    std::vector<Candidate> candidates;
-    for (const LayerCache* layer : layers) {
-      tier::SegmentStore* store = layer->impl_->segment(segment);
-      if (store && store->spec().mixed() && store->heads().front().freezes_next())
-        candidates.push_back({*layer->impl_, *store, {}});
+    for (tier::SegmentStore* store : sharing(layers, segment)) {
+      for (tier::HeadStore& head : store->heads()) {
+        if (!head.weight && jobs.size() < n_most) jobs.push_back({store, &head});
+      }
     }
-    std::atomic<bool> failed{false};
-    share_jobs(candidates.size(), n_threads, [&](const auto& next) {
-      for (size_t i; (i = next()) < candidates.size();) {
+    share_jobs(jobs.size(), n_threads, [&](const auto& next) {
+      tier::CommitScratch scratch;
+      for (size_t i; (i = next()) < jobs.size();) {
         try {
-          weigh(candidates[i]);
+          jobs[i].head->weight = jobs[i].head->error_weight(jobs[i].store->spec(), jobs[i].store->n_live(), scratch);
         } catch (const std::bad_alloc&) {
-          failed = true;
+          done = false;
         }
       }
     });
-    if (failed) throw std::bad_alloc();
-    const auto any_query = [](const Candidate& candidate) {
-      return std::ranges::any_of(candidate.weights, [](double weight) { return weight > 0.0; });
-    };
-    if (std::ranges::none_of(candidates, any_query)) return {};
+  } catch (const std::bad_alloc&) {
+    return out_of_memory();
+  }
+  if (!done) return out_of_memory();
+  return uint64_t{jobs.size()};
+}
 
+Status share_bits(std::span<LayerCache* const> layers, SegmentId segment, uint32_t n_threads) {
+  if (const auto weighed = weigh_heads(layers, segment, UINT64_MAX, n_threads); !weighed) return weighed.error();
+  try {
     std::map<Kind, Sharing> sharings;
-    for (const Candidate& candidate : candidates) {
-      const LayerShape& shape = candidate.layer.shape;
-      std::vector<tier::HeadStore>& heads = candidate.segment.heads();
-      Sharing& sharing = sharings[{shape.head_dim_k, shape.head_dim_v, candidate.layer.layouts->lo.id_bytes,
-                                   heads.front().staged.size(), candidate.segment.spec().bits}];
-      for (tier::HeadStore& head : heads) sharing.heads.push_back(&head);
-      sharing.weights.insert(sharing.weights.end(), candidate.weights.begin(), candidate.weights.end());
+    bool any_query = false;
+    for (tier::SegmentStore* store : sharing(layers, segment)) {
+      std::vector<tier::HeadStore>& heads = store->heads();
+      const tier::Tier& staged = heads.front().staged;
+      Sharing& of_kind = sharings[{staged.layout().dim_k, staged.layout().dim_v, store->layouts().lo.id_bytes,
+                                   staged.size(), store->spec().bits}];
+      for (tier::HeadStore& head : heads) of_kind.heads.push_back(&head);
+      for (const double weight : weights_of(*store)) {
+        of_kind.weights.push_back(weight);
+        any_query |= weight > 0.0;
+      }
     }
-    for (const auto& [kind, sharing] : sharings) {
-      const uint32_t n_channels = kind.dim_k + kind.dim_v,
-                     n_tiles = codec::tiles_of(kind.dim_k) + codec::tiles_of(kind.dim_v);
-      const auto shares =
-          policy::share_bits(sharing.weights, policy::total_tile_bits(n_channels, kind.bits, kind.id_bytes), n_tiles);
-      for (size_t i = 0; i < shares.size(); ++i) {
-        sharing.heads[i]->more_bits = policy::bits_of_total(n_channels, shares[i], kind.id_bytes) - kind.bits;
+    for (auto& [kind, of_kind] : sharings) {
+      const uint32_t n_tiles = codec::tiles_of(kind.dim_k) + codec::tiles_of(kind.dim_v);
+      of_kind.shares = policy::share_bits(
+          of_kind.weights, policy::total_tile_bits(kind.dim_k + kind.dim_v, kind.bits, kind.id_bytes), n_tiles);
+    }
+    // Nothing fails from here on.
+    for (const auto& [kind, of_kind] : sharings) {
+      for (size_t i = 0; i < of_kind.heads.size(); ++i) {
+        tier::HeadStore& head = *of_kind.heads[i];
+        head.weight.reset();
+        if (any_query)
+          head.more_bits = policy::bits_of_total(kind.dim_k + kind.dim_v, of_kind.shares[i], kind.id_bytes) - kind.bits;
       }
     }
   } catch (const std::bad_alloc&) {
-    return Error{ErrorCode::out_of_memory,
-                 "out of memory planning the bits of the KV cache; use fewer or shorter contexts"};
+    return out_of_memory();
   }
   return {};
-}
-
-Status LayerCache::share_bits(SegmentId segment) {
-  LayerCache* const self = this;
-  return share_bits(std::span(&self, 1), segment);
 }
 
 }  // namespace mikv

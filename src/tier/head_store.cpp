@@ -367,12 +367,12 @@ policy::ErrorWeight::Sums HeadStore::error_weight(const Spec& spec, uint64_t n_l
   for (const uint32_t victim : scratch.victims) {
     if (victim >= n_hi) scratch.staged_victim[victim - n_hi] = 1;
   }
-  policy::ErrorWeight weight(std::move(queries), std::move(arrivals), staged_moments(scratch).v_mean, dim,
+  policy::ErrorWeight errors(std::move(queries), std::move(arrivals), staged_moments(scratch).v_mean, dim,
                              uint32_t(places.recent));
   for_each_staged(*this, scratch, [&](uint32_t slot, const float* k, const float* v) {
-    weight.add(k, v, staged.arrival(slot), scratch.staged_victim[slot]);
+    errors.add(k, v, staged.arrival(slot), scratch.staged_victim[slot]);
   });
-  return weight.sums();
+  return errors.sums();
 }
 
 void HeadStore::lower_bits(const Spec& spec, const codec::BlockLayout& uniform) {

@@ -9,6 +9,7 @@
 #include <atomic>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "codec/transform.hpp"
@@ -91,8 +92,8 @@ class HeadStore {
   uint64_t n_queries = 0;
   QuerySample sample;                   ///< empty where q_max is
   bool frozen = false, turned = false;  ///< turned: staged keys were rotated, so arrivals are not positions
-  /// Bits per element of this head's lo tier beyond those of the spec, once it is frozen (share_bits).
-  double more_bits = 0.0;
+  double more_bits = 0.0;               ///< per element of its lo tier, beyond those of the spec (share_bits)
+  std::optional<policy::ErrorWeight::Sums> weight;  ///< error_weight(), once weighed, until bits are shared
   /// Tokens of the segments that this one continues and whose places for recent tokens it took over (pass_on).
   uint32_t n_before = 0;
   uint8_t pattern = 0;  ///< that this head has picked (policy::Patterns); 0: none yet, or the policy has none

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "layer/layer_cache.hpp"
+#include "layer/share_bits.hpp"
 #include "session/container.hpp"
 #include "session/saved_context.hpp"
 #include "session_reader.hpp"
@@ -53,7 +54,8 @@ void use(LayerCache& layer, std::span<const uint8_t> bytes, uint32_t n_cells) {
   args.segments = segments;
   args.record = args.commit = true;
   Workspace workspace(1);
-  require(layer.share_bits(0).ok());
+  LayerCache* const alone = &layer;
+  require(share_bits(std::span(&alone, 1), 0).ok());
   require(layer.attend(args, workspace).ok());
   require(layer.n_cells(0) == n_live);
   std::vector<uint8_t> again;

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "layer/layer_cache.hpp"
+#include "layer/share_bits.hpp"
 #include "test_data.hpp"
 
 namespace mikv::test {
@@ -35,6 +36,11 @@ std::vector<Cell> cell_range(Cell first, size_t n);
 void put(LayerCache& layer, SegmentId segment, std::span<const Cell> cells, const Tokens& tokens);
 /// Commits; throws if refused.
 void commit(LayerCache& layer, SegmentId segment);
+/// mikv::share_bits() among the heads of this layer alone.
+inline Status share_bits(LayerCache& layer, SegmentId segment) {
+  LayerCache* const alone = &layer;
+  return mikv::share_bits(std::span(&alone, 1), segment);
+}
 
 /// dump() in the order of cells, so that entry i is cell i of cell_range().
 std::vector<StoredToken> sorted_dump(const LayerCache& layer, SegmentId segment, uint32_t kv_head);
