@@ -42,7 +42,8 @@ class Attempt {
   /// Reserves what the step needs; false if there is no room for it.
   bool fits() { return scene_.account.reserve(needed({spec_, budget_.pressed_from_})); }
   /// True if the step would fit after the last concession.
-  bool could_fit() const;
+  bool could_fit();
+  uint64_t least() const { return least_; }  ///< that the step takes then, once could_fit() was asked
 
   // Concessions. Each returns whether the step fits then.
   bool stage_in_bytes();
@@ -82,6 +83,7 @@ class Attempt {
   const Spec& spec_;
   std::vector<Rung> rungs_;
   std::optional<Rung> lowest_;
+  uint64_t least_ = 0;
 };
 
 void Attempt::begin() {
@@ -89,11 +91,15 @@ void Attempt::begin() {
   set_staged_in_bytes(false);
 }
 
-bool Attempt::could_fit() const {
-  if (spec_.uncompressed()) return false;
+bool Attempt::could_fit() {
+  if (spec_.uncompressed()) {
+    least_ = needed({spec_, budget_.pressed_from_});
+    return false;
+  }
   const Rung last = rungs_.empty() ? Rung() : rungs_.back();
-  return needed({spec_, 0, &last}) <= with(freed_by(last, Commits::others)) ||
-         needed({spec_, 0, &last, true}) <= with(freed_by(last, Commits::all));
+  const uint64_t others_first = needed({spec_, 0, &last}), all_first = needed({spec_, 0, &last, true});
+  least_ = std::min(others_first, all_first);
+  return others_first <= with(freed_by(last, Commits::others)) || all_first <= with(freed_by(last, Commits::all));
 }
 
 bool Attempt::stage_in_bytes() {
@@ -309,7 +315,9 @@ Status Budget::make_room(const Scene& scene) {
     remember_refused(scene.plan);
   }
   if (attempt.lowest()) say_lowered(scene, *attempt.lowest());
-  return done ? Status() : refuse(scene, std::to_string(scene.plan.n_tokens()) + " more tokens");
+  if (done) return {};
+  return refuse(scene, std::to_string(scene.plan.n_tokens()) + " more tokens (at least " +
+                           format_bytes(double(attempt.least())) + ")");
 }
 
 Status Budget::make_room_for(const Scene& scene, const std::function<uint64_t(const Rung*)>& bytes_at,
