@@ -6,20 +6,17 @@
 #include <chrono>
 #include <cmath>
 #include <memory>
-#include <numeric>
 #include <span>
 #include <thread>
 
+#include "attention_problem.hpp"
 #include "check.hpp"
 #include "commands.hpp"
-#include "engine/flash_attn_bench.hpp"
 #include "mikv/reference.hpp"
-#include "mikv/rising_cells.hpp"
 #include "mikv/simd.hpp"
 #include "model_options.hpp"
 #include "noise.hpp"
 #include "progress.hpp"
-#include "random.hpp"
 #include "roofline.hpp"
 #include "statistics.hpp"
 #include "stopwatch.hpp"
@@ -39,152 +36,10 @@ struct Options {
   uint32_t n_queries = 1;
   uint32_t n_kv_heads = 2;
   uint32_t n_layers = 28;
-  uint32_t window = 0;
-  uint32_t n_sinks = 0;
-  bool whole_steps = false;
+  ContentOptions content;
+  bool whole_steps = false;  ///< ours also store the step's token, with scores and demotion
   int n_repetitions = 9;
-  uint64_t seed = 1;
   std::string output;
-};
-
-/// The same content for all arms and layers: what a layer holds makes no difference to its time, but where it is does.
-struct Content {
-  std::vector<float> k, v;     ///< [n_tokens][n_kv_heads][head_dim]
-  std::vector<float> q;        ///< [n_queries][n_heads][head_dim]
-  std::vector<uint16_t> mask;  ///< [n_queries][n_tokens]: causal
-  bool whole_steps = false;    ///< ours also store the step's token, with scores and demotion
-};
-
-/// Cells that a query sees: itself and those before it, at most a window's worth.
-uint32_t n_visible(const llama::FlashAttnProblem& problem, const Options& options, uint32_t query) {
-  const uint32_t end = problem.n_tokens - problem.n_queries + query + 1;
-  return options.window ? std::min(end, options.window) : end;
-}
-
-/// Lets the first token draw nearly all attention of the first `n_sinks` query heads of each group, as attention sinks
-/// do (arXiv 2309.17453): the weights of all other tokens are small then, and a kernel may have a faster way for those.
-void add_sinks(const llama::FlashAttnProblem& problem, uint32_t n_sinks, Content& content) {
-  constexpr float kSinkLogit = 12.0f;  // of one key in N(0, 1): 24 times the other 4,096 together
-  const LayerShape& shape = problem.shape;
-  const uint32_t dim = shape.head_dim_k, group = shape.n_heads / shape.n_kv_heads;
-  for (uint32_t row = 0; row < problem.n_queries * shape.n_heads; ++row) {
-    const uint32_t head = row % shape.n_heads;
-    if (head % group >= n_sinks) continue;
-    const std::span key(&content.k[size_t(head / group) * dim], dim), query(&content.q[size_t(row) * dim], dim);
-    const float square = std::inner_product(key.begin(), key.end(), key.begin(), 0.0f);
-    for (uint32_t i = 0; i < dim; ++i) query[i] += kSinkLogit * std::sqrt(float(dim)) / square * key[i];
-  }
-}
-
-Content make_content(const llama::FlashAttnProblem& problem, const Options& options) {
-  Random random(options.seed);
-  const auto gaussians = [&](size_t n) {
-    std::vector<float> values(n);
-    for (float& value : values) value = random.gaussian();
-    return values;
-  };
-  const size_t per_token = size_t(problem.shape.n_kv_heads) * problem.shape.head_dim_k;
-  Content content;
-  content.whole_steps = options.whole_steps;
-  content.k = gaussians(problem.n_tokens * per_token);
-  content.v = gaussians(problem.n_tokens * per_token);
-  content.q = gaussians(size_t(problem.n_queries) * problem.shape.n_heads * problem.shape.head_dim_k);
-  add_sinks(problem, options.n_sinks, content);
-  constexpr uint16_t kSeen = 0, kHidden = 0xfc00;  // halves: 0 and minus infinity
-  content.mask.assign(size_t(problem.n_queries) * problem.n_tokens, kSeen);
-  for (uint32_t query = 0; query < problem.n_queries; ++query) {
-    const auto row = content.mask.begin() + ptrdiff_t(size_t(query) * problem.n_tokens);
-    const uint32_t end = problem.n_tokens - problem.n_queries + query + 1, n_seen = n_visible(problem, options, query);
-    std::fill(row, row + (end - n_seen), kHidden);
-    std::fill(row + end, row + problem.n_tokens, kHidden);
-  }
-  return content;
-}
-
-AttendArgs make_args(const llama::FlashAttnProblem& problem, const Content& content, float* out) {
-  const LayerShape& shape = problem.shape;
-  AttendArgs args;
-  args.q = content.q.data();
-  args.q_token_stride = size_t(shape.n_heads) * shape.head_dim_k;
-  args.q_head_stride = shape.head_dim_k;
-  args.out = out;
-  args.out_token_stride = size_t(shape.n_heads) * shape.head_dim_v;
-  args.out_head_stride = shape.head_dim_v;
-  args.n_tokens = problem.n_queries;
-  args.scale = 1.0f / std::sqrt(float(shape.head_dim_k));
-  args.mask = {Mask::Type::f16, content.mask.data(), problem.n_tokens * sizeof(uint16_t), problem.n_tokens};
-  return args;
-}
-
-size_t output_size(const llama::FlashAttnProblem& problem) {
-  return size_t(problem.n_queries) * problem.shape.n_heads * problem.shape.head_dim_v;
-}
-
-/// A context that holds the content in each of its layers: all but the tokens of a prompt's present chunk compressed,
-/// as they are in use. A step of those tokens is open, or of one more.
-class FilledContext {
- public:
-  FilledContext(const llama::FlashAttnProblem& problem, const Content& content, const Spec& spec, uint32_t n_threads)
-      : problem_(problem), content_(content) {
-    ContextOptions options;
-    options.spec = spec;
-    options.unified = true;
-    options.n_threads = n_threads;
-    options.n_ubatch = problem.n_tokens;
-    options.cells = &cells_;
-    context_ = unwrap(Context::create(std::move(options)));
-    for (uint32_t layer = 0; layer < problem.n_layers; ++layer) {
-      check(context_->add_layer(int(layer), problem.shape, kMaxTokens));
-    }
-    const uint32_t n_before = problem.n_queries == 1 ? problem.n_tokens : problem.n_tokens - problem.n_queries;
-    if (n_before > 0) {
-      begin(n_before, false);
-      std::vector<float> out(output_size(problem));
-      AttendArgs one = make_args(problem, content, out.data());
-      one.n_tokens = 1;
-      for (uint32_t layer = 0; layer < problem.n_layers; ++layer) {
-        store(layer);
-        check(context_->attend(int(layer), {&one, 1}));  // importance, query statistics
-      }
-      check(context_->end_step());
-      check(context_->compress());
-    }
-    begin(problem.n_queries, problem.n_queries == 1);
-    for (uint32_t layer = 0; problem.n_queries > 1 && layer < problem.n_layers; ++layer) store(layer);
-  }
-
-  Context& get() { return *context_; }
-
-  /// Begins a step of the n tokens that follow.
-  void begin(uint32_t n, bool generated) {
-    Batch batch;
-    batch.tokens.assign(n, Batch::Token{.sequence = 0, .output = generated});
-    check(context_->begin_step(batch));
-    n_tokens_ = n;
-    first_ = next_;
-    next_ += n;
-  }
-  void end() { check(context_->end_step()); }
-
-  /// Stores the step's tokens. Beyond the content they are as tokens before them: what they hold makes no difference.
-  void store(uint32_t layer) {
-    std::vector<CellPlace>& cells = places_;
-    cells.clear();
-    for (uint32_t i = 0; i < n_tokens_; ++i) cells.push_back({0, first_ + i});
-    const size_t row = size_t(problem_.shape.n_kv_heads) * problem_.shape.head_dim_k;
-    const size_t at = size_t(first_) * row % content_.k.size();
-    check(context_->store(int(layer), cells, &content_.k[at], row, &content_.v[at], row));
-  }
-
- private:
-  static constexpr uint32_t kMaxTokens = 1u << 24;
-
-  const llama::FlashAttnProblem& problem_;
-  const Content& content_;
-  RisingCells cells_;
-  std::unique_ptr<Context> context_;
-  std::vector<CellPlace> places_;
-  uint32_t n_tokens_ = 0, first_ = 0, next_ = 0;
 };
 
 /// Largest error of `got`, as a share of the root mean square of `wanted`; NaN is infinite.
@@ -222,10 +77,11 @@ class Arm {
 
 class OurArm : public Arm {
  public:
-  OurArm(llama::KvChoice choice, const llama::FlashAttnProblem& problem, const Content& content, ThreadTeam& team)
+  OurArm(llama::KvChoice choice, const llama::FlashAttnProblem& problem, const Content& content, bool whole_steps,
+         ThreadTeam& team)
       : Arm(std::move(choice)),
         n_layers_(problem.n_layers),
-        whole_steps_(content.whole_steps),
+        whole_steps_(whole_steps),
         team_(team),
         out_(output_size(problem)),
         args_(make_args(problem, content, out_.data())),
@@ -329,13 +185,13 @@ class StockArm : public Arm {
 
 std::vector<std::unique_ptr<Arm>> make_arms(const std::vector<llama::KvChoice>& choices,
                                             const llama::FlashAttnProblem& problem, const Content& content,
-                                            ThreadTeam& team) {
+                                            bool whole_steps, ThreadTeam& team) {
   std::vector<std::unique_ptr<Arm>> arms;
   for (const auto& choice : choices) {
     if (choice.stock())
       arms.push_back(std::make_unique<StockArm>(choice, problem, content));
     else
-      arms.push_back(std::make_unique<OurArm>(choice, problem, content, team));
+      arms.push_back(std::make_unique<OurArm>(choice, problem, content, whole_steps, team));
     arms.back()->check_answer();
   }
   return arms;
@@ -369,7 +225,8 @@ void report_rows(const std::vector<std::unique_ptr<Arm>>& arms, const llama::Fla
                  const Options& options, const Roofline& roofline, Table& table, JsonReport& report) {
   const LayerShape& shape = problem.shape;
   double n_seen = 0.0;
-  for (uint32_t query = 0; query < problem.n_queries; ++query) n_seen += n_visible(problem, options, query);
+  for (uint32_t query = 0; query < problem.n_queries; ++query)
+    n_seen += n_visible(problem, options.content.window, query);
   const double n_units = n_seen * shape.n_kv_heads * problem.n_layers;
   const double macs = n_seen * shape.n_heads * (shape.head_dim_k + shape.head_dim_v);
   const auto baseline = std::ranges::find(arms, std::string(kBaseline), [](const auto& arm) { return arm->kv.name; });
@@ -406,11 +263,11 @@ void check_options(const Options& options) {
     throw UserError(fmt::format("--queries {} are the last of the cached tokens; use --tokens {} or more",
                                 options.n_queries, options.n_queries));
   }
-  if (options.whole_steps && (options.n_queries > 1 || options.window)) {
+  if (options.whole_steps && (options.n_queries > 1 || options.content.window)) {
     throw UserError("--whole-steps is about generation over all tokens; leave --queries and --window out");
   }
-  if (options.n_sinks > *std::ranges::min_element(options.groups)) {
-    throw UserError(fmt::format("--sinks {} is more than the {} query heads of a group", options.n_sinks,
+  if (options.content.n_sinks > *std::ranges::min_element(options.groups)) {
+    throw UserError(fmt::format("--sinks {} is more than the {} query heads of a group", options.content.n_sinks,
                                 *std::ranges::min_element(options.groups)));
   }
 }
@@ -439,14 +296,14 @@ void run(const Options& options) {
   std::vector<int> thread_counts = options.n_threads;
   if (thread_counts.empty()) thread_counts = {llama::default_threads()};
   report.meta().update({{"model", nullptr},
-                        {"seed", options.seed},
+                        {"seed", options.content.seed},
                         {"llama_cpp", llama::llama_version()},
                         {"threads", thread_counts},
                         {"kv_heads", options.n_kv_heads},
                         {"layers", options.n_layers},
                         {"whole_steps", options.whole_steps},
-                        {"window", options.window},
-                        {"sinks", options.n_sinks},
+                        {"window", options.content.window},
+                        {"sinks", options.content.n_sinks},
                         {"repetitions", options.n_repetitions}});
   Table table = empty_table();
   Noise noise;
@@ -454,8 +311,8 @@ void run(const Options& options) {
                                               options.n_tokens.size()) *
                                            options.n_repetitions);
   const auto bench_one = [&](const llama::FlashAttnProblem& problem, ThreadTeam& team, const Roofline& roofline) {
-    const Content content = make_content(problem, options);
-    auto arms = make_arms(choices, problem, content, team);
+    const Content content = make_content(problem, options.content);
+    auto arms = make_arms(choices, problem, content, options.whole_steps, team);
     measure(arms, options.n_repetitions, progress,
             fmt::format("{} tokens of {} channels, {} heads a group, {} threads", problem.n_tokens,
                         problem.shape.head_dim_k, problem.shape.n_heads / problem.shape.n_kv_heads, problem.n_threads));
@@ -520,14 +377,14 @@ void add_bench_attention_command(CLI::App& bench) {
       ->check(in_range(1, 4096))
       ->capture_default_str();
   command
-      ->add_option("--window", options->window,
+      ->add_option("--window", options->content.window,
                    "tokens that a query sees at most, as in a sliding-window layer (0: all)")
       ->type_name("N")
       ->check(in_range(0, 1 << 22))
       ->capture_default_str();
   command
       ->add_option(
-          "--sinks", options->n_sinks,
+          "--sinks", options->content.n_sinks,
           "query heads of a group whose attention goes to the first token, as that of many heads of a model does")
       ->type_name("N")
       ->check(in_range(0, 16))
@@ -550,7 +407,9 @@ void add_bench_attention_command(CLI::App& bench) {
       ->type_name("N")
       ->check(in_range(5, 10000))
       ->capture_default_str();
-  command->add_option("-s,--seed", options->seed, "of the random content")->type_name("N")->capture_default_str();
+  command->add_option("-s,--seed", options->content.seed, "of the random content")
+      ->type_name("N")
+      ->capture_default_str();
   command->add_option("-o,--output", options->output, "write meta data and rows as JSON")->type_name("FILE.json");
   command->footer(
       "Example:\n  mikv bench attention --tokens 1024,4096,16384 --head-dim 128 --group 6 --kv "

@@ -18,8 +18,10 @@ namespace {
 
 // Rows of a chunk's tile: enough that decoding a tile is a few per cent of using it, few enough for the L2 cache.
 constexpr uint32_t kTileRows = 96;
-// Tokens of a split of a generation step: enough that preparing the queries once more is a few per cent of its work.
-constexpr uint32_t kSplitTokens = 2048;
+// Tokens of a split of a generation step: enough that one more softmax state is a few per cent of its work.
+constexpr uint32_t kSplitTokens = 2048, kLeastSplitTokens = 512;
+// With more KV heads, splits of kSplitTokens keep 16 threads busy.
+constexpr uint32_t kFewHeads = 4;
 
 struct Call {
   const LayerAttendArgs& args;
@@ -62,8 +64,7 @@ Call plan(const LayerAttendArgs& args, LayerCache::Impl& layer, Workspace::Impl&
   // Live cells, not stored tokens: a faster thread may be committing a head already, and all must cut alike.
   for (const tier::SegmentStore* segment : segments) call.n_live += segment->n_live();
   if (call.step()) {
-    // Where one KV head is all there is, shorter parts are the only way to use a second thread.
-    const uint32_t split_tokens = call.n_heads() == 1 ? kSplitTokens / 4 : kSplitTokens;
+    const uint32_t split_tokens = call.n_heads() <= kFewHeads ? kLeastSplitTokens : kSplitTokens;
     call.n_splits = uint32_t(std::clamp<uint64_t>(call.n_live / split_tokens, 1, Workspace::Impl::kMaxSplits));
     return call;
   }
@@ -129,17 +130,35 @@ MaskTile mask_for(const Call& call, const RowTile& tile, ThreadSlot& slot) {
   return {&mask, slot.mask_low.data(), high, tile.first_token, tile.group(), slopes};
 }
 
-// Blocks of a tier that a part of `n` takes.
-std::pair<uint32_t, uint32_t> part_of(const tier::Tier& tier, uint32_t part, uint32_t n) {
-  const auto at = [&](uint32_t i) { return uint32_t(uint64_t{tier.n_blocks()} * i / n); };
-  return {at(part), at(part + 1)};
+// The tier's first block in split i of n. Splits are equal parts of the head's blocks, tier after tier, in whole steps
+// of the kernels.
+uint32_t cut(const TierOfHead& at, uint32_t i, uint32_t n) {
+  const uint64_t in_head = at.n_head_blocks * i / n, n_blocks = at.tier->n_blocks();
+  if (in_head <= at.first_block) return 0;
+  const uint64_t in_tier = in_head - at.first_block;
+  if (in_tier >= n_blocks) return uint32_t(n_blocks);
+  return uint32_t(std::min((in_tier + kStepBlocks / 2) / kStepBlocks * kStepBlocks, n_blocks));
 }
 
-// The blocks of a part's first step.
-std::span<const uint8_t> first_step(const tier::Tier& tier, uint32_t part, uint32_t n) {
-  const auto [begin, end] = part_of(tier, part, n);
+// A step of blocks [begin, end).
+std::span<const uint8_t> first_step(const tier::Tier& tier, uint32_t begin, uint32_t end) {
   const size_t stride = tier.layout().bytes;
   return {tier.blocks() + begin * stride, std::min(end - begin, kStepBlocks) * stride};
+}
+
+// The tiers of a head, into slot.tiers.
+void find_tiers(const Call& call, uint32_t kv_head, ThreadSlot& slot) {
+  slot.tiers.clear();
+  uint64_t n_blocks = 0;
+  for (tier::SegmentStore* segment : call.segments) {
+    tier::HeadStore& head = segment->heads()[kv_head];
+    for (tier::Tier* tier : {&head.staged, &head.hi, &head.lo}) {
+      if (!tier->size()) continue;
+      slot.tiers.push_back({&head, tier, n_blocks});
+      n_blocks += tier->n_blocks();
+    }
+  }
+  for (TierOfHead& at : slot.tiers) at.n_head_blocks = n_blocks;
 }
 
 // Calls work(tier, span, rows, view, next) for every non-empty tier of the head: view(state) is what the kernels see
@@ -147,18 +166,12 @@ std::span<const uint8_t> first_step(const tier::Tier& tier, uint32_t part, uint3
 template <typename Work>
 void for_each_tier(const Call& call, const RowTile& tile, ThreadSlot& slot, Work work) {
   const LayerCache::Impl& layer = call.layer;
-  slot.tiers.clear();
-  for (tier::SegmentStore* segment : call.segments) {
-    tier::HeadStore& head = segment->heads()[tile.kv_head];
-    for (tier::Tier* tier : {&head.staged, &head.hi, &head.lo}) {
-      if (tier->size()) slot.tiers.push_back({&head, tier});
-    }
-  }
+  find_tiers(call, tile.kv_head, slot);
   Rows raw, rows;
   const codec::Transform* prepared = nullptr;
   for (size_t i = 0; i < slot.tiers.size(); ++i) {
     const TierOfHead at = slot.tiers[i];
-    const tier::Tier* next = i + 1 < slot.tiers.size() ? slot.tiers[i + 1].tier : nullptr;
+    const TierOfHead* next = i + 1 < slot.tiers.size() ? &slot.tiers[i + 1] : nullptr;
     if (at.in_engine_coordinates()) {
       if (!raw.n) raw = prepare_raw(tile, slot.raw);
       work(
@@ -204,7 +217,8 @@ void note_queries(const Call& call, const RowTile& tile) {
 
 // ---------------------------------------------------------------- a generation step
 
-// Splits [first, last) one after the other in each span: the queries are prepared once.
+// Splits [first, last) one after the other in each span: the queries are prepared once. A split that has nothing of a
+// tier takes its view of the state all the same: states that are merged have the same coordinates.
 void run_splits(const Call& call, const RowTile& tile, uint32_t first, uint32_t last, ThreadSlot& slot) {
   const auto partial = [&](uint32_t split) -> Partial& {
     return call.workspace.partial(call.head_index(tile.kv_head), split);
@@ -214,27 +228,29 @@ void run_splits(const Call& call, const RowTile& tile, uint32_t first, uint32_t 
   const Scratch scratch = scratch_for(slot, call.layer, tile.n_rows());
   const bool scoring = call.scoring(tile.kv_head);
   size_t n_kept = 0;
-  for_each_tier(call, tile, slot,
-                [&](TierOfHead at, BlockSpan span, const Rows& rows, auto view, const tier::Tier* next) {
-                  const bool keeps = at.scored() && scoring;
-                  for (uint32_t split = first; split < last; ++split) {
-                    float* keep = nullptr;
-                    if (keeps) {
-                      auto& kept = partial(split).kept;
-                      if (kept.size() == n_kept) kept.emplace_back();
-                      kept[n_kept].resize(size_t{rows.n} * span.n_tokens);
-                      keep = kept[n_kept].data();
-                    }
-                    const auto [begin, end] = part_of(*at.tier, split, call.n_splits);
-                    if (split + 1 < last)
-                      span.next = first_step(*at.tier, split + 1, call.n_splits);
-                    else
-                      span.next = next ? first_step(*next, first, call.n_splits) : std::span<const uint8_t>();
-                    kernels().attend(span, begin, end, rows, mask, call.args.softcap, view(partial(split).state), keep,
-                                     span.n_tokens, scratch);
-                  }
-                  n_kept += keeps;
-                });
+  for_each_tier(
+      call, tile, slot, [&](const TierOfHead& at, BlockSpan span, const Rows& rows, auto view, const TierOfHead* next) {
+        const bool keeps = at.scored() && scoring;
+        for (uint32_t split = first; split < last; ++split) {
+          float* keep = nullptr;
+          if (keeps) {
+            auto& kept = partial(split).kept;
+            if (kept.size() == n_kept) kept.emplace_back();
+            kept[n_kept].resize(size_t{rows.n} * span.n_tokens);
+            keep = kept[n_kept].data();
+          }
+          const uint32_t n = call.n_splits, begin = cut(at, split, n), end = cut(at, split + 1, n);
+          const State state = view(partial(split).state);
+          if (begin == end) continue;
+          span.next = {};
+          if (end < cut(at, last, n))
+            span.next = first_step(*at.tier, end, cut(at, last, n));
+          else if (next)
+            span.next = first_step(*next->tier, cut(*next, first, n), cut(*next, last, n));
+          kernels().attend(span, begin, end, rows, mask, call.args.softcap, state, keep, span.n_tokens, scratch);
+        }
+        n_kept += keeps;
+      });
 }
 
 // Means of attention, 1 / t of the t live cells that a token sees, into slot.means: what counts is above it. Softmax of
@@ -288,15 +304,16 @@ MaskTile mask_of_row(MaskTile mask, uint32_t r, uint32_t group) {
   return mask;
 }
 
-void add_kept_scores(const Call& call, const RowTile& tile, tier::Tier& tier, size_t kept_index, const RowState& state,
-                     ThreadSlot& slot) {
+void add_kept_scores(const Call& call, const RowTile& tile, const TierOfHead& at, size_t kept_index,
+                     const RowState& state, ThreadSlot& slot) {
+  tier::Tier& tier = *at.tier;
   const uint32_t n = tier.size();
   const auto sum_rows = [&](uint32_t first_row, uint32_t n_rows) {
     clear_sums(slot, n);
     for (uint32_t split = 0; split < call.n_splits; ++split) {
       const auto& kept = call.workspace.partial(call.head_index(tile.kv_head), split).kept[kept_index];
-      const auto [begin, end] = part_of(tier, split, call.n_splits);
-      const uint32_t first = begin * kLanes, last = std::min(n, end * kLanes);
+      const uint32_t first = cut(at, split, call.n_splits) * kLanes,
+                     last = std::min(n, cut(at, split + 1, call.n_splits) * kLanes);
       if (first >= last) continue;
       kernels().score_kept(kept.data() + size_t{first_row} * n + first, n, last - first, n_rows,
                            state.max.data() + first_row, slot.inverse_sum.data() + first_row, slot.sums.data() + first);
@@ -323,10 +340,8 @@ void finish_step(const Call& call, const RowTile& tile, ThreadSlot& slot) {
   if (!call.scoring(tile.kv_head)) return;
   if (call.recording.above_mean) note_means(call, tile, slot);
   size_t kept_index = 0;
-  for (tier::SegmentStore* segment : call.segments) {
-    tier::HeadStore& head = segment->heads()[tile.kv_head];
-    if (head.staged.size()) add_kept_scores(call, tile, head.staged, kept_index++, state, slot);
-    if (head.hi.size()) add_kept_scores(call, tile, head.hi, kept_index++, state, slot);
+  for (const TierOfHead& at : slot.tiers) {  // of this head: the thread has just had a split of it
+    if (at.scored()) add_kept_scores(call, tile, at, kept_index++, state, slot);
   }
 }
 
@@ -337,7 +352,7 @@ void run_tile(const Call& call, const RowTile& tile, ThreadSlot& slot) {
   const MaskTile mask = mask_for(call, tile, slot);
   const Scratch scratch = scratch_for(slot, call.layer, tile.n_rows());
   for_each_tier(call, tile, slot,
-                [&](TierOfHead at, const BlockSpan& span, const Rows& rows, auto view, const tier::Tier*) {
+                [&](const TierOfHead& at, const BlockSpan& span, const Rows& rows, auto view, const TierOfHead*) {
                   kernels().attend(span, 0, at.tier->n_blocks(), rows, mask, call.args.softcap, view(slot.state),
                                    nullptr, 0, scratch);
                 });
@@ -350,26 +365,27 @@ void run_tile(const Call& call, const RowTile& tile, ThreadSlot& slot) {
   if (call.recording.above_mean) note_means(call, tile, slot);
   std::vector<float>& scores = slot.scores[call.head_index(tile.kv_head)];
   size_t first = 0;
-  for_each_tier(call, tile, slot, [&](TierOfHead at, const BlockSpan& span, const Rows& rows, auto, const tier::Tier*) {
-    if (!at.scored()) return;
-    const size_t last = first + span.n_tokens;
-    if (scores.size() < last) scores.resize(last, 0.0f);
-    const auto score = [&](const Rows& counted, const MaskTile& seen, uint32_t row, float* sums) {
-      kernels().score(span, 0, at.tier->n_blocks(), counted, seen, call.args.softcap, slot.state.max.data() + row,
-                      slot.inverse_sum.data() + row, sums, scratch);
-    };
-    if (call.recording.above_mean) {
-      for (uint32_t r = 0; r < rows.n; ++r) {
-        if (slot.inverse_sum[r] == 0.0f) continue;
-        clear_sums(slot, span.n_tokens);
-        score(row_of(rows, r, *span.geometry), mask_of_row(mask, r, tile.group()), r, slot.sums.data());
-        add_counts(slot, r / tile.group(), scores.data() + first, span.n_tokens);
-      }
-    } else {
-      score(rows, mask, 0, scores.data() + first);
-    }
-    first = last;
-  });
+  for_each_tier(call, tile, slot,
+                [&](const TierOfHead& at, const BlockSpan& span, const Rows& rows, auto, const TierOfHead*) {
+                  if (!at.scored()) return;
+                  const size_t last = first + span.n_tokens;
+                  if (scores.size() < last) scores.resize(last, 0.0f);
+                  const auto score = [&](const Rows& counted, const MaskTile& seen, uint32_t row, float* sums) {
+                    kernels().score(span, 0, at.tier->n_blocks(), counted, seen, call.args.softcap,
+                                    slot.state.max.data() + row, slot.inverse_sum.data() + row, sums, scratch);
+                  };
+                  if (call.recording.above_mean) {
+                    for (uint32_t r = 0; r < rows.n; ++r) {
+                      if (slot.inverse_sum[r] == 0.0f) continue;
+                      clear_sums(slot, span.n_tokens);
+                      score(row_of(rows, r, *span.geometry), mask_of_row(mask, r, tile.group()), r, slot.sums.data());
+                      add_counts(slot, r / tile.group(), scores.data() + first, span.n_tokens);
+                    }
+                  } else {
+                    score(rows, mask, 0, scores.data() + first);
+                  }
+                  first = last;
+                });
 }
 
 void forget_scores(tier::Tier& tier) {
@@ -425,7 +441,7 @@ void run_items(const Call& call, uint32_t kv_head, uint32_t first, uint32_t last
       run_tile(call, tile, slot);
     }
   }
-  std::atomic<uint32_t>& done = call.workspace.done[call.head_index(kv_head)];
+  std::atomic<uint32_t>& done = call.workspace.done[call.head_index(kv_head)].n;
   if (done.fetch_add(last - first, std::memory_order_acq_rel) + last - first != call.items_per_head()) return;
   done.store(0, std::memory_order_relaxed);
   call.step() ? finish_step(call, tile_at(0), slot) : finish_chunk(call, kv_head);

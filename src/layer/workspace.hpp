@@ -25,21 +25,30 @@ struct RowState {
   const codec::Axes* tier_axes = nullptr;  ///< of what is in tier_acc; null: nothing yet
 };
 
+/// Threads write next to each other, but not to the same cache line.
+inline constexpr size_t kCacheLine = 64;
+
 /// Result of one split of a generation step, for the thread that finishes the head last.
-struct Partial {
+struct alignas(kCacheLine) Partial {
   RowState state;
   std::vector<std::vector<float>> kept;  ///< [scored span][rows * n_tokens]: logits, in this split's blocks only
+};
+
+struct alignas(kCacheLine) Counter {
+  std::atomic<uint32_t> n{0};
 };
 
 struct TierOfHead {
   tier::HeadStore* head;
   tier::Tier* tier;
+  uint64_t first_block = 0;    ///< blocks of the tiers before it
+  uint64_t n_head_blocks = 0;  ///< of all tiers
 
   bool in_engine_coordinates() const { return tier == &head->staged && !head->staged_in_bytes(); }
   bool scored() const { return tier != &head->lo; }
 };
 
-struct ThreadSlot {
+struct alignas(kCacheLine) ThreadSlot {
   std::vector<tier::SegmentStore*> segments;  ///< of the present call
   std::vector<TierOfHead> tiers;              ///< of the present head
   PreparedRows raw, tier;
@@ -69,7 +78,7 @@ struct Workspace::Impl {
   uint32_t max_calls;
   std::vector<attention::ThreadSlot> threads;
   std::vector<attention::Partial> partials;  ///< [head of a call][split]
-  std::vector<std::atomic<uint32_t>> done;   ///< [head of a call]: items finished; 0 between calls
+  std::vector<attention::Counter> done;      ///< [head of a call]: items finished; 0 between calls
 };
 
 }  // namespace mikv
