@@ -103,7 +103,9 @@ void run(const Options& options) {
                                 options.n_queries, options.n_queries));
   }
   JsonReport report(options.output, "bench threads");
-  report.meta().update({{"seed", options.seed},
+  report.meta().update({{"model", nullptr},
+                        {"threads", options.n_threads},
+                        {"seed", options.seed},
                         {"head_dim", options.head_dim},
                         {"group", options.group},
                         {"layers", options.n_layers},

@@ -50,7 +50,7 @@ class Attempt {
   /// The more of a prompt is compressed at once, the better.
   bool compress_large_pieces();
   bool lower_shares() { return lower(std::min(rungs_.size(), policy::kFewerTokens)); }
-  bool compress_small_pieces() { return compress_pieces(kFirstTokens); }
+  bool compress_small_pieces();
   bool lower_bits() { return lower(std::min(rungs_.size(), policy::kFewerTokens + 1)); }
   bool compress_at_once() { return compress_pieces(0); }
   bool lower_to_the_end();
@@ -114,6 +114,13 @@ bool Attempt::compress_large_pieces() {
     if (compress_pieces(from - n_fewer())) return true;
   }
   return compress_pieces(kFirstStreamedTokens - n_fewer());
+}
+
+bool Attempt::compress_small_pieces() {
+  for (uint32_t from = kFirstStreamedTokens - kFirstTokens; from > kFirstTokens; from -= kFirstTokens) {
+    if (compress_pieces(from)) return true;
+  }
+  return compress_pieces(kFirstTokens);
 }
 
 bool Attempt::lower_to_the_end() {
@@ -238,8 +245,8 @@ constexpr std::array kConcessions = {
                "as streaming prefill, docs/quality.md", false, &Attempt::compress_large_pieces},
     Concession{"", "KL divergence 1.2 times that of the spec", true, &Attempt::lower_shares},
     // One prompt loses before all that is held: the room it needs while it is read comes back at its end.
-    Concession{"where there is no room for 1,024 tokens of a prompt, it is compressed in pieces of 256",
-               "KL divergence 1.8 times that of exact prefill", false, &Attempt::compress_small_pieces},
+    Concession{"where there is no room for 1,024 tokens of a prompt, it is compressed in pieces of 768 to 256",
+               "KL divergence up to 1.8 times that of exact prefill", false, &Attempt::compress_small_pieces},
     // Only where that is enough: a segment that is frozen on a prompt's first few tokens is bad for as long as it
     // lives.
     Concession{"", "KL divergence 1.4 to 1.8 times that of the spec", true, &Attempt::lower_bits},

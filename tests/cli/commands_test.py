@@ -16,7 +16,7 @@ from mikv_process import BINARY, THREADS, Case, environment, long, mikv
 
 
 class Help(Case):
-    COMMANDS = [[], ["run"], ["eval"], ["eval", "lines"], ["eval", "kld"], ["bench"], ["bench", "attention"], ["bench", "decode"], ["bench", "prefill"], ["tune"], ["info"], ["estimate"],
+    COMMANDS = [[], ["run"], ["eval"], ["eval", "lines"], ["eval", "kld"], ["bench"], ["bench", "attention"], ["bench", "decode"], ["bench", "prefill"], ["bench", "threads"], ["tune"], ["info"], ["estimate"],
                 ["model"], ["model", "get"], ["model", "path"], ["model", "list"]]
 
     def test_every_command_has_help_with_an_example(self):
@@ -352,6 +352,16 @@ class Report(Case):
         svg = "{http://www.w3.org/2000/svg}"
         self.assertEqual(len(drawn.findall(svg + "polyline")), 3)
         self.assertEqual(len(drawn.findall(svg + "circle")), 6)
+
+    def test_bench_threads(self):
+        document = self.report("bench", "threads", "-t", "1,4", "--kv-heads", "1,2", "--tokens", 2048, "--head-dim", 64, "--layers", 2, "--repetitions", 3)
+        self.assertEqual([(row["kv_heads"], row["threads"]) for row in document["rows"]], [(1, 1), (1, 4), (2, 1), (2, 4)])
+        for first, more in zip(document["rows"][::2], document["rows"][1::2]):
+            self.assertEqual(first["ratio_to_first"], 1)
+            self.assertGreater(more["ratio_to_first"], 0)
+        result = mikv("bench", "threads", "--kv", "llama:f16")
+        self.assertEqual(result.returncode, 2)
+        self.assertIn("leave llama:f16 out", result.stderr)
 
     def test_bench_attention_shapes(self):
         document = self.report("bench", "attention", "-t", "1,2", "--tokens", 64, "--head-dim", "64,128", "--group", "1,3", "--queries", 5, "--sinks", 1, "--layers", 1, "--repetitions", 5, "--kv", "mikv")
