@@ -207,6 +207,18 @@ def scaling() -> str:
 
 
 @table
+def threads() -> str:
+    rows = read("performance")
+    lines = []
+    for heads in (2, 8):
+        for work, tokens in (("generation", 4096), ("generation", 16384), ("chunk of 256", 8192)):
+            counts = (2, 4, 8, 16) if work == "generation" else (16,)
+            of = {n: value(rows, f"longest share of {n} threads, {work}, {heads} KV heads", tokens=tokens) for n in counts}
+            lines.append([work, str(heads), f"{tokens:,}", *(of.get(n, "-") for n in (2, 4, 8, 16))])
+    return markdown(["work, `mikv`", "KV heads", "tokens", "2 threads, times as fast", "4", "8", "16"], lines)
+
+
+@table
 def formats() -> str:
     rows = read("performance")
     specs = ["mikv", "mikv-hq", "mikv-max", "mikv:lo=int2", "mikv:lo=int3", "mikv:lo=int4"]

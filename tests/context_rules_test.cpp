@@ -371,6 +371,26 @@ TEST(LadderTest, LaddersOfMixedBitsGoDown) {
   }
 }
 
+TEST(LadderTest, ShareRungsTakeNothingFromLo) {
+  const auto count = [](const char* name) {
+    const Spec asked = spec_of(name);
+    const std::vector<Rung> rungs = ladder_of(asked);
+    const size_t n = policy::n_share_rungs(asked, rungs);
+    for (size_t i = 0; i < n; ++i) {
+      EXPECT_GE(rungs[i].keep, 0.6 * asked.keep) << name;
+      Spec lo_alone = lowered(asked, rungs[i]);
+      lo_alone.keep = asked.keep;
+      EXPECT_EQ(lo_alone, asked) << name;
+    }
+    return n;
+  };
+  EXPECT_EQ(count("mikv"), 2u);
+  EXPECT_EQ(count("mikv-paper"), 4u);
+  EXPECT_EQ(count("h2o"), 4u);
+  EXPECT_EQ(count("mikv:keep=0.01"), 0u) << "there is next to nothing in hi";
+  EXPECT_EQ(count("full"), 0u);
+}
+
 TEST(LadderTest, MeasuredRungsLoseMoreAsTheyGetSmaller) {
   for (size_t i = 1; i < measured_rungs().size(); ++i) {
     const MeasuredRung &larger = measured_rungs()[i - 1], &smaller = measured_rungs()[i];

@@ -49,9 +49,9 @@ class Attempt {
   bool stage_in_bytes();
   /// The more of a prompt is compressed at once, the better.
   bool compress_large_pieces();
-  bool lower_shares() { return lower(std::min(rungs_.size(), policy::kFewerTokens)); }
+  bool lower_shares() { return lower(policy::n_share_rungs(spec_, rungs_)); }
   bool compress_small_pieces();
-  bool lower_bits() { return lower(std::min(rungs_.size(), policy::kFewerTokens + 1)); }
+  bool lower_bits() { return lower(std::min(rungs_.size(), policy::n_share_rungs(spec_, rungs_) + 1)); }
   bool compress_at_once() { return compress_pieces(0); }
   bool lower_to_the_end();
 

@@ -4,7 +4,6 @@
 #include <array>
 #include <charconv>
 #include <cmath>
-#include <iterator>
 
 namespace mikv::policy {
 namespace {
@@ -27,7 +26,7 @@ constexpr double kFairKeep = 0.04, kLeastKeep = 0.01, kKeepStep = 0.9;
 // Of mixed bits: shares of the asked share that are tried before bits. Only what leaves the hi tier is encoded anew,
 // and less is lost than with fewer bits (docs/results/shares.csv).
 constexpr double kFewerFirst[] = {0.75, 0.625};
-static_assert(std::size(kFewerFirst) == kFewerTokens);
+constexpr double kFairShare = 0.6;
 
 std::vector<Rung> mixed_ladder(const Spec& asked) {
   std::vector<Rung> ladder;
@@ -73,6 +72,13 @@ std::span<const MeasuredRung> measured_rungs() { return kMeasured; }
 std::vector<Rung> ladder_of(const Spec& asked) {
   if (asked.uncompressed() || asked.importance == Importance::full) return {};
   return asked.mixed() ? mixed_ladder(asked) : uniform_ladder(asked);
+}
+
+size_t n_share_rungs(const Spec& asked, std::span<const Rung> ladder) {
+  const double bits = asked.mixed() ? asked.bits : double(format_bits(asked.lo));
+  const auto fewer_bits = std::ranges::find_if(
+      ladder, [&](const Rung& rung) { return rung.bits < bits || rung.keep < kFairShare * asked.keep; });
+  return size_t(fewer_bits - ladder.begin());
 }
 
 Spec lowered(Spec spec, const Rung& rung) {

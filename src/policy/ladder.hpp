@@ -30,12 +30,11 @@ struct MeasuredRung {
 /// From the largest to the smallest.
 std::span<const MeasuredRung> measured_rungs();
 
-/// The first rungs below what was asked take tokens from hi only, unless it has next to none there. A ladder may be
-/// shorter.
-inline constexpr size_t kFewerTokens = 2;
-
 /// The rungs below `asked`, from the largest to the smallest; none if the spec has nothing to give up.
 std::vector<Rung> ladder_of(const Spec& asked);
+
+/// How many of its first rungs take tokens from hi only, and leave it three fifths of its share or more.
+size_t n_share_rungs(const Spec& asked, std::span<const Rung> ladder);
 
 /// `spec` with no more than the rung has. A uniform lo format becomes the largest one of no more bits.
 Spec lowered(Spec spec, const Rung& rung);
