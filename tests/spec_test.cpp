@@ -84,8 +84,8 @@ TEST(SpecTest, EveryPresetIsListedOnceAndRoundTrips) {
 }
 
 TEST(SpecTest, KeysOverrideThePreset) {
-  const Spec spec = parsed(
-      "mikv:keep=0.25,hi=int4,lo=int2,group=32,outlier=hadamard,importance=streaming,prefill=streaming,sinks=7,seed=9");
+  const Spec spec =
+      parsed("mikv:keep=0.25,hi=int4,lo=int2,group=32,outlier=hadamard,importance=streaming,prefill=streaming,sinks=7");
   EXPECT_EQ(spec.keep, 0.25);
   EXPECT_EQ(spec.hi, Format::int4);
   EXPECT_EQ(spec.lo, Format::int2);
@@ -94,9 +94,8 @@ TEST(SpecTest, KeysOverrideThePreset) {
   EXPECT_EQ(spec.importance, Importance::streaming);
   EXPECT_EQ(spec.prefill, Prefill::streaming);
   EXPECT_EQ(spec.sinks, 7u);
-  EXPECT_EQ(spec.seed, 9u);
   EXPECT_EQ(parsed("mikv:lo=int3,outlier=centre+balancer"), parsed("mikv:lo=int3,outlier=balancer+center"));
-  EXPECT_EQ(parsed("mikv:seed=18446744073709551615").seed, UINT64_MAX);
+  EXPECT_EQ(parsed("mikv:importance=random,seed=18446744073709551615").seed, UINT64_MAX);
   EXPECT_FALSE(std::signbit(parsed("mikv:keep=-0").keep));
 }
 
@@ -124,14 +123,15 @@ RC_GTEST_PROP(SpecProperty, CanonicalFormRoundTrips, ()) {
   };
   const double keep = *rc::gen::inRange(0, 1000001) / 1e6;
   const std::string keep_text = std::to_string(keep);
+  const std::string sinks = ",sinks=" + std::to_string(*rc::gen::inRange(0, 1025)),
+                    seed = ",seed=" + std::to_string(*rc::gen::arbitrary<uint64_t>());
   const std::string text =
       pick({"mikv", "mikv-paper", "mikv-max", "rtn4"}) + ":keep=" + keep_text +
       ",hi=" + pick({"f16", "int8", "int5", "int4", "int2"}) + ",lo=" + pick({"int2", "int3", "int4", "int5", "int8"}) +
       ",group=" + pick({"auto", "half", "head", "1", "64", "512"}) + ",quantiser=" + pick({"asymmetric", "symmetric"}) +
-      ",outlier=" + pick({"none", "balancer", "center+hadamard", "hadamard+balancer+center"}) +
-      ",importance=" + pick({"h2o", "window", "streaming", "snapkv", "scissorhands", "fastgen", "random"}) +
-      ",prefill=" + pick({"exact", "streaming"}) + ",sinks=" + std::to_string(*rc::gen::inRange(0, 1025)) +
-      ",seed=" + std::to_string(*rc::gen::arbitrary<uint64_t>());
+      ",outlier=" + pick({"none", "balancer", "center+hadamard", "hadamard+balancer+center"}) + ",importance=" +
+      pick({"h2o", "window", "streaming" + sinks, "snapkv", "scissorhands", "fastgen" + sinks, "random" + seed}) +
+      ",prefill=" + pick({"exact", "streaming", "spread"});
   const Spec spec = parsed(text);
   RC_ASSERT(spec.keep == std::stod(keep_text));
   RC_ASSERT(parsed(spec.to_string()) == spec);
@@ -197,6 +197,9 @@ const Refusal kRefusals[] = {
     {"mikv:prefill=fast", {"'prefill'", "exact, streaming"}},
     {"mikv:recent=1.5", {"'recent'", "'1.5'", "0 to 1"}},
     {"mikv:recent=0.5,importance=window", {"recent", "importance=h2o"}},
+    {"window:recent=0.75", {"recent", "importance=h2o"}},
+    {"h2o:seed=5", {"seed", "importance=random"}},
+    {"mikv:sinks=8", {"sinks", "importance=streaming", "fastgen"}},
     {"fastgen:recovery=1.5", {"'recovery'", "'1.5'", "0 to 1"}},
     {"h2o:recovery=0.9", {"recovery", "importance=fastgen"}},
     {"mikv:sinks=1025", {"'sinks'", "'1025'", "0 to 1024"}},

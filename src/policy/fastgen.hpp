@@ -82,7 +82,7 @@ inline uint8_t pick(const Spec& spec, std::span<const float> scores, std::span<c
 inline constexpr Policy kFastGen{
     .importance = Importance::fastgen,
     .name = "fastgen",
-    .own_key = "recovery",
+    .own_keys = "recovery,sinks",
     .recording = {.attention = true, .last_queries = fastgen::kQueries, .steps = true},
     .settle = nullptr,
     .choose = fastgen::choose,

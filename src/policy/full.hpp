@@ -10,7 +10,7 @@ namespace mikv::policy {
 inline constexpr Policy kFull{
     .importance = Importance::full,
     .name = "full",
-    .own_key = {},
+    .own_keys = {},
     .recording = {},
     .settle = nullptr,
     .choose = nullptr,

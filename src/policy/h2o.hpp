@@ -69,7 +69,7 @@ inline void choose_h2o(const Choice& choice, std::span<const float> scores, std:
 inline constexpr Policy kH2o{
     .importance = Importance::h2o,
     .name = "h2o",
-    .own_key = "recent",
+    .own_keys = "recent",
     .recording = {.attention = true},
     .settle = nullptr,
     .choose = choose_h2o,

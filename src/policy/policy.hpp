@@ -5,6 +5,7 @@
 // arrivals and a budget. Arrivals are distinct within a KV head; among equal ones the lower index counts as older.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <span>
 #include <string_view>
@@ -77,8 +78,8 @@ struct Recording {
 
 struct Policy {
   Importance importance;
-  std::string_view name;     ///< in specs
-  std::string_view own_key;  ///< spec key that only this policy reads; empty: none
+  std::string_view name;      ///< in specs
+  std::string_view own_keys;  ///< spec keys that not every policy reads and this one does: "a,b"; empty: none
   Recording recording;
   Settle settle;                 ///< null: scores stay as recorded
   Choose choose;                 ///< null: it demotes nothing
@@ -87,10 +88,16 @@ struct Policy {
   std::string_view description;  ///< of that preset, one line
 
   constexpr bool demotes() const { return choose != nullptr; }
-  /// True if part of the hi tier is for the most recent tokens, whatever their scores (spec key `recent`).
-  constexpr bool reserves_recent() const { return own_key == "recent"; }
-  /// True if KV heads have as many places as recover the spec key `recovery` of their attention.
-  constexpr bool recovers() const { return own_key == "recovery"; }
+  constexpr bool reads(std::string_view key) const {
+    for (std::string_view rest = own_keys; !rest.empty();) {
+      const size_t end = std::min(rest.find(','), rest.size());
+      if (rest.substr(0, end) == key) return true;
+      rest.remove_prefix(std::min(end + 1, rest.size()));
+    }
+    return false;
+  }
+  /// True if part of the hi tier is for the most recent tokens, whatever their scores.
+  constexpr bool reserves_recent() const { return reads("recent"); }
 };
 
 /// The table, in the order in which help texts list it.

@@ -25,7 +25,7 @@ inline void choose_random(const Choice& choice, std::span<const float>, std::spa
 inline constexpr Policy kRandom{
     .importance = Importance::random,
     .name = "random",
-    .own_key = "seed",
+    .own_keys = "seed",
     .recording = {},
     .settle = nullptr,
     .choose = choose_random,

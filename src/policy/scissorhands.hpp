@@ -56,7 +56,7 @@ inline void choose(const Choice&, std::span<const float> scores, std::span<const
 inline constexpr Policy kScissorhands{
     .importance = Importance::scissorhands,
     .name = "scissorhands",
-    .own_key = {},
+    .own_keys = {},
     .recording = {.attention = true, .last_queries = scissorhands::kHistory, .steps = true, .above_mean = true},
     .settle = scissorhands::settle,
     .choose = scissorhands::choose,

@@ -67,7 +67,7 @@ inline void choose(const Choice&, std::span<const float> scores, std::span<const
 inline constexpr Policy kSnapKv{
     .importance = Importance::snapkv,
     .name = "snapkv",
-    .own_key = {},
+    .own_keys = {},
     .recording = {.attention = true, .last_queries = snapkv::kWindow},
     .settle = snapkv::settle,
     .choose = snapkv::choose,

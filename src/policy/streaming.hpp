@@ -21,7 +21,7 @@ inline void choose_streaming(const Choice& choice, std::span<const float>, std::
 inline constexpr Policy kStreaming{
     .importance = Importance::streaming,
     .name = "streaming",
-    .own_key = "sinks",
+    .own_keys = "sinks",
     .recording = {},
     .settle = nullptr,
     .choose = choose_streaming,

@@ -17,7 +17,7 @@ inline void choose_window(const Choice&, std::span<const float>, std::span<const
 inline constexpr Policy kWindow{
     .importance = Importance::window,
     .name = "window",
-    .own_key = {},
+    .own_keys = {},
     .recording = {},
     .settle = nullptr,
     .choose = choose_window,

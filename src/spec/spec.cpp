@@ -281,16 +281,25 @@ Status reconcile(Spec& spec, const std::vector<std::string_view>& given) {
     spec.keep = 1.0;
     spec.lo = Format::evict;
   }
-  const auto only_of = [&](std::string_view key, bool (policy::Policy::*reads)() const, double& value, double unused) {
-    if ((policy.*reads)()) return Status();
-    const std::string others = "importance=" + any_of(policy_names(reads));
+  // always_named: to_string() has the key in every spec.
+  const auto only_of = [&](std::string_view key, auto& value, const auto& unused, bool always_named) {
+    if (policy.reads(key) || (always_named && value == unused)) return Status();
+    std::vector<std::string_view> readers;
+    for (const policy::Policy& other : policy::policies()) {
+      if (other.reads(key)) readers.push_back(other.name);
+    }
+    const std::string others = "importance=" + any_of(readers);
     if (user_gave(key))
       return Status(Error{"spec: " + std::string(key) + " is of " + others + "; leave it out, or choose " + others});
     value = unused;
     return Status();
   };
-  if (Status read = only_of("recent", &policy::Policy::reserves_recent, spec.recent, Spec().recent); !read) return read;
-  if (Status read = only_of("recovery", &policy::Policy::recovers, spec.recovery, Spec().recovery); !read) return read;
+  for (const Status& read :
+       {only_of("recent", spec.recent, Spec().recent, false),
+        only_of("recovery", spec.recovery, Spec().recovery, false), only_of("sinks", spec.sinks, Spec().sinks, true),
+        only_of("seed", spec.seed, Spec().seed, true)}) {
+    if (!read) return read;
+  }
   if (spec.mixed()) {  // has one way of handling outliers, and one scale a head
     if (user_gave("outlier") && !(spec.balancer && spec.center && spec.hadamard))
       return Error{"spec: lo=mixed needs outlier=balancer+center+hadamard; leave outlier out, or choose another lo"};
@@ -379,7 +388,7 @@ std::string Spec::to_string() const {
   const policy::Policy& chosen = policy::policy_of(importance);
   text += ":importance=" + std::string(chosen.name);
   if (chosen.reserves_recent()) text += ",recent=" + shortest(recent);
-  if (chosen.recovers()) text += ",recovery=" + shortest(recovery);
+  if (chosen.reads("recovery")) text += ",recovery=" + shortest(recovery);
   text += ",keep=" + shortest(keep);
   text += ",hi=" + std::string(format_name(hi)) + ",lo=" + std::string(format_name(lo));
   if (mixed()) text += ",bits=" + shortest(bits);
