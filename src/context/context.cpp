@@ -164,6 +164,7 @@ Status Context::begin_step(const Batch& batch) {
 }
 
 Status Context::end_step(bool done) {
+  impl_->layers.go_to(nullptr);
   impl_->account->end_reservation();
   if (done && impl_->failure()) impl_->commit_unattended();
   const Status failed = impl_->failure();
@@ -314,6 +315,7 @@ Status Context::store(int layer, std::span<const CellPlace> cells, const float* 
   ContextLayer* known = impl_->layers.find(layer);
   if (!known) return no_layer(layer);
   if (const Status failed = impl_->failure(); !failed) return failed;  // not everything was staged
+  impl_->layers.go_to(known);
   const auto result = [&]() -> Status {
     const bool completes =
         (known->wants_k || known->wants_v) && known->wants_k == (k != nullptr) && known->wants_v == (v != nullptr);

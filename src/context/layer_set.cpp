@@ -16,6 +16,11 @@ void note(Status& first, const Status& status) {
 
 }  // namespace
 
+void LayerSet::go_to(ContextLayer* layer) {
+  if (at_ && at_ != layer) at_->cache->encode_staged();
+  at_ = layer;
+}
+
 ContextLayer* LayerSet::find(int index) {
   const auto found = layers.find(index);
   return found == layers.end() ? nullptr : &found->second;

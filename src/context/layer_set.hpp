@@ -31,6 +31,10 @@ class LayerSet {
  public:
   std::map<int, ContextLayer> layers;
 
+  /// The layer of the last store() of a step; null: none yet. Tokens of a layer that the step has left may wait in
+  /// bytes.
+  void go_to(ContextLayer* layer);
+
   ContextLayer* find(int index);
   const ContextLayer* find(int index) const { return const_cast<LayerSet*>(this)->find(index); }
   bool empty() const { return layers.empty(); }
@@ -70,6 +74,8 @@ class LayerSet {
   MemoryUsage usage() const;
 
  private:
+  ContextLayer* at_ = nullptr;
+
   /// Layers that share bits.
   std::vector<LayerCache*> sharing(SegmentId segment, uint32_t from, uint32_t n_to_come);
   /// Calls work() of each layer's cache, on n_threads threads. Returns the first error.

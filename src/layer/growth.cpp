@@ -19,11 +19,17 @@ struct Step {
   const tier::Layouts& of_segment;  // layouts
 };
 
-// Tokens that stay staged. Heads grow one after the other.
-void add_staged(Growth& growth, const tier::Tier::Growth& of_tier) {
-  growth.lasting += int64_t(of_tier.lasting);
-  growth.transient = std::max(growth.transient, of_tier.transient);
-}
+// Tokens that stay staged. Heads grow one after the other; what passes is there in all of them.
+struct Staged {
+  int64_t lasting = 0;
+  uint64_t transient = 0, passing = 0;
+
+  void add(const LayerCache::Impl::StagedGrowth& of_head) {
+    lasting += int64_t(of_head.tier.lasting);
+    transient = std::max(transient, of_head.tier.transient);
+    passing += of_head.passing;
+  }
+};
 
 uint32_t blocks_of(uint64_t n_tokens) { return uint32_t((n_tokens + codec::kBlockTokens - 1) / codec::kBlockTokens); }
 
@@ -39,7 +45,7 @@ uint64_t planned_lo_bytes(const LayerShape& shape, const Spec& spec, const tier:
 // compressed; threads then compress several at once.
 void add_compressed(Growth& growth, const LayerCache::Impl& layer, const tier::HeadStore& head, const Step& step) {
   const uint32_t n_put = std::min(step.n_tokens, step.n_at_once);
-  const tier::Tier::Growth staged = layer.staged_growth(head, step.of_segment, n_put, step.n_at_once, false);
+  const tier::Tier::Growth staged = head.staged.growth(n_put, false);
   // One block of the staged tier stays (Tier::release).
   growth.lasting += int64_t(tier::Tier::block_bytes(step.of_segment.staged)) - int64_t(head.staged.allocated_bytes());
   const uint32_t n_new = head.staged.size() + step.n_tokens;
@@ -76,21 +82,18 @@ uint64_t lowered_lo_bytes(const Spec& spec, const tier::HeadStore& head, const c
 }  // namespace
 
 // Of n_tokens more, of which n_at_once are put before anything else happens to them.
-tier::Tier::Growth LayerCache::Impl::staged_growth(const tier::HeadStore& head, const tier::Layouts& of_segment,
-                                                   uint32_t n_tokens, uint32_t n_at_once, bool in_parts) const {
-  // Bytes begin with the put that follows that of the 16th token.
-  const uint32_t n_first = head.staged.size() >= tier::kMinCalibrationTokens
-                               ? 0
-                               : std::min(n_tokens, n_at_once + tier::kMinCalibrationTokens);
+LayerCache::Impl::StagedGrowth LayerCache::Impl::staged_growth(const tier::HeadStore& head,
+                                                               const tier::Layouts& of_segment, uint32_t n_tokens,
+                                                               uint32_t n_at_once, bool in_parts) const {
   const uint32_t n_all = head.staged.size() + n_tokens;
-  if (!stages_in_bytes || !head.goes_to_bytes(of_segment, n_all) || n_first == n_tokens)
-    return head.staged.growth(n_tokens, in_parts);
-  tier::Tier::Growth growth = head.staged.growth(n_first, in_parts);
+  if (!stages_in_bytes || !head.goes_to_bytes(of_segment, n_all)) return {head.staged.growth(n_tokens, in_parts), 0};
+  // All is in f16 until encode_staged() has 16 tokens.
+  const tier::Tier::Growth in_f16 =
+      head.staged.growth(std::min(n_tokens, n_at_once + tier::kMinCalibrationTokens), in_parts);
   const uint64_t bytes = tier::Tier::most_bytes(of_segment.staged_bytes.bytes, blocks_of(n_all)),
                  now = head.staged.allocated_bytes();
-  growth.lasting = std::max(growth.lasting, bytes - std::min(bytes, now));
-  if (in_parts) growth.transient = std::max(growth.transient, tier::Tier::most_copied(bytes));
-  return growth;
+  const uint64_t copied = in_parts ? tier::Tier::most_copied(bytes) : 0;
+  return {{bytes - std::min(bytes, now), std::max(in_f16.transient, copied)}, now + in_f16.lasting};
 }
 
 uint64_t LayerCache::Impl::statistics_growth(const tier::SegmentStore* store, const tier::Layouts& of_segment,
@@ -121,6 +124,7 @@ LayerGrowth LayerCache::growth(SegmentId segment, uint32_t n_tokens, uint32_t n_
   // A head that there is not yet; it is no larger than one that is.
   const tier::HeadStore fresh(layouts, spec, *impl_->account);
   Growth growth;
+  Staged staged;
   growth.lasting += int64_t(impl_->bitmap_growth(store, n_tokens ? n_tokens + n_beside : 0));
   if (!store) {
     growth.lasting += int64_t(sizeof(tier::SegmentStore) + impl_->shape.n_kv_heads * sizeof(tier::HeadStore));
@@ -131,8 +135,10 @@ LayerGrowth LayerCache::growth(SegmentId segment, uint32_t n_tokens, uint32_t n_
   for (uint32_t h = 0; h < impl_->shape.n_kv_heads; ++h) {
     const tier::HeadStore& head = store ? store->heads()[h] : fresh;
     compressed ? add_compressed(growth, *impl_, head, step)
-               : add_staged(growth, impl_->staged_growth(head, layouts, n_tokens, n_at_once, in_parts));
+               : staged.add(impl_->staged_growth(head, layouts, n_tokens, n_at_once, in_parts));
   }
+  growth.lasting += staged.lasting;
+  growth.transient += staged.transient + staged.passing;
   return growth;
 }
 

@@ -189,9 +189,7 @@ void LayerCache::record_from(uint32_t n_tokens) { impl_->positions.record_from =
 Status LayerCache::stage(SegmentId segment, std::span<const Cell> cells) {
   try {
     if (const Status status = check_cells(segment, cells, impl_->positions.max_cells); !status) return status;
-    tier::SegmentStore& store = impl_->segment_for_put(segment);
-    if (impl_->stages_in_bytes) store.stage_in_bytes();
-    store.stage(cells);
+    impl_->segment_for_put(segment).stage(cells);
   } catch (const std::bad_alloc&) {
     erase(segment, cells);  // wherever it stopped
     return out_of_memory(cells.size(), *impl_->account);
@@ -272,7 +270,11 @@ void LayerCache::trim(SegmentId segment) {
 
 void LayerCache::stage_in_bytes(bool on) {
   impl_->stages_in_bytes = on;
-  if (!on) return;
+  encode_staged();
+}
+
+void LayerCache::encode_staged() {
+  if (!impl_->stages_in_bytes) return;
   for (const auto& segment : impl_->segments) {
     if (segment) segment->stage_in_bytes();
   }

@@ -167,6 +167,7 @@ class LayerCache {
   /// until the next commit; where memory for that runs out, they stay (docs/adr/0017-prompts-wait-in-bytes.md). off:
   /// what has 8 bits keeps them.
   void stage_in_bytes(bool on);
+  void encode_staged();  ///< what was put since, if that is on: once the layer has attended to it
 
   /// Forgets cells. Unknown cells are no error.
   void erase(SegmentId segment, std::span<const Cell> cells);

@@ -32,8 +32,13 @@ struct LayerCache::Impl {
   tier::SegmentStore& segment_for_put(SegmentId id);
   Status lower(tier::SegmentStore& segment, const policy::Rung& rung) const;
   int64_t freed_by(const tier::SegmentStore& segment, const policy::Rung& rung, bool commits) const;
-  tier::Tier::Growth staged_growth(const tier::HeadStore& head, const tier::Layouts& of_segment, uint32_t n_tokens,
-                                   uint32_t n_at_once, bool in_parts) const;
+  /// passing: in f16, before encode_staged().
+  struct StagedGrowth {
+    tier::Tier::Growth tier;
+    uint64_t passing = 0;
+  };
+  StagedGrowth staged_growth(const tier::HeadStore& head, const tier::Layouts& of_segment, uint32_t n_tokens,
+                             uint32_t n_at_once, bool in_parts) const;
   /// Most bytes that n_tokens more add to a segment's bitmap of live cells, next to the cells in use.
   uint64_t bitmap_growth(const tier::SegmentStore* store, uint32_t n_tokens) const;
   /// Bytes of the statistics of queries that n_tokens more in the segment begin.
