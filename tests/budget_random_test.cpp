@@ -1,4 +1,5 @@
 // A step that begin_step() lets in has the memory that it needs: random prompts and generated tokens under a budget.
+// And what many contexts give up for each other.
 #include <gtest/gtest.h>
 
 #include <random>
@@ -86,6 +87,22 @@ TEST_P(RandomBudget, AShortPromptBesideALongOneThatIsCompressed) {
   const auto [before, free] = read(0);
   const uint64_t most = free->cache().account().peak() - before;
   for (const int percent : {90, 95}) read(before + most * uint64_t(percent) / 100);
+}
+
+// In all twelve layers it would take more than there is.
+TEST(WaitingInBytes, AFirstMicroBatchIsInF16InOneLayerAtATime) {
+  const auto read = [](uint64_t budget) {
+    SmallEngine::Setup setup;
+    setup.n_layers = 12;
+    setup.n_ubatch = setup.n_at_once = 512;
+    setup.budget = budget;
+    auto engine = std::make_unique<SmallEngine>(setup);
+    EXPECT_TRUE(engine->step({{0, 512, SmallEngine::Outputs::none}}).ok());
+    EXPECT_EQ(engine->cache().memory_usage().n_staged_tokens, 512u * 2 * 12) << "nothing is compressed before its end";
+    return engine;
+  };
+  const uint64_t in_f16 = read(0)->bytes(), budget = in_f16 * 7 / 8;
+  EXPECT_LE(read(budget)->cache().account().peak(), budget);
 }
 
 }  // namespace
