@@ -73,6 +73,7 @@ class Attempt {
   uint32_t n_fewer() const;
   void set_staged_in_bytes(bool on);
   bool compress_pieces(uint32_t from);
+  bool fits_shared();
   bool commit(uint32_t from);
   /// To the first of so many rungs that is enough; to none if none is.
   bool lower(size_t n_rungs);
@@ -189,9 +190,15 @@ bool Attempt::compress_pieces(uint32_t from) {
   scene_.continue_full(kFirstStreamedTokens - n_fewer());
   if (committed && fits()) return true;
   budget_.pressed_from_ = from;
+  return fits_shared();
+}
+
+// fits(), with bits shared between the heads of prompts that the step compresses.
+bool Attempt::fits_shared() {
   if (!fits()) return false;
   for (const StepPlan::Run& run : scene_.plan.runs()) {
     const CommitRule rule = rule_of(spec_, run, budget_.pressed_from_);
+    if (!rule.commits) continue;
     (void)scene_.layers.share_bits(run.segment, rule.from, std::min(run.n, scene_.options.n_ubatch),
                                    scene_.options.n_threads);
   }
@@ -208,11 +215,22 @@ bool Attempt::commit(uint32_t from) {
 }
 
 bool Attempt::lower(size_t n_rungs) {
+  const std::optional<uint32_t> pressed = budget_.pressed_from_;
   for (size_t i = 0; i < n_rungs; ++i) {
     const Rung& rung = rungs_[i];
-    if (needed({spec_, budget_.pressed_from_, &rung}) > with(freed_by(rung, Commits::none))) continue;
+    const uint64_t room = with(freed_by(rung, Commits::none));
+    // With what the rung gives back, larger pieces may do than those that were not enough alone.
+    for (uint32_t from = kFirstStreamedTokens - n_fewer(); pressed && from > *pressed;
+         from -= std::min(from, kFirstTokens)) {
+      budget_.pressed_from_ = from;
+      if (needed({spec_, from, &rung}) > room) continue;
+      hold(rung);
+      if (fits_shared()) return true;
+    }
+    budget_.pressed_from_ = pressed;
+    if (needed({spec_, pressed, &rung}) > room) continue;
     hold(rung);
-    if (fits()) return true;
+    if (fits_shared()) return true;
   }
   return false;
 }
