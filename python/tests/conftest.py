@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # read where huggingface_hub is imported: a model that is not there fails at once
 
 torch = pytest.importorskip("torch", reason="the tests of mikv.hf need torch and transformers")
 transformers = pytest.importorskip("transformers", reason="the tests of mikv.hf need torch and transformers")
