@@ -1,5 +1,7 @@
 #include "attention_problem.hpp"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cmath>
 #include <numeric>
@@ -27,6 +29,12 @@ void add_sinks(const llama::FlashAttnProblem& problem, uint32_t n_sinks, Content
 }
 
 }  // namespace
+
+void check_queries(uint32_t n_queries, const std::vector<uint32_t>& n_tokens) {
+  if (*std::ranges::min_element(n_tokens) >= n_queries) return;
+  throw UserError(
+      fmt::format("--queries {} are the last of the cached tokens; use --tokens {} or more", n_queries, n_queries));
+}
 
 uint32_t n_visible(const llama::FlashAttnProblem& problem, uint32_t window, uint32_t query) {
   const uint32_t end = problem.n_tokens - problem.n_queries + query + 1;

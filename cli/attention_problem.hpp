@@ -27,6 +27,9 @@ struct Content {
 
 Content make_content(const llama::FlashAttnProblem& problem, const ContentOptions& options);
 
+/// Throws UserError if the query tokens, the last ones cached, are more than the fewest tokens cached.
+void check_queries(uint32_t n_queries, const std::vector<uint32_t>& n_tokens);
+
 /// Cells that a query sees: itself and those before it, at most a window's worth.
 uint32_t n_visible(const llama::FlashAttnProblem& problem, uint32_t window, uint32_t query);
 

@@ -259,10 +259,7 @@ void report_rows(const std::vector<std::unique_ptr<Arm>>& arms, const llama::Fla
 }
 
 void check_options(const Options& options) {
-  if (*std::ranges::min_element(options.n_tokens) < options.n_queries) {
-    throw UserError(fmt::format("--queries {} are the last of the cached tokens; use --tokens {} or more",
-                                options.n_queries, options.n_queries));
-  }
+  check_queries(options.n_queries, options.n_tokens);
   if (options.whole_steps && (options.n_queries > 1 || options.content.window)) {
     throw UserError("--whole-steps is about generation over all tokens; leave --queries and --window out");
   }

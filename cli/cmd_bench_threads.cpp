@@ -98,10 +98,7 @@ void run(const Options& options) {
   for (const llama::KvChoice& choice : choices) {
     if (choice.stock()) throw UserError(fmt::format("bench threads times mikv's caches; leave {} out", choice.name));
   }
-  if (*std::ranges::min_element(options.n_tokens) < options.n_queries) {
-    throw UserError(fmt::format("--queries {} are the last of the cached tokens; use --tokens {} or more",
-                                options.n_queries, options.n_queries));
-  }
+  check_queries(options.n_queries, options.n_tokens);
   JsonReport report(options.output, "bench threads");
   report.meta().update({{"model", nullptr},
                         {"threads", options.n_threads},
@@ -140,18 +137,17 @@ void run(const Options& options) {
   throw_if_interrupted();
 }
 
-CLI::Option* add_list(CLI::App& command, const char* flags, std::vector<uint32_t>& values, uint32_t most,
-                      const char* what) {
-  return command.add_option(flags, values, what)
+void add_list(CLI::App& command, const char* flags, std::vector<uint32_t>& values, uint32_t most, const char* what) {
+  command.add_option(flags, values, what)
       ->type_name("N[,N...]")
       ->delimiter(',')
       ->check(in_range(1, most))
       ->capture_default_str();
 }
 
-CLI::Option* add_number(CLI::App& command, const char* flags, uint32_t& value, uint32_t least, uint32_t most,
-                        const char* what) {
-  return command.add_option(flags, value, what)->type_name("N")->check(in_range(least, most))->capture_default_str();
+void add_number(CLI::App& command, const char* flags, uint32_t& value, uint32_t least, uint32_t most,
+                const char* what) {
+  command.add_option(flags, value, what)->type_name("N")->check(in_range(least, most))->capture_default_str();
 }
 
 }  // namespace

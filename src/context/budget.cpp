@@ -42,8 +42,8 @@ class Attempt {
   /// Reserves what the step needs; false if there is no room for it.
   bool fits() { return scene_.account.reserve(needed({spec_, budget_.pressed_from_})); }
   /// True if the step would fit after the last concession.
-  bool could_fit();
-  uint64_t least() const { return least_; }  ///< that the step takes then, once could_fit() was asked
+  bool could_fit() const;
+  uint64_t least() const;  ///< that the step takes then
 
   // Concessions. Each returns whether the step fits then.
   bool stage_in_bytes();
@@ -64,6 +64,7 @@ class Attempt {
   /// Segments that are compressed before the step.
   enum class Commits { none, others, all };
 
+  Rung last_rung() const { return rungs_.empty() ? Rung() : rungs_.back(); }
   uint64_t needed(const Pressure& pressure) const;
   /// What lowering all segments gives back.
   int64_t freed_by(const Rung& rung, Commits commits) const;
@@ -84,7 +85,6 @@ class Attempt {
   const Spec& spec_;
   std::vector<Rung> rungs_;
   std::optional<Rung> lowest_;
-  uint64_t least_ = 0;
 };
 
 void Attempt::begin() {
@@ -92,15 +92,17 @@ void Attempt::begin() {
   set_staged_in_bytes(false);
 }
 
-bool Attempt::could_fit() {
-  if (spec_.uncompressed()) {
-    least_ = needed({spec_, budget_.pressed_from_});
-    return false;
-  }
-  const Rung last = rungs_.empty() ? Rung() : rungs_.back();
-  const uint64_t others_first = needed({spec_, 0, &last}), all_first = needed({spec_, 0, &last, true});
-  least_ = std::min(others_first, all_first);
-  return others_first <= with(freed_by(last, Commits::others)) || all_first <= with(freed_by(last, Commits::all));
+bool Attempt::could_fit() const {
+  if (spec_.uncompressed()) return false;
+  const Rung last = last_rung();
+  return needed({spec_, 0, &last}) <= with(freed_by(last, Commits::others)) ||
+         needed({spec_, 0, &last, true}) <= with(freed_by(last, Commits::all));
+}
+
+uint64_t Attempt::least() const {
+  if (spec_.uncompressed()) return needed({spec_, budget_.pressed_from_});
+  const Rung last = last_rung();
+  return std::min(needed({spec_, 0, &last}), needed({spec_, 0, &last, true}));
 }
 
 bool Attempt::stage_in_bytes() {
@@ -215,22 +217,21 @@ bool Attempt::commit(uint32_t from) {
 }
 
 bool Attempt::lower(size_t n_rungs) {
+  // With what a rung gives back, larger pieces may do than those that were not enough alone.
   const std::optional<uint32_t> pressed = budget_.pressed_from_;
+  std::vector<std::optional<uint32_t>> pieces;
+  for (uint32_t from = kFirstStreamedTokens - n_fewer(); pressed && from > *pressed;
+       from -= std::min(from, kFirstTokens))
+    pieces.push_back(from);
+  pieces.push_back(pressed);
   for (size_t i = 0; i < n_rungs; ++i) {
-    const Rung& rung = rungs_[i];
-    const uint64_t room = with(freed_by(rung, Commits::none));
-    // With what the rung gives back, larger pieces may do than those that were not enough alone.
-    for (uint32_t from = kFirstStreamedTokens - n_fewer(); pressed && from > *pressed;
-         from -= std::min(from, kFirstTokens)) {
+    const uint64_t room = with(freed_by(rungs_[i], Commits::none));
+    for (const std::optional<uint32_t> from : pieces) {
       budget_.pressed_from_ = from;
-      if (needed({spec_, from, &rung}) > room) continue;
-      hold(rung);
+      if (needed({spec_, from, &rungs_[i]}) > room) continue;
+      hold(rungs_[i]);
       if (fits_shared()) return true;
     }
-    budget_.pressed_from_ = pressed;
-    if (needed({spec_, pressed, &rung}) > room) continue;
-    hold(rung);
-    if (fits_shared()) return true;
   }
   return false;
 }

@@ -284,11 +284,8 @@ Status reconcile(Spec& spec, const std::vector<std::string_view>& given) {
   // always_named: to_string() has the key in every spec.
   const auto only_of = [&](std::string_view key, auto& value, const auto& unused, bool always_named) {
     if (policy.reads(key) || (always_named && value == unused)) return Status();
-    std::vector<std::string_view> readers;
-    for (const policy::Policy& other : policy::policies()) {
-      if (other.reads(key)) readers.push_back(other.name);
-    }
-    const std::string others = "importance=" + any_of(readers);
+    const auto reads = [key](const policy::Policy& other) { return other.reads(key); };
+    const std::string others = "importance=" + any_of(policy_names(reads));
     if (user_gave(key))
       return Status(Error{"spec: " + std::string(key) + " is of " + others + "; leave it out, or choose " + others});
     value = unused;
