@@ -4,6 +4,7 @@
 
 #include "layer/layer_impl.hpp"
 #include "policy/mixed_calibration.hpp"
+#include "policy/policy.hpp"
 
 namespace mikv {
 namespace {
@@ -55,11 +56,13 @@ void add_compressed(Growth& growth, const LayerCache::Impl& layer, const tier::H
   const tier::Tier::Growth hi =
       head.hi.growth(uint32_t(n_hi - std::min<uint64_t>(n_hi, head.hi.size())), step.in_parts);
   tier::Tier::Growth lo;
+  const uint64_t n_leave = n_all - std::min(n_all, n_kept);
   if (!step.of_segment.evict && step.spec.mixed() && !head.frozen) {
-    lo = {planned_lo_bytes(layer.shape, step.spec, head, n_new), 0};
+    // Without a pattern, n_kept is the most that one keeps.
+    const bool picks = policy::policy_of(step.spec.importance).patterns.n && !head.pattern;
+    lo = {planned_lo_bytes(layer.shape, step.spec, head, picks ? n_new : n_leave), 0};
   } else if (!step.of_segment.evict) {
     // hi may hold more than its share until the next commit, where that became smaller.
-    const uint64_t n_leave = n_all - std::min(n_all, n_kept);
     lo = head.lo.growth(uint32_t(std::max<uint64_t>(n_new, n_leave)), step.in_parts);
   }
   growth.lasting += int64_t(hi.lasting + lo.lasting);
