@@ -60,7 +60,7 @@ constexpr size_t kLaneVectors = kLanes / (sizeof(VF) / sizeof(float));
 HWY_ATTR inline void RoundQuery(const Geometry& geometry, uint32_t row, const Rows& rows) {
   const auto& pairs = geometry.pairs_k;
   const float* q = rows.q + row * pairs.size() * kLanes;
-  uint8_t* parts = rows.q_parts + row * pairs.size() * kQueryPartBytes;
+  uint8_t* parts = rows.q_integers + row * pairs.size() * kQueryIntegerBytes;
   for (size_t p = 0; p < pairs.size();) {
     const uint32_t group = pairs[p].group;
     size_t end = p;
@@ -77,7 +77,7 @@ HWY_ATTR inline void RoundQuery(const Geometry& geometry, uint32_t row, const Ro
         integers[i] = hn::NearestInt(hn::Mul(hn::LoadU(DF(), q + p * kLanes + i * Width()), inverse));
         sum = hn::Add(sum, integers[i]);
       }
-      StoreQueryFactors(integers, parts + p * kQueryPartBytes);
+      StoreQueryFactors(integers, parts + p * kQueryIntegerBytes);
     }
     rows.q_steps[row * geometry.groups_k + group] = step;
     // Of the rounded query: a code of 0 stands for beta, and beta must meet what the codes met.
@@ -90,10 +90,10 @@ template <HandsOutQuads Quads, uint32_t kRows>
 HWY_ATTR void BlockLogits(const BlockSpan& span, const uint8_t* block, const Tiles& tiles, uint32_t b, const Rows& rows,
                           uint32_t first_row, float* logits, Ahead& ahead) {
   const auto& pairs = span.geometry->pairs_k;
-  const size_t stride = pairs.size() * kQueryPartBytes;
+  const size_t stride = pairs.size() * kQueryIntegerBytes;
   const LevelTable levels = LevelsOf<Quads>();
   const uint32_t groups = span.geometry->groups_k;
-  const uint8_t* parts = rows.q_parts + first_row * stride;
+  const uint8_t* parts = rows.q_integers + first_row * stride;
   const float* steps = rows.q_steps + first_row * groups;
   const float* q_sums = rows.q_sums + first_row * groups;
   for (size_t lane = 0; lane < kLanes; lane += Width()) {
@@ -109,7 +109,7 @@ HWY_ATTR void BlockLogits(const BlockSpan& span, const uint8_t* block, const Til
       for (; p < pairs.size() && pairs[p].group == group && p - first < kMaxFactors / kLanes; ++p) {
         ahead.Fetch();
         const uint32_t tile = pairs[p].tile;
-        TileDotFactors<Quads, kLanes>(tiles.Of(b, tile), tiles.Bits(tile), lane, levels, parts + p * kQueryPartBytes,
+        TileDotFactors<Quads, kLanes>(tiles.Of(b, tile), tiles.Bits(tile), lane, levels, parts + p * kQueryIntegerBytes,
                                       stride, sums);
       }
       const bool begins = first == 0 || pairs[first - 1].group != group;  // zeros count once

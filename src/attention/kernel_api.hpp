@@ -53,12 +53,12 @@ struct Rows {
   float* q = nullptr;       ///< [n][pairs_k][16]: channels of the pair's tile, 0 outside of its lanes
   float* bias = nullptr;    ///< [n] added to every logit: scale * q.mu
   float* q_sums = nullptr;  ///< [n][groups_k]: sum over the group's channels; what a zero is multiplied by
-  uint8_t* q_parts =
-      nullptr;  ///< [n][pairs_k][kQueryPartBytes], or null: no tier holds codes, or the target takes floats
-  float* q_steps = nullptr;  ///< [n][groups_k]: what the integers in q_parts are multiplied by
+  uint8_t* q_integers =
+      nullptr;  ///< [n][pairs_k][kQueryIntegerBytes], or null: no tier holds codes, or the target takes floats
+  float* q_steps = nullptr;  ///< [n][groups_k]: what the integers in q_integers are multiplied by
 };
-/// Bytes of Rows::q_parts for a pair: its 16 channels as integers of 16 bits, in the order that the target wants.
-inline constexpr size_t kQueryPartBytes = 32;
+/// Bytes of Rows::q_integers for a pair: its 16 channels as integers of 16 bits, in the order that the target wants.
+inline constexpr size_t kQueryIntegerBytes = 32;
 
 /// Mask of the tokens of a row tile. low/high: per cell, the smallest and largest mask value over the tile's tokens.
 struct MaskTile {
@@ -99,7 +99,7 @@ struct Kernels {
   /// Fills row `row` of `rows` from q[dim], in the engine's coordinates, for keys in the coordinates of `key`.
   void (*prepare_row)(const Geometry&, const codec::Axes& key, const float* q, uint32_t dim, float scale, uint32_t row,
                       const Rows& rows);
-  /// Whether codes meet integers, so that Rows::q_parts is wanted.
+  /// Whether codes meet integers, so that Rows::q_integers is wanted.
   bool multiplies_integers;
 
   /// Whether tokens first..first+n-1 of `mask` see every cell that is set in live[n_words], with a mask value of 0.

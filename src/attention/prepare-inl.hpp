@@ -56,7 +56,7 @@ HWY_ATTR inline void PrepareRow(const Geometry& geometry, const codec::Axes& key
     sums[group] = hn::GetLane(hn::SumOfLanes(DF(), sum));
   }
 #if MIKV_HAS_INTEGER_TILES
-  if (rows.q_parts) RoundQuery(geometry, row, rows);
+  if (rows.q_integers) RoundQuery(geometry, row, rows);
 #endif
 }
 

@@ -294,7 +294,7 @@ Rows row_of(const Rows& rows, uint32_t r, const Geometry& geometry) {
           rows.q + pair * kLanes,
           rows.bias + r,
           rows.q_sums + group,
-          rows.q_parts ? rows.q_parts + pair * kQueryPartBytes : nullptr,
+          rows.q_integers ? rows.q_integers + pair * kQueryIntegerBytes : nullptr,
           rows.q_steps ? rows.q_steps + group : nullptr};
 }
 MaskTile mask_of_row(MaskTile mask, uint32_t r, uint32_t group) {
@@ -516,7 +516,7 @@ uint64_t Workspace::bytes() const {
   };
   for (const attention::ThreadSlot& slot : impl_->threads) {
     for (const attention::PreparedRows* rows : {&slot.raw, &slot.tier}) {
-      add(rows->q, rows->q_sums, rows->q_steps, rows->q_parts, rows->bias, rows->errors, rows->bias_with_error);
+      add(rows->q, rows->q_sums, rows->q_steps, rows->q_integers, rows->bias, rows->errors, rows->bias_with_error);
     }
     add(slot.tiers, slot.mask_low, slot.mask_high, slot.logits, slot.factors, slot.decoded, slot.weights,
         slot.inverse_sum, slot.sums, slot.mask_row, slot.means);

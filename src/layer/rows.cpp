@@ -23,9 +23,9 @@ Rows prepare(const RowTile& tile, const Geometry& geometry, const codec::Axes& k
   memory.q_sums.resize(n_rows * geometry.groups_k);
   Rows rows{tile.n_rows(), memory.q.data(), memory.bias.data(), memory.q_sums.data()};
   if (bytes) {
-    memory.q_parts.resize(n_rows * n_pairs * kQueryPartBytes);
+    memory.q_integers.resize(n_rows * n_pairs * kQueryIntegerBytes);
     memory.q_steps.resize(n_rows * geometry.groups_k);
-    rows.q_parts = memory.q_parts.data();
+    rows.q_integers = memory.q_integers.data();
     rows.q_steps = memory.q_steps.data();
   }
   for (uint32_t r = 0; r < rows.n; ++r) {

@@ -15,7 +15,7 @@ namespace attention {
 struct PreparedRows {
   std::vector<float> q, q_sums, q_steps, bias;
   std::vector<float> errors, bias_with_error;  ///< with_expected_error()
-  std::vector<uint8_t> q_parts;
+  std::vector<uint8_t> q_integers;
 };
 
 /// Memory of State for the rows of a tile. Tiers have a sum and an accumulator of their own if they hold values in
