@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <charconv>
 #include <chrono>
 
 #include "mikv/byte_size.hpp"
@@ -21,8 +22,8 @@ int64_t seconds_now() {
 }
 
 std::string decimals(double value, int n) {
-  std::string text = std::to_string(value);
-  return text.substr(0, text.find('.') + 1 + size_t(n));
+  std::array<char, 32> text;
+  return {text.data(), std::to_chars(text.data(), text.data() + text.size(), value, std::chars_format::fixed, n).ptr};
 }
 
 std::string held_as(const Spec& spec) {
