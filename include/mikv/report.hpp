@@ -52,7 +52,7 @@ class MIKV_API Report {
   Report(const Report&) = delete;
   Report& operator=(const Report&) = delete;
 
-  /// Takes the figures of a context. The file follows within a second.
+  /// Takes the figures of a context. The file follows within a tenth of a second.
   void note(const Context& context) noexcept;
   /// The same after a step. Steps are many: some are left out where counting would take more than a hundredth of the
   /// time.

@@ -13,7 +13,7 @@
 namespace mikv::report {
 namespace {
 
-constexpr std::chrono::seconds kBetweenWrites{1};
+constexpr std::chrono::milliseconds kBetweenWrites{100};
 
 // "kv.json" -> "kv.1234.json"
 std::string name_of_ours(const std::string& file) {
@@ -88,7 +88,7 @@ void FileWriter::write_locked() {
     file_ = ours;
   }
   const std::string text = text_();
-  const Status status = write_file(file_, {reinterpret_cast<const uint8_t*>(text.data()), text.size()});
+  const Status status = write_file(file_, {reinterpret_cast<const uint8_t*>(text.data()), text.size()}, false);
   if (status) {
     chmod(file_.c_str(), S_IRUSR | S_IWUSR | S_IRGRP | S_IROTH);  // a collector may be another user
   } else if (!said_) {

@@ -1,5 +1,5 @@
-// FileWriter: keeps a file up to date on a thread of its own, because syncing a file takes a disk's time, and because a
-// change that nothing follows is written too.
+// FileWriter: keeps a file up to date on a thread of its own, because a disk may be slow, and because a change that
+// nothing follows is written too.
 #pragma once
 
 #include <chrono>
@@ -19,7 +19,7 @@ class FileWriter {
   FileWriter(std::string path, std::function<std::string()> text, Log log);
   ~FileWriter();
 
-  /// The file is written within a second. Throws if there can be no thread.
+  /// The file is written within a tenth of a second. Throws if there can be no thread.
   void changed();
   void write();
 

@@ -48,7 +48,7 @@ bool write_all(int descriptor, std::span<const uint8_t> bytes) {
 
 }  // namespace
 
-Status write_file(const std::string& path, std::span<const uint8_t> bytes) {
+Status write_file(const std::string& path, std::span<const uint8_t> bytes, bool durable) {
   const size_t slash = path.rfind('/');
   const std::string folder = slash == std::string::npos ? "." : slash == 0 ? "/" : path.substr(0, slash);
   std::string temporary = path + ".XXXXXX";  // in the same folder, so that renaming is one step
@@ -61,9 +61,10 @@ Status write_file(const std::string& path, std::span<const uint8_t> bytes) {
   };
   if (::fchmod(file.get(), S_IRUSR | S_IWUSR) != 0) return give_up("set the mode of");
   if (!write_all(file.get(), bytes)) return give_up("write");
-  if (::fsync(file.get()) != 0) return give_up("sync");
+  if (durable && ::fsync(file.get()) != 0) return give_up("sync");
   if (!file.close()) return give_up("close");
   if (std::rename(temporary.c_str(), path.c_str()) != 0) return give_up("rename the finished file to");
+  if (!durable) return {};
   // The name is durable too. The file is there already: an error here loses nothing.
   const File directory(::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
   if (directory.get() >= 0) (void)!::fsync(directory.get());
