@@ -18,6 +18,7 @@ void add_bench_threads_command(CLI::App& bench);
 void add_info_command(CLI::App& app);
 void add_model_command(CLI::App& app);
 void add_tune_command(CLI::App& app);
+void add_calibrate_command(CLI::App& app);
 void add_estimate_command(CLI::App& app);
 
 }  // namespace mikv::cli

@@ -53,6 +53,7 @@ void declare(CLI::App& app) {
   add_bench_prefill_command(*bench);
   add_bench_threads_command(*bench);
   add_tune_command(app);
+  add_calibrate_command(app);
   add_estimate_command(app);
   add_info_command(app);
   add_model_command(app);

@@ -222,6 +222,11 @@ const Refusal kRefusals[] = {
     {"h2o:outlier=balancer", {"outlier", "lo=evict"}},
     {"h2o:keep=0", {"keep=0", "lo=evict"}},
     {"rtn4:lo=evict", {"keep=0", "lo=evict"}},
+    {"rtn4:balancer=", {"'balancer'", "mikv calibrate"}},
+    {"rtn4:balancer=a\tb", {"'balancer'", "mikv calibrate"}},
+    {"mikv:balancer=file", {"lo=mixed", "balancer"}},
+    {"h2o:balancer=file", {"balancer", "lo=evict"}},
+    {"mikv-paper:balancer=file,outlier=balancer", {"balancer=FILE", "outlier=balancer"}},
 };
 
 TEST(SpecTest, RefusalsNameTheKeyTheValueAndWhatWouldDo) {
@@ -248,6 +253,17 @@ TEST(SpecTest, TheQuantiserIsNamedWhereItIsSymmetric) {
   EXPECT_EQ(parsed("rtn4").to_string().find("quantiser"), std::string::npos);  // sessions of 0.1.0 have no such key
   EXPECT_EQ(parsed("rtn4:quantiser=asymmetric"), parsed("rtn4"));
   EXPECT_EQ(parsed("llm-qat4:lo=mixed").quantiser, Quantiser::asymmetric);  // dropped: only the preset asked for it
+}
+
+TEST(SpecTest, ABalancerFromAFileTakesThePlaceOfThePrompts) {
+  const Spec spec = parsed("mikv-paper:balancer=/some/folder/model-1.5b:q4.balancers,keep=0.1");
+  EXPECT_EQ(spec.balancer_file, "/some/folder/model-1.5b:q4.balancers");
+  EXPECT_FALSE(spec.balancer);
+  EXPECT_FALSE(spec.needs_calibration());
+  EXPECT_EQ(spec.keep, 0.1);
+  EXPECT_EQ(parsed(spec.to_string()), spec);
+  EXPECT_TRUE(parsed("rtn4:balancer=x,outlier=center").center);
+  EXPECT_EQ(parsed("rtn4").to_string().find("balancer"), std::string::npos);
 }
 
 TEST(SpecTest, HostileTextIsQuotedShortAndPrintable) {

@@ -163,6 +163,8 @@ MemoryUsage EngineContext::stock_usage() const {
   return usage;
 }
 
+Status EngineContext::add_maxima(ChannelMaxima& maxima) const { return mikv::add_maxima(*cache_of(context_), maxima); }
+
 Result<Checkpoint> EngineContext::checkpoint() const {
   auto taken = cache_of(context_)->snapshot();
   if (!taken) return taken.error();

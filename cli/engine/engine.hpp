@@ -18,6 +18,7 @@
 
 #include "mikv/context.hpp"
 #include "mikv/spec.hpp"
+#include "mikv/static_balancer.hpp"
 
 struct llama_model;
 struct llama_context;
@@ -138,6 +139,8 @@ class EngineContext {
 
   MemoryUsage memory_usage() const;
 
+  /// mikv::add_maxima() of a context of mikv.
+  Status add_maxima(ChannelMaxima& maxima) const;
   /// Errors: not a context of mikv; its prompt is compressed already.
   Result<Checkpoint> checkpoint() const;
   /// Returns to the checkpoint's prompt, uncompressed, under another spec.

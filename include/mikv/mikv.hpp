@@ -13,6 +13,7 @@
 #include "mikv/rising_cells.hpp"
 #include "mikv/simd.hpp"
 #include "mikv/spec.hpp"
+#include "mikv/static_balancer.hpp"
 #include "mikv/tensors.hpp"
 #include "mikv/thread_team.hpp"
 #include "mikv/types.hpp"

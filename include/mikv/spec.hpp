@@ -59,8 +59,9 @@ struct Spec {
   GroupSize group{GroupSize::Kind::head, 0};
   Quantiser quantiser = Quantiser::asymmetric;  ///< of hi, and of lo; `mixed` has scales of its own
   bool balancer = true;                         ///< channel balancer, Eq. 2 of MiKV
-  bool center = true;                           ///< subtract the per-channel mean of the prompt's keys
-  bool hadamard = true;                         ///< rotate K and V by an orthonormal Hadamard matrix before quantising
+  std::string balancer_file;  ///< of static balancers (mikv/static_balancer.hpp), in its place; or empty
+  bool center = true;         ///< subtract the per-channel mean of the prompt's keys
+  bool hadamard = true;       ///< rotate K and V by an orthonormal Hadamard matrix before quantising
   Prefill prefill = Prefill::exact;
   double recent = 0.75;  ///< share of the hi tier, 0..1, that `h2o` keeps for the most recent tokens; 0.5 as published
                          ///< (docs/adr/0015-the-recent-share.md)
@@ -81,8 +82,8 @@ struct Spec {
   /// True if tiles of the lo tier differ in bits.
   bool mixed() const { return lo == Format::mixed; }
 
-  /// Parses "preset[:key=value[,key=value...]]". Keys: keep, hi, lo, bits, group, quantiser, outlier, importance,
-  /// recent, recovery, prefill, sinks, seed.
+  /// Parses "preset[:key=value[,key=value...]]". Keys: keep, hi, lo, bits, group, quantiser, outlier, balancer,
+  /// importance, recent, recovery, prefill, sinks, seed. Opens no file.
   /// Errors: an unknown preset or key; a value out of range. The message names it and the values that are allowed.
   MIKV_API static Result<Spec> parse(std::string_view text);
 

@@ -43,6 +43,9 @@ struct Transform {
   static uint64_t most_bytes(uint32_t dim_k, uint32_t dim_v) { return 7 * (uint64_t{dim_k} + dim_v); }
 };
 
+/// Balancers of a layer that were measured beforehand: [n_kv_heads][head_dim_k] halves; or empty.
+using KeyBalancers = std::vector<std::vector<uint16_t>>;
+
 /// Eq. 2: b_c = sqrt(max|q_c| / max|k_c|) as a half; 1 where either maximum is 0, so that nothing is scaled away.
 uint16_t balance(float q_max, float k_max);
 /// A factor of a balancer as a half.

@@ -76,7 +76,9 @@ Status Context::add_layer(int layer, const LayerShape& shape, uint32_t n_cells, 
   }
   if (n_cells == 0 || impl_->keeps_cells()) n_cells = impl_->options.n_cells;
   try {
-    auto cache = LayerCache::create(shape, impl_->spec(), n_cells, impl_->account);
+    auto balancers = impl_->balancer_file.of(impl_->spec(), layer);
+    if (!balancers) return balancers.error();
+    auto cache = LayerCache::create(shape, impl_->spec(), n_cells, impl_->account, std::move(balancers).value());
     if (!cache) return Error{cache.error().code, "layer " + std::to_string(layer) + ": " + cache.message()};
     ContextLayer added;
     added.cache = std::move(cache).value();

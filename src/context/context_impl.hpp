@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "context/balancer_file.hpp"
 #include "context/budget.hpp"
 #include "context/cell_table.hpp"
 #include "context/layer_set.hpp"
@@ -40,6 +41,7 @@ struct Context::Impl {
   Workspace workspace;
   Figures figures;
   context::Refusals refusals;
+  context::BalancerFile balancer_file;
 
   bool cells_freed = false;               ///< cells may have been freed: forget_freed_cells()
   std::vector<SegmentId> may_have_ended;  ///< of the last step, see StepPlan::Run::may_end
@@ -98,9 +100,8 @@ struct Context::Impl {
   void write(context::ContextLayer& layer, std::span<const Part> parts, const float* rows, size_t stride, bool keys);
   const context::StepPlan::Run* run_of_row(uint32_t stream, uint32_t row) const;
   std::vector<Part> parts;  ///< kept, as are those below: a generation step allocates nothing
-  std::vector<float> gathered;
-  std::vector<float> tensor_rows;        ///< of attend_tensors()
-  std::vector<AttendArgs> tensor_calls;  ///< the same
+  std::vector<float> gathered, tensor_rows;
+  std::vector<AttendArgs> tensor_calls;  ///< of attend_tensors(), as tensor_rows
 
   // Attention.
   Status collect_calls(const context::ContextLayer& layer, std::span<const AttendArgs> calls,

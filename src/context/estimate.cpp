@@ -21,6 +21,10 @@ Result<MeasuredLayer> measure(const LayerShape& shape, const Spec& spec, uint32_
   RisingCells table;
   ContextOptions options;
   options.spec = spec;
+  if (!spec.balancer_file.empty()) {  // one of each prompt takes the same bytes
+    options.spec.balancer = true;
+    options.spec.balancer_file.clear();
+  }
   options.n_ubatch = kChunk;
   options.cells = &table;
   const auto created = Context::create(std::move(options));

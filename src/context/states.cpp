@@ -312,7 +312,9 @@ Result<std::shared_ptr<const Snapshot>> Context::snapshot() const {
   try {
     auto copy = std::make_shared<Snapshot>(Snapshot{{}, impl_->sequences, impl_->own_cells});
     for (const auto& [index, layer] : impl_->layers.layers) {
-      auto cache = layer.cache->clone(layer.cache->spec());
+      auto balancers = impl_->balancer_file.of(layer.cache->spec(), index);
+      if (!balancers) return balancers.error();
+      auto cache = layer.cache->clone(layer.cache->spec(), nullptr, std::move(balancers).value());
       if (!cache) return cache.error();
       copy->layers[index] = std::move(cache).value();
     }
@@ -330,7 +332,9 @@ Status Context::restore(const std::shared_ptr<const Snapshot>& snapshot, const S
     if (found == snapshot->layers.end() || found->second->shape() != layer.cache->shape()) {
       return Error{ErrorCode::mismatch, "the snapshot is of another model; take one of this context"};
     }
-    auto cache = found->second->clone(spec, impl_->account);
+    auto balancers = impl_->balancer_file.of(spec, index);
+    if (!balancers) return balancers.error();
+    auto cache = found->second->clone(spec, impl_->account, std::move(balancers).value());
     if (!cache) return cache.error();
     next[index] = std::move(cache).value();
   }

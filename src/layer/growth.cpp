@@ -131,6 +131,7 @@ LayerGrowth LayerCache::growth(SegmentId segment, uint32_t n_tokens, uint32_t n_
   growth.lasting += int64_t(impl_->bitmap_growth(store, n_tokens ? n_tokens + n_beside : 0));
   if (!store) {
     growth.lasting += int64_t(sizeof(tier::SegmentStore) + impl_->shape.n_kv_heads * sizeof(tier::HeadStore));
+    for (const auto& balancer : layouts.balancers) growth.lasting += int64_t(balancer.size() * sizeof balancer.front());
   }
   const uint64_t statistics = impl_->statistics_growth(store, layouts, spec, n_tokens);
   if (!compressed) growth.lasting += int64_t(statistics);

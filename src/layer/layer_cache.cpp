@@ -48,6 +48,18 @@ Status check_groups(const LayerShape& shape, const Spec& spec) {
   return {};
 }
 
+Status check_balancers(const LayerShape& shape, const Spec& spec, const codec::KeyBalancers& balancers) {
+  if (spec.balancer_file.empty()) return {};
+  const bool fits = balancers.size() == shape.n_kv_heads &&
+                    std::all_of(balancers.begin(), balancers.end(),
+                                [&](const auto& factors) { return factors.size() == shape.head_dim_k; });
+  if (fits) return {};
+  return Error{ErrorCode::mismatch, "spec key balancer: " + spec.balancer_file + " is not of " +
+                                        std::to_string(shape.n_kv_heads) + " KV heads of " +
+                                        std::to_string(shape.head_dim_k) +
+                                        " channels: it is of another model; `mikv calibrate` writes one"};
+}
+
 // Ids of so many cells fit two bytes.
 constexpr uint32_t kNarrowCells = 1u << 16;
 
@@ -71,7 +83,8 @@ tier::Layouts make_layouts(const LayerShape& shape, const Spec& spec, const tier
           layout(Format::int8, scored, false),
           spec.lo == Format::evict,
           shape.n_heads / shape.n_kv_heads,
-          &positions};
+          &positions,
+          {}};
 }
 
 // Tiers of a segment share their groups: where hi is f16 and has none, it is read in lo's.
@@ -151,8 +164,10 @@ LayerCache::LayerCache(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 LayerCache::~LayerCache() = default;
 
 Result<std::unique_ptr<LayerCache>> LayerCache::create(const LayerShape& shape, const Spec& spec, uint32_t max_cells,
-                                                       std::shared_ptr<MemoryAccount> account) {
-  for (const Status& status : {attention::target_error(), check_shape(shape), check_groups(shape, spec)}) {
+                                                       std::shared_ptr<MemoryAccount> account,
+                                                       codec::KeyBalancers balancers) {
+  for (const Status& status : {attention::target_error(), check_shape(shape), check_groups(shape, spec),
+                               check_balancers(shape, spec, balancers)}) {
     if (!status) return status.error();
   }
   auto impl = std::make_unique<Impl>();
@@ -160,7 +175,9 @@ Result<std::unique_ptr<LayerCache>> LayerCache::create(const LayerShape& shape, 
   impl->shape = shape;
   impl->spec = spec;
   impl->positions.max_cells = std::clamp(max_cells, 1u, kMaxCells);
-  impl->layouts = std::make_shared<tier::Layouts>(make_layouts(shape, spec, impl->positions));
+  auto layouts = std::make_shared<tier::Layouts>(make_layouts(shape, spec, impl->positions));
+  layouts->balancers = std::move(balancers);
+  impl->layouts = std::move(layouts);
   impl->raw_geometry = make_geometry(shape, shape.head_dim_k, shape.head_dim_v);
   std::tie(impl->tier_group_k, impl->tier_group_v) = tier_groups(shape, *impl->layouts);
   impl->tier_geometry = make_geometry(shape, impl->tier_group_k, impl->tier_group_v);
@@ -379,13 +396,14 @@ uint64_t LayerCache::n_staged(SegmentId segment) const {
   return store && !impl_->spec.uncompressed() ? store->heads().front().staged.size() : 0;
 }
 
-Result<std::unique_ptr<LayerCache>> LayerCache::clone(const Spec& spec, std::shared_ptr<MemoryAccount> account) const {
+Result<std::unique_ptr<LayerCache>> LayerCache::clone(const Spec& spec, std::shared_ptr<MemoryAccount> account,
+                                                      codec::KeyBalancers balancers) const {
   for (const auto& segment : impl_->segments) {
     if (segment && (segment->compressed() || segment->staged_in_bytes())) {
       return Error{"a cache that was compressed already cannot start another spec; clone it before the first commit"};
     }
   }
-  auto copy = create(impl_->shape, spec, impl_->positions.max_cells, std::move(account));
+  auto copy = create(impl_->shape, spec, impl_->positions.max_cells, std::move(account), std::move(balancers));
   if (!copy) return copy;
   if (!impl_->spec.can_start(spec)) {
     return Error{"a cache under '" + impl_->spec.preset + "' records too little to start '" + spec.preset +

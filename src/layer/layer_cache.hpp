@@ -11,6 +11,7 @@
 #include <span>
 #include <vector>
 
+#include "codec/transform.hpp"
 #include "mikv/memory_account.hpp"
 #include "mikv/result.hpp"
 #include "mikv/spec.hpp"
@@ -99,10 +100,12 @@ using VisitKeys = std::function<uint32_t(std::span<const Cell> cells, uint32_t k
 class LayerCache {
  public:
   /// Cells are below max_cells; up to 65,536 their numbers take two bytes, not four. account: what memory is charged
-  /// to; null: one of its own. Errors: unsupported shape; a spec whose group does not divide the head dimension.
+  /// to; null: one of its own. balancers: what the spec's balancer_file has for this layer. Errors: unsupported shape;
+  /// a spec whose group does not divide the head dimension; balancers of another shape.
   static Result<std::unique_ptr<LayerCache>> create(const LayerShape& shape, const Spec& spec,
                                                     uint32_t max_cells = kMaxCells,
-                                                    std::shared_ptr<MemoryAccount> account = nullptr);
+                                                    std::shared_ptr<MemoryAccount> account = nullptr,
+                                                    codec::KeyBalancers balancers = {});
   ~LayerCache();
   LayerCache(const LayerCache&) = delete;
   LayerCache& operator=(const LayerCache&) = delete;
@@ -200,7 +203,8 @@ class LayerCache {
   Status copy_segment(SegmentId from, SegmentId to);  ///< `to` gets the content of `from`, under the same cell numbers
   /// A copy under another spec, while nothing is compressed. Errors: something is; the spec needs scores or query
   /// statistics that this one did not record.
-  Result<std::unique_ptr<LayerCache>> clone(const Spec& spec, std::shared_ptr<MemoryAccount> account = nullptr) const;
+  Result<std::unique_ptr<LayerCache>> clone(const Spec& spec, std::shared_ptr<MemoryAccount> account = nullptr,
+                                            codec::KeyBalancers balancers = {}) const;
 
   /// What KV head `kv_head` holds of `segment`, decoded; slow. For tests and the reference.
   std::vector<StoredToken> dump(SegmentId segment, uint32_t kv_head) const;

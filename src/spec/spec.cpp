@@ -36,9 +36,9 @@ constexpr std::array kPrefills = {Named<Prefill>{"exact", Prefill::exact},
                                   Named<Prefill>{"spread", Prefill::spread}};
 constexpr std::array kQuantisers = {Named<Quantiser>{"asymmetric", Quantiser::asymmetric},
                                     Named<Quantiser>{"symmetric", Quantiser::symmetric}};
-constexpr std::array<std::string_view, 13> kKeys = {"keep",      "hi",      "lo",         "bits",   "group",
-                                                    "quantiser", "outlier", "importance", "recent", "recovery",
-                                                    "prefill",   "sinks",   "seed"};
+constexpr std::array<std::string_view, 14> kKeys = {"keep",      "hi",      "lo",       "bits",       "group",
+                                                    "quantiser", "outlier", "balancer", "importance", "recent",
+                                                    "recovery",  "prefill", "sinks",    "seed"};
 
 /// Names of the formats of a tier: those of hi from the best down, those of lo from the smallest up.
 std::vector<std::string_view> format_names(codec::FormatUse tier, bool quantised_only = false) {
@@ -210,6 +210,14 @@ Status set_outlier(Spec& spec, std::string_view value) {
   }
 }
 
+Status set_balancer_file(Spec& spec, std::string_view value) {
+  const auto is_control = [](char c) { return static_cast<unsigned char>(c) < 0x20 || c == 0x7f; };
+  if (value.empty() || std::any_of(value.begin(), value.end(), is_control))
+    return bad_value("balancer", value, "the name of a file that `mikv calibrate` has written");
+  spec.balancer_file = std::string(value);
+  return {};
+}
+
 Status set_key(Spec& spec, std::string_view key, std::string_view value) {
   if (key == "keep") return set_number(spec.keep, key, value, 0.0, 1.0, "a number from 0 to 1, e.g. keep=0.1");
   if (key == "hi") return set_format(spec.hi, key, value, codec::kInHi);
@@ -218,6 +226,7 @@ Status set_key(Spec& spec, std::string_view key, std::string_view value) {
   if (key == "group") return set_group(spec.group, value);
   if (key == "quantiser") return set_named(spec.quantiser, key, value, kQuantisers);
   if (key == "outlier") return set_outlier(spec, value);
+  if (key == "balancer") return set_balancer_file(spec, value);
   if (key == "importance") return set_importance(spec.importance, key, value);
   if (key == "recent") return set_number(spec.recent, key, value, 0.0, 1.0, "a number from 0 to 1, e.g. recent=0.75");
   if (key == "recovery")
@@ -260,6 +269,18 @@ Status reconcile_quantiser(Spec& spec, bool user_gave) {
     return Error{"spec: hi=f16 with lo=evict quantises nothing; leave quantiser out, or choose hi=" +
                  any_of(format_names(codec::kInHi, true)) + ", or lo=" + any_of(format_names(codec::kInLo, true))};
   spec.quantiser = Quantiser::asymmetric;
+  return {};
+}
+
+/// As reconcile(), of the balancer that is read from a file.
+Status reconcile_balancer_file(Spec& spec, bool user_gave_outlier) {
+  if (spec.balancer_file.empty()) return {};
+  const std::string others = "leave balancer out, or choose another lo";
+  if (spec.mixed()) return Error{"spec: lo=mixed has a balancer of each prompt; " + others};
+  if (quantises_nothing(spec)) return Error{"spec: hi=f16 with lo=evict quantises nothing; " + others};
+  if (user_gave_outlier && spec.balancer)
+    return Error{"spec: balancer=FILE takes the place of outlier=balancer; leave one of them out"};
+  spec.balancer = false;
   return {};
 }
 
@@ -318,6 +339,7 @@ Status reconcile(Spec& spec, const std::vector<std::string_view>& given) {
           any_of(format_names(codec::kInHi, true)) + ", or lo=" + any_of(format_names(codec::kInLo, true))};
     spec.balancer = spec.center = spec.hadamard = false;
   }
+  if (Status status = reconcile_balancer_file(spec, user_gave("outlier")); !status) return status;
   return reconcile_quantiser(spec, user_gave("quantiser"));
 }
 
@@ -396,6 +418,7 @@ std::string Spec::to_string() const {
   // Named only where it is the rarer one: sessions of before the key have the same text.
   if (quantiser == Quantiser::symmetric) text += ",quantiser=" + std::string(name_of(kQuantisers, quantiser));
   text += ",outlier=" + (outlier.empty() ? "none" : outlier);
+  if (!balancer_file.empty()) text += ",balancer=" + balancer_file;
   text += ",prefill=" + std::string(name_of(kPrefills, prefill));
   text += ",sinks=" + std::to_string(sinks) + ",seed=" + std::to_string(seed);
   return text;

@@ -48,6 +48,7 @@ struct Layouts {
   bool evict = false;                    ///< no lo tier: demoted tokens are lost
   uint32_t group = 1;                    ///< query heads of a KV head
   const Positions* positions = nullptr;  ///< of the layer; outlives its heads
+  codec::KeyBalancers balancers;         ///< of keys in hi and lo, measured beforehand; or empty
 
   /// True if a tier holds codes, not halves.
   bool quantised() const { return hi.bits < 16 || (!evict && lo.bits < 16); }

@@ -34,6 +34,7 @@ SegmentStore::SegmentStore(uint32_t n_heads, std::shared_ptr<const Layouts> layo
     : layouts_(std::move(layouts)), spec_(spec), account_(&account), charge_(&account) {
   heads_.reserve(n_heads);
   for (uint32_t h = 0; h < n_heads; ++h) heads_.emplace_back(*layouts_, spec_, account);
+  set_balancers();
 }
 
 SegmentStore::SegmentStore(const SegmentStore& other, std::shared_ptr<const Layouts> layouts, const Spec& spec,
@@ -47,7 +48,12 @@ SegmentStore::SegmentStore(const SegmentStore& other, std::shared_ptr<const Layo
       next_arrival_(other.next_arrival_) {
   heads_.reserve(other.heads_.size());
   for (const HeadStore& head : other.heads_) heads_.emplace_back(head, *layouts_, spec_, account);
+  set_balancers();
   recount();
+}
+
+void SegmentStore::set_balancers() {
+  for (size_t h = 0; h < layouts_->balancers.size(); ++h) heads_[h].transform.key.balancer = layouts_->balancers[h];
 }
 
 void SegmentStore::set_loaded(CellSet live, uint32_t next_arrival) {

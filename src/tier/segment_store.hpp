@@ -89,6 +89,7 @@ class SegmentStore {
   void retain(std::span<const uint64_t> live);
 
  private:
+  void set_balancers();
   /// Removes the tokens of n_gone cells that are no longer in live_.
   void forget_dead(uint64_t n_gone);
 

@@ -281,6 +281,22 @@ class Report(Case):
         self.assertEqual(rows["full"]["same_top"], 1)
         self.assertLess(rows["rtn8"]["mean"], rows["rtn2"]["mean"])
 
+    def test_balancers_from_a_file(self):
+        text = self.file("text.txt", "".join(f"The {i}th sentence is about number {i * i % 97}.\n" for i in range(60)))
+        balancers = self.path("model.balancers")
+        result = mikv("calibrate", "-m", self.model(), "-t", THREADS, "--text", text, "--context", 300, "--chunks", 1, "-o", balancers)
+        self.assertSucceeded(result)
+        self.assertIn(f"wrote {balancers}, the balancers of 30 layers", result.stderr)
+        fixed = f"mikv-paper:lo=int2,balancer={balancers}"
+        document = self.report("eval", "kld", "-m", self.model(), "-t", THREADS, "--text", text, "--context", 300, "--tokens", 16, "--chunks", 1,
+                               "--kv", f"mikv-paper:lo=int2,{fixed},mikv-paper:lo=int2,outlier=none")
+        own, of_file, none = (row["mean"] for row in document["rows"])
+        self.assertAlmostEqual(of_file, own, delta=1e-6)  # measured on the same prompt
+        self.assertNotAlmostEqual(none, own, delta=1e-3)
+        missing = mikv("run", "-m", self.model(), "-p", "Hello", "--kv", "mikv-paper:balancer=/no/such/file")
+        self.assertRefused(missing, "/no/such/file", remedy="mikv calibrate")
+        self.assertRefused(mikv("calibrate", "-m", self.model(), "--text", text, "-o", "/no/such/folder/x"), "/no/such/folder", remedy="-o")
+
     @long
     def test_long_tune_and_the_knobs_that_read_it(self):
         model = self.path("model.gguf")
