@@ -16,7 +16,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results"
-PAGES = ["README.md", "docs/quality.md", "docs/performance.md", "docs/reliability.md", "docs/python.md", "docs/python-compare.md"]
+PAGES = ["README.md", "docs/quality.md", "docs/performance.md", "docs/reliability.md", "docs/python.md", "docs/python-compare.md", "docs/results.md"]
 MARKED = re.compile(r"(<!-- table: ([a-z0-9-]+) -->\n).*?(<!-- end -->)", re.S)
 
 MODELS = {"qwen2.5-coder-1.5b": "Qwen2.5-Coder-1.5B", "qwen2.5-coder-0.5b": "Qwen2.5-Coder-0.5B", "smollm2-135m": "SmolLM2-135M"}
@@ -251,10 +251,12 @@ def decode_machines() -> str:
 def prefill() -> str:
     rows = read("performance")
     lines = []
-    for depth, kv in ((4096, "llama:f16"), (4096, "llama:q4_0"), (8192, "llama:f16")):
-        lines.append([f"{depth:,}", value(rows, "prefill mikv median", tokens=depth), "llama.cpp " + kv[6:], value(rows, f"prefill {kv} median", tokens=depth),
-                      value(rows, f"prefill mikv against {kv}", tokens=depth)])
-    return markdown(["tokens in the cache", "`mikv`, tokens/s", "against", "tokens/s", "times as fast"], lines)
+    for model, machine, depth, kv in (("qwen2.5-coder-1.5b", ZEN4, 4096, "llama:f16"), ("qwen2.5-coder-1.5b", ZEN4, 4096, "llama:q4_0"),
+                                      ("qwen2.5-coder-1.5b", ZEN4, 8192, "llama:f16"), ("qwen2.5-coder-0.5b", ZEN3, 4096, "llama:f16")):
+        of = {"model": model, "machine": machine, "tokens": depth}
+        lines.append([MODELS[model], machine.split(" server")[0], f"{depth:,}", value(rows, "prefill mikv median", **of), "llama.cpp " + kv[6:],
+                      value(rows, f"prefill {kv} median", **of), value(rows, f"prefill mikv against {kv}", **of)])
+    return markdown(["model", "machine", "tokens in the cache", "`mikv`, tokens/s", "against", "tokens/s", "times as fast"], lines)
 
 
 @table
@@ -335,6 +337,49 @@ def compared_times() -> str:
     return markdown(["model", "context, tokens", "cache", "in the cache, ms per token", "whole step, ms per token"],
                     [[MODELS[row["model"]], f"{int(row['context']):,}", f"`{row['cache']}`", f"{float(row['cache_ms']):.1f}",
                       f"{float(row['step_ms']):.0f}" if row["step_ms"] else "-"] for row in rows])
+
+
+# ---------------------------------------------------------------- results
+
+def of_suite(task: str, caches: list[str], names: dict[str, str] | None = None) -> str:
+    """The rows of a task of docs/results/suite.csv, model by model."""
+    rows = {(row["model"], row["task"], row["kv"]): row for row in read("suite")}
+    lines = []
+    for model, shown in MODELS.items():
+        for kv in caches:
+            row = rows.get((model, task, kv))
+            if row is None:
+                continue
+            share = [f"{100 * float(row[name]):.0f}" for name in ("score", "low", "high")]
+            lines.append([shown, (names or {}).get(kv, f"`{kv}`"), row["bits_per_element"] or "-", *share, row["n"],
+                          *(row[name] or "-" for name in ("lost", "won")), "< 0.0001" if row["p"] == "0.0000" else row["p"] or "-"])
+    return markdown(["model", "cache", "bits per element", "right, %", "95 % interval from", "to", "items", "lost against `full`", "won", "p"], lines)
+
+
+@table
+def lines_retained() -> str:
+    tiers = {"": "lost", ",lo=int2": "in INT2", ",lo=int3": "in INT3", ",lo=int4": "in INT4"}
+    names = {f"h2o:keep={keep}{lo}": f"{100 * float(keep):.0f} % in f16, the others {held}" for keep in ("0.5", "0.25") for lo, held in tiers.items()}
+    return of_suite("lines", ["full", *names], names)
+
+
+@table
+def lines_outliers() -> str:
+    names = {"mikv-paper:outlier=none": "INT4, no balancer", "mikv-paper": "INT4, balancer", "mikv-paper-f16:outlier=none": "INT2, no balancer",
+             "mikv-paper-f16": "INT2, balancer"}
+    return of_suite("lines", ["full", *names], names)
+
+
+@table
+def lines_high() -> str:
+    names = {f"mikv-paper-{held}": held.upper() if held != "f16" else "f16" for held in ("f16", "int8", "int4", "int2")}
+    return of_suite("lines", ["full", *names], names)
+
+
+@table
+def lines_systems() -> str:
+    return of_suite("lines", ["full", "h2o", "scissorhands", "fastgen", "streaming", "window", "snapkv", "rtn8", "rtn4", "rtn3", "rtn2", "flexgen",
+                              "llm-qat8", "llm-qat4", "mikv-paper", "mikv-hq", "mikv", "mikv-max", "llama:f16", "llama:q8_0", "llama:q4_0"])
 
 
 def main() -> int:

@@ -1,0 +1,75 @@
+#!/usr/bin/env python3
+"""Takes what `mikv eval suite` found into docs/results/suite.csv.
+
+    scripts/collect_results.py --machine "Xeon, 2 cores" RESULTS/summary.json ...
+
+A row for each model, task and cache; one that is there already is replaced. The command is made from the run's options;
+folders are left out of it, as they are the user's own."""
+
+import argparse
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+FILE = ROOT / "docs" / "results" / "suite.csv"
+COLUMNS = ["model", "task", "kv", "score", "n", "low", "high", "lost", "won", "p", "bits_per_element", "machine", "commit", "command", "date"]
+KEY = COLUMNS[:3]
+
+#: Options that say what was asked, with the value that goes without saying.
+SAID = {"limit": None, "seed": 7, "lines": 20, "slots": 1, "ctx": 4096, "gsm8k_shots": 5, "mmlu_subjects": None, "mmlu_shots": 5,
+        "humaneval_shots": 0, "context_sentences": 40}
+
+
+def command_of(options: dict) -> str:
+    words = ["mikv eval suite", f"-m {Path(options['model']).stem}", f"--tasks {options['tasks']}", "--kv ..."]
+    words += [f"--{name.replace('_', '-')} {options[name]}" for name, usual in SAID.items() if options.get(name) != usual]
+    return " ".join(words)
+
+
+def rows_of(path: Path, machine: str, commit: str) -> list[dict]:
+    run = json.loads(path.read_text())
+    options = run["meta"]["options"]
+    rows = []
+    for row in run["rows"]:
+        versus = row["versus_full"] or {"lost": "", "won": "", "p": ""}
+        bits = row["bits_per_element"]
+        p = versus["p"]
+        rows.append({
+            "model": Path(options["model"]).stem, "task": row["task"], "kv": row["kv"], "score": f"{row['score']:.4f}", "n": row["n"],
+            "low": f"{row['interval'][0]:.4f}", "high": f"{row['interval'][1]:.4f}", "lost": versus["lost"], "won": versus["won"],
+            "p": p if p == "" else f"{p:.4f}", "bits_per_element": "" if bits is None else f"{bits:.2f}",
+            "machine": machine, "commit": commit, "command": command_of(options), "date": run["meta"]["date"][:10],
+        })
+    return rows
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("summaries", nargs="+", type=Path, metavar="SUMMARY.json")
+    parser.add_argument("--machine", required=True, help="processor and cores, without a name of the machine")
+    parser.add_argument("--commit", help="that the command was built from; default: this tree's")
+    options = parser.parse_args()
+    commit = options.commit or subprocess.run(["git", "-C", ROOT, "rev-parse", "--short", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    there = {}
+    if FILE.exists():
+        with open(FILE, newline="") as file:
+            there = {tuple(row[name] for name in KEY): row for row in csv.DictReader(file)}
+    for path in options.summaries:
+        try:
+            found = rows_of(path, options.machine, commit)
+        except (OSError, ValueError, KeyError) as error:
+            print(f"collect_results: {path}: {error!r}; is it the summary.json of a run?", file=sys.stderr)
+            return 2
+        there |= {tuple(row[name] for name in KEY): row for row in found}
+    with open(FILE, "w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(sorted(there.values(), key=lambda row: tuple(str(row[name]) for name in KEY)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
