@@ -9,7 +9,6 @@ folders are left out of it, as they are the user's own."""
 import argparse
 import csv
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -29,7 +28,7 @@ def command_of(options: dict) -> str:
     return " ".join(words)
 
 
-def rows_of(path: Path, machine: str, commit: str) -> list[dict]:
+def rows_of(path: Path, machine: str) -> list[dict]:
     run = json.loads(path.read_text())
     options = run["meta"]["options"]
     rows = []
@@ -41,7 +40,7 @@ def rows_of(path: Path, machine: str, commit: str) -> list[dict]:
             "model": Path(options["model"]).stem, "task": row["task"], "kv": row["kv"], "score": f"{row['score']:.4f}", "n": row["n"],
             "low": f"{row['interval'][0]:.4f}", "high": f"{row['interval'][1]:.4f}", "lost": versus["lost"], "won": versus["won"],
             "p": p if p == "" else f"{p:.4f}", "bits_per_element": "" if bits is None else f"{bits:.2f}",
-            "machine": machine, "commit": commit, "command": command_of(options), "date": run["meta"]["date"][:10],
+            "machine": machine, "commit": run["meta"]["commit"], "command": command_of(options), "date": run["meta"]["date"][:10],
         })
     return rows
 
@@ -50,16 +49,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("summaries", nargs="+", type=Path, metavar="SUMMARY.json")
     parser.add_argument("--machine", required=True, help="processor and cores, without a name of the machine")
-    parser.add_argument("--commit", help="that the command was built from; default: this tree's")
     options = parser.parse_args()
-    commit = options.commit or subprocess.run(["git", "-C", ROOT, "rev-parse", "--short", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
     there = {}
     if FILE.exists():
         with open(FILE, newline="") as file:
             there = {tuple(row[name] for name in KEY): row for row in csv.DictReader(file)}
     for path in options.summaries:
         try:
-            found = rows_of(path, options.machine, commit)
+            found = rows_of(path, options.machine)
         except (OSError, ValueError, KeyError) as error:
             print(f"collect_results: {path}: {error!r}; is it the summary.json of a run?", file=sys.stderr)
             return 2

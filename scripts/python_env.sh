@@ -30,7 +30,7 @@ fail() {
 }
 rm -rf "$folder"
 mkdir -p "$cache/python"
-echo "python_env: making $folder (1 GB, 2 minutes)" >&2
+echo "python_env: making $folder (2 GB, 3 minutes)" >&2
 "$python" -m venv "$folder" >&2 ||
   fail "cannot make a virtual environment; install python3-venv, or leave the Python tests out with MIKV_NO_PYTHON=1"
 if [ $# -gt 0 ]; then

@@ -158,6 +158,7 @@ metric_list: [{{metric: acc}}]
 """
 
 
+@pytest.mark.long
 def test_command(folder, tmp_path):
     """lm-eval's own command on a task of our own, offline."""
     data = tmp_path / "rows.jsonl"

@@ -23,6 +23,7 @@ def test_split():
         ruler.split("vt", row)
 
 
+@pytest.mark.long
 def test_rows(tmp_path):
     """Each task gives rows that fit, and the same rows again."""
     pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install lm_eval==0.4.13")

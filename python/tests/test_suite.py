@@ -102,6 +102,7 @@ def n_requests(place: Path) -> int:
     return len((place / "requests").read_text().splitlines())
 
 
+@pytest.mark.long
 def test_arms_of_each_task_side_by_side(place):
     pytest.importorskip("lm_eval", reason="lm-eval is not installed")
     pytest.importorskip("tenacity", reason="lm-eval's API models need tenacity")
@@ -109,6 +110,8 @@ def test_arms_of_each_task_side_by_side(place):
     assert done.returncode == 0, done.stderr
     rows = rows_of(place)
     assert len(rows) == 9
+    meta = json.loads((place / "results" / "summary.json").read_text())["meta"]
+    assert meta["model"] == "fake 1M" and meta["commit"] == "c0ffee"
     for task, n in (("gsm8k", 4), ("humaneval", 4), ("lines", 4)):
         assert rows[task, "full"]["score"] == 1.0 and rows[task, "full"]["n"] == n
         assert rows[task, "full"]["versus_full"] is None
@@ -159,8 +162,8 @@ def test_a_server_that_dies_costs_no_answers(place):
     [
         ("humaneval", 1, signal.SIGINT),
         ("humaneval", 2, signal.SIGTERM),
-        ("gsm8k", 1, signal.SIGTERM),
-        ("gsm8k", 2, signal.SIGINT),
+        pytest.param("gsm8k", 1, signal.SIGTERM, marks=pytest.mark.long),
+        pytest.param("gsm8k", 2, signal.SIGINT, marks=pytest.mark.long),
     ],
 )
 def test_an_interrupted_run_goes_on(place, task, slots, number):
@@ -205,6 +208,7 @@ ANSWERS = [
 ]
 
 
+@pytest.mark.long
 def test_answers_are_scored_as_lm_eval_does(place):
     pytest.importorskip("lm_eval", reason="lm-eval is not installed")
     pytest.importorskip("tenacity", reason="lm-eval's API models need tenacity")

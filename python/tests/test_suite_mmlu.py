@@ -81,6 +81,7 @@ def test_choices_go_through_the_cache(place, monkeypatch):  # noqa: F811
             log_probabilities(server, 0, tokens, [-1], 60)
 
 
+@pytest.mark.long
 def test_lm_evals_tasks(mmlu):
     pytest.importorskip("lm_eval", reason="lm-eval is not installed")
     options = ("--tasks", "mmlu", "--kv", "full,h2o", "--slots", "2")

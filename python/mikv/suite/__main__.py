@@ -180,7 +180,8 @@ class Suite:
         self.output: Path = options.output.resolve()
         self.tasks = {name: SERVED[name](options) for name in self.names if name in SERVED}
         self.evals = {name: COMMANDS[name](options) for name in self.names if name in COMMANDS}
-        self.description, self.estimates = estimate(self.command, self.model, self.arms, options.ctx * options.slots)
+        meta, self.estimates = estimate(self.command, self.model, self.arms, options.ctx * options.slots)
+        self.description, self.commit = str(meta["model_description"]), meta.get("commit")
         self.output.mkdir(parents=True, exist_ok=True)
         self.logs = {(name, arm): self._log(name, arm) for name in self.tasks for arm in self.arms}
 
@@ -225,6 +226,7 @@ class Suite:
         options = {k: str(v) if isinstance(v, Path) else v for k, v in vars(self.options).items()}
         meta = {
             "model": self.description,
+            "commit": self.commit,
             "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "options": options,
         }

@@ -35,15 +35,17 @@ def find_command(named: str | None) -> str:
     return found
 
 
-def estimate(command: str, model: str, kv: list[str], n_tokens: int) -> tuple[str, dict[str, dict[str, Any]]]:
-    """What `mikv estimate` says of the model and of each cache. It refuses what is no model or no spec."""
+def estimate(
+    command: str, model: str, kv: list[str], n_tokens: int
+) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """The meta data of `mikv estimate`, and what it says of each cache. It refuses what is no model or no spec."""
     asked = [command, "estimate", "-m", model, "-c", str(n_tokens), "--kv", ",".join(kv), "--json"]
     done = subprocess.run(asked, capture_output=True, text=True, errors="replace")
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or [f"mikv estimate ended with {done.returncode}"])[-1]
         raise UsageError(last.removeprefix("mikv: "))
     said = json.loads(done.stdout)
-    return str(said["meta"]["model_description"]), {row["kv"]: row for row in said["rows"]}
+    return said["meta"], {row["kv"]: row for row in said["rows"]}
 
 
 _LIBC = ctypes.CDLL(None)
