@@ -372,7 +372,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     options.lines = options.lines or (25 if options.what == "contexts" else 455)
-    options.characters = options.characters or (19000 if options.what == "contexts" else 50000)
+    options.characters = options.characters or (50000 if options.what == "session" else 19000)
     model = options.model
     if not os.path.exists(model):
         model = subprocess.run([str(MIKV), "model", "path", model], check=True, capture_output=True, text=True).stdout.strip()
