@@ -39,10 +39,8 @@ void run(Options options) {
     Progress progress("calibrate", double(chunks.size()) * options.text.n_context);
     for (size_t i = 0; i < chunks.size(); ++i) {
       context->reset();
-      size_t n_read = 0;
       check(context->prefill(chunks[i], [&](size_t n) {
-        progress.advance(double(n - n_read), fmt::format("chunk {} of {}", i + 1, chunks.size()));
-        n_read = n;
+        progress.update(double(i * options.text.n_context + n), fmt::format("chunk {} of {}", i + 1, chunks.size()));
       }));
       check(context->add_maxima(maxima));
     }

@@ -1,15 +1,12 @@
 // Static balancers: what is measured, their file, and caches that read it.
 #include <gtest/gtest.h>
+#include <unistd.h>
 
-#include <cmath>
 #include <cstdio>
 
-#include "codec/fp16.hpp"
-#include "codec/transform.hpp"
 #include "mikv/atomic_file.hpp"
 #include "mikv/estimate.hpp"
 #include "mikv/static_balancer.hpp"
-#include "test_attention.hpp"
 #include "test_context.hpp"
 
 namespace mikv::test {
@@ -21,6 +18,13 @@ class StaticBalancer : public testing::Test {
 
   void write(const std::string& text) const {
     ASSERT_TRUE(write_file(path_, {reinterpret_cast<const uint8_t*>(text.data()), text.size()}).ok());
+  }
+  /// Writes the file of a prompt of 300 tokens, which the engine reads.
+  void calibrate(SmallEngine& engine) const {
+    ASSERT_TRUE(engine.prompt(0, 300).ok());
+    ChannelMaxima maxima;
+    ASSERT_TRUE(add_maxima(engine.cache(), maxima).ok());
+    ASSERT_TRUE(write_static_balancers(path_, balancers_of(maxima)).ok());
   }
   std::string spec(const std::string& more = "") const { return "mikv-paper:balancer=" + path_ + more; }
 
@@ -108,10 +112,7 @@ TEST_F(StaticBalancer, MaximaAreThoseOfTheText) {
 // By the file of its own prompt's maxima a cache stores what the balancer of that prompt stores.
 TEST_F(StaticBalancer, TheFileOfAPromptIsThePromptsOwnBalancer) {
   SmallEngine dynamic({.spec = "mikv-paper"});
-  ASSERT_TRUE(dynamic.prompt(0, 300).ok());
-  ChannelMaxima maxima;
-  ASSERT_TRUE(add_maxima(dynamic.cache(), maxima).ok());
-  ASSERT_TRUE(write_static_balancers(path_, balancers_of(maxima)).ok());
+  ASSERT_NO_FATAL_FAILURE(calibrate(dynamic));
   SmallEngine fixed({.spec = spec()}), none({.spec = "mikv-paper:outlier=none"});
   ASSERT_TRUE(fixed.prompt(0, 300).ok() && none.prompt(0, 300).ok());
   for (int i = 0; i < 3; ++i) {
@@ -124,10 +125,7 @@ TEST_F(StaticBalancer, TheFileOfAPromptIsThePromptsOwnBalancer) {
 
 TEST_F(StaticBalancer, TextsAreCompressedWithoutAPrompt) {
   SmallEngine dynamic({.spec = "mikv-paper"});
-  ASSERT_TRUE(dynamic.prompt(0, 300).ok());
-  ChannelMaxima maxima;
-  ASSERT_TRUE(add_maxima(dynamic.cache(), maxima).ok());
-  ASSERT_TRUE(write_static_balancers(path_, balancers_of(maxima)).ok());
+  ASSERT_NO_FATAL_FAILURE(calibrate(dynamic));
   SmallEngine engine({.spec = spec(",outlier=center+hadamard")}), stored({.spec = spec(",outlier=center+hadamard")});
   ASSERT_TRUE(engine.prompt(0, 400).ok());
   for (int i = 0; i < 20; ++i) ASSERT_TRUE(engine.generate(0).ok());
