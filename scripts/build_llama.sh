@@ -92,6 +92,9 @@ flags=(
   -DLLAMA_BUILD_UI=OFF -DLLAMA_USE_PREBUILT_UI=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF
   "-DCMAKE_C_FLAGS=-w$no_amx" "-DCMAKE_CXX_FLAGS=-w$no_amx" # -w: not our code, not our warnings
 )
+is_pinned() { [ "${source_dir#"$cache/src-"}" != "$source_dir" ]; }
+unity=/dev/null # a user's checkout is compiled file by file: its files may not go together
+if is_pinned; then unity=$root/cmake/LlamaCppUnity.cmake; fi
 identity=("-DLLAMA_BUILD_NUMBER=0" "-DLLAMA_BUILD_COMMIT=$commit") # reported by llama.cpp; not part of the key
 # The tools as libraries, for our own binary, and the programs that ours are compared with.
 targets=(llama llama-common llama-server-impl llama-cli-impl llama-completion-impl llama-bench-impl
@@ -100,8 +103,8 @@ targets=(llama llama-common llama-server-impl llama-cli-impl llama-completion-im
 compiler_id() { command -v "$1"; "$1" -dumpmachine; "$1" -dumpfullversion -dumpversion; }
 # GGML_NATIVE compiles for this very processor, so a cache on a shared disk needs one build for each kind.
 cpu_id() { uname -sm; grep -m1 '^model name' /proc/cpuinfo || true; grep -m1 -E '^(flags|Features)' /proc/cpuinfo || true; }
-key=$({ echo "$source_dir $version ${targets[*]}"; printf '%s\n' "${flags[@]}"; compiler_id "$cc"; compiler_id "$cxx"
-        cpu_id; } | sha256sum | cut -c1-12)
+key=$({ echo "$source_dir $version ${targets[*]}"; printf '%s\n' "${flags[@]}"; cat "$unity"; compiler_id "$cc"
+        compiler_id "$cxx"; cpu_id; } | sha256sum | cut -c1-12)
 build=$cache/build-$version-$key
 done_mark=$build/.mikv-complete
 
@@ -124,14 +127,14 @@ show_steps() { # a loop in bash: awk may hold lines back
 
 # The pinned source never changes, so a complete build is left alone. A user's checkout does: it keeps its folder from
 # commit to commit, and cmake and ninja find out what changed.
-is_pinned() { [ "${source_dir#"$cache/src-"}" != "$source_dir" ]; }
 if ! is_pinned || [ ! -f "$done_mark" ]; then
   if ! is_pinned || [ ! -f "$build/build.ninja" ]; then
     if [ -f "$done_mark" ]; then echo "llama.cpp $version ($commit): building what changed in $source_dir"
     else echo "llama.cpp $version ($commit): building once into $build (some minutes)"; fi
     mkdir -p "$build"
+    cp "$unity" "$build/unity.cmake" # the clone that began a build may be gone when another goes on with it
     cmake -S "$source_dir" -B "$build" -G Ninja -DCMAKE_C_COMPILER="$cc" -DCMAKE_CXX_COMPILER="$cxx" \
-      "${flags[@]}" "${identity[@]}" >"$build/configure.log" 2>&1 ||
+      "-DCMAKE_PROJECT_TOP_LEVEL_INCLUDES=$build/unity.cmake" "${flags[@]}" "${identity[@]}" >"$build/configure.log" 2>&1 ||
       { tail -n 20 "$build/configure.log" >&2; fail "llama.cpp cannot be configured; see $build/configure.log"; }
   fi
   build_with_progress ||
