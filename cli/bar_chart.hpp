@@ -18,7 +18,7 @@ struct BarChart {
   };
   struct Panel {
     std::string title;
-    std::vector<Bar> bars;  ///< one a row
+    std::vector<Bar> bars;  ///< one per row
   };
 
   std::string title;

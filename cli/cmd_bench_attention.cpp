@@ -311,7 +311,7 @@ void run(const Options& options) {
     const Content content = make_content(problem, options.content);
     auto arms = make_arms(choices, problem, content, options.whole_steps, team);
     measure(arms, options.n_repetitions, progress,
-            fmt::format("{} tokens of {} channels, {} heads a group, {} threads", problem.n_tokens,
+            fmt::format("{} tokens of {} channels, {} heads per group, {} threads", problem.n_tokens,
                         problem.shape.head_dim_k, problem.shape.n_heads / problem.shape.n_kv_heads, problem.n_threads));
     report_rows(arms, problem, options, roofline, table, report);
     for (const auto& arm : arms) noise.add(arm->seconds);

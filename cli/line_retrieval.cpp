@@ -90,7 +90,7 @@ LineCase read_line_case(const std::string& text) {
   if (find_invalid_utf8(text) != std::string::npos) throw BadRow("is not UTF-8; convert the file with iconv");
   const auto json = nlohmann::json::parse(text, nullptr, false);
   if (json.is_discarded()) throw BadRow("is no JSON");
-  if (json.is_array()) throw BadRow("is a JSON array; jq -c '.[]' FILE writes its rows one a line");
+  if (json.is_array()) throw BadRow("is a JSON array; jq -c '.[]' FILE writes its rows one per line");
   if (!json.is_object()) throw BadRow("is no JSON object");
   const auto prompt = json.find("prompt"), expected = json.find("expected_number");
   if (prompt == json.end() || !prompt->is_string()) throw BadRow("has no \"prompt\" that is text");

@@ -104,7 +104,7 @@ Outcome run_program(std::vector<std::string> command, std::string_view input) {
   if (child == 0) {  // only calls that are safe between fork and exec
     signal(SIGINT, SIG_DFL);
     signal(SIGTERM, SIG_DFL);
-    prctl(PR_SET_PDEATHSIG, SIGTERM);  // a download without its mikv would go on unseen
+    prctl(PR_SET_PDEATHSIG, SIGTERM);  // a download without its mikv would run on unseen
     if (getppid() != parent) _exit(kNoPythonExitCode);
     dup2(input_file.get(), STDIN_FILENO);
     dup2(write_end.get(), STDOUT_FILENO);

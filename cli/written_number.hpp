@@ -11,7 +11,7 @@ namespace mikv::cli {
 struct WrittenNumber {
   std::string digits;  ///< without separators, '-' before them if it is negative
   bool whole = true;   ///< false if it has decimals: 47123.7
-  bool ended = true;   ///< false if the text ends where the number could go on
+  bool ended = true;   ///< false if the text ends where the number could continue
   size_t begin = 0;    ///< of its first digit
   size_t end = 0;      ///< behind it
 };

@@ -1,5 +1,5 @@
 # What `cmake --install` copies and `cpack` packs, in three components:
-#   library   libmikv.so.0: what programs need
+#   library   libmikv.so.0.1: what programs need
 #   dev       headers, libmikv.so, libmikv.a, and how CMake and pkg-config find them
 #   command   mikv, libmikv-llama.so and llama.cpp's libraries, when they are built
 # Every path is relative: what is installed can be moved.
@@ -32,7 +32,7 @@ configure_file(cmake/mikv.pc.in mikv.pc @ONLY)
 install(FILES ${PROJECT_BINARY_DIR}/mikv.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig COMPONENT dev)
 
 set(mikv_components library dev)
-set(mikv_library_package libmikv${PROJECT_VERSION_MAJOR})
+set(mikv_library_package libmikv${mikv_soversion})
 install(FILES LICENSE RENAME copyright DESTINATION ${CMAKE_INSTALL_DATADIR}/doc/${mikv_library_package} COMPONENT library)
 install(FILES LICENSE RENAME copyright DESTINATION ${CMAKE_INSTALL_DATADIR}/doc/libmikv-dev COMPONENT dev)
 

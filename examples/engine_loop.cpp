@@ -112,7 +112,7 @@ int main(int argc, char** argv) {
   check(decode(*other.value(), tokens(*other.value(), 0, 1)), "a token after loading");
   std::remove(file.c_str());
 
-  // A budget: the context gives up quality first, then refuses; the engine ends a sequence and goes on.
+  // A budget: the context gives up quality first, then refuses; the engine ends a sequence and continues.
   cache.set_budget(cache.memory_usage().total() + (32 << 10));
   mikv::Status status;
   int n_steps = 0;

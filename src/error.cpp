@@ -1,6 +1,30 @@
+#include <new>
+
 #include "mikv/result.hpp"
 
 namespace mikv {
+namespace {
+
+// A string of up to 15 characters needs no memory of its own.
+Error without_memory() noexcept { return Error{ErrorCode::out_of_memory, "out of memory"}; }
+
+}  // namespace
+
+Error Error::out_of_memory(const char* line) noexcept {
+  try {
+    return Error{ErrorCode::out_of_memory, line};
+  } catch (const std::bad_alloc&) {
+    return without_memory();
+  }
+}
+
+Error Error::copy_of(const Error& error) noexcept {
+  try {
+    return error;
+  } catch (const std::bad_alloc&) {
+    return without_memory();
+  }
+}
 
 const char* error_name(ErrorCode code) {
   switch (code) {

@@ -27,8 +27,6 @@ def text_of(name: str) -> str:
 
 FILES = tracked()
 PAGES = {name: text_of(name) for name in FILES if name.endswith(".md")}
-# Written in other branches; to be taken out when they are here.
-NOT_YET = set()
 RECORDS = {path.name for path in (ROOT / "docs/adr").glob("[0-9]*.md")}
 
 
@@ -97,8 +95,6 @@ class Links(Check):
                     continue
                 path, _, anchor = link.partition("#")
                 target = (ROOT / name).parent / path if path else ROOT / name
-                if not target.resolve().exists() and str(target.resolve().relative_to(ROOT)) in NOT_YET:
-                    continue
                 if not target.resolve().exists():
                     broken.append(f"{name}: {link}: no such file")
                 elif anchor and anchor not in anchors(target.read_text()):
@@ -122,7 +118,7 @@ class Links(Check):
     def test_pages_that_comments_name_exist(self):
         texts = prose() | {name: text_of(name) for name in FILES if name.endswith((".py", ".sh", ".cmake", "CMakeLists.txt", "Makefile"))}
         bad = [f"{name}: {page}" for name, text in texts.items() if name not in PAGES for page in re.findall(r"(?<![/\w])docs/[\w/-]+\.(?:md|csv|svg)\b", text)
-               if not (ROOT / page).exists() and page not in NOT_YET]
+               if not (ROOT / page).exists()]
         self.assertNothing(bad)
 
     def test_references_in_pages_are_links(self):

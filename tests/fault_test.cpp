@@ -17,23 +17,14 @@
 #include <filesystem>
 #include <new>
 
+#include "allocation_fault.hpp"
 #include "cache_model.hpp"
 #include "mikv/atomic_file.hpp"
 
+mikv::test::AllocationFault mikv::test::allocation;
+using mikv::test::allocation;
+
 namespace {
-
-/// Fails one allocation of those that are made while it counts.
-struct AllocationFault {
-  bool counting = false, failed = false;
-  uint32_t left = 0;  ///< allocations before the one that fails
-  uint64_t n_failed = 0;
-
-  bool hits() {
-    if (!counting || failed || left-- > 0) return false;
-    ++n_failed;
-    return failed = true;
-  }
-} allocation;
 
 /// What happens at the nth call that changes a file.
 struct FileFault {

@@ -191,7 +191,7 @@ TEST(MixedCalibrationTest, EveryTurnHasUnitVariance) {
   }
 }
 
-// bits= is a promise about memory: a full block never takes more, unless 1 bit a tile is more already.
+// bits= is a promise about memory: a full block never takes more, unless 1 bit per tile is more already.
 TEST(MixedCalibrationTest, BlocksTakeTheBitsAskedFor) {
   Random random(84);
   for (const uint32_t dim : {64u, 80u, 128u, 256u}) {

@@ -1,5 +1,5 @@
 /* mikv in C: the KV cache of one model instance, as an engine talks to it. The same as mikv::Context (context.hpp),
- * whose comments say more; docs/embedding.md has the whole loop.
+ * whose comments say more; docs/embedding.md has the whole loop, docs/glossary.md the words.
  *
  *   mikv_context_begin_step(context, tokens, n, NULL, 0)
  *     for each layer: mikv_context_store(...), mikv_context_attend(...)
@@ -11,8 +11,9 @@
  * No C++ exception leaves a function, and none of them prints or ends the process.
  * Threads: a context is used by one thread at a time, except mikv_context_attend(), which is collective, and
  * mikv_context_fail(). Two contexts are independent.
- * Structures begin with their size, which mikv_*_init() sets: a program that was compiled with an older header keeps
- * working with a newer library of the same major version.
+ * Structures that have a function mikv_*_init() begin with their size, which it sets: a program that was compiled with
+ * an older header keeps working with a newer library of the same SONAME. That has the major version; before 1.0 the
+ * minor version too.
  */
 #ifndef MIKV_MIKV_H
 #define MIKV_MIKV_H

@@ -29,6 +29,11 @@ struct Error {
   explicit Error(std::string text) : message(std::move(text)) {}
   Error(ErrorCode kind, std::string text) : code(kind), message(std::move(text)) {}
 
+  /// ErrorCode::out_of_memory with `line` as its message, or a shorter one where not even that has room.
+  MIKV_API static Error out_of_memory(const char* line) noexcept;
+  /// A copy, or out of memory without a line.
+  MIKV_API static Error copy_of(const Error& error) noexcept;
+
   ErrorCode code = ErrorCode::invalid_argument;
   std::string message;
 };

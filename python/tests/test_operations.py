@@ -49,7 +49,9 @@ class Operations(RuleBasedStateMachine):
         want = self.forward(self.stock, "sdpa", ids, self.mask)
         got = self.forward(self.ours, "mikv", ids, self.mask)
         real = new.bool()
-        torch.testing.assert_close(got[real], want[real], atol=1e-3, rtol=1e-3)
+        # A sum that is rounded otherwise may round a later layer's key to the next half, 2^-11 away. That moves a logit by
+        # up to 0.002 (300 seeds of these models, whose logits are about 5); another token or mask moves it by about 1.
+        torch.testing.assert_close(got[real], want[real], atol=1e-2, rtol=0)
         assert self.ours.get_seq_length() == self.stock.get_seq_length() == self.mask.shape[1]
 
     @precondition(lambda self: hasattr(self, "rows"))

@@ -66,7 +66,7 @@ struct MaskTile {
   const float* low = nullptr;
   const float* high = nullptr;
   uint32_t first_token = 0;       ///< of the tile, in the mask
-  uint32_t group = 1;             ///< query heads a KV head
+  uint32_t group = 1;             ///< query heads per KV head
   const float* slopes = nullptr;  ///< [group], or null for 1
 };
 

@@ -48,7 +48,7 @@ struct BlockLayout {
   uint32_t bits = 16;  ///< of a row of kFormats that has_blocks(), or kMixedBits
   uint32_t dim_k = 0, dim_v = 0;
   uint32_t group_k = 0, group_v = 0;    ///< channels per group; 0 for 16 bits: no scales
-  uint32_t tiles_k = 0, tiles_v = 0;    ///< tiles a block
+  uint32_t tiles_k = 0, tiles_v = 0;    ///< tiles per block
   uint32_t groups_k = 0, groups_v = 0;  ///< groups a token; 0 for 16 bits
   bool scored = false;
   bool symmetric = false;  ///< uniform codes without zeros (codec/quantiser.hpp)

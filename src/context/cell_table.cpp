@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <limits>
+#include <new>
+#include <utility>
 
 #include "session/byte_stream.hpp"
 
@@ -67,12 +69,24 @@ Status CellTable::take(const Batch& batch) {
                    " left); remove tokens or create the context with more cells"};
     }
   }
-  taken_.clear();
-  taken_by_.clear();
+  begin_step();
+  taken_.reserve(batch.tokens.size());
+  taken_by_.reserve(batch.tokens.size());
+  try {
+    take_cells(batch);
+  } catch (const std::bad_alloc&) {  // all or none
+    give_back();
+    throw;
+  }
+  return {};
+}
+
+void CellTable::take_cells(const Batch& batch) {
   for (const Batch::Token& token : batch.tokens) {
+    Entry entry{token.position, {token.sequence}};
     const uint32_t s = stream_of(token.sequence);
     const Cell cell = take_free(streams_[s]);
-    streams_[s].cells[cell] = {token.position, {token.sequence}};
+    streams_[s].cells[cell] = std::move(entry);
     taken_.push_back({s, cell});
     taken_by_.push_back(token.sequence);
   }
@@ -82,7 +96,6 @@ Status CellTable::take(const Batch& batch) {
     Entry& entry = streams_[0].cells[taken_[token].cell];
     if (!entry.owned_by(sequence)) entry.owners.push_back(sequence);
   }
-  return {};
 }
 
 void CellTable::begin_step() {

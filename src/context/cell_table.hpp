@@ -70,6 +70,7 @@ class CellTable : public CellOwner {
   /// Calls f(stream, cell, entry) for the cells of a sequence, or of all, at positions p0 <= p < p1.
   template <typename F>
   void for_each(SequenceId sequence, Position p0, Position p1, F f);
+  void take_cells(const Batch& batch);
   Cell take_free(Stream& stream);
   static void free_cell(Stream& stream, Entry& entry);
   /// True if a sequence's next query can see the token. last: each sequence's last position.

@@ -1,8 +1,6 @@
 // Context: creation, layers and steps. Sequences are in sequence_calls.cpp, states in states.cpp.
 #include <algorithm>
 #include <cmath>
-#include <new>
-#include <system_error>
 
 #include <unistd.h>
 
@@ -13,6 +11,7 @@ namespace mikv {
 
 using context::CommitRule;
 using context::ContextLayer;
+using context::guarded;
 using context::kFirstTokens;
 using context::no_layer;
 using context::out_of_memory;
@@ -32,8 +31,8 @@ Error context::no_layer(int layer) {
   return Error{"layer " + std::to_string(layer) + " is not known; declare it by add_layer"};
 }
 
-Error context::out_of_memory() {
-  return Error{ErrorCode::out_of_memory, "out of memory in the KV cache; use fewer or shorter contexts"};
+Error context::out_of_memory() noexcept {
+  return Error::out_of_memory("out of memory in the KV cache; use fewer or shorter contexts");
 }
 
 Context::Impl::Impl(ContextOptions given)
@@ -58,11 +57,9 @@ Result<std::unique_ptr<Context>> Context::create(ContextOptions options) {
         range("n_ubatch", options.n_ubatch, kMaxCells), range("n_cells", options.n_cells, kMaxCells)}) {
     if (!status) return status.error();
   }
-  try {
+  return guarded([&]() -> Result<std::unique_ptr<Context>> {
     return std::unique_ptr<Context>(new Context(std::make_unique<Impl>(std::move(options))));
-  } catch (const std::bad_alloc&) {
-    return out_of_memory();
-  }
+  });
 }
 
 // ---------------------------------------------------------------- layers
@@ -75,7 +72,7 @@ Status Context::add_layer(int layer, const LayerShape& shape, uint32_t n_cells, 
                  "layer " + std::to_string(layer) + ": its attention changes shape between steps"};
   }
   if (n_cells == 0 || impl_->keeps_cells()) n_cells = impl_->options.n_cells;
-  try {
+  return guarded([&]() -> Status {
     auto balancers = impl_->balancer_file.of(impl_->spec(), layer);
     if (!balancers) return balancers.error();
     auto cache = LayerCache::create(shape, impl_->spec(), n_cells, impl_->account, std::move(balancers).value());
@@ -85,19 +82,20 @@ Status Context::add_layer(int layer, const LayerShape& shape, uint32_t n_cells, 
     added.cache->record_from(context::kRecordFrom);
     added.n_cells = n_cells;
     added.window = window;
-    impl_->layers.layers.emplace(layer, std::move(added));
     impl_->own_cells.add_layer(layer, window);
-  } catch (const std::bad_alloc&) {
-    return out_of_memory();
-  }
-  return {};
+    impl_->layers.layers.emplace(layer, std::move(added));
+    return {};
+  });
 }
 
 Status Context::set_rope(int layer, Rope rope) {
   ContextLayer* known = impl_->layers.find(layer);
   if (!known) return no_layer(layer);
-  known->rope = rope;
-  return known->cache->set_rope(std::move(rope));
+  return guarded([&]() -> Status {
+    const Status set = known->cache->set_rope(rope);
+    if (set) known->rope = std::move(rope);
+    return set;
+  });
 }
 
 std::vector<int> Context::layers() const {
@@ -134,7 +132,7 @@ Status Context::Impl::plan_step(const Batch& batch) {
 Status Context::begin_step(const Batch& batch) {
   impl_->reset_failure();  // each step fails for itself: a server continues with the next request
   impl_->own_cells.begin_step();
-  try {
+  const Status begun = guarded([&]() -> Status {
     Status status = impl_->plan_step(batch);
     for (auto& [index, layer] : impl_->layers.layers) {
       layer.first_row = layer.next_row = 0;
@@ -152,17 +150,15 @@ Status Context::begin_step(const Batch& batch) {
       impl_->own_masks = {};
     }
     if (status) impl_->refusals.fitted(batch.tokens.size());
-    if (status.code() == ErrorCode::over_budget) impl_->refusals.refused(batch.tokens.size());
-    if (!status) {
-      impl_->fail(status.error());
-      impl_->cells_freed = true;
-    }
     return status;
-  } catch (const std::bad_alloc&) {
+  });
+  if (begun.code() == ErrorCode::over_budget) impl_->refusals.refused(batch.tokens.size());
+  if (!begun) {
+    impl_->account->end_reservation();
+    impl_->fail(begun.error());
     impl_->cells_freed = true;
-    impl_->fail(out_of_memory());
-    return out_of_memory();
   }
+  return begun;
 }
 
 Status Context::end_step(bool done) {
@@ -318,7 +314,7 @@ Status Context::store(int layer, std::span<const CellPlace> cells, const float* 
   if (!known) return no_layer(layer);
   if (const Status failed = impl_->failure(); !failed) return failed;  // not everything was staged
   impl_->layers.go_to(known);
-  const auto result = [&]() -> Status {
+  const Status stored = guarded([&]() -> Status {
     const bool completes =
         (known->wants_k || known->wants_v) && known->wants_k == (k != nullptr) && known->wants_v == (v != nullptr);
     if (!completes) known->first_row = known->next_row;
@@ -347,15 +343,9 @@ Status Context::store(int layer, std::span<const CellPlace> cells, const float* 
     if (k) impl_->write(*known, parts.value(), k, k_stride, true);
     if (v) impl_->write(*known, parts.value(), v, v_stride, false);
     return {};
-  };
-  try {
-    const Status status = result();
-    if (!status) impl_->fail(status.error());
-    return status;
-  } catch (const std::bad_alloc&) {
-    impl_->fail(out_of_memory());
-    return out_of_memory();
-  }
+  });
+  if (!stored) impl_->fail(stored.error());
+  return stored;
 }
 
 // ---------------------------------------------------------------- attend
@@ -428,16 +418,13 @@ Status Context::attend(int layer, std::span<const AttendArgs> calls, uint32_t th
   if (thread >= usable) return {};  // more threads than were asked for at creation: the rest have nothing to do
   if (thread == 0) known->attended = true;
   thread_local std::vector<LayerAttendArgs> of_thread;
-  Status status;
-  try {
+  const Status attended = guarded([&]() -> Status {
     of_thread.clear();
-    status = impl_->collect_calls(*known, calls, of_thread);
-    if (status) status = known->cache->attend(of_thread, impl_->workspace, thread, usable);
-  } catch (const std::bad_alloc&) {
-    status = out_of_memory();
-  }
-  if (!status) impl_->fail(status.error());
-  return status;
+    const Status collected = impl_->collect_calls(*known, calls, of_thread);
+    return collected ? known->cache->attend(of_thread, impl_->workspace, thread, usable) : collected;
+  });
+  if (!attended) impl_->fail(attended.error());
+  return attended;
 }
 
 ThreadTeam& Context::Impl::threads() {
@@ -449,7 +436,7 @@ ThreadTeam& Context::Impl::threads() {
 }
 
 Status Context::attend_all(int layer, std::span<const AttendArgs> calls) {
-  try {
+  const Status started = guarded([&]() -> Status {
     const auto work = [&](uint32_t thread, uint32_t n) { (void)attend(layer, calls, thread, n); };
     if (impl_->options.run_threads) {
       impl_->options.run_threads(impl_->options.n_threads, work);
@@ -457,33 +444,35 @@ Status Context::attend_all(int layer, std::span<const AttendArgs> calls) {
       ThreadTeam& team = impl_->threads();
       team.run([&](uint32_t thread) { work(thread, team.size()); });
     }
-  } catch (const std::system_error& error) {
-    impl_->fail({ErrorCode::out_of_memory, std::string("cannot start a thread: ") + error.what()});
-  }
+    return {};
+  });
+  if (!started) impl_->fail(started.error());
   return failure();
 }
 
 Status reference_attend(const Context& context, int layer, std::span<const AttendArgs> calls) {
   const ContextLayer* known = context.impl().layers.find(layer);
   if (!known) return no_layer(layer);
-  std::vector<LayerAttendArgs> of_layer;
-  if (const Status status = context.impl().collect_calls(*known, calls, of_layer); !status) return status;
-  for (const LayerAttendArgs& call : of_layer) {
-    if (const Status status = reference_attend(*known->cache, call); !status) return status;
-  }
-  return {};
+  return guarded([&]() -> Status {
+    std::vector<LayerAttendArgs> of_layer;
+    if (const Status status = context.impl().collect_calls(*known, calls, of_layer); !status) return status;
+    for (const LayerAttendArgs& call : of_layer) {
+      if (const Status status = reference_attend(*known->cache, call); !status) return status;
+    }
+    return {};
+  });
 }
 
 // ---------------------------------------------------------------- errors and figures
 
-void Context::Impl::fail(const Error& error) {
+void Context::Impl::fail(const Error& error) noexcept {
   const std::lock_guard lock(failure_mutex_);
-  if (failure_) failure_ = error;
+  if (failure_) failure_ = Error::copy_of(error);
 }
 
-Status Context::Impl::failure() const {
+Status Context::Impl::failure() const noexcept {
   const std::lock_guard lock(failure_mutex_);
-  return failure_;
+  return failure_ ? Status() : Status(Error::copy_of(failure_.error()));
 }
 
 void Context::Impl::reset_failure() {

@@ -3,8 +3,11 @@
 
 #include <memory>
 #include <mutex>
+#include <new>
 #include <span>
 #include <string>
+#include <system_error>
+#include <type_traits>
 #include <vector>
 
 #include "context/balancer_file.hpp"
@@ -23,7 +26,19 @@ namespace context {
 
 // Errors that calls of several files give.
 Error no_layer(int layer);
-Error out_of_memory();
+Error out_of_memory() noexcept;
+
+/// What `call` returns, a Status or a Result; an error where memory or threads run out.
+template <typename Call>
+std::invoke_result_t<Call> guarded(Call call) {
+  try {
+    return call();
+  } catch (const std::bad_alloc&) {
+    return out_of_memory();
+  } catch (const std::system_error&) {
+    return Error::out_of_memory("the system gives no more threads; use fewer (n_threads)");
+  }
+}
 
 }  // namespace context
 
@@ -139,8 +154,8 @@ struct Context::Impl {
   void clear();
 
   // Errors.
-  void fail(const Error& error);
-  Status failure() const;
+  void fail(const Error& error) noexcept;
+  Status failure() const noexcept;
   void reset_failure();
 
  private:

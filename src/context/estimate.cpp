@@ -83,9 +83,7 @@ Result<CacheBytes> estimate_layer(const LayerLoad& layer, const Spec& spec, uint
   return CacheBytes{held, std::max(whole.prompt, held + (whole.prompt - whole.held))};
 }
 
-Error out_of_memory() {
-  return Error{ErrorCode::out_of_memory, "out of memory for an estimate; estimate a shorter cache"};
-}
+Error out_of_memory() { return Error::out_of_memory("out of memory for an estimate; estimate a shorter cache"); }
 
 }  // namespace
 

@@ -15,16 +15,18 @@ Result<std::vector<TokenState>> tokens_of(const Context& context, int layer, uin
   if (!of.sequences.valid(sequence)) return Error{"sequence " + std::to_string(sequence) + " is out of range"};
   if (kv_head >= known->cache->shape().n_kv_heads)
     return Error{"KV head " + std::to_string(kv_head) + " is out of range"};
-  std::map<Cell, StoredToken> stored;
-  for (const SegmentId segment : of.sequences.seen_by(sequence)) {
-    for (StoredToken& token : known->cache->dump(segment, kv_head)) stored[token.cell] = std::move(token);
-  }
-  std::vector<TokenState> tokens;
-  for (const auto& [position, cell] : of.own_cells.cells_of(sequence)) {
-    const auto found = stored.find(cell);
-    if (found != stored.end()) tokens.push_back({position, found->second.tier, found->second.score});
-  }
-  return tokens;
+  return context::guarded([&]() -> Result<std::vector<TokenState>> {
+    std::map<Cell, StoredToken> stored;
+    for (const SegmentId segment : of.sequences.seen_by(sequence)) {
+      for (StoredToken& token : known->cache->dump(segment, kv_head)) stored[token.cell] = std::move(token);
+    }
+    std::vector<TokenState> tokens;
+    for (const auto& [position, cell] : of.own_cells.cells_of(sequence)) {
+      const auto found = stored.find(cell);
+      if (found != stored.end()) tokens.push_back({position, found->second.tier, found->second.score});
+    }
+    return tokens;
+  });
 }
 
 }  // namespace mikv

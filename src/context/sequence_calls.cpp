@@ -10,6 +10,7 @@
 namespace mikv {
 
 using context::ContextLayer;
+using context::guarded;
 using context::no_layer;
 using context::out_of_memory;
 
@@ -20,16 +21,6 @@ bool is_everything(Position p0, Position p1) { return p0 <= 0 && (p1 < 0 || p1 =
 Error no_sequence(SequenceId sequence, uint32_t n_sequences) {
   return Error{"sequence " + std::to_string(sequence) + " is out of range; use 0 to " +
                std::to_string(n_sequences - 1)};
-}
-
-// Runs a call that may allocate.
-template <typename Call>
-Status guarded(Call call) {
-  try {
-    return call();
-  } catch (const std::bad_alloc&) {
-    return out_of_memory();
-  }
 }
 
 // Turns a key by `delta` positions.
@@ -85,11 +76,7 @@ void Context::Impl::find_missing(const CellsByLayer& cells) {
 void Context::Impl::set_incomplete(SequenceId sequence, const Error& why) noexcept {
   for (SequenceId s = 0; sequences.valid(s); ++s) {
     if ((sequence != kAllSequences && s != sequence) || !incomplete[size_t(s)]) continue;  // the first reason stays
-    try {
-      incomplete[size_t(s)] = why;
-    } catch (const std::bad_alloc&) {
-      incomplete[size_t(s)] = Error{why.code, ""};
-    }
+    incomplete[size_t(s)] = Error::copy_of(why);
   }
 }
 
@@ -182,7 +169,7 @@ Status Context::copy(SequenceId from, SequenceId to, Position p0, Position p1) {
     impl_->incomplete[size_t(to)] = impl_->incomplete[size_t(from)];  // a copy of a part is a part
     return {};
   });
-  if (!copied) impl_->set_incomplete(to, Error{copied.code(), "it could not be copied: " + copied.message()});
+  if (!copied) impl_->set_incomplete(to, copied.error());
   return copied;
 }
 
@@ -245,7 +232,7 @@ Status Context::shift(SequenceId sequence, Position p0, Position p1, Position de
     try {
       for (const auto& [index, layer] : impl_->layers.layers) impl_->rotate(index, moved);
     } catch (const std::bad_alloc&) {  // some keys are turned, others not
-      impl_->set_incomplete(sequence, Error{ErrorCode::out_of_memory, "out of memory shifting its positions"});
+      impl_->set_incomplete(sequence, Error::out_of_memory("out of memory shifting its positions"));
       throw;
     }
     return {};
@@ -268,14 +255,16 @@ Position Context::last_position(SequenceId sequence) const { return impl_->own_c
 Status Context::rotate_keys(int layer, const RotateKeys& rotate, uint32_t thread, uint32_t n_threads) {
   ContextLayer* known = impl_->layers.find(layer);
   if (!known) return no_layer(layer);
-  impl_->sequences.for_each_segment([&](SegmentId segment) {
-    const uint32_t stream = impl_->sequences.stream_of_segment(segment);
-    const auto visit = [&](std::span<const Cell> cells, uint32_t, std::span<float> keys) {
-      return rotate(stream, cells, keys);
-    };
-    known->cache->visit_keys(segment, visit, thread, n_threads);
+  return guarded([&]() -> Status {
+    impl_->sequences.for_each_segment([&](SegmentId segment) {
+      const uint32_t stream = impl_->sequences.stream_of_segment(segment);
+      const auto visit = [&](std::span<const Cell> cells, uint32_t, std::span<float> keys) {
+        return rotate(stream, cells, keys);
+      };
+      known->cache->visit_keys(segment, visit, thread, n_threads);
+    });
+    return {};
   });
-  return {};
 }
 
 Status Context::forget_removed() {

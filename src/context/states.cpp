@@ -29,10 +29,6 @@ enum Kind : uint32_t { kIdentity = 1, kTokens, kEngine, kSequences, kSegment };
 
 Error damaged(const char* what) { return Error{ErrorCode::damaged_data, std::string("damaged (") + what + ")"}; }
 
-Error no_memory() {
-  return Error{ErrorCode::out_of_memory, "out of memory for a saved state; use fewer or shorter contexts"};
-}
-
 // ---------------------------------------------------------------- saving
 
 Section segment_section(int layer, SegmentId segment, uint32_t number, uint32_t stream,
@@ -264,11 +260,7 @@ Result<std::vector<uint8_t>> Context::save(SequenceId sequence, std::span<const 
   if (sequence != kAllSequences && !impl_->sequences.valid(sequence)) {
     return Error{"sequence " + std::to_string(sequence) + " is out of range"};
   }
-  try {
-    return mikv::save(*impl_, sequence, tokens, partial);
-  } catch (const std::bad_alloc&) {
-    return no_memory();
-  }
+  return context::guarded([&] { return mikv::save(*impl_, sequence, tokens, partial); });
 }
 
 Status Context::load(SequenceId sequence, std::span<const uint8_t> bytes, bool partial) {
@@ -276,18 +268,14 @@ Status Context::load(SequenceId sequence, std::span<const uint8_t> bytes, bool p
     return Error{ErrorCode::mismatch, "for a sequence that this context does not have"};
   }
   bool changed = false;
-  Status status;
-  try {
+  Status status = context::guarded([&]() -> Status {
     auto loaded = verify(*impl_, sequence, bytes);
     if (!loaded) return loaded.error();
-    if (status = impl_->forget_freed_cells(); !status) return status;
+    if (const Status forgotten = impl_->forget_freed_cells(); !forgotten) return forgotten;
     changed = true;
     const auto cells = impl_->owner->load(sequence, partial, loaded.value().engine);
-    status =
-        cells ? install(*impl_, sequence, partial, std::move(loaded).value(), cells.value()) : Status(cells.error());
-  } catch (const std::bad_alloc&) {
-    status = no_memory();
-  }
+    return cells ? install(*impl_, sequence, partial, std::move(loaded).value(), cells.value()) : Status(cells.error());
+  });
   impl_->account->end_reservation();
   if (status || !changed) return status;
   impl_->owner->drop(sequence);  // rather none than a part
@@ -296,20 +284,22 @@ Status Context::load(SequenceId sequence, std::span<const uint8_t> bytes, bool p
 }
 
 Result<std::vector<int32_t>> Context::saved_tokens(std::span<const uint8_t> bytes) {
-  const auto container = session::unpack(bytes);
-  if (!container) return container.error();
-  for (const SectionView& section : container.value().sections) {
-    if (section.kind != kTokens) continue;
-    ByteReader in(section.data);
-    return in.get_array<int32_t>(section.data.size() / sizeof(int32_t));
-  }
-  return std::vector<int32_t>();
+  return context::guarded([&]() -> Result<std::vector<int32_t>> {
+    const auto container = session::unpack(bytes);
+    if (!container) return container.error();
+    for (const SectionView& section : container.value().sections) {
+      if (section.kind != kTokens) continue;
+      ByteReader in(section.data);
+      return in.get_array<int32_t>(section.data.size() / sizeof(int32_t));
+    }
+    return std::vector<int32_t>();
+  });
 }
 
 // ---------------------------------------------------------------- snapshots
 
 Result<std::shared_ptr<const Snapshot>> Context::snapshot() const {
-  try {
+  return context::guarded([&]() -> Result<std::shared_ptr<const Snapshot>> {
     auto copy = std::make_shared<Snapshot>(Snapshot{{}, impl_->sequences, impl_->own_cells});
     for (const auto& [index, layer] : impl_->layers.layers) {
       auto balancers = impl_->balancer_file.of(layer.cache->spec(), index);
@@ -319,30 +309,34 @@ Result<std::shared_ptr<const Snapshot>> Context::snapshot() const {
       copy->layers[index] = std::move(cache).value();
     }
     return std::shared_ptr<const Snapshot>(std::move(copy));
-  } catch (const std::bad_alloc&) {
-    return no_memory();
-  }
+  });
 }
 
 Status Context::restore(const std::shared_ptr<const Snapshot>& snapshot, const Spec& spec) {
   // All or nothing: a spec that does not fit one layer must not leave a mixture behind.
-  std::map<int, std::unique_ptr<LayerCache>> next;
-  for (const auto& [index, layer] : impl_->layers.layers) {
-    const auto found = snapshot->layers.find(index);
-    if (found == snapshot->layers.end() || found->second->shape() != layer.cache->shape()) {
-      return Error{ErrorCode::mismatch, "the snapshot is of another model; take one of this context"};
+  return context::guarded([&]() -> Status {
+    std::map<int, std::unique_ptr<LayerCache>> next;
+    for (const auto& [index, layer] : impl_->layers.layers) {
+      const auto found = snapshot->layers.find(index);
+      if (found == snapshot->layers.end() || found->second->shape() != layer.cache->shape()) {
+        return Error{ErrorCode::mismatch, "the snapshot is of another model; take one of this context"};
+      }
+      auto balancers = impl_->balancer_file.of(spec, index);
+      if (!balancers) return balancers.error();
+      auto cache = found->second->clone(spec, impl_->account, std::move(balancers).value());
+      if (!cache) return cache.error();
+      next[index] = std::move(cache).value();
     }
-    auto balancers = impl_->balancer_file.of(spec, index);
-    if (!balancers) return balancers.error();
-    auto cache = found->second->clone(spec, impl_->account, std::move(balancers).value());
-    if (!cache) return cache.error();
-    next[index] = std::move(cache).value();
-  }
-  for (auto& [index, layer] : impl_->layers.layers) layer.cache = std::move(next[index]);
-  impl_->sequences = snapshot->sequences;
-  if (impl_->keeps_cells()) impl_->own_cells = snapshot->cells;
-  impl_->options.spec = spec;
-  return {};
+    context::Sequences sequences = snapshot->sequences;
+    context::CellTable cells = snapshot->cells;
+    Spec next_spec = spec;
+    // Nothing fails from here on.
+    for (auto& [index, layer] : impl_->layers.layers) layer.cache = std::move(next.find(index)->second);
+    impl_->sequences = std::move(sequences);
+    if (impl_->keeps_cells()) impl_->own_cells = std::move(cells);
+    impl_->options.spec = std::move(next_spec);
+    return {};
+  });
 }
 
 }  // namespace mikv

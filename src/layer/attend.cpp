@@ -503,7 +503,7 @@ Status LayerCache::attend(std::span<const LayerAttendArgs> calls, Workspace& wor
       }
     });
   } catch (const std::bad_alloc&) {
-    return Error{ErrorCode::out_of_memory, "out of memory in attention; use fewer or shorter contexts"};
+    return Error::out_of_memory("out of memory in attention; use fewer or shorter contexts");
   }
   return {};
 }

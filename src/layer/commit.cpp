@@ -45,8 +45,8 @@ bool run(std::span<const Job> jobs, uint32_t from, uint32_t n_threads) {
 }
 
 Error out_of_memory() {
-  return {ErrorCode::out_of_memory,
-          "out of memory compressing the KV cache; its tokens stay in f16. Use fewer or shorter contexts"};
+  return Error::out_of_memory(
+      "out of memory compressing the KV cache; its tokens stay in f16. Use fewer or shorter contexts");
 }
 
 }  // namespace

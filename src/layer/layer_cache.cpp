@@ -217,7 +217,7 @@ Status LayerCache::stage(SegmentId segment, std::span<const Cell> cells) {
 Status LayerCache::continue_segment(SegmentId segment, SegmentId next) {
   if (const Status status = check_cells(next, {}, impl_->positions.max_cells); !status) return status;
   if (n_cells(next))
-    return Error{"segment " + std::to_string(next) + " holds tokens; a segment goes on in one that holds none"};
+    return Error{"segment " + std::to_string(next) + " holds tokens; a segment continues in one that holds none"};
   if (!impl_->segment(segment)) return {};
   tier::CommitScratch scratch;
   try {
@@ -225,8 +225,8 @@ Status LayerCache::continue_segment(SegmentId segment, SegmentId next) {
     tier::SegmentStore& from = *impl_->segment(segment);
     for (size_t h = 0; h < heads.size(); ++h) from.heads()[h].pass_on(heads[h], from.spec(), from.n_live(), scratch);
   } catch (const std::bad_alloc&) {
-    return Error{ErrorCode::out_of_memory,
-                 "out of memory beginning another segment of the KV cache; use fewer or shorter contexts"};
+    return Error::out_of_memory(
+        "out of memory beginning another segment of the KV cache; use fewer or shorter contexts");
   }
   return {};
 }
@@ -267,7 +267,7 @@ Status LayerCache::Impl::lower(tier::SegmentStore& segment, const policy::Rung& 
       if (fewer) head.lower_bits(smaller, uniform);
     }
   } catch (const std::bad_alloc&) {
-    return Error{ErrorCode::out_of_memory, "out of memory making the KV cache smaller"};
+    return Error::out_of_memory("out of memory making the KV cache smaller");
   }
   return {};
 }
@@ -418,7 +418,7 @@ Result<std::unique_ptr<LayerCache>> LayerCache::clone(const Spec& spec, std::sha
                                     : nullptr);
     }
   } catch (const std::bad_alloc&) {
-    return Error{ErrorCode::out_of_memory, "out of memory cloning a KV cache; use fewer specs or a shorter context"};
+    return Error::out_of_memory("out of memory cloning a KV cache; use fewer specs or a shorter context");
   }
   return copy;
 }

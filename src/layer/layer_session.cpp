@@ -40,7 +40,7 @@ bool can_hold(const LayerCache::Impl& layer, const Spec& saved, const tier::Layo
 }
 
 Error no_memory() {
-  return Error{ErrorCode::out_of_memory, "out of memory copying a part of the KV cache; use fewer or shorter contexts"};
+  return Error::out_of_memory("out of memory copying a part of the KV cache; use fewer or shorter contexts");
 }
 
 }  // namespace

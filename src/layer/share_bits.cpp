@@ -36,7 +36,7 @@ std::vector<double> weights_of(const tier::SegmentStore& segment) {
 }
 
 Error out_of_memory() {
-  return {ErrorCode::out_of_memory, "out of memory planning the bits of the KV cache; use fewer or shorter contexts"};
+  return Error::out_of_memory("out of memory planning the bits of the KV cache; use fewer or shorter contexts");
 }
 
 // What heads have in common that can give each other bits, as a bit costs each of them the same memory.

@@ -82,7 +82,7 @@ Result<std::vector<uint8_t>> read_file(const std::string& path, uint64_t max_byt
   try {
     bytes.resize(size_t(about.st_size));
   } catch (const std::bad_alloc&) {
-    return Error{ErrorCode::out_of_memory, "out of memory reading " + path};
+    return Error::out_of_memory("out of memory reading a file; use a smaller one");
   }
   for (size_t at = 0; at < bytes.size();) {
     const ssize_t n = ::read(file.get(), bytes.data() + at, bytes.size() - at);

@@ -318,7 +318,7 @@ Status reconcile(Spec& spec, const std::vector<std::string_view>& given) {
         only_of("seed", spec.seed, Spec().seed, true)}) {
     if (!read) return read;
   }
-  if (spec.mixed()) {  // has one way of handling outliers, and one scale a head
+  if (spec.mixed()) {  // has one way of handling outliers, and one scale per head
     if (user_gave("outlier") && !(spec.balancer && spec.center && spec.hadamard))
       return Error{"spec: lo=mixed needs outlier=balancer+center+hadamard; leave outlier out, or choose another lo"};
     if (user_gave("group") && spec.group.kind != GroupSize::Kind::head)

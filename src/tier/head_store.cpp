@@ -15,7 +15,7 @@ namespace {
 
 // How many tokens a context is taken to get, when its coordinates are frozen on n_tokens. Each doubling takes from the
 // centre of slow pairs what it is worth, and so bits that a head of few bits does not have
-// (docs/adr/0013-rope-forecast.md); a prompt that is compressed as it is read goes on, to the end of the segment
+// (docs/adr/0013-rope-forecast.md); a prompt that is compressed as it is read continues, to the end of the segment
 // (docs/adr/0014-segments-of-a-long-prompt.md).
 double tokens_to_expect(uint32_t n_tokens, double bits, Prefill prefill) {
   if (prefill == Prefill::streaming) return std::max(n_tokens, kSegmentTokens);

@@ -450,7 +450,7 @@ class Info(Case):
         for word in ("llama.cpp", "SIMD target", "mikv-paper", "keep=0.2"):
             self.assertIn(word, result.stdout)
 
-    def test_bits_an_element_for_a_model(self):
+    def test_bits_per_element_for_a_model(self):
         result = mikv("info", "-m", self.model())
         self.assertSucceeded(result)
         bits = {match[1]: float(match[2]) for match in re.finditer(r"^(\S+) +(\d+\.\d+) .*=", result.stdout, re.M)}

@@ -34,7 +34,9 @@ class Install(Consumers):
         libraries = self.libraries(prefix)
         self.assertEqual(run("pkg-config", "--modversion", "mikv", PKG_CONFIG_PATH=str(libraries / "pkgconfig")).strip(), version)
         self.assertTrue((libraries / f"libmikv.so.{version}").exists())
-        self.assertIn(f"libmikv.so.{version.split('.')[0]}]", run("readelf", "-d", libraries / "libmikv.so"))
+        major, minor, _ = version.split(".")
+        so_version = major if major != "0" else f"0.{minor}"  # before 1.0 a minor version may change the API
+        self.assertIn(f"libmikv.so.{so_version}]", run("readelf", "-d", libraries / "libmikv.so"))
 
     def test_headers_stand_alone(self):
         """Each public header compiles by itself, those of C as C and as C++."""

@@ -17,7 +17,7 @@ class Package(Consumers):
         self.packages = {file.name.split("_")[0]: file for file in packages.glob("*.deb")}
 
     def test_consumers_use_what_it_holds(self):
-        self.assertEqual(sorted(self.packages), ["libmikv-dev", "libmikv0"])
+        self.assertEqual(sorted(self.packages), ["libmikv-dev", "libmikv0.1"])
         root = self.folder / "root"
         for file in self.packages.values():
             run("dpkg-deb", "-x", file, root)
@@ -29,8 +29,8 @@ class Package(Consumers):
         def field(package, name):
             return run("dpkg-deb", "-f", self.packages[package], name).strip()
 
-        self.assertRegex(field("libmikv0", "Depends"), r"libc6.*libhwy")
-        self.assertEqual(field("libmikv-dev", "Depends"), f"libmikv0 (= {field('libmikv0', 'Version')}), libhwy-dev")
+        self.assertRegex(field("libmikv0.1", "Depends"), r"libc6.*libhwy")
+        self.assertEqual(field("libmikv-dev", "Depends"), f"libmikv0.1 (= {field('libmikv0.1', 'Version')}), libhwy-dev")
         for package in self.packages:
             self.assertEqual(field(package, "Maintainer"), "mikv developers")
             self.assertIn("KV cache", field(package, "Description"))

@@ -17,9 +17,8 @@ void run_op(ggml_tensor* node, int thread, int n_threads, void* user) {
     if (op.kind == OpKind::attend) return op.binding->attend(layer, op, node, uint32_t(thread), uint32_t(n_threads));
     if (op.kind == OpKind::shift) return op.binding->shift(layer, op, node, uint32_t(thread), uint32_t(n_threads));
     if (thread == 0) op.binding->store(layer, op, node);
-  } catch (const std::exception& error) {
-    op.binding->cache().fail(
-        Error{ErrorCode::out_of_memory, std::string("a step of the KV cache failed: ") + error.what()});
+  } catch (const std::exception&) {
+    op.binding->cache().fail(Error::out_of_memory("out of memory in a step of the KV cache"));
   }
 }
 

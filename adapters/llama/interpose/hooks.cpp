@@ -77,9 +77,11 @@ template <typename Ours, typename Stock>
 auto of_ours(llama_context* context, Ours ours, Stock stock) {
   Binding* binding = Registry::get().of_context(context);
   if (!binding) return stock();
-  const auto result = guarded(decltype(stock()){}, [&]() -> decltype(stock()) { return ours(*binding); });
-  binding->note_figures();
-  return result;
+  return guarded(decltype(stock()){}, [&]() -> decltype(stock()) {
+    const auto result = ours(*binding);
+    binding->note_figures();
+    return result;
+  });
 }
 
 // What a batch that only llama.cpp can look into holds.
@@ -350,10 +352,12 @@ size_t llama_state_seq_load_file(llama_context* context, const char* path, llama
 }
 
 void llama_free(llama_context* context) {
-  const Binding* binding = Registry::get().of_context(context);
-  if (binding) {
-    binding->say_what_was_measured();
-    binding->finish_report();
+  if (const Binding* binding = Registry::get().of_context(context)) {
+    guarded(false, [&] {
+      binding->say_what_was_measured();
+      binding->finish_report();
+      return true;
+    });
   }
   MIKV_NEXT(llama_free)(context);
   Registry::get().remove(context);

@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <exception>
 #include <string>
 #include <vector>
 
@@ -49,9 +50,15 @@ void (*before_first_use)() = nullptr;
 void call_before_first_use(void (*function)()) { before_first_use = function; }
 
 void* next_definition(const char* name) {
-  static const bool once = [] {
-    make_llama_global();
-    if (before_first_use) before_first_use();
+  // Called by functions that throw nothing: without memory for this, the process ends here and says why.
+  static const bool once = []() noexcept {
+    try {
+      make_llama_global();
+      if (before_first_use) before_first_use();
+    } catch (const std::exception& error) {
+      std::fprintf(stderr, "mikv: cannot begin: %s\n", error.what());
+      std::_Exit(2);
+    }
     return true;
   }();
   (void)once;

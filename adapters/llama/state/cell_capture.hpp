@@ -30,12 +30,19 @@ class CellCapture {
   };
   const std::vector<Hole>& holes() const { return holes_; }
 
-  /// Notes a read or write of a cache tensor. Returns false without a capture on this thread.
-  static bool note(const ggml_tensor* tensor, const void* memory, size_t offset, size_t size);
+  /// False if a read or write could not be noted: cells() and holes() are not whole.
+  bool whole() const { return whole_; }
+
+  /// Notes a read or write of a cache tensor. Returns false without a capture on this thread. llama.cpp calls it from
+  /// code that expects no exceptions.
+  static bool note(const ggml_tensor* tensor, const void* memory, size_t offset, size_t size) noexcept;
 
  private:
   static inline thread_local CellCapture* current_ = nullptr;
+  void add(const ggml_tensor* tensor, const void* memory, size_t offset, size_t size);
+
   CellCapture* before_;
+  bool whole_ = true;
   CellsByLayer cells_;
   std::vector<Hole> holes_;
 };

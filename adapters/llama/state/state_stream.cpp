@@ -10,6 +10,7 @@ namespace mikv::llama {
 namespace {
 
 constexpr const char* kState = "the context's state";
+constexpr const char* kNoMemory = "out of memory for the context's state; use fewer or shorter contexts";
 
 }  // namespace
 
@@ -26,6 +27,7 @@ Result<EngineState> read_state(llama_context* context, llama_seq_id sequence, ll
   const size_t written = all ? MIKV_NEXT(llama_state_get_data)(context, memory.get(), size)
                              : MIKV_NEXT(llama_state_seq_get_data_ext)(context, memory.get(), size, sequence, flags);
   if (written != size) return Error{"llama.cpp could not write its state"};
+  if (!capture.whole()) return Error::out_of_memory(kNoMemory);
   const uint8_t* at = memory.get();
   for (const CellCapture::Hole& hole : capture.holes()) {
     state.words.insert(state.words.end(), at, hole.at);
@@ -59,6 +61,7 @@ Result<CellsByLayer> write_state(llama_context* context, llama_seq_id sequence, 
                           ? MIKV_NEXT(llama_state_set_data)(context, memory.get(), state.size)
                           : MIKV_NEXT(llama_state_seq_set_data_ext)(context, memory.get(), state.size, sequence, flags);
   if (read != state.size) return Error{"llama.cpp could not take the state (is there room for its tokens?)"};
+  if (!capture.whole()) return Error::out_of_memory(kNoMemory);
   return capture.cells();
 }
 

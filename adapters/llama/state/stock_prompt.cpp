@@ -167,8 +167,8 @@ Status copy_prompt(llama_context* from, llama_context* to, ggml_type type) {
       return {};
     return Error{"llama.cpp did not take the prompt (is its context as large?)"};
   } catch (const std::bad_alloc&) {
-    return Error{ErrorCode::out_of_memory,
-                 "out of memory for a copy of the prompt; use fewer caches at once or a shorter context"};
+    return Error::out_of_memory(
+        "out of memory for a copy of the prompt; use fewer caches at once or a shorter context");
   }
 }
 

@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--tokens", type=at_least(1), default=32, metavar="N", help="tokens fed one by one (%(default)s)")
     p.add_argument("--chunks", type=at_least(1), default=3, metavar="N", help="chunks of each text (%(default)s)")
     p.add_argument(
-        "--timed", type=at_least(0), default=3, metavar="N", help="timed tokens a chunk and cache (%(default)s)"
+        "--timed", type=at_least(0), default=3, metavar="N", help="timed tokens per chunk and cache (%(default)s)"
     )
     p.add_argument(
         "--prompts", type=at_least(0), default=0, metavar="N", help="prompts of line retrieval (%(default)s)"
