@@ -41,7 +41,7 @@ if [ $# -gt 0 ]; then
   printf '%s\n' "$@" >>"$wanted"
   requirements=$wanted
 fi
-"$folder/bin/python" -m pip install --quiet --disable-pip-version-check -r "$requirements" >"$folder/pip.log" 2>&1 || {
+"$folder/bin/python" -m pip install --quiet --disable-pip-version-check --no-compile -r "$requirements" >"$folder/pip.log" 2>&1 || {
   tail -n 5 "$folder/pip.log" >&2
   fail "pip failed (its last lines are above); run this again, or leave the Python tests out with MIKV_NO_PYTHON=1"
 }

@@ -14,4 +14,4 @@ folder=$(scripts/python_env.sh --find) || {
   exit 77
 }
 cd python
-PYTHONDONTWRITEBYTECODE=1 MIKV_LIBRARY=$library PYTHONPATH=. exec "$folder/bin/python" -m pytest -q -p no:cacheprovider tests "$@"
+MIKV_LIBRARY=$library PYTHONPATH=. exec "$folder/bin/python" -m pytest -q -p no:cacheprovider tests "$@"

@@ -251,7 +251,8 @@ void Attempt::hold(const Rung& rung) {
 namespace {
 
 struct Concession {
-  const char* line;  ///< logged the first time; empty: say_lowered() does
+  const char* name;  ///< begins its log line
+  const char* line;  ///< logged the first time; empty: say_lowered() says what the rung is and costs
   const char* cost;  ///< in quality
   bool lowers;       ///< segments, for as long as they live
   bool (Attempt::*try_it)();
@@ -259,20 +260,23 @@ struct Concession {
 
 // In the order in which they are tried: what costs less quality per byte comes first.
 constexpr std::array kConcessions = {
-    Concession{"where there is no room for a whole prompt in f16, what was read of it waits for its end in 8 bits",
+    Concession{"stage in bytes",
+               "where there is no room for a whole prompt in f16, what was read of it waits for its end in 8 bits",
                "next to none lost", false, &Attempt::stage_in_bytes},
-    Concession{"where there is no room for a whole prompt in 8 bits, what was read of it is compressed before its end",
+    Concession{"compress large pieces",
+               "where there is no room for a whole prompt in 8 bits, what was read of it is compressed before its end",
                "as streaming prefill, docs/quality.md", false, &Attempt::compress_large_pieces},
-    Concession{"", "KL divergence 1.2 times that of the spec", true, &Attempt::lower_shares},
+    Concession{"lower shares", "", "", true, &Attempt::lower_shares},
     // One prompt loses before all that is held: the room it needs while it is read comes back at its end.
-    Concession{"where there is no room for 1,024 tokens of a prompt, it is compressed in pieces of 768 to 256",
+    Concession{"compress small pieces",
+               "where there is no room for 1,024 tokens of a prompt, it is compressed in pieces of 768 to 256",
                "KL divergence up to 1.8 times that of exact prefill", false, &Attempt::compress_small_pieces},
     // Only where that is enough: a segment that is frozen on a prompt's first few tokens is bad for as long as it
     // lives.
-    Concession{"", "KL divergence 1.4 to 1.8 times that of the spec", true, &Attempt::lower_bits},
-    Concession{"where there is no room for 256 tokens of a prompt, it is compressed as it is read",
+    Concession{"lower bits", "", "", true, &Attempt::lower_bits},
+    Concession{"compress at once", "where there is no room for 256 tokens of a prompt, it is compressed as it is read",
                "KL divergence 4 to 11 times that of exact prefill", false, &Attempt::compress_at_once},
-    Concession{"", "down to the last measured bits", true, &Attempt::lower_to_the_end},
+    Concession{"lower to the end", "", "", true, &Attempt::lower_to_the_end},
 };
 
 }  // namespace
@@ -282,12 +286,12 @@ void Budget::say(const Scene& scene, const std::string& line) {
   scene.options.log("KV budget " + format_bytes(double(limit_)) + ": " + line);
 }
 
-void Budget::say_lowered(const Scene& scene, const Rung& rung) {
+void Budget::say_lowered(const Scene& scene, const Rung& rung, const char* name) {
   const int64_t now = seconds_now();
   if (now - lowered_at_s_ <= kSecondsBetweenLines) return;
   lowered_at_s_ = now;
   const Spec spec = policy::lowered(scene.options.spec, rung);
-  say(scene, "what is in use now is held as " + held_as(spec) + " (" + policy::cost_of(spec) +
+  say(scene, std::string(name) + ": what is in use now is held as " + held_as(spec) + " (" + policy::cost_of(spec) +
                  "); what comes later as asked for, where there is room");
 }
 
@@ -328,20 +332,22 @@ Status Budget::make_room(const Scene& scene) {
   attempt.begin();
   if (attempt.fits()) return {};
   bool done = false;
+  const char* lowered_by = "";
   if (attempt.could_fit()) {
     const bool may_lower = !was_refused(scene.plan);
     for (size_t i = 0; !done && i < kConcessions.size(); ++i) {
       const Concession& concession = kConcessions[i];
       if (concession.lowers && !may_lower) continue;
       done = (attempt.*concession.try_it)();
+      if (concession.lowers) lowered_by = concession.name;
       if (*concession.line && !(said_ >> i & 1))
-        say(scene, concession.line + std::string(" (quality: ") + concession.cost + ")");
+        say(scene, std::string(concession.name) + ": " + concession.line + " (quality: " + concession.cost + ")");
       said_ |= uint64_t{1} << i;
     }
   } else {
     remember_refused(scene.plan);
   }
-  if (attempt.lowest()) say_lowered(scene, *attempt.lowest());
+  if (attempt.lowest()) say_lowered(scene, *attempt.lowest(), lowered_by);
   if (done) return {};
   return refuse(scene, std::to_string(scene.plan.n_tokens()) + " more tokens (at least " +
                            format_bytes(double(attempt.least())) + ")");
@@ -354,7 +360,7 @@ Status Budget::make_room_for(const Scene& scene, const std::function<uint64_t(co
   limit_ = scene.account.used() + scene.account.room();
   Attempt attempt(*this, scene);
   const bool done = attempt.lower_for(bytes_at, lower);
-  if (attempt.lowest()) say_lowered(scene, *attempt.lowest());
+  if (attempt.lowest()) say_lowered(scene, *attempt.lowest(), "lower for a copy or a saved state");
   return done ? Status() : refuse(scene, format_bytes(double(bytes_at(nullptr))) + " of saved or copied text");
 }
 

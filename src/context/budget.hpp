@@ -59,7 +59,7 @@ class Budget {
  private:
   friend class Attempt;
   void say(const Scene& scene, const std::string& line);
-  void say_lowered(const Scene& scene, const policy::Rung& rung);
+  void say_lowered(const Scene& scene, const policy::Rung& rung, const char* name);
   Status refuse(const Scene& scene, const std::string& what);
   bool was_refused(const StepPlan& plan) const;
   void remember_refused(const StepPlan& plan);
