@@ -276,6 +276,30 @@ TEST(CApiTest, AStepThatTheEngineGivesUpIsForgotten) {
   EXPECT_EQ(feed(context.get(), 0, 1), MIKV_OK);
 }
 
+TEST(CApiTest, ACallThatCannotBeReadFailsItsStep) {
+  const Handle context = make("full");
+  ASSERT_EQ(feed(context.get(), 0, 4), MIKV_OK);
+  const std::vector<float> row(kQueryRow, 1.0f);
+  std::vector<float> out(kQueryRow);
+  const mikv_token token = {0, 4, 1};
+  for (const bool unknown_layer : {false, true}) {
+    ASSERT_EQ(mikv_context_begin_step(context.get(), &token, 1, nullptr, 0), MIKV_OK);
+    ASSERT_EQ(mikv_context_store(context.get(), 0, 1, row.data(), kRow, row.data(), kRow), MIKV_OK);
+    mikv_attend_args args;
+    mikv_attend_args_init(&args);
+    args.q = row.data();
+    args.out = out.data();
+    args.n_tokens = 1;
+    if (!unknown_layer) args.mask_type = mikv_mask_type(3);
+    EXPECT_EQ(mikv_context_attend(context.get(), unknown_layer ? 9 : 0, &args, 1, 0, 1), MIKV_INVALID_ARGUMENT);
+    const std::string why = mikv_last_error_message();
+    EXPECT_NE(why.find(unknown_layer ? "layer 9" : "mask_type 3"), std::string::npos) << why;
+    EXPECT_EQ(mikv_context_end_step(context.get(), 1), MIKV_INVALID_ARGUMENT);
+    EXPECT_EQ(mikv_context_last_position(context.get(), 0), 3);
+  }
+  EXPECT_EQ(feed(context.get(), 0, 1), MIKV_OK);
+}
+
 TEST(CApiTest, NullIsAnErrorAndNeverACrash) {
   EXPECT_EQ(mikv_context_create(nullptr, nullptr), MIKV_INVALID_ARGUMENT);
   mikv_context* context = nullptr;
@@ -283,6 +307,10 @@ TEST(CApiTest, NullIsAnErrorAndNeverACrash) {
   EXPECT_EQ(context, nullptr);
   mikv_context_free(nullptr);
   mikv_free(nullptr);
+  mikv_context_options_init(nullptr);
+  mikv_attend_args_init(nullptr);
+  mikv_tensor_call_init(nullptr);
+  mikv_memory_usage_init(nullptr);
   EXPECT_EQ(mikv_context_add_layer(nullptr, 0, nullptr, 0), MIKV_INVALID_ARGUMENT);
   EXPECT_EQ(mikv_context_set_rope(nullptr, 0, nullptr, 3, 0), MIKV_INVALID_ARGUMENT);
   EXPECT_EQ(mikv_context_begin_step(nullptr, nullptr, 0, nullptr, 0), MIKV_INVALID_ARGUMENT);

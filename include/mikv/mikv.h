@@ -8,7 +8,9 @@
  * Handles are opaque and belong to the caller, who frees them with the function of the same name. Pointers that are
  * passed in are borrowed for the call, unless the function says otherwise. Strings are UTF-8 and end with a zero.
  * Functions that can fail return a mikv_error; mikv_last_error_message() then has one line that names cause and remedy.
- * No C++ exception leaves a function, and none of them prints or ends the process.
+ * No C++ exception leaves a function, and none of them prints or ends the process. Any function that returns a
+ * mikv_error may give MIKV_OUT_OF_MEMORY, and MIKV_INVALID_ARGUMENT for a pointer that is NULL, a layer that was not
+ * declared, or a sequence out of range. Further errors are named beside each function.
  * Threads: a context is used by one thread at a time, except mikv_context_attend(), which is collective, and
  * mikv_context_fail(). Two contexts are independent.
  * Structures that have a function mikv_*_init() begin with their size, which it sets: a program that was compiled with
@@ -43,13 +45,13 @@ typedef enum mikv_error {
 
 /* Of the library at run time: "0.1.0". MIKV_VERSION_STRING is that of the headers. Static memory. */
 MIKV_API const char* mikv_version(void);
-/* "out_of_memory" say. Static memory. */
+/* The code in words, for example "out_of_memory". Static memory. */
 MIKV_API const char* mikv_error_name(mikv_error error);
 /* Why the last call of this thread failed; empty if none has. Valid until the thread's next call. */
 MIKV_API const char* mikv_last_error_message(void);
 
-/* MIKV_OK if `spec` is one, "mikv:keep=0.2,hi=f16" say; else MIKV_INVALID_ARGUMENT, and the message says what would
- * do. */
+/* MIKV_OK if `spec` is one, for example "mikv:keep=0.2,hi=f16"; else MIKV_INVALID_ARGUMENT, and the message says what
+ * is wrong with it. */
 MIKV_API mikv_error mikv_check_spec(const char* spec);
 
 /* Called with one line without a line break, on the thread that runs the call; `data` is the options' log_data. */
@@ -58,9 +60,10 @@ typedef void (*mikv_log)(const char* line, void* data);
 /* Threads of the engine's, for mikv_context_attend_all(). The functions are those of GCC's OpenMP: GOMP_parallel,
  * omp_get_thread_num and omp_get_num_threads. */
 typedef struct mikv_threads {
+  /* Calls body(data) on n_threads threads, or on fewer, and returns when all have returned. flags: 0. */
   void (*parallel)(void (*body)(void* data), void* data, unsigned n_threads, unsigned flags);
-  int (*thread)(void);    /* called by body: the number of its thread, from 0 */
-  int (*n_threads)(void); /* called by body: of them that run it */
+  int (*thread)(void);    /* called within body: the number of its thread, from 0 */
+  int (*n_threads)(void); /* called within body: how many threads run it */
 } mikv_threads;
 
 typedef struct mikv_context mikv_context;
@@ -76,15 +79,17 @@ typedef struct mikv_context_options {
   const char* model;    /* in words, part of saved states; "" */
   uint64_t fingerprint; /* of all that must be equal for a saved state to mean the same; 0 */
   mikv_log log;         /* NULL: nothing is logged */
-  void* log_data;
+  void* log_data;       /* given to log with each line; NULL */
   const mikv_threads* threads; /* copied; NULL: the context starts threads of its own with the first such call */
 } mikv_context_options;
 
+/* Sets the size, and the defaults that stand at the end of each comment. NULL: does nothing, as all *_init(). */
 MIKV_API void mikv_context_options_init(mikv_context_options* options);
 
-/* Gives a new context in *context. Strings are copied. Errors: a spec that is none, a number out of range. */
+/* Gives a new context in *context, NULL where there is an error. Strings are copied. Errors: a spec that is none, a
+ * number out of range. */
 MIKV_API mikv_error mikv_context_create(const mikv_context_options* options, mikv_context** context);
-/* NULL is no error. */
+/* Frees the context and all that it holds. NULL: does nothing. */
 MIKV_API void mikv_context_free(mikv_context* context);
 
 /* ------------------------------------------------------------ layers */
@@ -100,7 +105,8 @@ typedef struct mikv_layer_shape {
 MIKV_API mikv_error mikv_context_add_layer(mikv_context* context, int32_t layer, const mikv_layer_shape* shape,
                                            uint32_t window);
 /* How the layer's keys turn with their position: pair i by angles[i] radians per position. adjacent: pair i is channels
- * 2i and 2i + 1, else i and i + n_angles. Copied. Compression uses it, and mikv_context_shift() needs it. */
+ * 2i and 2i + 1, else i and i + n_angles. Copied. Compression uses it, and mikv_context_shift() needs it. Errors: more
+ * pairs than a key has. */
 MIKV_API mikv_error mikv_context_set_rope(mikv_context* context, int32_t layer, const float* angles, uint32_t n_angles,
                                           int32_t adjacent);
 
@@ -128,14 +134,14 @@ MIKV_API mikv_error mikv_context_store(mikv_context* context, int32_t layer, siz
 typedef enum mikv_mask_type { MIKV_MASK_OWN = 0, MIKV_MASK_F16 = 1, MIKV_MASK_F32 = 2 } mikv_mask_type;
 
 typedef struct mikv_attend_args {
-  size_t size;             /* set by mikv_attend_args_init */
-  const float* q;          /* [n_tokens][n_heads][head_dim_k], channels contiguous, RoPE applied */
-  size_t q_token_stride;   /* in floats */
-  size_t q_head_stride;    /* in floats */
-  float* out;              /* [n_tokens][n_heads][head_dim_v], channels contiguous; written */
-  size_t out_token_stride; /* in floats */
-  size_t out_head_stride;  /* in floats */
-  uint32_t n_tokens;
+  size_t size;              /* set by mikv_attend_args_init */
+  const float* q;           /* [n_tokens][n_heads][head_dim_k], channels contiguous, RoPE applied */
+  size_t q_token_stride;    /* in floats */
+  size_t q_head_stride;     /* in floats */
+  float* out;               /* [n_tokens][n_heads][head_dim_v], channels contiguous; written */
+  size_t out_token_stride;  /* in floats */
+  size_t out_head_stride;   /* in floats */
+  uint32_t n_tokens;        /* queries of this call: as many as the last store kept, of this sequence */
   uint32_t sequence;        /* of the tokens, where contexts are not unified */
   float scale;              /* of the logits, usually 1 / sqrt(head_dim_k); 1 */
   float softcap;            /* logits become softcap * tanh(logit / softcap); 0: off */
@@ -196,55 +202,64 @@ MIKV_API void mikv_context_fail(mikv_context* context, const char* message);
 
 /* ------------------------------------------------------------ sequences, between steps */
 
-/* Positions p0 <= p < p1; negative: from the beginning, to the end. sequence -1: all. */
+/* In all of these p0 and p1 name positions p0 <= p < p1; negative: from the beginning, to the end. A sequence that such
+ * a call leaves in part is refused by the steps that follow, with the reason, until it is removed or replaced. */
+
+/* Forgets the tokens at these positions. sequence -1: of all. */
 MIKV_API mikv_error mikv_context_remove(mikv_context* context, int32_t sequence, int32_t p0, int32_t p1);
+/* Gives sequence `to` the tokens of `from`. Unified: those at these positions, stored once for both. Else all that
+ * `from` has, in place of what `to` had. Errors: MIKV_OVER_BUDGET; `to` is to be removed then. */
 MIKV_API mikv_error mikv_context_copy(mikv_context* context, int32_t from, int32_t to, int32_t p0, int32_t p1);
 /* Forgets all other sequences. */
 MIKV_API mikv_error mikv_context_keep(mikv_context* context, int32_t sequence);
-/* Moves positions by delta and rotates their keys. MIKV_UNSUPPORTED if a layer's RoPE is not known. */
+/* Moves positions by delta and rotates their keys. sequence -1: of all. Errors: MIKV_UNSUPPORTED if a layer's RoPE is
+ * not known; nothing has changed then. */
 MIKV_API mikv_error mikv_context_shift(mikv_context* context, int32_t sequence, int32_t p0, int32_t p1, int32_t delta);
 /* Forgets everything. */
 MIKV_API void mikv_context_clear(mikv_context* context);
-/* -1 if the sequence holds nothing. */
+/* The largest position of a sequence, -1 if it holds nothing. */
 MIKV_API int32_t mikv_context_last_position(const mikv_context* context, int32_t sequence);
 /* Compresses what waits in f16, of all sequences that have at least 256 tokens. */
 MIKV_API mikv_error mikv_context_compress(mikv_context* context);
 
 /* ------------------------------------------------------------ states */
 
-/* A sequence, or all (-1), as bytes, with tokens of the caller's beside it. *bytes is freed by mikv_free(). */
+/* A sequence, or all (-1), as bytes, with tokens of the caller's beside it (n_tokens may be 0). *bytes is freed by
+ * mikv_free(); it is not written where there is an error. */
 MIKV_API mikv_error mikv_context_save(mikv_context* context, int32_t sequence, const int32_t* tokens, size_t n_tokens,
                                       uint8_t** bytes, size_t* n_bytes);
-/* Replaces what the sequence held. Bytes may be hostile. Errors: MIKV_DAMAGED_DATA, MIKV_MISMATCH; no room: the
- * sequence is empty then. */
+/* Replaces what the sequence held, or all sequences (-1). Bytes may be hostile. Errors: MIKV_DAMAGED_DATA and
+ * MIKV_MISMATCH, and nothing has changed then; MIKV_OVER_BUDGET or MIKV_OUT_OF_MEMORY, and the sequence is empty then.
+ */
 MIKV_API mikv_error mikv_context_load(mikv_context* context, int32_t sequence, const uint8_t* bytes, size_t n_bytes);
 /* The tokens that were saved with a state: up to `capacity` of them in `tokens` (may be NULL), their number in
- * *n_tokens. */
+ * *n_tokens. Errors: MIKV_DAMAGED_DATA. */
 MIKV_API mikv_error mikv_saved_tokens(const uint8_t* bytes, size_t n_bytes, int32_t* tokens, size_t capacity,
                                       size_t* n_tokens);
-/* The same with a file, which is replaced as a whole and is there whole or not at all. */
+/* mikv_context_save() and _load() with a file, which is replaced as a whole and is there whole or not at all. Errors:
+ * theirs, and MIKV_IO. */
 MIKV_API mikv_error mikv_context_save_file(mikv_context* context, int32_t sequence, const int32_t* tokens,
                                            size_t n_tokens, const char* path);
 MIKV_API mikv_error mikv_context_load_file(mikv_context* context, int32_t sequence, const char* path);
-/* NULL is no error. */
+/* Frees what mikv_context_save() gave. NULL: does nothing. */
 MIKV_API void mikv_free(void* memory);
 
 /* ------------------------------------------------------------ sizes */
 
 typedef struct mikv_memory_usage {
-  size_t size;          /* set by mikv_memory_usage_init */
-  uint64_t total;       /* bytes: the sum of the next eight */
-  uint64_t staged;      /* payload that is not compressed yet */
-  uint64_t hi;          /* codes of the hi tier */
-  uint64_t lo;          /* codes of the lo tier */
-  uint64_t scales;      /* scales and zeros */
-  uint64_t ids;         /* cell ids and bitmaps */
-  uint64_t scores;      /* importance scores */
-  uint64_t calibration; /* centres, balancers, statistics of queries */
-  uint64_t slack;       /* allocated, not in use */
-  uint64_t n_elements;  /* numbers of K and V that live cells stand for */
-  uint64_t peak;        /* bytes: the most there ever were, transient ones included */
-  double bits_per_element;
+  size_t size;             /* set by mikv_memory_usage_init */
+  uint64_t total;          /* bytes: the sum of the next eight */
+  uint64_t staged;         /* payload that is not compressed yet */
+  uint64_t hi;             /* codes of the hi tier */
+  uint64_t lo;             /* codes of the lo tier */
+  uint64_t scales;         /* scales and zeros */
+  uint64_t ids;            /* cell ids and bitmaps */
+  uint64_t scores;         /* importance scores */
+  uint64_t calibration;    /* centres, balancers, statistics of queries */
+  uint64_t slack;          /* allocated, not in use */
+  uint64_t n_elements;     /* numbers of K and V that live cells stand for */
+  uint64_t peak;           /* bytes: the most there ever were, transient ones included */
+  double bits_per_element; /* 8 * total / n_elements */
 } mikv_memory_usage;
 
 MIKV_API void mikv_memory_usage_init(mikv_memory_usage* usage);

@@ -22,7 +22,17 @@ namespace {
 using mikv::ErrorCode;
 using mikv::Status;
 
-static_assert(int(MIKV_ENGINE) == int(ErrorCode::engine) && int(MIKV_OVER_BUDGET) == int(ErrorCode::over_budget));
+// The numbers of one language are those of the other.
+static_assert(int(MIKV_OK) == int(ErrorCode::ok) && int(MIKV_INVALID_ARGUMENT) == int(ErrorCode::invalid_argument) &&
+              int(MIKV_OUT_OF_MEMORY) == int(ErrorCode::out_of_memory) &&
+              int(MIKV_OVER_BUDGET) == int(ErrorCode::over_budget) &&
+              int(MIKV_DAMAGED_DATA) == int(ErrorCode::damaged_data) &&
+              int(MIKV_MISMATCH) == int(ErrorCode::mismatch) && int(MIKV_UNSUPPORTED) == int(ErrorCode::unsupported) &&
+              int(MIKV_IO) == int(ErrorCode::io) && int(MIKV_ENGINE) == int(ErrorCode::engine));
+static_assert(int(MIKV_STAGED) == int(mikv::TokenTier::staged) && int(MIKV_HI) == int(mikv::TokenTier::hi) &&
+              int(MIKV_LO) == int(mikv::TokenTier::lo) && int(MIKV_EVICTED) == int(mikv::TokenTier::evicted));
+static_assert(int(MIKV_F32) == int(mikv::TensorType::f32) && int(MIKV_F16) == int(mikv::TensorType::f16) &&
+              int(MIKV_BF16) == int(mikv::TensorType::bf16));
 
 // Fixed size: telling that memory ran out must need none.
 thread_local char last_message[512];
@@ -45,6 +55,8 @@ mikv_error run(Call call) noexcept {
     return refuse(MIKV_OUT_OF_MEMORY, "out of memory; use fewer or shorter contexts");
   } catch (const std::exception& error) {
     return refuse(MIKV_INVALID_ARGUMENT, error.what());
+  } catch (...) {  // a callback of the engine's
+    return refuse(MIKV_ENGINE, "a function of the engine's threw what is no std::exception");
   }
 }
 
@@ -105,6 +117,9 @@ Status read_calls(const mikv_attend_args* calls, size_t n_calls, std::vector<mik
     mikv_attend_args_init(&one);
     const auto* given = reinterpret_cast<const mikv_attend_args*>(at);
     if (!read_struct(given, one)) return mikv::Error{"calls must be set by mikv_attend_args_init"};
+    if (one.mask_type != MIKV_MASK_OWN && one.mask_type != MIKV_MASK_F16 && one.mask_type != MIKV_MASK_F32) {
+      return mikv::Error{"mask_type " + std::to_string(int(one.mask_type)) + " is none of mikv_mask_type"};
+    }
     to.push_back(arguments(one));
     at += given->size;
   }
@@ -128,6 +143,7 @@ mikv_error mikv_check_spec(const char* spec) {
 }
 
 void mikv_context_options_init(mikv_context_options* options) {
+  if (!options) return;
   *options = {};
   options->size = sizeof *options;
   options->spec = "mikv";
@@ -214,6 +230,7 @@ mikv_error mikv_context_store(mikv_context* context, int32_t layer, size_t n_tok
 }
 
 void mikv_attend_args_init(mikv_attend_args* args) {
+  if (!args) return;
   *args = {};
   args->size = sizeof *args;
   args->scale = 1.0f;
@@ -225,6 +242,7 @@ mikv_error mikv_context_attend(mikv_context* context, int32_t layer, const mikv_
     if (!context || (!calls && n_calls)) return null_argument("context and calls");
     thread_local std::vector<mikv::AttendArgs> args;
     const Status status = read_calls(calls, n_calls, args);
+    if (!status) context->context->fail(status.error());  // so that the step's outputs are not taken for whole
     return status ? context->context->attend(layer, args, thread, n_threads) : status;
   });
 }
@@ -235,11 +253,13 @@ mikv_error mikv_context_attend_all(mikv_context* context, int32_t layer, const m
     if (!context || (!calls && n_calls)) return null_argument("context and calls");
     thread_local std::vector<mikv::AttendArgs> args;
     const Status status = read_calls(calls, n_calls, args);
+    if (!status) context->context->fail(status.error());
     return status ? context->context->attend_all(layer, args) : status;
   });
 }
 
 void mikv_tensor_call_init(mikv_tensor_call* call) {
+  if (!call) return;
   *call = {};
   call->size = sizeof *call;
   call->scale = 1.0f;
@@ -360,6 +380,7 @@ mikv_error mikv_context_load_file(mikv_context* context, int32_t sequence, const
 void mikv_free(void* memory) { std::free(memory); }
 
 void mikv_memory_usage_init(mikv_memory_usage* usage) {
+  if (!usage) return;
   *usage = {};
   usage->size = sizeof *usage;
 }

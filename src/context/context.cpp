@@ -311,7 +311,7 @@ Result<std::span<const CellPlace>> Context::Impl::taken(uint32_t first, uint64_t
 Status Context::store(int layer, std::span<const CellPlace> cells, const float* k, size_t k_stride, const float* v,
                       size_t v_stride, uint32_t n_tokens) {
   ContextLayer* known = impl_->layers.find(layer);
-  if (!known) return no_layer(layer);
+  if (!known) fail(no_layer(layer));
   if (const Status failed = impl_->failure(); !failed) return failed;  // not everything was staged
   impl_->layers.go_to(known);
   const Status stored = guarded([&]() -> Status {
@@ -413,7 +413,10 @@ Status Context::Impl::collect_calls(const ContextLayer& layer, std::span<const A
 
 Status Context::attend(int layer, std::span<const AttendArgs> calls, uint32_t thread, uint32_t n_threads) {
   ContextLayer* known = impl_->layers.find(layer);
-  if (!known) return no_layer(layer);
+  if (!known) {
+    fail(no_layer(layer));
+    return failure();
+  }
   const uint32_t usable = std::min(n_threads, impl_->workspace.max_threads());
   if (thread >= usable) return {};  // more threads than were asked for at creation: the rest have nothing to do
   if (thread == 0) known->attended = true;
