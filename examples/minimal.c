@@ -78,5 +78,5 @@ int main(void) {
   free(q);
   free(out);
   mikv_context_free(cache);
-  return error || usage.bits_per_element > 5.0;
+  return error || usage.bits_per_element > 4.0;
 }
