@@ -71,104 +71,16 @@ class Life {
     EXPECT_EQ(error, MIKV_OK) << mikv_last_error_message();
   }
 
-  void create() {
-    mikv_context_options options;
-    mikv_context_options_init(&options);
-    options.spec = spec_;
-    options.n_sequences = 2;
-    options.n_cells = 2048;
-    options.n_threads = 2;
-    options.unified = unified_;
-    call([&] { return mikv_context_create(&options, &context_); });
-    const mikv_layer_shape shape = {kHeads, kKvHeads, kDim, kDim};
-    const float angles[kDim / 2] = {1.0f, 0.5f, 0.25f, 0.1f, 0.05f, 0.02f, 0.01f, 0.005f};
-    for (int32_t layer = 0; layer < int32_t(kLayers); ++layer) {
-      call([&] { return mikv_context_add_layer(context_, layer, &shape, 0); });
-      call([&] { return mikv_context_set_rope(context_, layer, angles, kDim / 2, 0); });
-    }
-    mikv_context_set_budget(context_, budget_);
-  }
-
+  void create();
   // A step with n more tokens of each sequence; one that fails is done again as a whole.
-  void step(const std::vector<int32_t>& sequences, uint32_t n) {
-    std::vector<mikv_token> tokens;
-    for (const int32_t sequence : sequences) {
-      const int32_t first = mikv_context_last_position(context_, sequence) + 1;
-      for (uint32_t i = 0; i < n; ++i) tokens.push_back({sequence, first + int32_t(i), i + 1 == n});
-    }
-    std::vector<float> out(tokens.size() * kHeads * kDim);
-    call([&] { return try_step(sequences, tokens, n, out); });
-    for (const float value : out) ASSERT_TRUE(std::isfinite(value));
-    outputs_.insert(outputs_.end(), out.begin(), out.end());
-  }
-
+  void step(const std::vector<int32_t>& sequences, uint32_t n);
   mikv_error try_step(const std::vector<int32_t>& sequences, const std::vector<mikv_token>& tokens, uint32_t n,
-                      std::vector<float>& out) {
-    if (const mikv_error begun = mikv_context_begin_step(context_, tokens.data(), tokens.size(), nullptr, 0)) {
-      return begun;
-    }
-    mikv_attend_args calls[2];
-    for (size_t i = 0; i < 2; ++i) {
-      mikv_attend_args_init(&calls[i]);
-      calls[i].q = q_ + (i * n * kHeads * kDim);
-      calls[i].out = out.data() + (unified_ ? 0 : std::min(i, sequences.size() - 1) * n * kHeads * kDim);
-      calls[i].q_token_stride = calls[i].out_token_stride = size_t{kHeads} * kDim;
-      calls[i].q_head_stride = calls[i].out_head_stride = kDim;
-      calls[i].n_tokens = uint32_t(unified_ ? tokens.size() : n);
-      calls[i].sequence = uint32_t(sequences[std::min(i, sequences.size() - 1)]);
-      calls[i].scale = 0.25f;
-    }
-    const size_t n_calls = unified_ ? 1 : sequences.size();
-    for (int32_t layer = 0; layer < int32_t(kLayers); ++layer) {
-      if (mikv_context_store(context_, layer, tokens.size(), k_, size_t{kKvHeads} * kDim, v_,
-                             size_t{kKvHeads} * kDim)) {
-        break;
-      }
-      (void)mikv_context_attend_all(context_, layer, calls, n_calls);
-    }
-    return mikv_context_end_step(context_, 1);  // the step's first error
-  }
-
-  void copy() {
-    call([&] { return mikv_context_copy(context_, 0, 1, -1, -1); },
-         [&] { EXPECT_EQ(mikv_context_remove(context_, 1, -1, -1), MIKV_OK); });
-  }
-
+                      std::vector<float>& out);
+  void copy();
   // Keys that were turned in part are of no use: the sequence is refused until it is removed.
-  void shift() {
-    allocation.counting = !allocation.failed;
-    const mikv_error error = mikv_context_shift(context_, 0, 60, -1, -10);
-    allocation.counting = false;
-    if (error == MIKV_OK) return;
-    EXPECT_EQ(error, MIKV_OUT_OF_MEMORY) << mikv_last_error_message();
-    lost_ = true;
-    EXPECT_EQ(mikv_context_remove(context_, 0, -1, -1), MIKV_OK);
-    step({0}, kPrompt);
-  }
-
-  void save_and_load() {
-    const int32_t tokens[] = {1, 2, 3};
-    call([&] { return mikv_context_save(context_, 0, tokens, 3, &saved_, &n_saved_); });
-    call([&] { return mikv_context_load(context_, 1, saved_, n_saved_); });
-    size_t n = 0;
-    call([&] { return mikv_saved_tokens(saved_, n_saved_, nullptr, 0, &n); });
-    EXPECT_EQ(n, 3u);
-  }
-
-  void read_figures() {
-    mikv_memory_usage usage;
-    mikv_memory_usage_init(&usage);
-    call([&] { return mikv_context_memory_usage(context_, &usage); });
-    EXPECT_GT(usage.total, 0u);
-    size_t n = 0;
-    call([&] { return mikv_context_lowered(context_, nullptr, 0, &n); });
-    call([&] { return mikv_context_tokens(context_, 0, 0, 1, nullptr, 0, &n); });
-    EXPECT_GT(n, 0u);
-    allocation.counting = !allocation.failed;
-    (void)mikv_context_spec(context_);  // the text of before, or none, where there is no memory for it
-    allocation.counting = false;
-    EXPECT_STRNE(mikv_context_spec(context_), "");
-  }
+  void shift();
+  void save_and_load();
+  void read_figures();
 
   const char* spec_;
   bool unified_;
@@ -181,6 +93,102 @@ class Life {
   bool lost_ = false;
   float q_[kPrompt * kHeads * kDim], k_[kPrompt * kHeads * kDim], v_[kPrompt * kHeads * kDim];
 };
+
+void Life::create() {
+  mikv_context_options options;
+  mikv_context_options_init(&options);
+  options.spec = spec_;
+  options.n_sequences = 2;
+  options.n_cells = 2048;
+  options.n_threads = 2;
+  options.unified = unified_;
+  call([&] { return mikv_context_create(&options, &context_); });
+  const mikv_layer_shape shape = {kHeads, kKvHeads, kDim, kDim};
+  const float angles[kDim / 2] = {1.0f, 0.5f, 0.25f, 0.1f, 0.05f, 0.02f, 0.01f, 0.005f};
+  for (int32_t layer = 0; layer < int32_t(kLayers); ++layer) {
+    call([&] { return mikv_context_add_layer(context_, layer, &shape, 0); });
+    call([&] { return mikv_context_set_rope(context_, layer, angles, kDim / 2, 0); });
+  }
+  mikv_context_set_budget(context_, budget_);
+}
+
+void Life::step(const std::vector<int32_t>& sequences, uint32_t n) {
+  std::vector<mikv_token> tokens;
+  for (const int32_t sequence : sequences) {
+    const int32_t first = mikv_context_last_position(context_, sequence) + 1;
+    for (uint32_t i = 0; i < n; ++i) tokens.push_back({sequence, first + int32_t(i), i + 1 == n});
+  }
+  std::vector<float> out(tokens.size() * kHeads * kDim);
+  call([&] { return try_step(sequences, tokens, n, out); });
+  for (const float value : out) ASSERT_TRUE(std::isfinite(value));
+  outputs_.insert(outputs_.end(), out.begin(), out.end());
+}
+
+mikv_error Life::try_step(const std::vector<int32_t>& sequences, const std::vector<mikv_token>& tokens, uint32_t n,
+                          std::vector<float>& out) {
+  if (const mikv_error begun = mikv_context_begin_step(context_, tokens.data(), tokens.size(), nullptr, 0)) {
+    return begun;
+  }
+  mikv_attend_args calls[2];
+  for (size_t i = 0; i < 2; ++i) {
+    mikv_attend_args_init(&calls[i]);
+    calls[i].q = q_ + (i * n * kHeads * kDim);
+    calls[i].out = out.data() + (unified_ ? 0 : std::min(i, sequences.size() - 1) * n * kHeads * kDim);
+    calls[i].q_token_stride = calls[i].out_token_stride = size_t{kHeads} * kDim;
+    calls[i].q_head_stride = calls[i].out_head_stride = kDim;
+    calls[i].n_tokens = uint32_t(unified_ ? tokens.size() : n);
+    calls[i].sequence = uint32_t(sequences[std::min(i, sequences.size() - 1)]);
+    calls[i].scale = 0.25f;
+  }
+  const size_t n_calls = unified_ ? 1 : sequences.size();
+  for (int32_t layer = 0; layer < int32_t(kLayers); ++layer) {
+    if (mikv_context_store(context_, layer, tokens.size(), k_, size_t{kKvHeads} * kDim, v_, size_t{kKvHeads} * kDim)) {
+      break;
+    }
+    (void)mikv_context_attend_all(context_, layer, calls, n_calls);
+  }
+  return mikv_context_end_step(context_, 1);  // the step's first error
+}
+
+void Life::copy() {
+  call([&] { return mikv_context_copy(context_, 0, 1, -1, -1); },
+       [&] { EXPECT_EQ(mikv_context_remove(context_, 1, -1, -1), MIKV_OK); });
+}
+
+void Life::shift() {
+  allocation.counting = !allocation.failed;
+  const mikv_error error = mikv_context_shift(context_, 0, 60, -1, -10);
+  allocation.counting = false;
+  if (error == MIKV_OK) return;
+  EXPECT_EQ(error, MIKV_OUT_OF_MEMORY) << mikv_last_error_message();
+  lost_ = true;
+  EXPECT_EQ(mikv_context_remove(context_, 0, -1, -1), MIKV_OK);
+  step({0}, kPrompt);
+}
+
+void Life::save_and_load() {
+  const int32_t tokens[] = {1, 2, 3};
+  call([&] { return mikv_context_save(context_, 0, tokens, 3, &saved_, &n_saved_); });
+  call([&] { return mikv_context_load(context_, 1, saved_, n_saved_); });
+  size_t n = 0;
+  call([&] { return mikv_saved_tokens(saved_, n_saved_, nullptr, 0, &n); });
+  EXPECT_EQ(n, 3u);
+}
+
+void Life::read_figures() {
+  mikv_memory_usage usage;
+  mikv_memory_usage_init(&usage);
+  call([&] { return mikv_context_memory_usage(context_, &usage); });
+  EXPECT_GT(usage.total, 0u);
+  size_t n = 0;
+  call([&] { return mikv_context_lowered(context_, nullptr, 0, &n); });
+  call([&] { return mikv_context_tokens(context_, 0, 0, 1, nullptr, 0, &n); });
+  EXPECT_GT(n, 0u);
+  allocation.counting = !allocation.failed;
+  (void)mikv_context_spec(context_);  // the text of before, or none, where there is no memory for it
+  allocation.counting = false;
+  EXPECT_STRNE(mikv_context_spec(context_), "");
+}
 
 struct Case {
   const char* spec;
