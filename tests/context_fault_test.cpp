@@ -206,7 +206,7 @@ TEST_P(ContextFaultTest, AnyAllocationOfAnyCall) {
   whole.run();
   for (const bool lasting : {false, true}) {
     uint32_t n = 1;
-    for (bool failed = true; failed; n += 1 + n / 20) {  // further apart where there are many
+    for (bool failed = true; failed; n += 1 + n / 12) {  // further apart where there are many
       SCOPED_TRACE(std::to_string(n) + (lasting ? " and all after it" : ""));
       allocation.failed = false;
       allocation.lasting = lasting;
@@ -221,7 +221,7 @@ TEST_P(ContextFaultTest, AnyAllocationOfAnyCall) {
         EXPECT_EQ(life.outputs(), whole.outputs());
       }
     }
-    EXPECT_GT(n, 300u);
+    EXPECT_GT(n, 200u);
   }
   allocation.lasting = false;
 }
