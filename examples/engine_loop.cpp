@@ -14,7 +14,7 @@ namespace {
 constexpr int kLayers = 2;
 constexpr uint32_t kThreads = 2;
 constexpr mikv::LayerShape kShape{.n_heads = 8, .n_kv_heads = 2, .head_dim_k = 64, .head_dim_v = 64};
-constexpr size_t kKvRow = 2 * 64, kQueryRow = 8 * 64;
+constexpr size_t kHeadDim = 64, kKvRow = 2 * kHeadDim, kQueryRow = 8 * kHeadDim;
 
 void check(const mikv::Status& status, const char* what) {
   if (status) return;
@@ -32,20 +32,44 @@ std::vector<float> project(const mikv::Batch& batch, int layer, size_t row, floa
   return data;
 }
 
+// RoPE: channels i and i + 32 of a head turn by angle i per position. The context is told the same angles.
+mikv::Rope rope() {
+  mikv::Rope of;
+  for (size_t i = 0; i < kHeadDim / 2; ++i) of.angles.push_back(float(std::pow(10000.0, -2.0 * double(i) / kHeadDim)));
+  return of;
+}
+
+void rotate(std::vector<float>& rows, const mikv::Batch& batch, size_t row) {
+  static const mikv::Rope of = rope();
+  for (size_t t = 0; t < batch.tokens.size(); ++t) {
+    for (size_t head = t * row; head < (t + 1) * row; head += kHeadDim) {
+      for (size_t i = 0; i < kHeadDim / 2; ++i) {
+        const float angle = of.angles[i] * float(batch.tokens[t].position), c = std::cos(angle), s = std::sin(angle);
+        float &a = rows[head + i], &b = rows[head + i + kHeadDim / 2];
+        const float x = a, y = b;
+        a = x * c - y * s;
+        b = x * s + y * c;
+      }
+    }
+  }
+}
+
 // One step of the model. A unified context takes all of a step's tokens in one call, in the order of the batch.
 mikv::Status decode(mikv::Context& cache, const mikv::Batch& batch) {
   if (const mikv::Status planned = cache.begin_step(batch); !planned) return planned;
   const auto n = uint32_t(batch.tokens.size());
   for (int layer = 0; layer < kLayers; ++layer) {
-    const auto k = project(batch, layer, kKvRow, 1), v = project(batch, layer, kKvRow, 2);
-    const auto q = project(batch, layer, kQueryRow, 3);
+    auto k = project(batch, layer, kKvRow, 1), q = project(batch, layer, kQueryRow, 3);
+    const auto v = project(batch, layer, kKvRow, 2);
+    rotate(k, batch, kKvRow);
+    rotate(q, batch, kQueryRow);
     std::vector<float> out(n * kQueryRow);
     (void)cache.store(layer, {}, k.data(), kKvRow, v.data(), kKvRow, n);  // by one thread
     mikv::AttendArgs args;
     args.q = q.data();
     args.out = out.data();
     args.q_token_stride = args.out_token_stride = kQueryRow;
-    args.q_head_stride = args.out_head_stride = 64;
+    args.q_head_stride = args.out_head_stride = kHeadDim;
     args.n_tokens = n;
     args.scale = 0.125f;
     std::vector<std::jthread> helpers;  // an engine has a pool; each thread calls with its own number
@@ -85,9 +109,11 @@ int main(int argc, char** argv) {
   const auto created = mikv::Context::create(options), other = mikv::Context::create(options);
   if (!created || !other) return 1;
   mikv::Context& cache = *created.value();
-  for (int layer = 0; layer < kLayers; ++layer) {
-    check(cache.add_layer(layer, kShape), "add_layer");
-    check(other.value()->add_layer(layer, kShape), "add_layer");
+  for (mikv::Context* context : {&cache, other.value().get()}) {
+    for (int layer = 0; layer < kLayers; ++layer) {
+      check(context->add_layer(layer, kShape), "add_layer");
+      check(context->set_rope(layer, rope()), "set_rope");
+    }
   }
 
   check(decode(cache, tokens(cache, 0, 400)), "the prompt");
