@@ -104,9 +104,10 @@ typedef struct mikv_layer_shape {
 /* Declares a layer before its first step. window: tokens that a query sees, 0 for all. Errors: unsupported shape. */
 MIKV_API mikv_error mikv_context_add_layer(mikv_context* context, int32_t layer, const mikv_layer_shape* shape,
                                            uint32_t window);
-/* How the layer's keys turn with their position: pair i by angles[i] radians per position. adjacent: pair i is channels
- * 2i and 2i + 1, else i and i + n_angles. Copied. Compression uses it, and mikv_context_shift() needs it. Errors: more
- * pairs than a key has. */
+/* How the layer's keys turn with their position: pair i by angles[i] radians per position, usually
+ * pow(base, -2.0 * i / head_dim_k). adjacent: pair i is channels 2i and 2i + 1, else i and i + n_angles. Copied.
+ * Compression uses it, and mikv_context_shift() needs it. Errors: more pairs than a key has; an angle that is not
+ * finite. */
 MIKV_API mikv_error mikv_context_set_rope(mikv_context* context, int32_t layer, const float* angles, uint32_t n_angles,
                                           int32_t adjacent);
 
@@ -123,7 +124,9 @@ typedef struct mikv_shared_token {
   int32_t sequence; /* a further sequence that it belongs to; unified contexts only */
 } mikv_shared_token;
 
-/* Plans the step and makes room for it. Errors: MIKV_OVER_BUDGET; a sequence out of range; no free cells. */
+/* Plans the step and makes room for it. Errors, after which there is no step and mikv_context_end_step() is not called:
+ * MIKV_OVER_BUDGET; MIKV_INVALID_ARGUMENT for a sequence out of range, a negative position, a `shared` that is none, or
+ * no free cells; for a sequence that is incomplete, the code of what left it so. */
 MIKV_API mikv_error mikv_context_begin_step(mikv_context* context, const mikv_token* tokens, size_t n_tokens,
                                             const mikv_shared_token* shared, size_t n_shared);
 /* Keeps K and V of the next n_tokens tokens of the step. Row i of k is at k + i * k_stride floats and has
