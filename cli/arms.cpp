@@ -1,5 +1,7 @@
 #include "arms.hpp"
 
+#include <algorithm>
+
 #include "check.hpp"
 #include "stopwatch.hpp"
 
@@ -60,6 +62,7 @@ void Arms::take_prompt(Seat& seat) {
   check(seat.context->take_prompt(*from.context));
   seat.logits = from.logits;
   seat.prefill_s = from.prefill_s + watch.seconds();
+  seat.compression_s = 0.0;
   seat.has_prompt = true;
 }
 
@@ -77,6 +80,7 @@ void Arms::prefill(Seat& seat) {
   const auto logits = seat.context->logits();
   seat.logits.assign(logits.begin(), logits.end());
   seat.prefill_s = watch.seconds();
+  seat.compression_s = 0.0;
   if (&seat == &shared_) seat.checkpoint = unwrap(seat.context->checkpoint());
   seat.has_prompt = true;
 }
@@ -91,7 +95,11 @@ ArmStart Arms::start(size_t arm) {
   }
   const Stopwatch compression;
   check(seat.context->end_prompt());
-  return {seat.context.get(), seat.logits, seat.prefill_s + compression.seconds(), seat.context->memory_usage()};
+  const double seconds = compression.seconds();
+  // An arm's own seat is compressed with its first start; later ones find that done.
+  seat.compression_s = uses_shared_seat(arm) ? seconds : std::max(seat.compression_s, seconds);
+  return {seat.context.get(), seat.logits, seat.prefill_s + seat.compression_s, seat.compression_s,
+          seat.context->memory_usage()};
 }
 
 }  // namespace mikv::cli

@@ -20,9 +20,10 @@ inline constexpr double kStepInPromptTokens = 6.0;
 /// An arm at the end of the prompt, compressed and ready to generate.
 struct ArmStart {
   llama::EngineContext* context = nullptr;
-  std::vector<float> logits;  ///< of the prompt's last token
-  double prefill_s = 0.0;     ///< the whole prompt, compression included
-  MemoryUsage usage;          ///< after compression
+  std::vector<float> logits;   ///< of the prompt's last token
+  double prefill_s = 0.0;      ///< the whole prompt, compression included
+  double compression_s = 0.0;  ///< of it
+  MemoryUsage usage;           ///< after compression
 };
 
 class Arms {
@@ -51,7 +52,7 @@ class Arms {
     std::unique_ptr<llama::EngineContext> context;
     bool has_prompt = false;
     std::vector<float> logits;
-    double prefill_s = 0.0;
+    double prefill_s = 0.0, compression_s = 0.0;
     llama::Checkpoint blank, checkpoint;  ///< of the shared seat: before and after the prompt
   };
 

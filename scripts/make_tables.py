@@ -248,6 +248,15 @@ def decode_machines() -> str:
 
 
 @table
+def decode_small() -> str:
+    rows = read("performance")
+    of = {"model": "qwen2.5-coder-0.5b", "machine": ZEN3, "tokens": 4096}
+    figures = [value(rows, f"decode {what}", **of) for what in ("mikv median", "llama:f16 median", "mikv against llama:f16", "mikv compression")]
+    return markdown(["model", "machine", "tokens in the cache", "`mikv`, tokens/s", "llama.cpp f16, tokens/s", "times as fast", "compression of the prompt, s"],
+                    [[MODELS["qwen2.5-coder-0.5b"], "Zen 3", "4,096", *figures]])
+
+
+@table
 def prefill() -> str:
     rows = read("performance")
     lines = []

@@ -351,11 +351,13 @@ class Report(Case):
             self.assertRefused(run("--kv-bits", 4), sidecar, remedy="mikv tune")
 
     def test_bench_decode(self):
-        document = self.report("bench", "decode", "-m", self.model(), "-t", THREADS, "--depth", "0,64", "--steps", 2, "--repetitions", 5, "--kv", "mikv,llama:q4_0")
-        self.assertEqual([(row["kv"], row["depth"]) for row in document["rows"]], [("mikv", 0), ("llama:q4_0", 0), ("mikv", 64), ("llama:q4_0", 64)])
+        document = self.report("bench", "decode", "-m", self.model(), "-t", THREADS, "--depth", "0,288", "--steps", 2, "--repetitions", 5, "--kv", "full,mikv,llama:q4_0")
+        self.assertEqual([(row["kv"], row["depth"]) for row in document["rows"]], [(kv, depth) for depth in (0, 288) for kv in ("full", "mikv", "llama:q4_0")])
         for row in document["rows"]:
-            self.assertKeys(row, "kv depth tokens_per_s ratio_to_llama_f16")
+            self.assertKeys(row, "kv depth tokens_per_s ratio_to_llama_f16 compression_s")
             self.assertGreater(row["ratio_to_llama_f16"], 0)
+        compression = {row["kv"]: row["compression_s"] for row in document["rows"] if row["depth"] == 288}
+        self.assertGreater(compression["mikv"], 10 * compression["full"])  # which compresses nothing
 
     def test_bench_prefill(self):
         plot = self.path("prefill.svg")
