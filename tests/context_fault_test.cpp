@@ -200,7 +200,6 @@ class ContextFaultTest : public testing::TestWithParam<Case> {};
 
 TEST_P(ContextFaultTest, AnyAllocationOfAnyCall) {
   const auto [spec, unified, budget] = GetParam();
-  allocation.counting = allocation.failed = false;
   allocation.failed = true;  // nothing is counted
   Life whole(spec, unified, budget);
   whole.run();

@@ -126,6 +126,15 @@ Status read_calls(const mikv_attend_args* calls, size_t n_calls, std::vector<mik
   return {};
 }
 
+// Attends with calls as C++ has them. Calls that cannot be read fail the step: its outputs are not whole.
+template <typename Attend>
+Status with_calls(mikv::Context& context, const mikv_attend_args* calls, size_t n_calls, Attend attend) {
+  thread_local std::vector<mikv::AttendArgs> args;
+  const Status status = read_calls(calls, n_calls, args);
+  if (!status) context.fail(status.error());
+  return status ? attend(args) : status;
+}
+
 }  // namespace
 
 extern "C" {
@@ -240,10 +249,9 @@ mikv_error mikv_context_attend(mikv_context* context, int32_t layer, const mikv_
                                uint32_t thread, uint32_t n_threads) {
   return run([&]() -> Status {
     if (!context || (!calls && n_calls)) return null_argument("context and calls");
-    thread_local std::vector<mikv::AttendArgs> args;
-    const Status status = read_calls(calls, n_calls, args);
-    if (!status) context->context->fail(status.error());  // so that the step's outputs are not taken for whole
-    return status ? context->context->attend(layer, args, thread, n_threads) : status;
+    return with_calls(*context->context, calls, n_calls, [&](const std::vector<mikv::AttendArgs>& args) {
+      return context->context->attend(layer, args, thread, n_threads);
+    });
   });
 }
 
@@ -251,10 +259,9 @@ mikv_error mikv_context_attend_all(mikv_context* context, int32_t layer, const m
                                    size_t n_calls) {
   return run([&]() -> Status {
     if (!context || (!calls && n_calls)) return null_argument("context and calls");
-    thread_local std::vector<mikv::AttendArgs> args;
-    const Status status = read_calls(calls, n_calls, args);
-    if (!status) context->context->fail(status.error());
-    return status ? context->context->attend_all(layer, args) : status;
+    return with_calls(*context->context, calls, n_calls, [&](const std::vector<mikv::AttendArgs>& args) {
+      return context->context->attend_all(layer, args);
+    });
   });
 }
 

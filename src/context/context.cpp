@@ -14,7 +14,6 @@ using context::ContextLayer;
 using context::guarded;
 using context::kFirstTokens;
 using context::no_layer;
-using context::out_of_memory;
 using context::rule_of;
 using context::StepPlan;
 

@@ -12,7 +12,6 @@ namespace mikv {
 using context::ContextLayer;
 using context::guarded;
 using context::no_layer;
-using context::out_of_memory;
 
 namespace {
 

@@ -91,16 +91,14 @@ bool read_head(std::string_view text, StaticBalancers& balancers) {
 
 Status add_maxima(const Context& context, ChannelMaxima& maxima) {
   Context::Impl& of = context.impl();
-  std::vector<SegmentId> segments;
-  of.sequences.for_each_segment([&](SegmentId segment) { segments.push_back(segment); });
-  try {
+  return context::guarded([&]() -> Status {
+    std::vector<SegmentId> segments;
+    of.sequences.for_each_segment([&](SegmentId segment) { segments.push_back(segment); });
     for (const auto& [index, layer] : of.layers.layers) {
       if (const Status added = add_layer(*layer.cache, segments, maxima[index]); !added) return added;
     }
-  } catch (const std::bad_alloc&) {
-    return context::out_of_memory();
-  }
-  return {};
+    return {};
+  });
 }
 
 StaticBalancers balancers_of(const ChannelMaxima& maxima) {
@@ -139,7 +137,7 @@ Result<StaticBalancers> read_static_balancers(const std::string& path) {
   };
   StaticBalancers balancers;
   std::string_view rest(reinterpret_cast<const char*>(bytes.value().data()), bytes.value().size());
-  try {
+  const Status read = context::guarded([&]() -> Status {
     for (size_t number = 1; !rest.empty(); ++number) {
       const std::string_view line = rest.substr(0, rest.find('\n'));
       rest.remove_prefix(std::min(rest.size(), line.size() + 1));
@@ -147,9 +145,9 @@ Result<StaticBalancers> read_static_balancers(const std::string& path) {
       if (number == 1 || line.empty() || line.front() == '#') continue;
       if (!read_head(line, balancers)) return damaged(number, "no layer, KV head and factors of its channels");
     }
-  } catch (const std::bad_alloc&) {
-    return context::out_of_memory();
-  }
+    return {};
+  });
+  if (!read) return read.error();
   if (balancers.empty()) return damaged(1, "no balancers");
   return balancers;
 }

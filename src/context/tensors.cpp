@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <bit>
-#include <new>
 #include <string>
 #include <vector>
 
@@ -114,7 +113,7 @@ Status attend_tensors(Context& context, int layer, const TensorCall& call) {
   const size_t q_row = size_t{shape.n_heads} * shape.head_dim_k, out_row = size_t{shape.n_heads} * shape.head_dim_v;
   // Floats are read and written where they are.
   const bool converts_q = call.q.type != TensorType::f32, converts_out = call.out.type != TensorType::f32;
-  try {
+  return context::guarded([&]() -> Status {
     std::vector<float>& scratch = impl.tensor_rows;
     scratch.resize(n_rows * (k_row + v_row + (converts_q ? q_row : 0) + (converts_out ? out_row : 0)));
     float *k = scratch.data(), *v = k + n_rows * k_row, *q_rows = v + n_rows * v_row,
@@ -150,9 +149,7 @@ Status attend_tensors(Context& context, int layer, const TensorCall& call) {
                    [&](void* row, size_t place) { write_row(out_rows + place, call.out.type, shape.head_dim_v, row); });
     }
     return {};
-  } catch (const std::bad_alloc&) {
-    return context::out_of_memory();
-  }
+  });
 }
 
 }  // namespace mikv
