@@ -25,9 +25,7 @@
 namespace mikv::cli {
 namespace {
 
-constexpr const char* kBaseline = "llama:f16";
-
-struct Options {
+struct BenchAttentionOptions {
   std::string kv = "full,mikv,llama:f16,llama:q8_0,llama:q4_0";
   std::vector<uint32_t> n_tokens = {1024, 4096, 16384};
   std::vector<uint32_t> head_dims = {128};
@@ -222,7 +220,7 @@ double paired_ratio(const Arm& arm, const Arm& baseline) {
 }
 
 void report_rows(const std::vector<std::unique_ptr<Arm>>& arms, const llama::FlashAttnProblem& problem,
-                 const Options& options, const Roofline& roofline, Table& table, JsonReport& report) {
+                 const BenchAttentionOptions& options, const Roofline& roofline, Table& table, JsonReport& report) {
   const LayerShape& shape = problem.shape;
   double n_seen = 0.0;
   for (uint32_t query = 0; query < problem.n_queries; ++query)
@@ -258,7 +256,7 @@ void report_rows(const std::vector<std::unique_ptr<Arm>>& arms, const llama::Fla
   }
 }
 
-void check_options(const Options& options) {
+void check_options(const BenchAttentionOptions& options) {
   check_queries(options.n_queries, options.n_tokens);
   if (options.whole_steps && (options.n_queries > 1 || options.content.window)) {
     throw UserError("--whole-steps is about generation over all tokens; leave --queries and --window out");
@@ -284,7 +282,7 @@ Table empty_table() {
                 {"of roofline"}});
 }
 
-void run(const Options& options) {
+void run(const BenchAttentionOptions& options) {
   auto choices = parse_kv_option(options.kv);
   if (std::ranges::find(choices, kBaseline, &llama::KvChoice::name) == choices.end())
     choices.push_back(unwrap(llama::KvChoice::parse(kBaseline)));
@@ -351,7 +349,7 @@ void run(const Options& options) {
 }  // namespace
 
 void add_bench_attention_command(CLI::App& bench) {
-  auto options = std::make_shared<Options>();
+  auto options = std::make_shared<BenchAttentionOptions>();
   CLI::App* command = bench.add_subcommand("attention", "attention kernels alone, over a filled cache");
   add_kv_option(*command, options->kv, options->kv);
   command->add_option("--tokens", options->n_tokens, "cached tokens, a list")

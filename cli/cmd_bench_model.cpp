@@ -27,7 +27,6 @@
 namespace mikv::cli {
 namespace {
 
-constexpr const char* kBaseline = "llama:f16";
 constexpr const char* kReference = "full";
 
 // Our uncompressed cache and llama.cpp's f16 hold the same numbers, summed in another order; the model's own int8
@@ -43,8 +42,8 @@ struct Workload {
 constexpr Workload kDecode{"decode", false, kStepInPromptTokens};
 constexpr Workload kPrefill{"prefill", true, 1.0};
 
-struct Options {
-  Options(const Workload& what, uint32_t n) : workload(what), n_new(n) {}
+struct BenchModelOptions {
+  BenchModelOptions(const Workload& what, uint32_t n) : workload(what), n_new(n) {}
 
   const Workload& workload;
   ModelOptions model;
@@ -78,7 +77,7 @@ std::vector<llama::Token> make_tokens(const llama::Model& model, size_t n, uint6
 
 class DepthRun {
  public:
-  DepthRun(const Options& options, const llama::Model& model, Arms& arms, Progress& progress)
+  DepthRun(const BenchModelOptions& options, const llama::Model& model, Arms& arms, Progress& progress)
       : options_(options), arms_(arms), progress_(progress) {
     const uint32_t deepest = *std::ranges::max_element(options.depths);
     tokens_ = make_tokens(model, std::max<size_t>(deepest, 2) + options.n_new + 1, options.seed);
@@ -164,7 +163,7 @@ class DepthRun {
                                   arms_.choice(arm).name));
   }
 
-  const Options& options_;
+  const BenchModelOptions& options_;
   Arms& arms_;
   Progress& progress_;
   std::vector<llama::Token> tokens_;
@@ -206,7 +205,7 @@ void report_rows(const Arms& arms, size_t n_shown, uint32_t depth, const std::ve
 }
 
 /// In prompt tokens.
-double amount_of_work(const Options& options, const Arms& arms) {
+double amount_of_work(const BenchModelOptions& options, const Arms& arms) {
   double work = 0.0;
   for (uint32_t depth : options.depths) {
     work += double(depth) * double(arms.n_prefills());
@@ -215,7 +214,7 @@ double amount_of_work(const Options& options, const Arms& arms) {
   return work;
 }
 
-void run(const Options& options) {
+void run(const BenchModelOptions& options) {
   auto choices = parse_kv_option(options.kv);
   const size_t n_shown = choices.size();
   for (const char* needed : {kReference, kBaseline}) {  // the check and the ratio need them
@@ -272,7 +271,7 @@ namespace {
 
 void add_command(CLI::App& bench, const Workload& workload, uint32_t n_new, const char* what, const char* n_new_flags,
                  const char* n_new_text, const char* example) {
-  auto options = std::make_shared<Options>(workload, n_new);
+  auto options = std::make_shared<BenchModelOptions>(workload, n_new);
   CLI::App* command = bench.add_subcommand(workload.name, what);
   options->model.add_to(*command);
   add_kv_option(*command, options->kv, "full,mikv,llama:f16,llama:q8_0,llama:q4_0");

@@ -20,7 +20,7 @@
 namespace mikv::cli {
 namespace {
 
-struct Options {
+struct BenchThreadsOptions {
   std::string kv = "mikv";
   std::vector<uint32_t> n_kv_heads = {2, 8};
   std::vector<uint32_t> n_tokens = {4096, 16384};
@@ -64,7 +64,7 @@ class Shares {
 };
 
 /// Adds a row for each number of threads, in proportion to the first.
-void measure(const llama::KvChoice& choice, const llama::FlashAttnProblem& problem, const Options& options,
+void measure(const llama::KvChoice& choice, const llama::FlashAttnProblem& problem, const BenchThreadsOptions& options,
              Progress& progress, Table& table, JsonReport& report) {
   const Content content = make_content(problem, {.seed = options.seed});
   FilledContext context(problem, content, *choice.spec, *std::ranges::max_element(options.n_threads));
@@ -93,7 +93,7 @@ void measure(const llama::KvChoice& choice, const llama::FlashAttnProblem& probl
   }
 }
 
-void run(const Options& options) {
+void run(const BenchThreadsOptions& options) {
   const auto choices = parse_kv_option(options.kv);
   for (const llama::KvChoice& choice : choices) {
     if (choice.stock()) throw UserError(fmt::format("bench threads times mikv's caches; leave {} out", choice.name));
@@ -153,7 +153,7 @@ void add_number(CLI::App& command, const char* flags, uint32_t& value, uint32_t 
 }  // namespace
 
 void add_bench_threads_command(CLI::App& bench) {
-  auto options = std::make_shared<Options>();
+  auto options = std::make_shared<BenchThreadsOptions>();
   CLI::App* command = bench.add_subcommand(
       "threads", "how attention divides among threads: the longest of their shares, each timed alone");
   add_kv_option(*command, options->kv, options->kv);

@@ -17,13 +17,13 @@ namespace {
 // Records queries, and compresses nothing while a prompt is read.
 constexpr const char* kRecordingSpec = "mikv-paper";
 
-struct Options {
+struct CalibrateOptions {
   ModelOptions model;
   KldOptions text;
   std::string output;
 };
 
-void run(Options options) {
+void run(CalibrateOptions options) {
   options.text.generate = true;  // chunks are prompts and no more
   const std::string text = options.text.contents();
   check_writable(options.output, "-o");
@@ -53,7 +53,7 @@ void run(Options options) {
 }  // namespace
 
 void add_calibrate_command(CLI::App& app) {
-  auto options = std::make_shared<Options>();
+  auto options = std::make_shared<CalibrateOptions>();
   options->text.n_chunks = 8;
   CLI::App* command =
       app.add_subcommand("calibrate", "measure balancers of a model's keys on a text, for specs with balancer=FILE");

@@ -23,7 +23,7 @@
 namespace mikv::cli {
 namespace {
 
-struct Options {
+struct EstimateOptions {
   ModelOptions model;
   uint64_t n_ctx = 32768;
   uint32_t n_parallel = 1;
@@ -34,7 +34,7 @@ struct Options {
 // Beyond this bytes grow with tokens in a straight line.
 constexpr uint32_t kMeasuredTokens = 8192;
 
-void run(const Options& options) {
+void run(const EstimateOptions& options) {
   const auto choices = parse_kv_option(options.kv);
   const auto model = options.model.load();
   const InterruptEndsAtOnce at_once;
@@ -91,7 +91,7 @@ void run(const Options& options) {
 }  // namespace
 
 void add_estimate_command(CLI::App& app) {
-  auto options = std::make_shared<Options>();
+  auto options = std::make_shared<EstimateOptions>();
   CLI::App* command = app.add_subcommand("estimate", "what a KV cache of some length will take");
   options->model.add_to(*command);
   command->add_option("-c,--ctx-size", options->n_ctx, "tokens of all sequences together")

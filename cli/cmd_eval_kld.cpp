@@ -18,7 +18,7 @@
 namespace mikv::cli {
 namespace {
 
-struct Options {
+struct EvalKldOptions {
   ModelOptions model;
   std::string kv;
   KvKnob knob;
@@ -105,7 +105,7 @@ void report_rows(const std::vector<llama::KvChoice>& choices, const std::vector<
   table.print(stdout);
 }
 
-void run(const Options& options) {
+void run(const EvalKldOptions& options) {
   auto choices = parse_kv_option(options.kv);
   if (options.positions && options.kld.n_tokens < kPoints)
     throw UserError(fmt::format("--positions needs --tokens {} or more", kPoints));
@@ -139,7 +139,7 @@ void run(const Options& options) {
 }  // namespace
 
 void add_eval_kld_command(CLI::App& eval) {
-  auto options = std::make_shared<Options>();
+  auto options = std::make_shared<EvalKldOptions>();
   CLI::App* command = eval.add_subcommand("kld", "KL divergence of the next token's distribution to the full cache's");
   options->model.add_to(*command);
   add_kv_option(*command, options->kv, "mikv,mikv-paper,h2o,rtn4,llama:q8_0,llama:q4_0");

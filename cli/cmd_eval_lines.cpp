@@ -25,7 +25,7 @@ constexpr const char* kDefaultKv = "full,h2o,rtn4,mikv-paper,mikv,llama:f16,llam
 
 constexpr double kUsualSteps = 7;  // five digits, their end, and the compression before them
 
-struct Options {
+struct EvalLinesOptions {
   ModelOptions model;
   std::string kv;
   KvKnob knob;
@@ -110,7 +110,7 @@ struct Tally {
   double decode_rate() const { return has_decode_rate() ? double(n_steps) / decode_s : 0.0; }
 };
 
-std::vector<LineCase> make_cases(const Options& options) {
+std::vector<LineCase> make_cases(const EvalLinesOptions& options) {
   if (!options.file.empty()) {
     auto cases = read_line_cases(options.file);
     if (cases.size() > options.n_prompts) {
@@ -125,7 +125,7 @@ std::vector<LineCase> make_cases(const Options& options) {
   return cases;
 }
 
-std::vector<Prompt> make_prompts(const Options& options, const std::vector<LineCase>& cases,
+std::vector<Prompt> make_prompts(const EvalLinesOptions& options, const std::vector<LineCase>& cases,
                                  const llama::Model& model) {
   const bool templated = !options.raw && model.has_chat_template();
   std::vector<Prompt> prompts;
@@ -138,7 +138,7 @@ std::vector<Prompt> make_prompts(const Options& options, const std::vector<LineC
 }
 
 /// The context that the longest prompt and its answer need, or the user's.
-uint32_t context_size(const Options& options, const std::vector<Prompt>& prompts) {
+uint32_t context_size(const EvalLinesOptions& options, const std::vector<Prompt>& prompts) {
   size_t longest = 0;
   for (const Prompt& prompt : prompts) longest = std::max(longest, prompt.tokens.size());
   if (options.n_ctx == 0) return uint32_t((longest + options.n_predict + 255) / 256 * 256);
@@ -151,7 +151,7 @@ llama::Token likeliest(std::span<const float> logits) {
 }
 
 /// Greedy; stops where a number that follows the prefix has ended, because nothing after it can change the answer.
-void answer(const Options& options, const llama::Model& model, const Prompt& prompt, const ArmStart& start,
+void answer(const EvalLinesOptions& options, const llama::Model& model, const Prompt& prompt, const ArmStart& start,
             Outcome& outcome) {
   llama::Token token = likeliest(start.logits);
   for (uint32_t i = 0; i < options.n_predict && !model.is_end_of_generation(token); ++i) {
@@ -168,7 +168,8 @@ void answer(const Options& options, const llama::Model& model, const Prompt& pro
   }
 }
 
-Outcome measure(const Options& options, const llama::Model& model, const Prompt& prompt, Arms& arms, size_t arm) {
+Outcome measure(const EvalLinesOptions& options, const llama::Model& model, const Prompt& prompt, Arms& arms,
+                size_t arm) {
   const ArmStart start = arms.start(arm);
   Outcome outcome{.bits_per_element = start.usage.bits_per_element(),
                   .kv_bytes = double(start.usage.total()),
@@ -196,8 +197,8 @@ double amount_of_work(const std::vector<Prompt>& prompts, const Arms& arms, cons
   return work;
 }
 
-void measure_missing(const Options& options, const llama::Model& model, const std::vector<Prompt>& prompts, Arms& arms,
-                     RowLog& rows, Progress& progress) {
+void measure_missing(const EvalLinesOptions& options, const llama::Model& model, const std::vector<Prompt>& prompts,
+                     Arms& arms, RowLog& rows, Progress& progress) {
   for (size_t i = 0; i < prompts.size(); ++i) {
     arms.set_prompt(prompts[i].tokens);
     for (size_t arm = 0; arm < arms.size(); ++arm) {
@@ -271,7 +272,7 @@ void add_rows(JsonReport& report, const Arms& arms, const std::vector<Tally>& ta
   }
 }
 
-void write_plot(const Options& options, const Arms& arms, const std::vector<Tally>& tallies,
+void write_plot(const EvalLinesOptions& options, const Arms& arms, const std::vector<Tally>& tallies,
                 const std::string& subtitle) {
   BarChart chart{.title = "Line retrieval: " + options.model.name(),
                  .subtitle = subtitle,
@@ -288,7 +289,7 @@ void write_plot(const Options& options, const Arms& arms, const std::vector<Tall
   write_file(options.plot, svg(chart));
 }
 
-void run(const Options& options) {
+void run(const EvalLinesOptions& options) {
   auto choices = parse_kv_option(options.kv);
   const auto cases = make_cases(options);
   JsonReport report(options.output, "eval lines");
@@ -348,7 +349,7 @@ void run(const Options& options) {
 }  // namespace
 
 void add_eval_lines_command(CLI::App& eval) {
-  auto options = std::make_shared<Options>();
+  auto options = std::make_shared<EvalLinesOptions>();
   CLI::App* command = eval.add_subcommand("lines", "LongEval line retrieval: is a number of the prompt still found?");
   options->model.add_to(*command);
   add_kv_option(*command, options->kv, kDefaultKv);

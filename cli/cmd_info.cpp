@@ -21,7 +21,7 @@ namespace {
 
 constexpr uint32_t kTokens = 4096;
 
-struct Options {
+struct InfoOptions {
   ModelOptions model;
   std::string output;
 };
@@ -88,7 +88,7 @@ void print_model(const std::string& name, const llama::Model& model) {
              info.n_ctx_train);
 }
 
-void run(const Options& options) {
+void run(const InfoOptions& options) {
   llama::set_verbose(options.model.verbose);
   JsonReport report(options.output, "info");
   const auto model = options.model.given() ? options.model.load() : nullptr;
@@ -114,7 +114,7 @@ void run(const Options& options) {
 }  // namespace
 
 void add_info_command(CLI::App& app) {
-  auto options = std::make_shared<Options>();
+  auto options = std::make_shared<InfoOptions>();
   CLI::App* command = app.add_subcommand("info", "versions, SIMD target, presets and their bits per element");
   options->model.add_to(*command);
   command->add_option("-o,--output", options->output, "write meta data and rows as JSON")->type_name("FILE.json");

@@ -22,7 +22,7 @@ namespace {
 
 constexpr double kWorthTelling_s = 0.05;
 
-struct Options {
+struct RunOptions {
   ModelOptions model;
   std::string prompt;
   std::string prompt_file;
@@ -55,13 +55,13 @@ bool is_given_on_standard_input() {
   return S_ISFIFO(status.st_mode) || S_ISREG(status.st_mode) || S_ISSOCK(status.st_mode);
 }
 
-std::string prompt_text(const Options& options) {
+std::string prompt_text(const RunOptions& options) {
   if (!options.prompt.empty()) return readable_text(options.prompt, "the prompt");
   const std::string file = options.prompt_file.empty() ? "-" : options.prompt_file;
   return readable_text(read_file(file, "prompt file"), "the prompt");
 }
 
-std::vector<llama::Token> prompt_tokens(const Options& options, const llama::Model& model) {
+std::vector<llama::Token> prompt_tokens(const RunOptions& options, const llama::Model& model) {
   const std::string text = prompt_text(options);
   if (text.empty()) throw UserError("the prompt is empty; give it with -p TEXT or -f FILE");
   const bool templated = !options.raw && model.has_chat_template();
@@ -98,7 +98,7 @@ std::string describe_speed(const Generation& done) {
   return text;
 }
 
-void print_summary(const Options& options, const llama::KvChoice& kv, const Generation& done,
+void print_summary(const RunOptions& options, const llama::KvChoice& kv, const Generation& done,
                    const MemoryUsage& usage) {
   const bool compresses = !kv.stock() && !kv.spec->uncompressed();
   const bool nothing_yet = compresses && usage.n_staged_tokens > 0 && usage.n_hi_tokens + usage.n_lo_tokens == 0;
@@ -139,7 +139,7 @@ void compress_prompt(llama::EngineContext& context, Generation& done) {
 
 enum class End { finished, context_full, interrupted };
 
-End generate(const Options& options, const llama::Model& model, llama::EngineContext& context, Generation& done) {
+End generate(const RunOptions& options, const llama::Model& model, llama::EngineContext& context, Generation& done) {
   const uint32_t seed = options.seed >= 0 ? uint32_t(options.seed) : std::random_device{}();
   llama::Sampler sampler(float(options.temperature), seed);
   const size_t n_max = options.n_predict < 0 ? SIZE_MAX : size_t(options.n_predict);
@@ -162,7 +162,7 @@ End generate(const Options& options, const llama::Model& model, llama::EngineCon
   return End::finished;
 }
 
-void run(const Options& options) {
+void run(const RunOptions& options) {
   auto kv = unwrap(llama::KvChoice::parse(options.kv));
   if (options.prompt.empty() && options.prompt_file.empty() && !is_given_on_standard_input())
     throw UserError("no prompt; give it with -p TEXT, with -f FILE or on standard input");
@@ -205,7 +205,7 @@ void run(const Options& options) {
 }  // namespace
 
 void add_run_command(CLI::App& app) {
-  auto options = std::make_shared<Options>();
+  auto options = std::make_shared<RunOptions>();
   CLI::App* command = app.add_subcommand("run", "answer a prompt, streaming, under a chosen cache");
   options->model.add_to(*command);
   auto* prompt = command->add_option("-p,--prompt", options->prompt, "the prompt")->type_name("TEXT");

@@ -16,7 +16,7 @@
 namespace mikv::cli {
 namespace {
 
-struct Options {
+struct TuneOptions {
   ModelOptions model;
   KldOptions kld;
   std::string output;
@@ -44,7 +44,7 @@ void check_sidecar_folder(const std::string& path) {
   }
 }
 
-void run(const Options& options) {
+void run(const TuneOptions& options) {
   const std::string text = options.kld.contents();
   const auto model = options.model.load();
   const std::string path = options.output.empty() ? sidecar_path(model->info()) : options.output;
@@ -83,7 +83,7 @@ void run(const Options& options) {
 }  // namespace
 
 void add_tune_command(CLI::App& app) {
-  auto options = std::make_shared<Options>();
+  auto options = std::make_shared<TuneOptions>();
   CLI::App* command =
       app.add_subcommand("tune", "measure caches of many sizes on a model, for --kv-quality and --kv-bits");
   options->model.add_to(*command);

@@ -36,6 +36,9 @@ CLI::Validator in_range(double low, double high);
 /// --ubatch, keeping the default it finds.
 void add_ubatch_option(CLI::App& command, uint32_t& n_ubatch);
 
+/// The arm that speeds are compared with.
+inline constexpr const char* kBaseline = "llama:f16";
+
 /// --kv with a default list, its help naming presets and stock types.
 void add_kv_option(CLI::App& command, std::string& list, const std::string& default_list);
 /// Throws UserError.

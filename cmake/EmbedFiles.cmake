@@ -28,4 +28,5 @@ const std::string_view @symbol@{reinterpret_cast<const char*>(kBytes), @n_bytes@
 }  // namespace mikv::embedded
 ")
   target_sources(${target} PRIVATE ${source})
+  set_source_files_properties(${source} PROPERTIES SKIP_UNITY_BUILD_INCLUSION ON)
 endfunction()
