@@ -6,7 +6,7 @@ namespace mikv {
 namespace {
 
 // A string of up to 15 characters needs no memory of its own.
-Error without_memory() noexcept { return Error{ErrorCode::out_of_memory, "out of memory"}; }
+Error without_memory(ErrorCode code) noexcept { return Error{code, "out of memory"}; }
 
 }  // namespace
 
@@ -14,7 +14,7 @@ Error Error::out_of_memory(const char* line) noexcept {
   try {
     return Error{ErrorCode::out_of_memory, line};
   } catch (const std::bad_alloc&) {
-    return without_memory();
+    return without_memory(ErrorCode::out_of_memory);
   }
 }
 
@@ -22,7 +22,7 @@ Error Error::copy_of(const Error& error) noexcept {
   try {
     return error;
   } catch (const std::bad_alloc&) {
-    return without_memory();
+    return without_memory(error.code);
   }
 }
 

@@ -64,12 +64,33 @@ TEST_P(SpreadTest, EachStepWeighsTheNextHeadsOrCompressesTheNextLayers) {
   ASSERT_TRUE(engine.prompt(0, 300).ok());
   for (int i = 0; i < 27; ++i) ASSERT_TRUE(engine.generate(0).ok());  // 80 heads in shares of 3
   EXPECT_EQ(n_staged(engine), 40u * 2 * 327);
-  for (uint32_t i = 1; i <= 20; ++i) {  // 40 layers in shares of 2
+  for (uint32_t i = 1; i <= 40; ++i) {
     ASSERT_TRUE(engine.generate(0).ok());
-    EXPECT_EQ(n_staged(engine), uint64_t{40 - 2 * i} * 2 * (327 + i));
+    EXPECT_EQ(n_staged(engine), uint64_t{40 - i} * 2 * (327 + i));
   }
   ASSERT_TRUE(engine.generate(0).ok());
   EXPECT_EQ(n_staged(engine), 0u);
+}
+
+TEST_P(SpreadTest, ALongPromptIsCompressedInPartsOfALayer) {
+  SmallEngine engine(of_layers(4)), at_once(wish("mikv"));
+  ASSERT_TRUE(engine.prompt(0, 1200).ok());
+  for (int i = 0; i < 8; ++i) ASSERT_TRUE(engine.generate(0).ok());  // 8 heads are weighed
+  uint64_t before = n_staged(engine);
+  EXPECT_EQ(before, 4u * 2 * 1208);
+  for (int i = 0; i < 16; ++i) {
+    ASSERT_TRUE(engine.generate(0).ok());
+    const uint64_t now = n_staged(engine);
+    EXPECT_GE(before + 2 * 4, now + 2 * 256) << i;
+    EXPECT_LT(before + 2, now + 2 * 512) << i;
+    before = now;
+  }
+  EXPECT_EQ(n_staged(engine), 0u);
+  ASSERT_TRUE(at_once.prompt(0, 1200).ok());
+  for (int i = 0; i < 24; ++i) ASSERT_TRUE(at_once.generate(0).ok());
+  const MemoryUsage spread = engine.cache().memory_usage(), exact = at_once.cache().memory_usage();
+  EXPECT_EQ(spread.n_hi_tokens, 2 * exact.n_hi_tokens) << "4 layers, and 2";
+  EXPECT_EQ(spread.n_lo_tokens, 2 * exact.n_lo_tokens);
 }
 
 TEST_P(SpreadTest, WithALimitOfMemoryAllAtOnce) {
@@ -95,15 +116,24 @@ TEST_P(SpreadTest, ThreadsMakeNoDifference) {
 }
 
 TEST_P(SpreadTest, SavedInBetweenItResumesToTheBit) {
-  for (const uint32_t n_before : {0u, 1u, 7u, 8u, 9u, 11u}) {  // 8 heads are weighed, 4 layers compressed
-    SCOPED_TRACE(n_before);
+  // 8 heads are weighed, then 4 layers compressed, those of the longer prompt in two parts each.
+  for (const auto& [n_prompt, n_before] : {std::pair(300u, 0u),
+                                           {300u, 1u},
+                                           {300u, 7u},
+                                           {300u, 8u},
+                                           {300u, 9u},
+                                           {300u, 11u},
+                                           {600u, 9u},
+                                           {600u, 10u},
+                                           {600u, 11u}}) {
+    SCOPED_TRACE(testing::Message() << n_prompt << ", " << n_before);
     SmallEngine from(of_layers(4)), to(of_layers(4));
-    ASSERT_TRUE(from.prompt(1, 300).ok());
+    ASSERT_TRUE(from.prompt(1, n_prompt).ok());
     for (uint32_t i = 0; i < n_before; ++i) ASSERT_TRUE(from.generate(1).ok());
     const auto bytes = from.cache().save(1);
     ASSERT_TRUE(bytes) << bytes.message();
     ASSERT_TRUE(to.cache().load(1, bytes.value()).ok());
-    for (int i = 0; i < 13; ++i) {
+    for (int i = 0; i < 17; ++i) {
       ASSERT_TRUE(from.generate(1).ok());
       ASSERT_TRUE(to.generate(1).ok());
       ASSERT_EQ(from.output(), to.output()) << i;
@@ -143,10 +173,10 @@ TEST_P(SpreadTest, WhatIsIdleIsCompressedWhileOthersGenerate) {
 }
 
 TEST_P(SpreadTest, DraftsAndMeasuredTextsAreAsWithoutIt) {
-  SmallEngine drafts(of_layers(4)), measured(of_layers(4));
+  SmallEngine drafts(of_layers(2)), measured(of_layers(4));
   ASSERT_TRUE(drafts.prompt(0, 600).ok());
-  for (int i = 0; i < 14; ++i) ASSERT_TRUE(drafts.step({{0, 48, SmallEngine::Outputs::all}}).ok());
-  EXPECT_LE(n_staged(drafts), 4u * 2 * 48);
+  for (int i = 0; i < 20; ++i) ASSERT_TRUE(drafts.step({{0, 48, SmallEngine::Outputs::all}}).ok());
+  EXPECT_LE(n_staged(drafts), 2u * 2 * 48);
   for (int i = 0; i < 32; ++i) ASSERT_TRUE(measured.step({{0, 64, SmallEngine::Outputs::all}}).ok());
   EXPECT_GT(measured.cache().memory_usage().n_lo_tokens, 4u * 2 * 500);
 }

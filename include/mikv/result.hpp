@@ -31,7 +31,7 @@ struct Error {
 
   /// ErrorCode::out_of_memory with `line` as its message, or a shorter one where not even that has room.
   MIKV_API static Error out_of_memory(const char* line) noexcept;
-  /// A copy, or out of memory without a line.
+  /// A copy; where not even that has room, its code with another line.
   MIKV_API static Error copy_of(const Error& error) noexcept;
 
   ErrorCode code = ErrorCode::invalid_argument;

@@ -27,9 +27,15 @@ inline constexpr uint32_t kFirstStreamedTokens = 1024;
 /// Waiting and compressed tokens of a streamed prompt together take at most the memory of this many tokens in f16.
 inline constexpr uint32_t kStreamedTokens = 3584;
 
-/// Steps over which prefill=spread weighs the errors of a prompt's heads, and again as many over which it compresses
-/// its layers (docs/adr/0023-compression-over-steps.md).
-inline constexpr uint32_t kSpreadSteps = 32;
+/// Steps over which prefill=spread weighs the errors of a prompt's heads, and those over which it then compresses the
+/// prompt, layer after layer (docs/adr/0023-compression-over-steps.md).
+inline constexpr uint32_t kWeighSteps = 32, kCompressSteps = 64;
+
+/// How many of n_staged tokens of a layer a step compresses that has n_left tokens to compress: what stays is none, or
+/// enough to wait for another step.
+inline uint64_t share_of_layer(uint64_t n_staged, uint64_t n_left) {
+  return n_staged < n_left + kFirstTokens ? n_staged : n_left;
+}
 
 using tier::kSegmentTokens;
 

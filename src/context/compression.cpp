@@ -43,16 +43,25 @@ bool Context::Impl::any_waits(SegmentId segment) const {
 }
 
 void Context::Impl::commit_share(SegmentId segment) {
-  const auto share_of = [](uint64_t n) { return (n + context::kSpreadSteps - 1) / context::kSpreadSteps; };
+  const auto share_of = [](uint64_t n, uint32_t n_steps) { return (n + n_steps - 1) / n_steps; };
   // Bits are shared once all heads are weighed. Where there is no memory for it, all waits as it is.
-  const auto weighed = layers.weigh(segment, kFirstTokens, share_of(layers.n_kv_heads()), options.n_threads);
+  const auto weighed =
+      layers.weigh(segment, kFirstTokens, share_of(layers.n_kv_heads(), context::kWeighSteps), options.n_threads);
   if (!weighed || weighed.value() > 0) return;
   if (!share_bits(segment, kFirstTokens, 0)) return;
-  std::vector<LayerCache*> due;
+  uint64_t longest = 0;
   for (const auto& [index, layer] : layers.layers) {
-    if (due.size() < share_of(layers.layers.size()) && waits(layer, segment)) due.push_back(layer.cache.get());
+    if (waits(layer, segment)) longest = std::max(longest, layer.count(segment).n_staged);
   }
-  (void)LayerCache::commit(due, segment, kFirstTokens, options.n_threads);
+  uint64_t n_left = std::max<uint64_t>(kFirstTokens, share_of(longest * layers.layers.size(), context::kCompressSteps));
+  for (const auto& [index, layer] : layers.layers) {
+    if (n_left == 0) break;
+    if (!waits(layer, segment)) continue;
+    const uint64_t n = context::share_of_layer(layer.count(segment).n_staged, n_left);
+    LayerCache* const due = layer.cache.get();
+    (void)LayerCache::commit({&due, 1}, segment, kFirstTokens, options.n_threads, uint32_t(n));
+    n_left -= std::min(n_left, n);
+  }
   if (!any_waits(segment)) layers.trim(segment);
 }
 

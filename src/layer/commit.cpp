@@ -26,16 +26,16 @@ void add_jobs(tier::SegmentStore& segment, uint32_t from, std::vector<Job>& jobs
 }
 
 // False if memory ran out; the other heads are done.
-bool run(std::span<const Job> jobs, uint32_t from, uint32_t n_threads) {
+bool run(std::span<const Job> jobs, uint32_t from, uint32_t n_threads, uint32_t n_most) {
   std::atomic<bool> done{true};
   uint64_t n_tokens = 0;
-  for (const Job& job : jobs) n_tokens += job.head->staged.size();
+  for (const Job& job : jobs) n_tokens += std::min(n_most, job.head->staged.size());
   const uint64_t n_useful = (n_tokens + kTokensPerThread - 1) / kTokensPerThread;
   share_jobs(jobs.size(), std::min<uint64_t>(n_threads, n_useful), [&](const auto& next) {
     tier::CommitScratch scratch;  // not kept: after a long prompt it is as large as several per cent of the cache
     for (size_t i; (i = next()) < jobs.size();) {
       try {
-        jobs[i].head->commit(*jobs[i].spec, jobs[i].n_live, from, scratch);
+        jobs[i].head->commit(*jobs[i].spec, jobs[i].n_live, from, scratch, n_most);
       } catch (const std::bad_alloc&) {
         done = false;
       }
@@ -51,17 +51,18 @@ Error out_of_memory() {
 
 }  // namespace
 
-Status LayerCache::commit(std::span<LayerCache* const> layers, SegmentId segment, uint32_t from, uint32_t n_threads) {
+Status LayerCache::commit(std::span<LayerCache* const> layers, SegmentId segment, uint32_t from, uint32_t n_threads,
+                          uint32_t n_most) {
   bool done = true;
   try {
     std::vector<Job> jobs;
     for (const LayerCache* layer : layers) {
       if (tier::SegmentStore* store = layer->impl_->segment(segment)) add_jobs(*store, from, jobs);
       if (layer->impl_->account->room() == UINT64_MAX) continue;
-      done &= run(jobs, from, n_threads);
+      done &= run(jobs, from, n_threads, n_most);
       jobs.clear();
     }
-    done &= run(jobs, from, n_threads);
+    done &= run(jobs, from, n_threads, n_most);
   } catch (const std::bad_alloc&) {
     return out_of_memory();
   }

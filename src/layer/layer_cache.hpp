@@ -144,8 +144,9 @@ class LayerCache {
   /// head that has nothing compressed waits until `from` tokens are staged; to be frozen it needs 16.
   Status commit(SegmentId segment, uint32_t from = 0);
   Status commit_all(uint32_t from = 0);
-  /// The same in several layers. Under an account with a limit one layer follows the other, as growth() says.
-  static Status commit(std::span<LayerCache* const> layers, SegmentId segment, uint32_t from, uint32_t n_threads);
+  /// The same in several layers, one after the other under a limit (growth()). n_most: as of HeadStore::commit().
+  static Status commit(std::span<LayerCache* const> layers, SegmentId segment, uint32_t from, uint32_t n_threads,
+                       uint32_t n_most = UINT32_MAX);
 
   /// `next`, which is empty, holds what follows `segment`: it takes over the places in hi for recent tokens, and the
   /// heads' bits (docs/adr/0014-segments-of-a-long-prompt.md). Errors: `next` holds tokens; out of memory.

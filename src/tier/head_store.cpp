@@ -27,13 +27,14 @@ void resize_rows(CommitScratch& scratch, uint32_t dim_k, uint32_t dim_v) {
   for (auto* rows : {&scratch.rows_v, &scratch.lo_v}) rows->resize(size_t{codec::kBlockTokens} * dim_v);
 }
 
-// Calls visit(slot, k, v) for each staged token, in the engine's coordinates. The rows may be changed.
+// Calls visit(slot, k, v) for each staged token from slot `from` on, in the engine's coordinates. The rows may be
+// changed.
 template <typename Visit>
-void for_each_staged(const HeadStore& head, CommitScratch& scratch, Visit visit) {
+void for_each_staged(const HeadStore& head, CommitScratch& scratch, Visit visit, uint32_t from = 0) {
   const Tier& staged = head.staged;
   const uint32_t dim_k = staged.layout().dim_k, dim_v = staged.layout().dim_v;
   resize_rows(scratch, dim_k, dim_v);
-  for (uint32_t first = 0; first < staged.size(); first += codec::kBlockTokens) {
+  for (uint32_t first = from - Tier::lane_of(from); first < staged.size(); first += codec::kBlockTokens) {
     const uint32_t n = std::min(codec::kBlockTokens, staged.size() - first);
     float *k = scratch.rows_k.data(), *v = scratch.rows_v.data();
     if (head.staged_in_bytes()) {
@@ -44,7 +45,9 @@ void for_each_staged(const HeadStore& head, CommitScratch& scratch, Visit visit)
     } else {
       codec::decode_f16(staged.block_of(first), staged.layout(), n, k, v);
     }
-    for (uint32_t i = 0; i < n; ++i) visit(first + i, k + i * dim_k, v + i * dim_v);
+    for (uint32_t i = 0; i < n; ++i) {
+      if (first + i >= from) visit(first + i, k + i * dim_k, v + i * dim_v);
+    }
   }
 }
 
@@ -154,7 +157,11 @@ void HeadStore::stage_in_bytes(const Layouts& layouts) {
   staged_transform.key = std::move(key);
 }
 
-void HeadStore::release_staged() {
+void HeadStore::release_staged(uint32_t first) {
+  if (first > 0) {
+    while (staged.size() > first) staged.remove(staged.size() - 1);
+    return staged.shrink();
+  }
   if (!staged_in_bytes()) return staged.release();
   staged = Tier(*staged_f16_, *account_);
   staged_transform = {};
@@ -266,13 +273,14 @@ void HeadStore::encode_waiting(CommitScratch& scratch) {
   scratch.n_lo = 0;
 }
 
-void HeadStore::move_staged(CommitScratch& scratch) {
+void HeadStore::move_staged(uint32_t first, CommitScratch& scratch) {
   const bool together =
       lo.layout().mixed() && !evict && staged.size() >= codec::kEncodeTogether && codec::encodes_together();
-  for_each_staged(*this, scratch, [&](uint32_t slot, float* k, float* v) {
+  const auto move = [&](uint32_t slot, float* k, float* v) {
     if (!scratch.staged_victim[slot]) return keep_staged(slot, k, v);
     together ? drop_together(slot, k, v, scratch) : drop_staged(slot, k, v);
-  });
+  };
+  for_each_staged(*this, scratch, move, first);
   encode_waiting(scratch);
 }
 
@@ -391,23 +399,26 @@ bool HeadStore::commits(const Spec& spec, uint32_t from) const {
   return frozen || !spec.needs_calibration() || n_staged >= kMinCalibrationTokens;
 }
 
-void HeadStore::commit(const Spec& spec, uint64_t n_live, uint32_t from, CommitScratch& scratch) {
+void HeadStore::commit(const Spec& spec, uint64_t n_live, uint32_t from, CommitScratch& scratch, uint32_t n_most) {
   if (!commits(spec, from)) return;
   const uint32_t n_hi = hi.size(), n_staged = staged.size();
+  const bool settles = policy::policy_of(spec.importance).settle != nullptr;
+  const uint32_t first = settles || staged_in_bytes() ? 0 : n_staged - std::min(n_most, n_staged);  // that is moved
   scratch.k.resize(codec::kMaxHeadDim);
   scratch.v.resize(codec::kMaxHeadDim);
   resize_rows(scratch, staged.layout().dim_k, staged.layout().dim_v);
 
   const uint8_t planned = plan_pattern(spec, n_live, scratch);
   choose_victims(spec, budget(spec, n_live, planned), scratch);
-  const uint32_t n_victims = uint32_t(scratch.victims.size());
+  std::erase_if(scratch.victims, [&](uint32_t victim) { return victim >= n_hi && victim < n_hi + first; });
+  const uint32_t n_victims = uint32_t(scratch.victims.size()), n_moved = n_staged - first;
   scratch.staged_victim.assign(n_staged, 0);
   const bool freezing = spec.needs_calibration() && !frozen;
   Calibration calibration = freezing ? plan_calibration(spec, scratch) : Calibration();
   Tier own_lo(calibration.lo ? *calibration.lo : lo.layout(), *account_);
   if (!evict) (calibration.lo ? own_lo : lo).reserve(n_victims);
   // Victims leave hi before survivors enter it, so hi only grows by what it ends up with.
-  if (n_staged > n_victims) hi.reserve(n_staged - n_victims);
+  if (n_moved > n_victims) hi.reserve(n_moved - n_victims);
   if (freezing) charge_.set(calibration_bytes() + calibration.transform.bytes() + sizeof(codec::BlockLayout));
 
   // Nothing fails from here on.
@@ -424,16 +435,16 @@ void HeadStore::commit(const Spec& spec, uint64_t n_live, uint32_t from, CommitS
     frozen = true;
   }
 
-  if (policy::policy_of(spec.importance).settle) store_scores(scratch);
+  if (settles) store_scores(scratch);
 
   // From the highest slot down: removing one moves the last one into its place, and that one stays.
   std::sort(scratch.victims.begin(), scratch.victims.end(), std::greater<>());
   auto victim = scratch.victims.begin();
   for (; victim != scratch.victims.end() && *victim >= n_hi; ++victim) scratch.staged_victim[*victim - n_hi] = 1;
   for (; victim != scratch.victims.end(); ++victim) demote_hi(*victim, scratch);
-  move_staged(scratch);
+  move_staged(first, scratch);
   if (hi.size() < n_hi) hi.clear_unused();
-  release_staged();
+  release_staged(first);
   recount();  // downwards
 }
 

@@ -115,8 +115,9 @@ class HeadStore {
 
   bool commits(const Spec& spec, uint32_t from) const;  ///< true if commit() would compress something
   /// Compresses what is staged. n_live: live cells of the segment, evicted ones included (the S of floor(keep * S)).
-  /// from: as of LayerCache::commit(). May throw std::bad_alloc; nothing changes then.
-  void commit(const Spec& spec, uint64_t n_live, uint32_t from, CommitScratch& scratch);
+  /// from: as of LayerCache::commit(). n_most: of the staged tokens, the last ones; the others stay staged, for calls
+  /// to come. All at once, if a policy settles scores, or in bytes. May throw std::bad_alloc; nothing changes then.
+  void commit(const Spec& spec, uint64_t n_live, uint32_t from, CommitScratch& scratch, uint32_t n_most = UINT32_MAX);
 
   /// Encodes staged tokens in bytes, in place; later ones are staged in bytes until the next commit. No effect with too
   /// few tokens for a centre, or where something is compressed. May throw std::bad_alloc; nothing changes then.
@@ -149,8 +150,7 @@ class HeadStore {
   /// Sets the layout of `lo`, where bits differ by head. Call it before the first token is in `lo`.
   void set_lo_layout(const codec::BlockLayout& layout);
 
-  /// Adds to q_max and q_square. Thread-safe.
-  void note_queries(const QueryTally& tally);
+  void note_queries(const QueryTally& tally);  ///< adds to q_max and q_square; thread-safe
 
   /// Charges the present calibration_bytes(). May throw std::bad_alloc where they grew.
   void recount() { charge_.set(calibration_bytes()); }
@@ -170,7 +170,7 @@ class HeadStore {
   };
 
   policy::Moments staged_moments(CommitScratch& scratch) const;
-  void release_staged();
+  void release_staged(uint32_t first);
   policy::Places budget(const Spec& spec, uint64_t n_live, uint8_t of_pattern) const;
   void rank(const policy::Policy& policy, CommitScratch& scratch) const;
   uint8_t plan_pattern(const Spec& spec, uint64_t n_live, CommitScratch& scratch) const;
@@ -187,7 +187,7 @@ class HeadStore {
   void drop_together(uint32_t slot, const float* k, const float* v, CommitScratch& scratch);
   void encode_waiting(CommitScratch& scratch);
   void append_lo(uint32_t cell, const float* k, const float* v);
-  void move_staged(CommitScratch& scratch);
+  void move_staged(uint32_t first, CommitScratch& scratch);
 
   const codec::BlockLayout* staged_f16_;
   MemoryAccount* account_;

@@ -35,6 +35,14 @@ T guarded(T failed, Call call) noexcept {
   }
 }
 
+template <typename Call>
+void guarded(Call call) noexcept {
+  guarded(false, [&] {
+    call();
+    return true;
+  });
+}
+
 bool prepare(ggml_backend_sched_t scheduler, ggml_cgraph* graph) {
   return guarded(false, [&] {
     Binding* binding = Registry::get().of_scheduler(scheduler);
@@ -64,11 +72,10 @@ int32_t run_step(llama_context* context, MakeBatch make_batch, Call call) {
 template <typename Call>
 void tell(Binding* binding, Call call) {
   if (!binding) return;
-  guarded(false, [&] {
+  guarded([&] {
     binding->saved_state() = {};
     binding->note(call(binding->cache()));
     binding->note_figures();
-    return true;
   });
 }
 
@@ -86,10 +93,7 @@ auto of_ours(llama_context* context, Ours ours, Stock stock) {
 
 // What a batch that only llama.cpp can look into holds.
 void record(const llama_batch_ext* batch, const std::function<void(Batch&)>& edit) {
-  guarded(false, [&] {
-    edit_record(batch, edit);
-    return true;
-  });
+  guarded([&] { edit_record(batch, edit); });
 }
 
 // A token that was added to it.
@@ -353,10 +357,9 @@ size_t llama_state_seq_load_file(llama_context* context, const char* path, llama
 
 void llama_free(llama_context* context) {
   if (const Binding* binding = Registry::get().of_context(context)) {
-    guarded(false, [&] {
+    guarded([&] {
       binding->say_what_was_measured();
       binding->finish_report();
-      return true;
     });
   }
   MIKV_NEXT(llama_free)(context);
