@@ -98,9 +98,11 @@ HWY_ATTR void UnpackTile(const Tiles& tiles, uint32_t n_blocks, uint32_t t, Leve
 }
 
 // From how many rows on tiles are decoded once: where they would be decoded more than twice. Where there are 16
-// registers, a product that must first choose how its tile is decoded would leave its sums in memory.
+// registers, a product that must first choose how its tile is decoded would leave its sums in memory. The portable
+// fallback decodes all tiles once: nobody waits for its speed, but everybody for the compiler.
 template <class TileReader>
-constexpr uint32_t kUnpacksFrom = HWY_TARGET == HWY_AVX2 && kIsMixed<TileReader> ? 1 : 2 * kMaxRows + 1;
+constexpr uint32_t kUnpacksFrom =
+    HWY_TARGET == HWY_BASELINE_SCALAR || (HWY_TARGET == HWY_AVX2 && kIsMixed<TileReader>) ? 1 : 2 * kMaxRows + 1;
 
 // Tiles that many rows will meet are decoded once, to tiles that Unpacked reads.
 template <Work kWork, class TileReader, class Unpacked>
