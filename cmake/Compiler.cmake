@@ -30,6 +30,11 @@ function(mikv_optimise_less)
   endforeach()
 endfunction()
 
+# For code whose files take most of the compiler's time with the headers that they share: several files at a time.
+function(mikv_compile_together n_files)
+  set_target_properties(${ARGN} PROPERTIES UNITY_BUILD ON UNITY_BUILD_BATCH_SIZE ${n_files})
+endfunction()
+
 # Sanitizers are set for the whole tree: mixing checked and unchecked objects gives false reports.
 if(MIKV_SANITIZE STREQUAL "address")
   set(mikv_sanitizers address,undefined)

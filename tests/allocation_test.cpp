@@ -38,7 +38,7 @@ void* aligned_alloc(size_t alignment, size_t bytes) noexcept {
 }
 }
 
-namespace mikv::test {
+namespace mikv::test::allocation_test {
 namespace {
 
 constexpr LayerShape kShape{4, 2, 64, 64};
@@ -96,4 +96,4 @@ INSTANTIATE_TEST_SUITE_P(Specs, AllocationTest,
                          });
 
 }  // namespace
-}  // namespace mikv::test
+}  // namespace mikv::test::allocation_test

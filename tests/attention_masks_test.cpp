@@ -7,7 +7,7 @@
 
 #include "test_attention.hpp"
 
-namespace mikv::test {
+namespace mikv::test::attention_masks_test {
 namespace {
 
 constexpr LayerShape kShape{6, 2, 64, 40};
@@ -179,4 +179,4 @@ TEST_P(MaskTest, NoQueryTokens) {
 INSTANTIATE_TEST_SUITE_P(Specs, MaskTest, testing::ValuesIn(kSpecs), name_of_spec);
 
 }  // namespace
-}  // namespace mikv::test
+}  // namespace mikv::test::attention_masks_test

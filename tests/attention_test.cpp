@@ -10,7 +10,7 @@
 
 #include "test_attention.hpp"
 
-namespace mikv::test {
+namespace mikv::test::attention_test {
 namespace {
 
 constexpr const char* kSpecs[] = {"full",
@@ -393,4 +393,4 @@ TEST(AttentionTest, WrongResultsAreCaught) {
 }
 
 }  // namespace
-}  // namespace mikv::test
+}  // namespace mikv::test::attention_test

@@ -7,7 +7,7 @@
 #include "test_context.hpp"
 #include "test_data.hpp"
 
-namespace mikv::test {
+namespace mikv::test::budget_random_test {
 namespace {
 
 class RandomBudget : public BothKinds {};
@@ -107,4 +107,4 @@ TEST(WaitingInBytes, AFirstMicroBatchIsInF16InOneLayerAtATime) {
 }
 
 }  // namespace
-}  // namespace mikv::test
+}  // namespace mikv::test::budget_random_test

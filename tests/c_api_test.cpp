@@ -14,7 +14,7 @@
 
 #include "test_context.hpp"
 
-namespace mikv::test {
+namespace mikv::test::c_api_test {
 namespace {
 
 constexpr uint32_t kRow = 32, kQueryRow = 64;
@@ -358,4 +358,4 @@ TEST(CApiTest, ShorterStructuresOfOlderHeadersWork) {
 }
 
 }  // namespace
-}  // namespace mikv::test
+}  // namespace mikv::test::c_api_test

@@ -7,7 +7,7 @@
 
 #include "cache_model.hpp"
 
-namespace mikv::test {
+namespace mikv::test::cache_model_test {
 namespace {
 
 constexpr LayerShape kShape{4, 2, 16, 8};
@@ -166,4 +166,4 @@ TEST(CacheModelCasesTest, CloneStartsAnotherSpecFromTheSamePrompt) {
 }
 
 }  // namespace
-}  // namespace mikv::test
+}  // namespace mikv::test::cache_model_test

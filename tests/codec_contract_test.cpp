@@ -10,7 +10,7 @@
 #include "symmetric_bound.hpp"
 #include "test_cache.hpp"
 
-namespace mikv::test {
+namespace mikv::test::codec_contract_test {
 namespace {
 
 constexpr uint32_t kHeadDims[] = {8, 24, 40, 64, 72, 80, 96, 128, 256};
@@ -240,4 +240,4 @@ TEST(CreateTest, RefusesWhatItCannotServe) {
 }
 
 }  // namespace
-}  // namespace mikv::test
+}  // namespace mikv::test::codec_contract_test

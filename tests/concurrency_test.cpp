@@ -10,7 +10,7 @@
 
 #include "test_attention.hpp"
 
-namespace mikv::test {
+namespace mikv::test::concurrency_test {
 namespace {
 
 constexpr LayerShape kShape{6, 3, 32, 40};
@@ -190,4 +190,4 @@ TEST(ConcurrencyTest, IndependentLayersOnIndependentThreads) {
 }
 
 }  // namespace
-}  // namespace mikv::test
+}  // namespace mikv::test::concurrency_test

@@ -3,7 +3,7 @@
 
 #include "test_context.hpp"
 
-namespace mikv::test {
+namespace mikv::test::context_commit_test {
 namespace {
 
 using CommitTest = BothKinds;
@@ -182,4 +182,4 @@ TEST_P(SpreadTest, DraftsAndMeasuredTextsAreAsWithoutIt) {
 }
 
 }  // namespace
-}  // namespace mikv::test
+}  // namespace mikv::test::context_commit_test

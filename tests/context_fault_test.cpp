@@ -12,7 +12,7 @@
 #include "mikv/mikv.h"
 #include "test_cache.hpp"
 
-namespace mikv::test {
+namespace mikv::test::context_fault_test {
 namespace {
 
 constexpr uint32_t kLayers = 2, kHeads = 4, kKvHeads = 2, kDim = 16, kPrompt = 300;
@@ -236,4 +236,4 @@ INSTANTIATE_TEST_SUITE_P(Contexts, ContextFaultTest,
                          });
 
 }  // namespace
-}  // namespace mikv::test
+}  // namespace mikv::test::context_fault_test

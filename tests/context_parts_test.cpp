@@ -10,7 +10,7 @@
 #include "mikv/inspect.hpp"
 #include "test_context.hpp"
 
-namespace mikv::test {
+namespace mikv::test::context_parts_test {
 namespace {
 
 using InParts = BothKinds;
@@ -77,4 +77,4 @@ TEST_P(InParts, TokensAreListedByPositionWithTheirTiers) {
 }
 
 }  // namespace
-}  // namespace mikv::test
+}  // namespace mikv::test::context_parts_test

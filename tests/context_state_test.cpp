@@ -9,7 +9,7 @@
 
 #include "test_context.hpp"
 
-namespace mikv::test {
+namespace mikv::test::context_state_test {
 namespace {
 
 using Wish = SmallEngine::Setup;
@@ -204,4 +204,4 @@ TEST(StateTest, WithoutRoomALoadedSequenceIsEmpty) {
 }
 
 }  // namespace
-}  // namespace mikv::test
+}  // namespace mikv::test::context_state_test

@@ -12,7 +12,7 @@
 #include "mikv/reference.hpp"
 #include "test_context.hpp"
 
-namespace mikv::test {
+namespace mikv::test::context_test {
 namespace {
 
 using Outputs = SmallEngine::Outputs;
@@ -578,4 +578,4 @@ TEST_P(OnBothKinds, TheReferenceAgreesWithinAStep) {
 }
 
 }  // namespace
-}  // namespace mikv::test
+}  // namespace mikv::test::context_test

@@ -8,7 +8,7 @@
 #include "test_attention.hpp"
 #include "test_cache.hpp"
 
-namespace mikv::test {
+namespace mikv::test::continue_segment_test {
 namespace {
 
 constexpr LayerShape kShape{4, 2, 64, 64};
@@ -90,4 +90,4 @@ TEST(ContinueSegmentTest, OnlyInAnEmptyOne) {
 }
 
 }  // namespace
-}  // namespace mikv::test
+}  // namespace mikv::test::continue_segment_test

@@ -16,7 +16,7 @@
 #include "mikv/simd.hpp"
 #include "test_data.hpp"
 
-namespace mikv::test {
+namespace mikv::test::encode_tokens_test {
 namespace {
 
 using codec::kTileSide;
@@ -288,4 +288,4 @@ TEST(EncodeTokensTest, TargetsAreThoseOfAttention) {
 }
 
 }  // namespace
-}  // namespace mikv::test
+}  // namespace mikv::test::encode_tokens_test

@@ -9,7 +9,7 @@
 #include "test_attention.hpp"
 #include "test_policy.hpp"
 
-namespace mikv::test {
+namespace mikv::test::fastgen_test {
 namespace {
 
 using policy::fastgen::Pattern;
@@ -162,4 +162,4 @@ TEST(FastGenTest, SpecsAndWhatStartsFromWhat) {
 }
 
 }  // namespace
-}  // namespace mikv::test
+}  // namespace mikv::test::fastgen_test

@@ -92,7 +92,7 @@ int __wrap_close(int descriptor) {
 int __wrap_rename(const char* from, const char* to) { return file.hits() ? -1 : __real_rename(from, to); }
 }
 
-namespace mikv::test {
+namespace mikv::test::fault_test {
 namespace {
 
 namespace fs = std::filesystem;
@@ -225,4 +225,4 @@ TEST_F(FileFaultTest, AnErrorAtAnyStepOfASave) {
 }
 
 }  // namespace
-}  // namespace mikv::test
+}  // namespace mikv::test::fault_test

@@ -10,7 +10,7 @@
 #include "policy/policy.hpp"
 #include "test_attention.hpp"
 
-namespace mikv::test {
+namespace mikv::test::importance_recording_test {
 namespace {
 
 constexpr LayerShape kShape{6, 2, 32, 32};
@@ -231,4 +231,4 @@ TEST(RecordingTest, ChunksAfterACommitAddToo) {
 }
 
 }  // namespace
-}  // namespace mikv::test
+}  // namespace mikv::test::importance_recording_test

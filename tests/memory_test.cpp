@@ -8,7 +8,7 @@
 
 #include "test_attention.hpp"
 
-namespace mikv::test {
+namespace mikv::test::memory_test {
 namespace {
 
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
@@ -224,4 +224,4 @@ TEST(MemoryTest, UsagesAdd) {
 }
 
 }  // namespace
-}  // namespace mikv::test
+}  // namespace mikv::test::memory_test

@@ -15,7 +15,7 @@
 #include "test_attention.hpp"
 #include "test_cache.hpp"
 
-namespace mikv::test {
+namespace mikv::test::mixed_bits_test {
 namespace {
 
 TEST(Scale8Test, EveryByteRoundTripsAndRoundingIsNearest) {
@@ -288,4 +288,4 @@ TEST(MixedCalibrationTest, NarrowIdsAreWideIds) {
 }
 
 }  // namespace
-}  // namespace mikv::test
+}  // namespace mikv::test::mixed_bits_test

@@ -9,7 +9,7 @@
 
 #include "test_attention.hpp"
 
-namespace mikv::test {
+namespace mikv::test::outlier_test {
 namespace {
 
 constexpr uint32_t kHeadDims[] = {8, 24, 40, 64, 72, 80, 96, 128, 256};
@@ -223,4 +223,4 @@ TEST(OutlierTest, RotationSpreadsAValueOutlier) {
 }
 
 }  // namespace
-}  // namespace mikv::test
+}  // namespace mikv::test::outlier_test

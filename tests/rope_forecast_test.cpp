@@ -8,7 +8,7 @@
 #include "policy/rope_forecast.hpp"
 #include "test_cache.hpp"
 
-namespace mikv::test {
+namespace mikv::test::rope_forecast_test {
 namespace {
 
 Rope rope_of_base(double base, uint32_t n_channels, bool adjacent) {
@@ -180,4 +180,4 @@ TEST(RopeForecastTest, BadAnglesAreRefused) {
 }
 
 }  // namespace
-}  // namespace mikv::test
+}  // namespace mikv::test::rope_forecast_test

@@ -11,7 +11,7 @@
 #include "test_attention.hpp"
 #include "test_policy.hpp"
 
-namespace mikv::test {
+namespace mikv::test::scissorhands_test {
 namespace {
 
 using policy::scissorhands::kHistory;
@@ -176,4 +176,4 @@ TEST(ScissorhandsTest, SpecsAndWhatStartsFromWhat) {
 }
 
 }  // namespace
-}  // namespace mikv::test
+}  // namespace mikv::test::scissorhands_test

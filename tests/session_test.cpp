@@ -19,7 +19,7 @@
 #include "session_data.hpp"
 #include "test_attention.hpp"
 
-namespace mikv::test {
+namespace mikv::test::session_test {
 namespace {
 
 namespace fs = std::filesystem;
@@ -429,4 +429,4 @@ TEST_F(SessionFileTest, AFailedWriteLeavesWhatWasThere) {
 }
 
 }  // namespace
-}  // namespace mikv::test
+}  // namespace mikv::test::session_test

@@ -11,7 +11,7 @@
 #include "test_attention.hpp"
 #include "test_cache.hpp"
 
-namespace mikv::test {
+namespace mikv::test::share_bits_test {
 namespace {
 
 TEST(ErrorWeightTest, IsWhatTheFormulaSays) {
@@ -269,4 +269,4 @@ TEST(ShareBitsTest, LoweringKeepsTheDifference) {
 }
 
 }  // namespace
-}  // namespace mikv::test
+}  // namespace mikv::test::share_bits_test

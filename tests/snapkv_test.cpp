@@ -12,7 +12,7 @@
 #include "test_attention.hpp"
 #include "test_policy.hpp"
 
-namespace mikv::test {
+namespace mikv::test::snapkv_test {
 namespace {
 
 using policy::snapkv::kRecent;
@@ -244,4 +244,4 @@ TEST(SnapKvTest, SpecsAndWhatStartsFromWhat) {
 }
 
 }  // namespace
-}  // namespace mikv::test
+}  // namespace mikv::test::snapkv_test

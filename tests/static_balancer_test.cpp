@@ -9,7 +9,7 @@
 #include "mikv/static_balancer.hpp"
 #include "test_context.hpp"
 
-namespace mikv::test {
+namespace mikv::test::static_balancer_test {
 namespace {
 
 class StaticBalancer : public testing::Test {
@@ -182,4 +182,4 @@ TEST_F(StaticBalancer, AnEstimateNeedsNoFile) {
 }
 
 }  // namespace
-}  // namespace mikv::test
+}  // namespace mikv::test::static_balancer_test

@@ -8,7 +8,7 @@
 
 #include "test_attention.hpp"
 
-namespace mikv::test {
+namespace mikv::test::systems_test {
 namespace {
 
 constexpr LayerShape kShapes[] = {{2, 2, 32, 32}, {6, 2, 32, 32}, {4, 1, 32, 32}};
@@ -205,4 +205,4 @@ TEST(SystemsTest, ASymmetricScaleTakesTwoBytes) {
 }
 
 }  // namespace
-}  // namespace mikv::test
+}  // namespace mikv::test::systems_test

@@ -10,7 +10,7 @@
 #include "codec/fp16.hpp"
 #include "mikv/mikv.h"
 
-namespace mikv::test {
+namespace mikv::test::tensors_test {
 namespace {
 
 constexpr LayerShape kShape{4, 2, 16, 16};
@@ -213,4 +213,4 @@ TEST(TensorsTest, TheSameInC) {
 }
 
 }  // namespace
-}  // namespace mikv::test
+}  // namespace mikv::test::tensors_test

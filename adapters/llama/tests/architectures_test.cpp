@@ -16,7 +16,7 @@
 #include "llama.h"
 #include "tiny_model.hpp"
 
-namespace mikv::llama {
+namespace mikv::llama::architectures_test {
 namespace {
 
 using test::Architecture;
@@ -225,4 +225,4 @@ TEST_F(Architectures, ModelsWithoutKvAreLeftAlone) {
 }
 
 }  // namespace
-}  // namespace mikv::llama
+}  // namespace mikv::llama::architectures_test

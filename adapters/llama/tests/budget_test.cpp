@@ -14,7 +14,7 @@
 #include "kv_context.hpp"
 #include "llama.h"
 
-namespace mikv::llama {
+namespace mikv::llama::budget_test {
 namespace {
 
 using ModelHandle = std::unique_ptr<llama_model, decltype(&llama_model_free)>;
@@ -195,4 +195,4 @@ INSTANTIATE_TEST_SUITE_P(Caches, Budget, testing::Bool(),
                          [](const auto& p) { return std::string(p.param ? "Unified" : "Split"); });
 
 }  // namespace
-}  // namespace mikv::llama
+}  // namespace mikv::llama::budget_test

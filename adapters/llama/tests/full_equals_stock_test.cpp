@@ -12,7 +12,7 @@
 #include "engine/engine.hpp"
 #include "llama.h"
 
-namespace mikv::llama {
+namespace mikv::llama::full_equals_stock_test {
 namespace {
 
 // Texts whose continuation the model is sure of, and has to look up in its cache. Its weights meet activations that are
@@ -150,4 +150,4 @@ TEST_F(FullEqualsStock, EvictionIsCaught) {
 }
 
 }  // namespace
-}  // namespace mikv::llama
+}  // namespace mikv::llama::full_equals_stock_test

@@ -9,7 +9,7 @@
 
 #include "engine/engine.hpp"
 
-namespace mikv::llama {
+namespace mikv::llama::resident_memory_test {
 namespace {
 
 constexpr uint32_t kTokens = 2048;
@@ -92,4 +92,4 @@ TEST(ResidentMemory, StreamingPrefillPeak) {
 }
 
 }  // namespace
-}  // namespace mikv::llama
+}  // namespace mikv::llama::resident_memory_test

@@ -6,7 +6,7 @@
 
 #include "graph/rope_probe.hpp"
 
-namespace mikv::llama {
+namespace mikv::llama::rope_probe_test {
 namespace {
 
 class RopeProbe : public testing::Test {
@@ -55,4 +55,4 @@ TEST_F(RopeProbe, KeysWithoutItHaveNone) {
 }
 
 }  // namespace
-}  // namespace mikv::llama
+}  // namespace mikv::llama::rope_probe_test
