@@ -3,8 +3,9 @@
 
     scripts/collect_results.py --machine "Xeon, 2 cores" RESULTS/summary.json ...
 
-A row for each model, task and cache; one that is there already is replaced. The command is made from the run's options;
-folders are left out of it, as they are the user's own."""
+A row for each model, task and cache; one that is there already is replaced. Line retrieval of other than 20 lines is a
+task of its own, "lines: 100". The command is made from the run's options; folders are left out of it, as they are the
+user's own."""
 
 import argparse
 import csv
@@ -28,6 +29,11 @@ def command_of(options: dict) -> str:
     return " ".join(words)
 
 
+def task_of(row: dict, options: dict) -> str:
+    own = row["task"] == "lines" and options["lines"] != SAID["lines"]
+    return f"lines: {options['lines']}" if own else row["task"]
+
+
 def rows_of(path: Path, machine: str) -> list[dict]:
     run = json.loads(path.read_text())
     options = run["meta"]["options"]
@@ -37,7 +43,7 @@ def rows_of(path: Path, machine: str) -> list[dict]:
         bits = row["bits_per_element"]
         p = versus["p"]
         rows.append({
-            "model": Path(options["model"]).stem, "task": row["task"], "kv": row["kv"], "score": f"{row['score']:.4f}", "n": row["n"],
+            "model": Path(options["model"]).stem, "task": task_of(row, options), "kv": row["kv"], "score": f"{row['score']:.4f}", "n": row["n"],
             "low": f"{row['interval'][0]:.4f}", "high": f"{row['interval'][1]:.4f}", "lost": versus["lost"], "won": versus["won"],
             "p": p if p == "" else f"{p:.4f}", "bits_per_element": "" if bits is None else f"{bits:.2f}",
             "machine": machine, "commit": run["meta"]["commit"], "command": command_of(options), "date": run["meta"]["date"][:10],

@@ -392,6 +392,11 @@ def lines_systems() -> str:
                               "llm-qat8", "llm-qat4", "mikv-paper", "mikv-hq", "mikv", "mikv-max", "llama:f16", "llama:q8_0", "llama:q4_0"])
 
 
+@table
+def lines_long() -> str:
+    return of_suite("lines: 100", ["full", "h2o", "rtn4", "mikv-hq", "mikv", "mikv-max"])
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="change nothing, exit 1 if a page would change")
