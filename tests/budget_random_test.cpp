@@ -69,9 +69,8 @@ TEST_P(RandomBudget, WhatIsLetInFits) {
 }
 
 // A short prompt waits in all layers when the first of them compresses the long one beside it.
-TEST(WaitingInBytes, AShortPromptBesideALongOneThatIsCompressed) {
-  SmallEngine::Setup setup;
-  setup.spec = "mikv:prefill=streaming";
+TEST_P(RandomBudget, AShortPromptBesideALongOneThatIsCompressed) {
+  SmallEngine::Setup setup = wish("mikv:prefill=streaming");
   setup.n_layers = 12;
   setup.n_sequences = 2;
   setup.n_cells = 8192;

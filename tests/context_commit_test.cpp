@@ -173,10 +173,12 @@ TEST_P(SpreadTest, WhatIsIdleIsCompressedWhileOthersGenerate) {
 }
 
 TEST_P(SpreadTest, DraftsAndMeasuredTextsAreAsWithoutIt) {
-  SmallEngine drafts(of_layers(2)), measured(of_layers(4));
+  SmallEngine::Setup setup = of_layers(4);
+  setup.n_cells = 4096;
+  SmallEngine drafts(setup), measured(of_layers(4));
   ASSERT_TRUE(drafts.prompt(0, 600).ok());
-  for (int i = 0; i < 20; ++i) ASSERT_TRUE(drafts.step({{0, 48, SmallEngine::Outputs::all}}).ok());
-  EXPECT_LE(n_staged(drafts), 2u * 2 * 48);
+  for (int i = 0; i < 40; ++i) ASSERT_TRUE(drafts.step({{0, 48, SmallEngine::Outputs::all}}).ok());
+  EXPECT_LE(n_staged(drafts), 4u * 2 * 48);
   for (int i = 0; i < 32; ++i) ASSERT_TRUE(measured.step({{0, 64, SmallEngine::Outputs::all}}).ok());
   EXPECT_GT(measured.cache().memory_usage().n_lo_tokens, 4u * 2 * 500);
 }

@@ -139,12 +139,12 @@ class Report(Case):
     def test_eval_lines(self):
         plot = self.path("plot.svg")
         kvs = ["full", "mikv", "h2o", "llama:f16", "llama:q8_0", "llama:q8_0:prefill=exact"]
-        document = self.report("eval", "lines", "-m", self.model(), "-t", THREADS, "--lines", 4, "--prompts", 1, "--kv", ",".join(kvs), "--plot", plot)
+        document = self.report("eval", "lines", "-m", self.model(), "-t", THREADS, "--lines", 4, "--prompts", 2, "--kv", ",".join(kvs), "--plot", plot)
         self.assertEqual([row["kv"] for row in document["rows"]], kvs)
         rows = {row["kv"]: row for row in document["rows"]}
         for row in rows.values():
             self.assertKeys(row, "kv score correct n bits_per_element kv_bytes prefill_tokens_per_s decode_tokens_per_s")
-            self.assertEqual(row["n"], 1)
+            self.assertEqual(row["n"], 2)
             self.assertAlmostEqual(row["score"], row["correct"] / row["n"])
             self.assertIsNone(row["decode_tokens_per_s"])  # answers of some digits time nothing
         self.assertEqual(rows["llama:f16"]["bits_per_element"], 16)
