@@ -6,12 +6,12 @@
 #include <algorithm>
 #include <charconv>
 #include <cmath>
-#include <cstdio>
 #include <cstring>
 #include <thread>
 
 #include "graph/rope_probe.hpp"
 #include "interpose/next_definition.hpp"
+#include "say.hpp"
 #include "state/state_stream.hpp"
 
 namespace mikv::llama {
@@ -104,7 +104,7 @@ Result<std::unique_ptr<Binding>> Binding::create(const Spec& spec, const llama_m
   options.tokens_in_order = !llama_model_is_hybrid(model);
   options.cells = binding.get();
   options.account = std::move(account);
-  options.log = [](const std::string& line) { std::fprintf(stderr, "mikv: %s\n", line.c_str()); };
+  options.log = say;
   identify(model, params, options);
   auto cache = Context::create(std::move(options));
   if (!cache) return cache.error();
@@ -217,13 +217,13 @@ void Binding::say_what_was_measured() const {
   const Figures figures = cache_->figures();
   if (!prints_failures_ || cache_->spec().uncompressed() || figures.n_measured_seen == 0) return;
   const unsigned percent = unsigned(100 * figures.n_measured_compressed / figures.n_measured_seen);
-  std::fprintf(stderr, "mikv: of what %llu measured tokens attended to, %u %% was compressed%s\n",
-               static_cast<unsigned long long>(figures.n_measured), percent,
-               percent ? "" : ": this is the full cache's figure; measure texts of more than 1,024 tokens (-c 4096)");
+  const char* of_full = ": this is the full cache's figure; measure texts of more than 1,024 tokens (-c 4096)";
+  say("of what " + std::to_string(figures.n_measured) + " measured tokens attended to, " + std::to_string(percent) +
+      " % was compressed" + (percent ? "" : of_full));
 }
 
 void Binding::note(const Status& status) const {
-  if (!status && prints_failures_) std::fprintf(stderr, "mikv: %s\n", status.message().c_str());
+  if (!status && prints_failures_) say(status.message());
 }
 
 // ---------------------------------------------------------------- llama.cpp's table of cells

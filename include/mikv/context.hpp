@@ -250,10 +250,10 @@ class MIKV_API Context {
   std::vector<SequenceId> lowered_sequences() const;
   const ContextOptions& options() const;
 
-  struct Impl;
-  Impl& impl() const { return *impl_; }  ///< for tests and tools inside of the library
+  struct Impl;  ///< inside of the library (src/context/context_impl.hpp)
 
  private:
+  friend Impl& impl_of(const Context& context);
   explicit Context(std::unique_ptr<Impl> impl);
   std::unique_ptr<Impl> impl_;
 };

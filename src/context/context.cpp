@@ -453,11 +453,11 @@ Status Context::attend_all(int layer, std::span<const AttendArgs> calls) {
 }
 
 Status reference_attend(const Context& context, int layer, std::span<const AttendArgs> calls) {
-  const ContextLayer* known = context.impl().layers.find(layer);
+  const ContextLayer* known = impl_of(context).layers.find(layer);
   if (!known) return no_layer(layer);
   return guarded([&]() -> Status {
     std::vector<LayerAttendArgs> of_layer;
-    if (const Status status = context.impl().collect_calls(*known, calls, of_layer); !status) return status;
+    if (const Status status = impl_of(context).collect_calls(*known, calls, of_layer); !status) return status;
     for (const LayerAttendArgs& call : of_layer) {
       if (const Status status = reference_attend(*known->cache, call); !status) return status;
     }

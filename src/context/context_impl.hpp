@@ -163,6 +163,9 @@ struct Context::Impl {
   Status failure_;
 };
 
+/// The parts of a context, for the library's own files and its tests.
+inline Context::Impl& impl_of(const Context& context) { return *context.impl_; }
+
 class Snapshot {
  public:
   std::map<int, std::unique_ptr<LayerCache>> layers;

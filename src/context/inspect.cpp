@@ -8,7 +8,7 @@
 namespace mikv {
 
 Result<std::vector<TokenState>> tokens_of(const Context& context, int layer, uint32_t kv_head, SequenceId sequence) {
-  Context::Impl& of = context.impl();
+  Context::Impl& of = impl_of(context);
   const context::ContextLayer* known = of.layers.find(layer);
   if (!known) return Error{"layer " + std::to_string(layer) + " is not known"};
   if (!of.keeps_cells()) return Error{ErrorCode::unsupported, "tokens: the engine keeps the positions"};

@@ -90,7 +90,7 @@ bool read_head(std::string_view text, StaticBalancers& balancers) {
 }  // namespace
 
 Status add_maxima(const Context& context, ChannelMaxima& maxima) {
-  Context::Impl& of = context.impl();
+  Context::Impl& of = impl_of(context);
   return context::guarded([&]() -> Status {
     std::vector<SegmentId> segments;
     of.sequences.for_each_segment([&](SegmentId segment) { segments.push_back(segment); });

@@ -100,7 +100,7 @@ Status check(const Context& context, const LayerShape& shape, const TensorCall& 
 }  // namespace
 
 Status attend_tensors(Context& context, int layer, const TensorCall& call) {
-  Context::Impl& impl = context.impl();
+  Context::Impl& impl = impl_of(context);
   const context::ContextLayer* known = impl.layers.find(layer);
   if (!known) return context::no_layer(layer);
   const LayerShape& shape = known->cache->shape();

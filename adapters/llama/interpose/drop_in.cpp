@@ -21,6 +21,7 @@
 #include "kv_context.hpp"
 #include "mikv/byte_size.hpp"
 #include "mikv/estimate.hpp"
+#include "say.hpp"
 
 namespace mikv::llama {
 namespace {
@@ -32,8 +33,7 @@ Report* current_report = nullptr;
 Report* report_in(const std::string& file) {
   static auto& reports = *new std::map<std::string, Report>;
   if (file.empty()) return nullptr;
-  const auto print = [](const std::string& line) { std::fprintf(stderr, "mikv: %s\n", line.c_str()); };
-  return &reports.try_emplace(file, file, print).first->second;
+  return &reports.try_emplace(file, file, say).first->second;
 }
 
 std::vector<std::string> arguments() {
@@ -59,8 +59,8 @@ std::shared_ptr<MemoryAccount> shared_account() {
 void say_once(const std::string& line) {
   static std::set<std::string> said;  // programs may try again
   if (!said.insert(line).second) return;
-  const bool terminal = isatty(STDERR_FILENO);  // llama-cli shows there that it is loading
-  std::fprintf(stderr, "%smikv: %s\n", terminal ? "\r\033[K" : "", line.c_str());
+  if (isatty(STDERR_FILENO)) std::fputs("\r\033[K", stderr);  // llama-cli shows there that it is loading
+  say(line);
 }
 
 // llama.cpp creates a context without memory, of a model without weights, to see what would fit.

@@ -3,7 +3,6 @@
 // did not come from init_context pass through untouched.
 #include <dlfcn.h>
 
-#include <cstdio>
 #include <exception>
 #include <functional>
 
@@ -13,6 +12,7 @@
 #include "interpose/drop_in.hpp"
 #include "interpose/next_definition.hpp"
 #include "interpose/registry.hpp"
+#include "say.hpp"
 #include "state/cell_capture.hpp"
 #include "state/state_calls.hpp"
 
@@ -30,7 +30,7 @@ T guarded(T failed, Call call) noexcept {
   try {
     return call();
   } catch (const std::exception& error) {
-    std::fprintf(stderr, "mikv: a call of llama.cpp failed: %s\n", error.what());
+    say_failed("a call of llama.cpp failed", error.what());
     return failed;
   }
 }

@@ -3,12 +3,13 @@
 #include <dlfcn.h>
 #include <link.h>
 
-#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <exception>
 #include <string>
 #include <vector>
+
+#include "say.hpp"
 
 namespace mikv::llama {
 namespace {
@@ -56,15 +57,14 @@ void* next_definition(const char* name) {
       make_llama_global();
       if (before_first_use) before_first_use();
     } catch (const std::exception& error) {
-      std::fprintf(stderr, "mikv: cannot begin: %s\n", error.what());
+      say_failed("cannot begin", error.what());
       std::_Exit(2);
     }
     return true;
   }();
   (void)once;
   if (void* found = dlsym(RTLD_NEXT, name)) return found;
-  std::fprintf(stderr, "mikv: this program's llama.cpp has no %s; mikv works with llama.cpp %s\n", name,
-               MIKV_LLAMA_VERSION);
+  say("this program's llama.cpp has no " + std::string(name) + "; mikv works with llama.cpp " MIKV_LLAMA_VERSION);
   std::exit(2);
 }
 

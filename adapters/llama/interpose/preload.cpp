@@ -4,7 +4,6 @@
 #include <dlfcn.h>
 #include <unistd.h>
 
-#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
@@ -14,11 +13,12 @@
 
 #include "interpose/drop_in.hpp"
 #include "interpose/next_definition.hpp"
+#include "say.hpp"
 
 namespace {
 
 [[noreturn]] void refuse(const std::string& why) {
-  std::fprintf(stderr, "mikv: %s\n", why.c_str());
+  mikv::llama::say(why);
   std::exit(2);
 }
 
@@ -61,8 +61,7 @@ void set_up() {
   if (!kv.given()) {  // loaded, but not asked for
     const std::string vain = set_in_vain();
     if (!vain.empty()) {
-      std::fprintf(stderr, "mikv: loaded, but off: %s is set and MIKV_KV is not; MIKV_KV=mikv turns it on\n",
-                   vain.c_str());
+      mikv::llama::say("loaded, but off: " + vain + " is set and MIKV_KV is not; MIKV_KV=mikv turns it on");
     }
     return;
   }

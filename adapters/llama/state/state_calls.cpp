@@ -1,9 +1,9 @@
 #include "state/state_calls.hpp"
 
 #include <algorithm>
-#include <cstdio>
 
 #include "mikv/atomic_file.hpp"
+#include "say.hpp"
 
 namespace mikv::llama {
 namespace {
@@ -15,8 +15,6 @@ llama_state_seq_flags in_memory(llama_state_seq_flags flags) {
 
 bool is_partial(llama_state_seq_flags flags) { return flags & LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY; }
 
-void print(const char* what, const std::string& why) { std::fprintf(stderr, "mikv: %s: %s\n", what, why.c_str()); }
-
 }  // namespace
 
 const std::vector<uint8_t>& state_bytes(Binding& binding, llama_seq_id sequence, llama_state_seq_flags flags) {
@@ -26,7 +24,7 @@ const std::vector<uint8_t>& state_bytes(Binding& binding, llama_seq_id sequence,
   saved = {};
   auto bytes = binding.cache().save(sequence, {}, is_partial(flags));
   if (!bytes) {
-    print("the state cannot be saved", bytes.message());
+    say_failed("the state cannot be saved", bytes.message());
   } else {
     saved = {sequence, flags, std::move(bytes).value()};
   }
@@ -37,8 +35,8 @@ size_t copy_state(Binding& binding, llama_seq_id sequence, llama_state_seq_flags
   const std::vector<uint8_t>& bytes = state_bytes(binding, sequence, flags);
   const size_t n = bytes.size();
   if (n > size) {
-    print("the state cannot be saved",
-          "the buffer has " + std::to_string(size) + " bytes, the state " + std::to_string(n));
+    say_failed("the state cannot be saved",
+               "the buffer has " + std::to_string(size) + " bytes, the state " + std::to_string(n));
     return 0;
   }
   std::copy(bytes.begin(), bytes.end(), to);
@@ -51,7 +49,7 @@ size_t take_state(Binding& binding, llama_seq_id sequence, llama_state_seq_flags
   binding.saved_state() = {};
   const Status status = binding.cache().load(sequence, bytes, is_partial(flags));
   if (status) return bytes.size();
-  print("the state cannot be loaded", "it is " + status.message());
+  say_failed("the state cannot be loaded", "it is " + status.message());
   if (!is_partial(flags)) return 0;
   // llama.cpp's server ends when a part of a sequence (a checkpoint) is refused. The sequence is, with its next step.
   binding.cache().invalidate(sequence, status.error());
@@ -62,7 +60,7 @@ size_t save_file(Binding& binding, llama_seq_id sequence, const char* path, std:
   const auto bytes = binding.cache().save(sequence, tokens);
   const Status status = bytes ? write_file(path, bytes.value()) : Status(bytes.error());
   if (status) return bytes.value().size();
-  print("the session cannot be saved", status.message());
+  say_failed("the session cannot be saved", status.message());
   return 0;
 }
 
@@ -70,7 +68,7 @@ size_t load_file(Binding& binding, llama_seq_id sequence, const char* path, llam
                  size_t* n_tokens) {
   binding.saved_state() = {};
   const auto refuse = [&](const std::string& why) {
-    print("the session cannot be loaded", why);
+    say_failed("the session cannot be loaded", why);
     return size_t{0};
   };
   const auto bytes = read_file(path);

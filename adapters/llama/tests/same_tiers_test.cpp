@@ -78,8 +78,8 @@ class SameTiers : public SequenceOperations, public testing::WithParamInterface<
   /// Tiers by cell. A prompt at the beginning of a split context fills its cells in order: cells are positions.
   static std::map<Position, TokenTier> tiers_of_engine(const Context& context, int layer, uint32_t kv_head) {
     std::map<Position, TokenTier> tiers;
-    for (const SegmentId segment : context.impl().sequences.seen_by(0)) {
-      for (const StoredToken& token : context.impl().layers.find(layer)->cache->dump(segment, kv_head))
+    for (const SegmentId segment : impl_of(context).sequences.seen_by(0)) {
+      for (const StoredToken& token : impl_of(context).layers.find(layer)->cache->dump(segment, kv_head))
         tiers[Position(token.cell)] = token.tier;
     }
     return tiers;

@@ -223,7 +223,7 @@ TEST_P(Tiers, ASequenceThatRestsHasNoReserves) {
 TEST_P(Tiers, LayersShareBits) {
   const auto lo_bits = [](llama_context* context) {
     std::vector<double> bits;
-    for (const auto& [index, layer] : cache_of(context)->impl().layers.layers) {
+    for (const auto& [index, layer] : impl_of(*cache_of(context)).layers.layers) {
       const MemoryUsage usage = layer.cache->memory_usage();
       const double elements =
           double(usage.n_lo_tokens) * (layer.cache->shape().head_dim_k + layer.cache->shape().head_dim_v);
@@ -302,7 +302,7 @@ TEST_F(SequenceOperations, ALongPromptHasSeveralSegments) {
   const auto make = [](const char* spec) { return ours(spec, true, AttentionBy::mikv, 4096); };
   const auto context = make("mikv:prefill=streaming"), other = make("mikv:prefill=streaming"), full = make("full");
   const auto cells_by_segment = [&](llama_seq_id sequence) {
-    const Context::Impl& cache = cache_of(context.get())->impl();
+    const Context::Impl& cache = impl_of(*cache_of(context.get()));
     std::vector<uint64_t> cells;
     for (const SegmentId segment : cache.sequences.seen_by(sequence))
       cells.push_back(cache.layers.layers.begin()->second.cache->n_cells(segment));
@@ -312,7 +312,7 @@ TEST_F(SequenceOperations, ALongPromptHasSeveralSegments) {
     return divergence(feed(full.get(), 0, tokens), feed(context.get(), 0, tokens));
   };
   const auto n_staged = [&] {
-    const Context::Impl& cache = cache_of(context.get())->impl();
+    const Context::Impl& cache = impl_of(*cache_of(context.get()));
     return cache.layers.layers.begin()->second.cache->n_staged(cache.sequences.own(0));
   };
   for (int chunk = 0; chunk < 3; ++chunk) feed_both(words(random, 512));

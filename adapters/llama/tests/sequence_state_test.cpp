@@ -58,6 +58,30 @@ TEST_P(Tiers, ABadStateIsRefusedAndChangesNothing) {
   }
 }
 
+TEST_P(Tiers, AStateOfKeysThatWereRotatedOtherwiseIsRefused) {
+  std::mt19937 random(10);
+  const auto context = ours("mikv", GetParam());
+  feed(context.get(), 0, words(random, 300));
+  const std::string bytes = save(context.get(), 0);
+  const auto taken_after = [&](void (*edit)(llama_context_params&)) {
+    llama_context_params other = params(GetParam());
+    edit(other);
+    auto made = init_context(model_.get(), other, Spec::parse("mikv").value(), AttentionBy::mikv);
+    EXPECT_TRUE(made.ok()) << made.message();
+    const ContextHandle loader(made.value());
+    return llama_state_seq_set_data(loader.get(), reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size(), 0) > 0;
+  };
+  EXPECT_TRUE(taken_after([](llama_context_params&) {}));
+  EXPECT_FALSE(taken_after([](llama_context_params& of) { of.rope_freq_base = 20000; }));
+  EXPECT_FALSE(taken_after([](llama_context_params& of) { of.rope_freq_scale = 0.5f; }));
+  EXPECT_FALSE(taken_after([](llama_context_params& of) { of.rope_scaling_type = LLAMA_ROPE_SCALING_TYPE_YARN; }));
+  EXPECT_FALSE(taken_after([](llama_context_params& of) { of.yarn_ext_factor = 1; }));
+  EXPECT_FALSE(taken_after([](llama_context_params& of) { of.yarn_attn_factor = 2; }));
+  EXPECT_FALSE(taken_after([](llama_context_params& of) { of.yarn_beta_fast = 16; }));
+  EXPECT_FALSE(taken_after([](llama_context_params& of) { of.yarn_beta_slow = 2; }));
+  EXPECT_FALSE(taken_after([](llama_context_params& of) { of.yarn_orig_ctx = 1024; }));
+}
+
 TEST_P(Tiers, SessionFiles) {
   std::mt19937 random(9);
   const std::string path = "/tmp/mikv-session-test-" + std::to_string(getpid());
