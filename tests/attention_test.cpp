@@ -30,6 +30,9 @@ constexpr const char* kSpecs[] = {"full",
                                   "mikv-paper-int2",
                                   "llm-qat4",
                                   "llm-qat8",
+                                  "llm-int8",
+                                  "rtn4:outlier=f16",
+                                  "mikv-paper-int8:keep=0.3,group=head,outlier=f16",
                                   "mikv-paper-int8:quantiser=symmetric",
                                   "mikv:keep=0.4,lo=evict,outlier=center+hadamard",
                                   "mikv:lo=int3",
@@ -38,6 +41,8 @@ constexpr const char* kSpecs[] = {"full",
                                   "mikv:lo=int2,outlier=balancer+center+hadamard",
                                   "mikv:keep=0.3,hi=f16,bits=1",
                                   "mikv:keep=0.3,hi=int4,bits=5"};
+
+bool has_wide_tiles(const char* spec) { return Spec::parse(spec).value().outlier_channels; }
 
 /// n committed tokens in segment 0, then n_staged more that are not.
 std::unique_ptr<LayerCache> filled(const LayerShape& shape, const char* spec, size_t n, size_t n_staged,
@@ -140,6 +145,10 @@ TEST_P(AttentionSpecTest, HeadDimensions) {
     for (const uint32_t dim_v : {dim_k, 8u, 64u, 104u}) {
       SCOPED_TRACE("dims " + std::to_string(dim_k) + " and " + std::to_string(dim_v));
       const LayerShape shape{3, 1, dim_k, dim_v};
+      if (has_wide_tiles(GetParam()) && std::min(dim_k, dim_v) <= 16) {
+        EXPECT_EQ(LayerCache::create(shape, Spec::parse(GetParam()).value()).error().code, ErrorCode::unsupported);
+        continue;
+      }
       const auto layer = filled(shape, GetParam(), 50, 2, random);
       for (const uint32_t n_tokens : {1u, 9u}) {  // the second has enough rows to decode a tile once for all
         Request request(shape, n_tokens, random, 5);
@@ -180,7 +189,7 @@ TEST_P(AttentionSpecTest, Threads) {
 // Contexts long enough that a generation step is cut into several parts for the threads, which are merged.
 TEST_P(AttentionSpecTest, LongContexts) {
   Random random(39);
-  const LayerShape shape{3, 1, 16, 8};
+  const LayerShape shape = has_wide_tiles(GetParam()) ? LayerShape{3, 1, 32, 24} : LayerShape{3, 1, 16, 8};
   for (const size_t n : {4095, 4200, 9000}) {
     SCOPED_TRACE(std::to_string(n) + " cells");
     const auto layer = filled(shape, GetParam(), n, 30, random);
@@ -248,7 +257,8 @@ TEST_P(AttentionSpecTest, StagedInBytes) {
       format_bits(layer->spec().hi) < 16 || (layer->spec().lo != Format::evict && !layer->spec().uncompressed());
   const auto bytes_per_token = [&] { return layer->memory_usage().staged / layer->memory_usage().n_staged_tokens; };
   put_some(0, 10);
-  const uint64_t of_f16 = bytes_per_token(), in_bytes = quantised ? of_f16 / 2 : of_f16;
+  const uint64_t wide = has_wide_tiles(GetParam()) ? 2 * 16 : 0;  // bytes beyond those of INT8
+  const uint64_t of_f16 = bytes_per_token(), in_bytes = quantised ? of_f16 / 2 + wide : of_f16;
   layer->stage_in_bytes(true);
   EXPECT_EQ(bytes_per_token(), of_f16) << "no centre can be told from 10 tokens";
   put_some(10, 61);

@@ -84,7 +84,8 @@ TEST_P(MemoryTest, BytesUsedAreBytesAllocated) {
 
 INSTANTIATE_TEST_SUITE_P(Specs, MemoryTest,
                          testing::Values("full", "h2o", "rtn4", "mikv-paper", "mikv", "mikv-max",
-                                         "mikv:importance=full", "snapkv", "scissorhands", "fastgen", "llm-qat4"),
+                                         "mikv:importance=full", "snapkv", "scissorhands", "fastgen", "llm-qat4",
+                                         "llm-int8"),
                          name_of_spec);
 
 /// Bits per element of a compressed cache of 4,096 tokens, all-in.

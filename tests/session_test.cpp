@@ -24,7 +24,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr LayerShape kShape{6, 2, 32, 16};
+constexpr LayerShape kShape{6, 2, 32, 24};
 
 class SavedSegmentTest : public testing::TestWithParam<const char*> {
  protected:
@@ -166,7 +166,7 @@ TEST_P(SavedSegmentTest, AnyBytesAreHarmless) {
 INSTANTIATE_TEST_SUITE_P(Specs, SavedSegmentTest,
                          testing::Values("full", "h2o", "rtn4", "mikv-paper", "mikv-paper-int2", "llm-qat4", "mikv",
                                          "mikv-max", "mikv:lo=int3,keep=0.3", "mikv:hi=int5,lo=int5,keep=0.3", "snapkv",
-                                         "scissorhands", "fastgen"),
+                                         "scissorhands", "fastgen", "llm-int8"),
                          name_of_spec);
 
 TEST(SavedSegmentCasesTest, OfAnotherSpecOrShapeIsRefusedOrHarmless) {
@@ -179,7 +179,7 @@ TEST(SavedSegmentCasesTest, OfAnotherSpecOrShapeIsRefusedOrHarmless) {
   ASSERT_TRUE(from->save_segment(0, cell_range(0, 64), bytes).ok());
   for (const char* spec : {"full", "rtn4", "mikv-paper", "h2o"})
     EXPECT_FALSE(make_layer(kShape, spec)->load_segment(bytes, 64).ok()) << spec;
-  for (const LayerShape shape : {LayerShape{6, 2, 16, 16}, LayerShape{6, 3, 32, 16}, LayerShape{6, 1, 32, 16}}) {
+  for (const LayerShape shape : {LayerShape{6, 2, 16, 24}, LayerShape{6, 3, 32, 24}, LayerShape{6, 1, 32, 24}}) {
     EXPECT_FALSE(make_layer(shape, "mikv")->load_segment(bytes, 64).ok());
   }
   EXPECT_FALSE(from->save_segment(7, cell_range(0, 64), bytes).ok());

@@ -80,7 +80,7 @@ TEST(SpecTest, EveryPresetIsListedOnceAndRoundTrips) {
     EXPECT_EQ(parsed(spec.to_string()), spec) << spec.to_string();
     EXPECT_EQ(parsed(std::string(preset.name) + ":" + std::string(preset.keys)), spec) << preset.name;
   }
-  EXPECT_EQ(names.size(), 23u);
+  EXPECT_EQ(names.size(), 24u);
 }
 
 TEST(SpecTest, KeysOverrideThePreset) {
@@ -129,7 +129,7 @@ RC_GTEST_PROP(SpecProperty, CanonicalFormRoundTrips, ()) {
       pick({"mikv", "mikv-paper", "mikv-max", "rtn4"}) + ":keep=" + keep_text +
       ",hi=" + pick({"f16", "int8", "int5", "int4", "int2"}) + ",lo=" + pick({"int2", "int3", "int4", "int5", "int8"}) +
       ",group=" + pick({"auto", "half", "head", "1", "64", "512"}) + ",quantiser=" + pick({"asymmetric", "symmetric"}) +
-      ",outlier=" + pick({"none", "balancer", "center+hadamard", "hadamard+balancer+center"}) + ",importance=" +
+      ",outlier=" + pick({"none", "balancer", "f16", "center+hadamard", "hadamard+balancer+center"}) + ",importance=" +
       pick({"h2o", "window", "streaming" + sinks, "snapkv", "scissorhands", "fastgen" + sinks, "random" + seed}) +
       ",prefill=" + pick({"exact", "streaming", "spread"});
   const Spec spec = parsed(text);
@@ -193,6 +193,7 @@ const Refusal kRefusals[] = {
     {"mikv:outlier=balancer+", {"'balancer+'"}},
     {"mikv:outlier=balancer+balancer", {"'balancer+balancer'"}},
     {"mikv:outlier=none+center", {"'none+center'"}},
+    {"rtn4:outlier=f16+center", {"'f16+center'", "none, f16, or"}},
     {"mikv:importance=heavy", {"'importance'", "full, h2o, window, streaming, snapkv, scissorhands, fastgen, random"}},
     {"mikv:prefill=fast", {"'prefill'", "exact, streaming"}},
     {"mikv:recent=1.5", {"'recent'", "'1.5'", "0 to 1"}},
@@ -211,6 +212,8 @@ const Refusal kRefusals[] = {
     {"mikv:bits=nan", {"'bits'", "'nan'"}},
     {"rtn4:bits=3", {"bits", "lo=mixed"}},
     {"mikv:outlier=none", {"lo=mixed", "outlier"}},
+    {"mikv:outlier=f16", {"lo=mixed", "outlier"}},
+    {"h2o:outlier=f16", {"lo=evict", "outlier"}},
     {"mikv:group=64", {"lo=mixed", "group=head"}},
     {"rtn4:quantiser=even", {"'quantiser'", "'even'", "asymmetric, symmetric"}},
     {"mikv:quantiser=symmetric", {"lo=mixed", "quantiser"}},

@@ -198,6 +198,42 @@ TEST(SystemsTest, LlmQatIsSymmetricByToken) {
   EXPECT_EQ(stored("llm-qat4:lo=int2", 8, ternary).k, (std::vector<float>{-2, 2, 0, 2, 0, -2, 0, 2}));
 }
 
+// Channels that are above 127 in some token are outliers: odd ones of keys, the last 16 of values. The largest of the
+// others is 127, so that the step of 8 bits is 1.
+TEST(SystemsTest, LlmInt8KeepsOutlierChannelsInF16) {
+  const auto is_outlier_k = [](uint32_t c) { return c % 2 == 1; };
+  const auto is_outlier_v = [](uint32_t c) { return c >= 16; };
+  const auto given = [](bool outlier, uint32_t token, uint32_t c) {
+    if (outlier) return token == c ? 500.0f + float(c) : 0.25f * float(c + token);  // large once
+    return c < 2 ? 127.0f : float(c) + (token % 2 ? -0.25f : 0.25f);
+  };
+  for (LayerShape shape : kShapes) {
+    Random random(303);
+    const auto layer = make_layer(shape, "llm-int8");
+    Tokens tokens(shape, 32, random);
+    for (uint32_t t = 0; t < 32; ++t) {
+      for (uint32_t head = 0; head < shape.n_kv_heads; ++head) {
+        for (uint32_t c = 0; c < 32; ++c) {
+          tokens.key(t, head)[c] = given(is_outlier_k(c), t, c);
+          tokens.value(t, head)[c] = given(is_outlier_v(c), t, c);
+        }
+      }
+    }
+    put(*layer, 0, cell_range(0, 32), tokens);
+    commit(*layer, 0);
+    for (const StoredToken& token : layer->dump(0, shape.n_kv_heads - 1)) {
+      EXPECT_EQ(token.tier, TokenTier::lo);
+      for (uint32_t c = 0; c < 32; ++c) {
+        const float k = given(is_outlier_k(c), token.cell, c), v = given(is_outlier_v(c), token.cell, c);
+        EXPECT_EQ(token.k[c], is_outlier_k(c) ? k : std::round(k)) << "channel " << c << " of cell " << token.cell;
+        EXPECT_EQ(token.v[c], is_outlier_v(c) ? v : std::round(v)) << "channel " << c << " of cell " << token.cell;
+      }
+    }
+  }
+  // 16 of 128 channels in f16, 112 in INT8, and a scale.
+  EXPECT_DOUBLE_EQ(size_of("llm-int8"), 100.0 * (16 * 16 + 112 * 8 + 16) / (128.0 * 16.0));
+}
+
 TEST(SystemsTest, ASymmetricScaleTakesTwoBytes) {
   const double asymmetric = size_of("rtn4:group=head"), symmetric = size_of("llm-qat4");
   EXPECT_DOUBLE_EQ(asymmetric, 100.0 * (4.0 + 32.0 / 128.0) / 16.0);

@@ -63,6 +63,9 @@ struct Spec {
   std::string balancer_file;  ///< of static balancers (mikv/static_balancer.hpp), in its place; or empty
   bool center = true;         ///< subtract the per-channel mean of the prompt's keys
   bool hadamard = true;       ///< rotate K and V by an orthonormal Hadamard matrix before quantising
+  /// Keep the 16 channels of K and of V with the largest values of a KV head's prompt in f16 (outlier=f16; LLM.int8(),
+  /// arXiv 2208.07339).
+  bool outlier_channels = false;
   Prefill prefill = Prefill::exact;
   double recent = 0.75;  ///< share of the hi tier, 0..1, that `h2o` keeps for the most recent tokens; 0.5 as published
                          ///< (docs/adr/0015-the-recent-share.md)
@@ -74,8 +77,9 @@ struct Spec {
 
   /// True if tokens stay as they were put (f16, nothing demoted): the uncompressed cache.
   bool uncompressed() const { return importance == Importance::full && hi == Format::f16; }
-  /// True if a segment (balancer, centre) must be frozen from the prompt before a token can be compressed.
-  bool needs_calibration() const { return balancer || center; }
+  /// True if a segment (balancer, centre, outlier channels) must be frozen from the prompt before a token can be
+  /// compressed.
+  bool needs_calibration() const { return balancer || center || outlier_channels; }
 
   /// True if a cache under this spec records what one under `other` needs to start from it (Context::restore).
   bool can_start(const Spec& other) const;

@@ -71,10 +71,10 @@ HWY_INLINE HWY_ATTR VF SumChains(const VF* sums, uint32_t r) {
 
 // ---------------------------------------------------------------- logits
 
-// Raw logits (no mask) of one block for kRows rows, to logits[r * kStepTokens + lane].
+// Raw logits (no mask) of one block for kRows rows, to logits[r * kStepTokens + lane]; or added to them, without bias.
 template <class Rowwise, uint32_t kRows>
 HWY_ATTR void BlockLogits(const BlockSpan& span, const uint8_t* block, const Tiles& tiles, uint32_t b, const Rows& rows,
-                          uint32_t first_row, float* logits, Ahead& ahead) {
+                          uint32_t first_row, bool adds, float* logits, Ahead& ahead) {
   const auto& pairs = span.geometry->pairs_k;
   const size_t q_stride = pairs.size() * kLanes;
   const float* q = rows.q + first_row * q_stride;
@@ -84,7 +84,9 @@ HWY_ATTR void BlockLogits(const BlockSpan& span, const uint8_t* block, const Til
   constexpr uint32_t kSums = kRows * Chains<kRows>();
   for (size_t lane = 0; lane < kLanes; lane += Width()) {
     VF total[kRows];
-    for (uint32_t r = 0; r < kRows; ++r) total[r] = hn::Set(DF(), rows.bias[first_row + r]);
+    for (uint32_t r = 0; r < kRows; ++r) {
+      total[r] = adds ? hn::LoadU(DF(), logits + r * kStepTokens + lane) : hn::Set(DF(), rows.bias[first_row + r]);
+    }
     size_t p = 0;
     while (p < pairs.size()) {
       const uint32_t group = pairs[p].group;

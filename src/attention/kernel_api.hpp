@@ -29,7 +29,8 @@ inline constexpr uint32_t kMaxKernelRows = 8;
 struct TilePair {
   uint16_t tile, group, first, last;
 };
-std::vector<TilePair> tile_pairs(uint32_t dim, uint32_t group);
+/// first: channels before it are in no group.
+std::vector<TilePair> tile_pairs(uint32_t dim, uint32_t group, uint32_t first = 0);
 
 /// The coordinates in which some tiers hold their tokens: how their tiles meet prepared queries and outputs.
 struct Geometry {
@@ -44,6 +45,10 @@ struct BlockSpan {
   const Geometry* geometry = nullptr;
   uint32_t n_tokens = 0;
   std::span<const uint8_t> next;  ///< what will be read after the blocks that are asked for: fetched ahead
+  /// Tiles of the same blocks that hold outlier channels as halves, and their geometry: Rows::wide meets them. Null:
+  /// none, geometry has all channels.
+  const codec::BlockLayout* wide = nullptr;
+  const Geometry* wide_geometry = nullptr;
 };
 
 /// Queries prepared for a geometry, with the softmax scale folded in. Memory of the caller, written by
@@ -55,7 +60,8 @@ struct Rows {
   float* q_sums = nullptr;  ///< [n][groups_k]: sum over the group's channels; what a zero is multiplied by
   uint8_t* q_integers =
       nullptr;  ///< [n][pairs_k][kQueryIntegerBytes], or null: no tier holds codes, or the target takes floats
-  float* q_steps = nullptr;  ///< [n][groups_k]: what the integers in q_integers are multiplied by
+  float* q_steps = nullptr;    ///< [n][groups_k]: what the integers in q_integers are multiplied by
+  const Rows* wide = nullptr;  ///< the same queries for BlockSpan::wide; its bias is not read
 };
 /// Bytes of Rows::q_integers for a pair: its 16 channels as integers of 16 bits, in the order that the target wants.
 inline constexpr size_t kQueryIntegerBytes = 32;

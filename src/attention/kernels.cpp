@@ -32,13 +32,19 @@ struct StepArgs {
   const State* state;  // null: logits only
   const Scratch& scratch;
   Ahead& ahead;
+  bool adds = false;  // logits are added to those that are there
 };
 
 template <class TileReader, uint32_t kRows>
 HWY_ATTR void LogitsOf(const StepArgs& args, const Tiles& tiles, uint32_t row) {
   for (uint32_t b = 0; b < args.n_blocks; ++b) {
-    BlockLogits<TileReader, kRows>(args.span, args.blocks + b * args.span.layout->bytes, tiles, b, *args.rows, row,
-                                   args.scratch.logits + row * kStepTokens + b * kLanes, args.ahead);
+    const uint8_t* block = args.blocks + b * args.span.layout->bytes;
+    float* logits = args.scratch.logits + row * kStepTokens + b * kLanes;
+    if constexpr (HandsOutQuads<TileReader>) {
+      BlockLogits<TileReader, kRows>(args.span, block, tiles, b, *args.rows, row, logits, args.ahead);
+    } else {
+      BlockLogits<TileReader, kRows>(args.span, block, tiles, b, *args.rows, row, args.adds, logits, args.ahead);
+    }
   }
 }
 
@@ -147,6 +153,10 @@ template <Work kWork>
 HWY_ATTR void Run(const StepArgs& args, uint32_t n_rows) {
   codec::visit_bits<codec::has_blocks>(args.span.layout->bits,
                                        [&](auto bits) HWY_ATTR { RunBits<kWork, bits>(args, n_rows); });
+  if (!args.span.wide) return;
+  const BlockSpan wide{args.span.blocks, args.span.wide, args.span.wide_geometry, args.span.n_tokens};
+  RunBits<kWork, 16>({wide, args.blocks, args.n_blocks, args.rows->wide, args.state, args.scratch, args.ahead, true},
+                     n_rows);
 }
 
 // ---------------------------------------------------------------- one step

@@ -8,13 +8,14 @@
 //   scales V   groups x (16 alpha, 16 beta)   uniform codes
 //   scales K   16 alpha                       mixed bits; bytes (codec/scale8.hpp), by token
 //   scales V   16 alpha                       mixed bits
-//   tiles K    channels/16 tiles              lane = token,   row = channel   (codec/tile.hpp)
+//   tiles K    channels/16 tiles              lane = token,   row = channel   (codec/tile.hpp); wide ones first
 //   tiles V    channels/16 tiles              lane = channel, row = token
 //
 // E.g. INT3, head_dim 128, groups of 64, wide ids: 64 + 128 + 128 + 8*96 + 8*96 = 1856 bytes, 3.625 bits per element
 // with ids. Mixed bits: each tile has 1 to 4, or 6, of its own, and the head one group. E.g. 2.75 bits on average,
 // head_dim 128, narrow ids: 32 + 32 + 44*32 = 1472 bytes, 2.875 bits per element with ids. Head dimensions that are no
-// multiple of 16 are padded to one; the padding is counted as codes.
+// multiple of 16 are padded to one; the padding is counted as codes. Wide tiles hold the first channels as halves,
+// which no group has (outlier=f16).
 #pragma once
 
 #include <array>
@@ -50,6 +51,7 @@ struct BlockLayout {
   uint32_t group_k = 0, group_v = 0;    ///< channels per group; 0 for 16 bits: no scales
   uint32_t tiles_k = 0, tiles_v = 0;    ///< tiles per block
   uint32_t groups_k = 0, groups_v = 0;  ///< groups a token; 0 for 16 bits
+  uint32_t wide_tiles = 0;              ///< of K and of V; 0 for 16 bits, where all are
   bool scored = false;
   bool symmetric = false;  ///< uniform codes without zeros (codec/quantiser.hpp)
   uint32_t id_bytes = 4;   ///< of a cell number: 2 or 4
@@ -57,9 +59,9 @@ struct BlockLayout {
   size_t scores = 0, arrivals = 0, scales_k = 0, scales_v = 0, data_k = 0, data_v = 0;  ///< byte offsets; ids are at 0
   size_t bytes = 0;  ///< of a block; a multiple of 32
 
-  /// group sizes must divide the dimensions; both are ignored for 16 bits.
+  /// Group sizes must divide the dimensions, less the channels of wide tiles; all three are ignored for 16 bits.
   static BlockLayout make(uint32_t bits, uint32_t dim_k, uint32_t dim_v, uint32_t group_k, uint32_t group_v,
-                          bool scored, uint32_t id_bytes = 4, bool symmetric = false);
+                          bool scored, uint32_t id_bytes = 4, bool symmetric = false, uint32_t wide_tiles = 0);
   /// For each tile 1 to 4, or 6, bits and a positive weight (TileRow).
   struct MixedTiles {
     std::span<const uint8_t> bits;
@@ -67,6 +69,9 @@ struct BlockLayout {
   };
   static BlockLayout make_mixed(uint32_t dim_k, uint32_t dim_v, const MixedTiles& k, const MixedTiles& v,
                                 uint32_t id_bytes = 4);
+
+  /// The wide tiles of the same blocks alone, as a layout of 16 bits. wide_tiles > 0.
+  BlockLayout wide_part() const;
 
   bool mixed() const { return bits == kMixedBits; }
   /// Bytes of the scales of one group of uniform codes in a block: 16 alphas, then, unless symmetric, 16 betas, halves.

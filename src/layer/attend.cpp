@@ -93,7 +93,17 @@ struct Shares {
 };
 
 BlockSpan span_of(const tier::Tier& tier, const Geometry& geometry) {
-  return {tier.blocks(), &tier.layout(), &geometry, tier.size()};
+  return {tier.blocks(), &tier.layout(), &geometry, tier.size(), {}};
+}
+
+// The same of a tier whose outlier channels are halves; `wide` is memory for their layout.
+BlockSpan wide_span_of(const tier::Tier& tier, const LayerCache::Impl& layer, codec::BlockLayout& wide) {
+  BlockSpan span = span_of(tier, layer.tier_geometry);
+  if (layer.wide_geometry.pairs_k.empty()) return span;
+  wide = tier.layout().bits == 16 ? tier.layout() : tier.layout().wide_part();
+  span.wide = &wide;
+  span.wide_geometry = &layer.wide_geometry;
+  return span;
 }
 
 Scratch scratch_for(ThreadSlot& slot, const LayerCache::Impl& layer, uint32_t n_rows) {
@@ -167,7 +177,8 @@ template <typename Work>
 void for_each_tier(const Call& call, const RowTile& tile, ThreadSlot& slot, Work work) {
   const LayerCache::Impl& layer = call.layer;
   find_tiers(call, tile.kv_head, slot);
-  Rows raw, rows;
+  Rows raw, rows, wide;
+  codec::BlockLayout wide_layout;
   const codec::Transform* prepared = nullptr;
   for (size_t i = 0; i < slot.tiers.size(); ++i) {
     const TierOfHead at = slot.tiers[i];
@@ -181,11 +192,15 @@ void for_each_tier(const Call& call, const RowTile& tile, ThreadSlot& slot, Work
     }
     const codec::Transform& transform = at.head->transform_of(*at.tier);
     const codec::Axes &key = transform.key, &value = transform.value;
-    if (prepared != &transform) rows = prepare_for_tier(tile, key, slot.tier);
+    if (prepared != &transform) {
+      rows = prepare_for_tier(tile, key, slot.tier);
+      wide = prepare_wide(tile, key, slot.wide);
+      rows.wide = &wide;
+    }
     prepared = &transform;
     const Rows of_tier = at.scored() ? rows : with_expected_error(tile, key, at.tier->layout(), rows, slot.tier);
     work(
-        at, span_of(*at.tier, layer.tier_geometry), of_tier,
+        at, wide_span_of(*at.tier, layer, wide_layout), of_tier,
         [&](RowState& state) { return tier_view(state, layer, tile.n_rows(), value); }, next);
   }
 }
@@ -287,7 +302,7 @@ void add_counts(const ThreadSlot& slot, uint32_t token, float* counts, size_t n)
   for (size_t i = 0; i < n; ++i) counts[i] += slot.sums[i] > slot.means[token];
 }
 
-// One row of `rows` alone, and what it sees.
+// One row of `rows` alone, without Rows::wide, and what it sees.
 Rows row_of(const Rows& rows, uint32_t r, const Geometry& geometry) {
   const size_t pair = r * geometry.pairs_k.size(), group = size_t{r} * geometry.groups_k;
   return {1,
@@ -378,7 +393,10 @@ void run_tile(const Call& call, const RowTile& tile, ThreadSlot& slot) {
                     for (uint32_t r = 0; r < rows.n; ++r) {
                       if (slot.inverse_sum[r] == 0.0f) continue;
                       clear_sums(slot, span.n_tokens);
-                      score(row_of(rows, r, *span.geometry), mask_of_row(mask, r, tile.group()), r, slot.sums.data());
+                      Rows row = row_of(rows, r, *span.geometry);
+                      const Rows wide = span.wide ? row_of(*rows.wide, r, *span.wide_geometry) : Rows();
+                      row.wide = &wide;
+                      score(row, mask_of_row(mask, r, tile.group()), r, slot.sums.data());
                       add_counts(slot, r / tile.group(), scores.data() + first, span.n_tokens);
                     }
                   } else {
@@ -515,7 +533,7 @@ uint64_t Workspace::bytes() const {
     add(s.max, s.sum, s.acc, s.tier_sum, s.tier_acc, s.zeros);
   };
   for (const attention::ThreadSlot& slot : impl_->threads) {
-    for (const attention::PreparedRows* rows : {&slot.raw, &slot.tier}) {
+    for (const attention::PreparedRows* rows : {&slot.raw, &slot.tier, &slot.wide}) {
       add(rows->q, rows->q_sums, rows->q_steps, rows->q_integers, rows->bias, rows->errors, rows->bias_with_error);
     }
     add(slot.tiers, slot.mask_low, slot.mask_high, slot.logits, slot.factors, slot.decoded, slot.weights,

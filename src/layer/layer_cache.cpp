@@ -39,10 +39,17 @@ Status check_shape(const LayerShape& shape) {
 Status check_groups(const LayerShape& shape, const Spec& spec) {
   const bool grouped =
       spec.hi != Format::f16 || (spec.lo != Format::evict && policy::policy_of(spec.importance).demotes());
+  const uint32_t n_wide = wide_channels(spec);
   for (const uint32_t dim : {shape.head_dim_k, shape.head_dim_v}) {
-    if (grouped && spec.group.resolve(dim) == 0) {
-      return Error{"spec key group=" + std::to_string(spec.group.channels) + " does not divide the head dimension " +
-                   std::to_string(dim) + "; use auto, half, head or a divisor of it"};
+    if (dim <= n_wide) {
+      return Error{ErrorCode::unsupported, "spec key outlier=f16 takes " + std::to_string(n_wide) +
+                                               " channels of each head; heads of " + std::to_string(dim) +
+                                               " have no others, so leave it out"};
+    }
+    if (grouped && spec.group.resolve(dim - n_wide) == 0) {
+      return Error{"spec key group=" + std::to_string(spec.group.channels) + " does not divide the " +
+                   std::to_string(dim - n_wide) + " channels of a head" + (n_wide ? " that are no outliers" : "") +
+                   "; use auto, half, head or a divisor of it"};
     }
   }
   return {};
@@ -67,13 +74,15 @@ constexpr uint32_t kNarrowCells = 1u << 16;
 
 tier::Layouts make_layouts(const LayerShape& shape, const Spec& spec, const tier::Positions& positions) {
   const uint32_t id_bytes = positions.max_cells <= kNarrowCells ? 2 : 4;
-  const uint32_t group_k = spec.group.resolve(shape.head_dim_k), group_v = spec.group.resolve(shape.head_dim_v);
+  const uint32_t n_wide = wide_channels(spec), dim_k = shape.head_dim_k - n_wide, dim_v = shape.head_dim_v - n_wide;
+  const uint32_t group_k = spec.group.resolve(dim_k), group_v = spec.group.resolve(dim_v);
   const bool symmetric = spec.quantiser == Quantiser::symmetric;
   const auto layout = [&](Format format, bool scored, bool has_no_zeros) {
     // Bits that differ by head are known when its segment is frozen; what stands here until then is never filled.
     const uint32_t bits = format_bits(format) ? format_bits(format) : format_bits(Format::int2);
-    const uint32_t k = group_k ? group_k : shape.head_dim_k, v = group_v ? group_v : shape.head_dim_v;
-    return codec::BlockLayout::make(bits, shape.head_dim_k, shape.head_dim_v, k, v, scored, id_bytes, has_no_zeros);
+    return codec::BlockLayout::make(bits, shape.head_dim_k, shape.head_dim_v, group_k ? group_k : dim_k,
+                                    group_v ? group_v : dim_v, scored, id_bytes, has_no_zeros,
+                                    n_wide / codec::kTileSide);
   };
   // Scores and arrivals decide about demotion; a cache that demotes nothing has no use for them.
   const bool scored = policy::policy_of(spec.importance).demotes();
@@ -95,9 +104,11 @@ std::pair<uint32_t, uint32_t> tier_groups(const LayerShape& shape, const tier::L
 
 namespace {
 
-attention::Geometry make_geometry(const LayerShape& shape, uint32_t group_k, uint32_t group_v) {
-  return {attention::tile_pairs(shape.head_dim_k, group_k), attention::tile_pairs(shape.head_dim_v, group_v),
-          shape.head_dim_k / group_k};
+// Of channels [first, dim) of K and of V.
+attention::Geometry make_geometry(uint32_t dim_k, uint32_t dim_v, uint32_t group_k, uint32_t group_v,
+                                  uint32_t first = 0) {
+  return {attention::tile_pairs(dim_k, group_k, first), attention::tile_pairs(dim_v, group_v, first),
+          (dim_k - first) / group_k};
 }
 
 Status check_cells(SegmentId segment, std::span<const Cell> cells, uint32_t max_cells) {
@@ -178,9 +189,11 @@ Result<std::unique_ptr<LayerCache>> LayerCache::create(const LayerShape& shape, 
   auto layouts = std::make_shared<tier::Layouts>(make_layouts(shape, spec, impl->positions));
   layouts->balancers = std::move(balancers);
   impl->layouts = std::move(layouts);
-  impl->raw_geometry = make_geometry(shape, shape.head_dim_k, shape.head_dim_v);
+  const uint32_t dim_k = shape.head_dim_k, dim_v = shape.head_dim_v, n_wide = wide_channels(spec);
+  impl->raw_geometry = make_geometry(dim_k, dim_v, dim_k, dim_v);
   std::tie(impl->tier_group_k, impl->tier_group_v) = tier_groups(shape, *impl->layouts);
-  impl->tier_geometry = make_geometry(shape, impl->tier_group_k, impl->tier_group_v);
+  impl->tier_geometry = make_geometry(dim_k, dim_v, impl->tier_group_k, impl->tier_group_v, n_wide);
+  if (n_wide) impl->wide_geometry = make_geometry(n_wide, n_wide, n_wide, n_wide);
   return std::unique_ptr<LayerCache>(new LayerCache(std::move(impl)));
 }
 

@@ -21,13 +21,14 @@ struct LayerCache::Impl {
   std::shared_ptr<const tier::Layouts> layouts;  ///< of that spec
   attention::Geometry raw_geometry;              ///< of staged tokens: no groups
   attention::Geometry tier_geometry;             ///< of hi and lo
+  attention::Geometry wide_geometry;             ///< of their outlier channels; no pairs: they have none
   bool stages_in_bytes = false;
   /// Channels per scale group in hi and lo; the whole head if neither has scales.
   uint32_t tier_group_k = 0, tier_group_v = 0;
   std::vector<std::unique_ptr<tier::SegmentStore>> segments;  ///< by SegmentId; null: never used
 
   /// True if tiers hold values in other coordinates than staged tokens, which may differ by segment.
-  bool values_transformed() const { return spec.hadamard; }
+  bool values_transformed() const { return spec.hadamard || spec.outlier_channels; }
   tier::SegmentStore* segment(SegmentId id) const { return id < segments.size() ? segments[id].get() : nullptr; }
   tier::SegmentStore& segment_for_put(SegmentId id);
   Status lower(tier::SegmentStore& segment, const policy::Rung& rung) const;
@@ -48,7 +49,10 @@ struct LayerCache::Impl {
   void drop_if_empty(SegmentId id);
 };
 
-/// Channels of K and of V that share a scale in hi and lo: the whole head if neither has scales.
+/// Channels of K and of V that hi and lo hold as halves, before those of groups.
+inline uint32_t wide_channels(const Spec& spec) { return spec.outlier_channels ? codec::kTileSide : 0; }
+
+/// Channels of K and of V that share a scale in hi and lo: all that may have one if neither has scales.
 std::pair<uint32_t, uint32_t> tier_groups(const LayerShape& shape, const tier::Layouts& layouts);
 
 /// Layouts of a layer's tiers under a spec.

@@ -34,7 +34,8 @@ bool can_hold(const LayerCache::Impl& layer, const Spec& saved, const tier::Layo
   const Spec& here = layer.spec;
   const auto demotes = [](const Spec& spec) { return policy::policy_of(spec.importance).demotes(); };
   return here.uncompressed() == saved.uncompressed() && here.mixed() == saved.mixed() &&
-         here.hadamard == saved.hadamard && demotes(here) == demotes(saved) && layer.layouts->evict == layouts.evict &&
+         here.hadamard == saved.hadamard && here.outlier_channels == saved.outlier_channels &&
+         demotes(here) == demotes(saved) && layer.layouts->evict == layouts.evict &&
          layer.layouts->quantised() == layouts.quantised() &&
          tier_groups(layer.shape, *layer.layouts) == tier_groups(layer.shape, layouts);
 }

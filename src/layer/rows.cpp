@@ -14,7 +14,10 @@ namespace {
 constexpr float kHidden = -std::numeric_limits<float>::infinity();
 
 uint32_t acc_stride(const LayerCache::Impl& layer) { return layer.layouts->staged.tiles_v * kLanes; }
-uint32_t zeros_stride(const LayerCache::Impl& layer) { return layer.shape.head_dim_v / layer.tier_group_v * kLanes; }
+uint32_t n_groups_v(const LayerCache::Impl& layer) {
+  return (layer.shape.head_dim_v - wide_channels(layer.spec)) / layer.tier_group_v;
+}
+uint32_t zeros_stride(const LayerCache::Impl& layer) { return n_groups_v(layer) * kLanes; }
 
 Rows prepare(const RowTile& tile, const Geometry& geometry, const codec::Axes& key, bool bytes, PreparedRows& memory) {
   const size_t n_rows = tile.n_rows(), n_pairs = geometry.pairs_k.size();
@@ -42,13 +45,13 @@ void merge_part(std::vector<float>& into, const std::vector<float>& from, uint32
 
 }  // namespace
 
-std::vector<TilePair> tile_pairs(uint32_t dim, uint32_t group) {
+std::vector<TilePair> tile_pairs(uint32_t dim, uint32_t group, uint32_t first) {
   std::vector<TilePair> pairs;
-  for (uint32_t g = 0; g < dim / group; ++g) {
-    const uint32_t begin = g * group, end = begin + group;
+  for (uint32_t g = 0; g < (dim - first) / group; ++g) {
+    const uint32_t begin = first + g * group, end = begin + group;
     for (uint32_t tile = begin / kLanes; tile * kLanes < end; ++tile) {
-      const uint32_t first = std::max(begin, tile * kLanes), last = std::min(end, (tile + 1) * kLanes);
-      pairs.push_back({uint16_t(tile), uint16_t(g), uint16_t(first - tile * kLanes), uint16_t(last - tile * kLanes)});
+      const uint32_t from = std::max(begin, tile * kLanes), last = std::min(end, (tile + 1) * kLanes);
+      pairs.push_back({uint16_t(tile), uint16_t(g), uint16_t(from - tile * kLanes), uint16_t(last - tile * kLanes)});
     }
   }
   return pairs;
@@ -62,6 +65,10 @@ Rows prepare_raw(const RowTile& tile, PreparedRows& memory) {
 Rows prepare_for_tier(const RowTile& tile, const codec::Axes& key, PreparedRows& memory) {
   return prepare(tile, tile.layer.tier_geometry, key, kernels().multiplies_integers && tile.layer.layouts->quantised(),
                  memory);
+}
+
+Rows prepare_wide(const RowTile& tile, const codec::Axes& key, PreparedRows& memory) {
+  return prepare(tile, tile.layer.wide_geometry, key, false, memory);
 }
 
 Rows with_expected_error(const RowTile& tile, const codec::Axes& key, const codec::BlockLayout& layout, Rows rows,
@@ -119,14 +126,14 @@ State tier_view(RowState& state, const LayerCache::Impl& layer, uint32_t n_rows,
 void fold_tiers(RowState& state, const LayerCache::Impl& layer, uint32_t n_rows) {
   const bool apart = layer.values_transformed();
   if (apart && !state.tier_axes) return;
-  const uint32_t dim = layer.shape.head_dim_v, group = layer.tier_group_v;
+  const uint32_t dim = layer.shape.head_dim_v, group = layer.tier_group_v, first = wide_channels(layer.spec);
   for (uint32_t r = 0; r < n_rows; ++r) {
     float* acc = state.acc.data() + size_t{r} * acc_stride(layer);
     float* tier_acc = apart ? state.tier_acc.data() + size_t{r} * acc_stride(layer) : acc;
     float* zeros = state.zeros.data() + size_t{r} * zeros_stride(layer);
-    for (uint32_t g = 0; g < dim / group; ++g) {
+    for (uint32_t g = 0; g < n_groups_v(layer); ++g) {
       const float zero = std::accumulate(zeros + g * kLanes, zeros + (g + 1) * kLanes, 0.0f);
-      for (uint32_t c = g * group; c < (g + 1) * group; ++c) tier_acc[c] += zero;
+      for (uint32_t c = first + g * group; c < first + (g + 1) * group; ++c) tier_acc[c] += zero;
     }
     if (!apart) continue;
     float *sum = state.sum.data() + size_t{r} * kLanes, *tier_sum = state.tier_sum.data() + size_t{r} * kLanes;

@@ -38,6 +38,8 @@ constexpr Preset kQuantisers[] = {
      "every token in symmetric INT8 (arXiv 2305.17888)"},
     {"llm-qat4", "importance=window,keep=0,hi=f16,lo=int4,group=head,quantiser=symmetric,outlier=none",
      "every token in symmetric INT4 (arXiv 2305.17888)"},
+    {"llm-int8", "importance=window,keep=0,hi=f16,lo=int8,group=head,quantiser=symmetric,outlier=f16",
+     "every token in INT8, outlier channels in f16 (arXiv 2208.07339)"},
 };
 
 }  // namespace

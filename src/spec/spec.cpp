@@ -193,9 +193,10 @@ Status set_group(GroupSize& group, std::string_view value) {
 }
 
 Status set_outlier(Spec& spec, std::string_view value) {
-  const std::string would_do = "none, or one or more of balancer, center, hadamard joined by '+'";
+  const std::string would_do = "none, f16, or one or more of balancer, center, hadamard joined by '+'";
   spec.balancer = spec.center = spec.hadamard = false;
-  if (value == "none") return {};
+  spec.outlier_channels = value == "f16";
+  if (value == "none" || value == "f16") return {};
   for (std::string_view rest = value;;) {
     const size_t plus = rest.find('+');
     const std::string_view name = rest.substr(0, plus);
@@ -324,6 +325,7 @@ Status reconcile(Spec& spec, const std::vector<std::string_view>& given) {
     if (user_gave("group") && spec.group.kind != GroupSize::Kind::head)
       return Error{"spec: lo=mixed needs group=head; leave group out, or choose another lo"};
     spec.balancer = spec.center = spec.hadamard = true;
+    spec.outlier_channels = false;
     spec.group = {GroupSize::Kind::head, 0};
   } else {
     if (user_gave("bits")) return Error{"spec: bits is of lo=mixed; leave it out, or choose lo=mixed"};
@@ -333,11 +335,11 @@ Status reconcile(Spec& spec, const std::vector<std::string_view>& given) {
     return Error{"spec: keep=0 with lo=evict would store nothing; choose keep above 0, or lo=" +
                  any_of(format_names(codec::kInLo, true))};
   if (quantises_nothing(spec)) {  // no outliers to handle
-    if (user_gave("outlier") && (spec.balancer || spec.center || spec.hadamard))
+    if (user_gave("outlier") && (spec.balancer || spec.center || spec.hadamard || spec.outlier_channels))
       return Error{
           "spec: hi=f16 with lo=evict quantises nothing, so outlier must be none; leave outlier out, or choose hi=" +
           any_of(format_names(codec::kInHi, true)) + ", or lo=" + any_of(format_names(codec::kInLo, true))};
-    spec.balancer = spec.center = spec.hadamard = false;
+    spec.balancer = spec.center = spec.hadamard = spec.outlier_channels = false;
   }
   if (Status status = reconcile_balancer_file(spec, user_gave("outlier")); !status) return status;
   return reconcile_quantiser(spec, user_gave("quantiser"));
@@ -399,7 +401,7 @@ std::string shortest(double value) {
 }  // namespace
 
 std::string Spec::to_string() const {
-  std::string outlier;
+  std::string outlier = outlier_channels ? "f16" : "";
   for (const auto& [used, name] : {std::pair{balancer, "balancer"}, {center, "center"}, {hadamard, "hadamard"}})
     if (used) outlier += (outlier.empty() ? "" : "+") + std::string(name);
 

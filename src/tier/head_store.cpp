@@ -7,6 +7,7 @@
 
 #include "codec/cpu_clones.hpp"
 #include "codec/fp16.hpp"
+#include "policy/outlier_channels.hpp"
 #include "policy/policy.hpp"
 #include "policy/rope_forecast.hpp"
 
@@ -207,12 +208,13 @@ HeadStore::Calibration HeadStore::plan_mixed(const Spec& spec, CommitScratch& sc
 HeadStore::Calibration HeadStore::plan_uniform(const Spec& spec, CommitScratch& scratch) const {
   const uint32_t dim = staged.layout().dim_k;
   std::vector<double> sum(dim);
-  std::vector<float> low(dim, INFINITY), high(dim, -INFINITY);
-  for_each_staged(*this, scratch, [&](uint32_t, const float* k, const float*) {
+  std::vector<float> low(dim, INFINITY), high(dim, -INFINITY), largest_v(staged.layout().dim_v);
+  for_each_staged(*this, scratch, [&](uint32_t, const float* k, const float* v) {
     for (uint32_t c = 0; c < dim; ++c) {
       sum[c] += k[c];
       low[c] = std::min(low[c], k[c]), high[c] = std::max(high[c], k[c]);
     }
+    for (size_t c = 0; c < largest_v.size(); ++c) largest_v[c] = std::max(largest_v[c], std::abs(v[c]));
   });
   Calibration calibration{transform, nullptr};
   codec::Axes& key = calibration.transform.key;
@@ -221,6 +223,15 @@ HeadStore::Calibration HeadStore::plan_uniform(const Spec& spec, CommitScratch& 
     const float mu = spec.center ? codec::f16_to_f32(key.centre[c]) : 0.0f;
     if (spec.balancer)
       key.balancer.push_back(codec::balance(q_max.empty() ? 0.0f : q_max[c], std::max(high[c] - mu, mu - low[c])));
+  }
+  if (spec.outlier_channels) {
+    std::vector<float> largest_k(dim);
+    for (uint32_t c = 0; c < dim; ++c) {
+      const float factor = key.balancer.empty() ? 1.0f : codec::f16_to_f32(key.balancer[c]);
+      largest_k[c] = factor * std::max(high[c], -low[c]);
+    }
+    key.order = policy::outliers_first(largest_k, codec::kTileSide);
+    calibration.transform.value.order = policy::outliers_first(largest_v, codec::kTileSide);
   }
   return calibration;
 }
