@@ -84,8 +84,8 @@ def modes(model, n_new):
     greedy = {"max_new_tokens": n_new, "do_sample": False}
     return {
         "greedy": greedy,
-        "beams, 4": greedy | {"num_beams": 4},
-        "sampling, 2 returns": greedy | {"do_sample": True, "num_return_sequences": 2},
+        "4 beams": greedy | {"num_beams": 4},
+        "sampling with 2 returns": greedy | {"do_sample": True, "num_return_sequences": 2},
         "assisted": greedy | {"assistant_model": assistant},
         "prompt lookup": greedy | {"prompt_lookup_num_tokens": 6},
         "chunked prefill": greedy | {"prefill_chunk_size": 8},
@@ -119,8 +119,12 @@ def measure_same(args):
         lambda kind, i=i: generate(kind, tokenizer([PROMPTS[(i + j) % 10] * (1 + j) for j in range(4)], return_tensors="pt", padding=True), max_new_tokens=args.new, do_sample=False)[0]
         for i in range(0, len(prompts))
     ]
+    chosen = args.modes.split(",") if args.modes else list(rows)
+    if unknown := [mode for mode in chosen if mode not in rows]:
+        sys.exit(f"no mode {unknown[0]!r}; modes: {', '.join(rows)}")
     out = {}
-    for mode, runs in rows.items():
+    for mode in chosen:
+        runs = rows[mode]
         equal = {"dynamic": 0, "halves": 0}
         failed = None
         for run in runs:
@@ -229,6 +233,7 @@ def main():
     parser.add_argument("--caches", default="dynamic,full,mikv,quanto-int4", help="of speed (%(default)s)")
     parser.add_argument("--prompts", type=int, default=10, help="of same, up to 10 (%(default)s)")
     parser.add_argument("--new", type=int, default=64, help="tokens to generate in same (%(default)s)")
+    parser.add_argument("--modes", default="", help="of same, with commas (all)")
     args = parser.parse_args()
     measured = {"same": measure_same, "speed": measure_speed, "memory": measure_memory}[args.what](args)
     meta = {"model": args.gguf.stem, "dtype": args.dtype, "threads": torch.get_num_threads(), "transformers": transformers.__version__, "torch": torch.__version__, "mikv": mikv.library_version()}

@@ -62,11 +62,11 @@ INSTANTIATE_TEST_SUITE_P(Context, SpreadTest, testing::Bool(), kind_name);
 TEST_P(SpreadTest, EachStepWeighsTheNextHeadsOrCompressesTheNextLayers) {
   SmallEngine engine(of_layers(40));
   ASSERT_TRUE(engine.prompt(0, 300).ok());
-  for (int i = 0; i < 27; ++i) ASSERT_TRUE(engine.generate(0).ok());  // 80 heads in shares of 3
-  EXPECT_EQ(n_staged(engine), 40u * 2 * 327);
+  for (int i = 0; i < 40; ++i) ASSERT_TRUE(engine.generate(0).ok());  // 80 heads in shares of 2
+  EXPECT_EQ(n_staged(engine), 40u * 2 * 340);
   for (uint32_t i = 1; i <= 40; ++i) {
     ASSERT_TRUE(engine.generate(0).ok());
-    EXPECT_EQ(n_staged(engine), uint64_t{40 - i} * 2 * (327 + i));
+    EXPECT_EQ(n_staged(engine), uint64_t{40 - i} * 2 * (340 + i));
   }
   ASSERT_TRUE(engine.generate(0).ok());
   EXPECT_EQ(n_staged(engine), 0u);
@@ -103,12 +103,12 @@ TEST_P(SpreadTest, WithALimitOfMemoryAllAtOnce) {
 }
 
 TEST_P(SpreadTest, ThreadsMakeNoDifference) {
-  SmallEngine::Setup setup = of_layers(20);  // 2 heads to weigh per step
+  SmallEngine::Setup setup = of_layers(20);  // a head to weigh per step, in two parts
   SmallEngine one(setup);
   setup.n_threads = 2;
   SmallEngine two(setup);
   for (SmallEngine* engine : {&one, &two}) ASSERT_TRUE(engine->prompt(0, 300).ok());
-  for (int i = 0; i < 41; ++i) {
+  for (int i = 0; i < 61; ++i) {
     for (SmallEngine* engine : {&one, &two}) ASSERT_TRUE(engine->generate(0).ok());
     ASSERT_EQ(one.output(), two.output()) << i;
   }

@@ -29,8 +29,8 @@ enum class Format : uint8_t { evict, mixed, int2, int3, int4, int5, int8, f16 };
 enum class Importance : uint8_t { full, h2o, window, streaming, snapkv, scissorhands, fastgen, random };
 
 /// When a prompt is compressed: once at its end (exact attention meanwhile), after every chunk (bounded peak memory),
-/// or over about 100 steps after its end, a share in each: 32 weigh errors, the others compress (shorter pauses; at
-/// once under a budget).
+/// or over at most 128 steps after its end, a share in each: up to 64 weigh errors, the others compress (shorter
+/// pauses; at once under a budget).
 enum class Prefill : uint8_t { exact, streaming, spread };
 
 /// Number of channels that share a scale and a zero (Eq. 1 of MiKV). Always a divisor of the head dimension.

@@ -29,7 +29,7 @@ inline constexpr uint32_t kStreamedTokens = 3584;
 
 /// Steps over which prefill=spread weighs the errors of a prompt's heads, and those over which it then compresses the
 /// prompt, layer after layer (docs/adr/0023-compression-over-steps.md).
-inline constexpr uint32_t kWeighSteps = 32, kCompressSteps = 64;
+inline constexpr uint32_t kWeighSteps = 64, kCompressSteps = 64;
 
 /// How many of n_staged tokens of a layer a step compresses that has n_left tokens to compress: what stays is none, or
 /// enough to wait for another step.

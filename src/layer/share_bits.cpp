@@ -1,6 +1,7 @@
 #include "layer/share_bits.hpp"
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <compare>
 #include <map>
@@ -55,23 +56,26 @@ struct Sharing {
 
 Result<uint64_t> weigh_heads(std::span<LayerCache* const> layers, SegmentId segment, uint64_t n_most,
                              uint32_t n_threads) {
-  struct Job {
+  constexpr uint32_t kParts = tier::HeadStore::kWeightParts;
+  struct Due {
     const tier::SegmentStore* store;
     tier::HeadStore* head;
+    std::array<policy::ErrorWeight::Sums, kParts> parts;
   };
   std::atomic<bool> done{true};
-  std::vector<Job> jobs;
+  std::vector<Due> due;
   try {
     for (tier::SegmentStore* store : sharing(layers, segment)) {
       for (tier::HeadStore& head : store->heads()) {
-        if (!head.weight && jobs.size() < n_most) jobs.push_back({store, &head});
+        if (!head.weight && due.size() < n_most) due.push_back({store, &head, {}});
       }
     }
-    share_jobs(jobs.size(), n_threads, [&](const auto& next) {
+    share_jobs(due.size() * kParts, n_threads, [&](const auto& next) {
       tier::CommitScratch scratch;
-      for (size_t i; (i = next()) < jobs.size();) {
+      for (size_t i; (i = next()) < due.size() * kParts;) {
+        Due& of = due[i / kParts];
         try {
-          jobs[i].head->weight = jobs[i].head->error_weight(jobs[i].store->spec(), jobs[i].store->n_live(), scratch);
+          of.parts[i % kParts] = of.head->error_weight(of.store->spec(), of.store->n_live(), i % kParts, scratch);
         } catch (const std::bad_alloc&) {
           done = false;
         }
@@ -81,7 +85,12 @@ Result<uint64_t> weigh_heads(std::span<LayerCache* const> layers, SegmentId segm
     return out_of_memory();
   }
   if (!done) return out_of_memory();
-  return uint64_t{jobs.size()};
+  for (const Due& of : due) {
+    policy::ErrorWeight::Sums all;
+    for (const policy::ErrorWeight::Sums& part : of.parts) all.error += part.error, all.output += part.output;
+    of.head->weight = all;
+  }
+  return uint64_t{due.size()};
 }
 
 Status share_bits(std::span<LayerCache* const> layers, SegmentId segment, uint32_t n_threads) {

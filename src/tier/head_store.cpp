@@ -366,18 +366,20 @@ void HeadStore::demote_to(const Spec& spec, policy::Places budget, CommitScratch
   hi.shrink();
 }
 
-policy::ErrorWeight::Sums HeadStore::error_weight(const Spec& spec, uint64_t n_live, CommitScratch& scratch) const {
+policy::ErrorWeight::Sums HeadStore::error_weight(const Spec& spec, uint64_t n_live, uint32_t part,
+                                                  CommitScratch& scratch) const {
   const uint32_t n_hi = hi.size(), n_staged = staged.size(), dim = staged.layout().dim_k;
   if (!freezes_next() || sample.arrivals.empty()) return {};
   std::vector<float> queries;
   std::vector<uint32_t> arrivals;
   const size_t n_heads = sample.queries.size() / (size_t{QuerySample::kTokens} * dim);
   for (uint32_t place = 0; place < QuerySample::kTokens; ++place) {
-    if (sample.arrivals[place] == 0) continue;
+    if (sample.arrivals[place] == 0 || place % kWeightParts != part) continue;
     const auto first = sample.queries.begin() + std::ptrdiff_t(place * n_heads * dim);
     std::transform(first, first + std::ptrdiff_t(n_heads * dim), std::back_inserter(queries), codec::f16_to_f32);
     arrivals.insert(arrivals.end(), n_heads, sample.arrivals[place]);
   }
+  if (arrivals.empty()) return {};
   scratch.k.resize(codec::kMaxHeadDim);
   scratch.v.resize(codec::kMaxHeadDim);
   const policy::Places places = budget(spec, n_live, plan_pattern(spec, n_live, scratch));

@@ -144,8 +144,11 @@ class HeadStore {
   void lower_bits(const Spec& spec, const codec::BlockLayout& uniform);
 
   /// Effect of the lo tier's errors on the sampled queries, were the staged tokens committed now. Zeros without queries
-  /// or in a frozen segment. May throw std::bad_alloc.
-  policy::ErrorWeight::Sums error_weight(const Spec& spec, uint64_t n_live, CommitScratch& scratch) const;
+  /// or in a frozen segment. It is the sum of kWeightParts parts, each of its own queries, which may be computed by
+  /// several threads. May throw std::bad_alloc.
+  static constexpr uint32_t kWeightParts = 2;
+  policy::ErrorWeight::Sums error_weight(const Spec& spec, uint64_t n_live, uint32_t part,
+                                         CommitScratch& scratch) const;
 
   /// Sets the layout of `lo`, where bits differ by head. Call it before the first token is in `lo`.
   void set_lo_layout(const codec::BlockLayout& layout);
