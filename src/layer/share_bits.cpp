@@ -56,7 +56,7 @@ struct Sharing {
 
 Result<uint64_t> weigh_heads(std::span<LayerCache* const> layers, SegmentId segment, uint64_t n_most,
                              uint32_t n_threads) {
-  constexpr uint32_t kParts = tier::HeadStore::kWeightParts;
+  constexpr uint32_t kParts = tier::kWeightParts;
   struct Due {
     const tier::SegmentStore* store;
     tier::HeadStore* head;

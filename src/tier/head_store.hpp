@@ -75,6 +75,9 @@ struct CommitScratch {
   std::vector<uint8_t> staged_victim;
 };
 
+/// Parts in which a head's sampled queries are weighed, so that several threads may.
+inline constexpr uint32_t kWeightParts = 2;
+
 class HeadStore {
  public:
   /// `layouts` and `account` are borrowed and outlive the head.
@@ -143,12 +146,9 @@ class HeadStore {
   /// Encodes the lo tier in fewer bits, in place: in `uniform`, or, where bits differ by tile, spec.bits on average.
   void lower_bits(const Spec& spec, const codec::BlockLayout& uniform);
 
-  /// Effect of the lo tier's errors on the sampled queries, were the staged tokens committed now. Zeros without queries
-  /// or in a frozen segment. It is the sum of kWeightParts parts, each of its own queries, which may be computed by
-  /// several threads. May throw std::bad_alloc.
-  static constexpr uint32_t kWeightParts = 2;
-  policy::ErrorWeight::Sums error_weight(const Spec& spec, uint64_t n_live, uint32_t part,
-                                         CommitScratch& scratch) const;
+  /// Effect of the lo tier's errors on the sampled queries of a part, were the staged tokens committed now; the head's
+  /// is the sum over kWeightParts. Zeros without queries or in a frozen segment. May throw std::bad_alloc.
+  policy::ErrorWeight::Sums error_weight(const Spec&, uint64_t n_live, uint32_t part, CommitScratch&) const;
 
   /// Sets the layout of `lo`, where bits differ by head. Call it before the first token is in `lo`.
   void set_lo_layout(const codec::BlockLayout& layout);

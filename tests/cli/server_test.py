@@ -225,6 +225,25 @@ class ServerTest(Case):
             self.assertLessEqual(of["kv_bytes"], of["kv_peak_bytes"])
         self.assertEqual(server.interrupt(), 0, server.output())
 
+    def test_one_cache_after_each_sleep(self):
+        """A server that was idle gives weights and cache back; the next request makes them anew."""
+        path = self.path("kv.json")
+        server = Server(self, "mikv", "--sleep-idle-seconds", "1", "--kv-budget", "30MiB", "--kv-report", path)
+        held, n_steps = [], 0  # the report of the last context stays while the server sleeps
+        for _ in range(3):
+            self.assertEqual(server.complete(PROMPTS[0], 0)["content"][: len(FOLLOWS[0])], FOLLOWS[0])
+            more = lambda text: json.loads(text)["kv_steps_total"] >= n_steps + 12 and json.loads(text)["kv_lo_tokens"] > 0
+            figures = json.loads(self.wait_for_report(path, more))
+            self.assertEqual((figures["kv_contexts"], figures["kv_budget_bytes"]), (1, 30 << 20))
+            held.append(figures["kv_bytes"])
+            n_steps = figures["kv_steps_total"]
+            end = time.monotonic() + TIMEOUT
+            while not server.request("GET", "/props")[1]["is_sleeping"] and time.monotonic() < end:
+                time.sleep(0.2)
+            self.assertTrue(server.request("GET", "/props")[1]["is_sleeping"])
+        self.assertEqual(held, held[:1] * 3)
+        self.assertEqual(server.interrupt(), 0, server.output())
+
     def test_router_hands_on(self):
         models = self.path("models")
         os.mkdir(models)
