@@ -239,6 +239,29 @@ TEST(AttentionTest, WeightsBesideASinkLeaveNoBias) {
   }
 }
 
+// Scales of groups of two channels take more than codes of a byte save.
+TEST(AttentionTest, SmallGroupsDoNotWaitInBytes) {
+  Random random(43);
+  const LayerShape shape{2, 2, 64, 64};
+  for (const char* spec : {"rtn8:group=1", "rtn8:group=2", "rtn4:group=2,outlier=f16"}) {
+    const auto layer = make_layer(shape, spec);
+    put(*layer, 0, cell_range(0, 64), Tokens(shape, 64, random));
+    const uint64_t before = layer->memory_usage().staged;
+    layer->stage_in_bytes(true);
+    EXPECT_EQ(layer->memory_usage().staged, before) << spec;
+    Request request(shape, 1, random);
+    check(*layer, request, {0});
+  }
+}
+
+TEST(AttentionTest, OutlierChannelsOfASpecThatHasNoUniformCodesAreRefused) {
+  for (const char* text : {"mikv", "h2o", "full"}) {
+    Spec spec = Spec::parse(text).value();
+    spec.outlier_channels = true;
+    EXPECT_EQ(LayerCache::create({2, 2, 64, 64}, spec).error().code, ErrorCode::unsupported) << text;
+  }
+}
+
 // Staged tokens of bytes have coordinates of their own, and so have those that come after they got them.
 TEST_P(AttentionSpecTest, StagedInBytes) {
   Random random(42);
@@ -257,8 +280,8 @@ TEST_P(AttentionSpecTest, StagedInBytes) {
       format_bits(layer->spec().hi) < 16 || (layer->spec().lo != Format::evict && !layer->spec().uncompressed());
   const auto bytes_per_token = [&] { return layer->memory_usage().staged / layer->memory_usage().n_staged_tokens; };
   put_some(0, 10);
-  const uint64_t wide = has_wide_tiles(GetParam()) ? 2 * 16 : 0;  // bytes beyond those of INT8
-  const uint64_t of_f16 = bytes_per_token(), in_bytes = quantised ? of_f16 / 2 + wide : of_f16;
+  const bool waits_in_bytes = quantised && !has_wide_tiles(GetParam());  // outlier channels are not known yet
+  const uint64_t of_f16 = bytes_per_token(), in_bytes = waits_in_bytes ? of_f16 / 2 : of_f16;
   layer->stage_in_bytes(true);
   EXPECT_EQ(bytes_per_token(), of_f16) << "no centre can be told from 10 tokens";
   put_some(10, 61);

@@ -185,6 +185,33 @@ TEST(SavedSegmentCasesTest, OfAnotherSpecOrShapeIsRefusedOrHarmless) {
   EXPECT_FALSE(from->save_segment(7, cell_range(0, 64), bytes).ok());
 }
 
+TEST(SavedSegmentCasesTest, OfASpecThatNoHeadOfThisShapeCanHaveIsRefused) {
+  Random random(8);
+  for (const uint32_t dim : {8u, 16u}) {
+    const LayerShape shape{6, 2, dim, dim};
+    const auto layer = make_layer(shape, "rtn8");
+    put(*layer, 0, cell_range(0, 64), Tokens(shape, 64, random));
+    std::vector<uint8_t> bytes;
+    ASSERT_TRUE(layer->save_segment(0, cell_range(0, 64), bytes).ok());
+    for (const char* saved : {"llm-int8", "llm-int8:lo=int5", "rtn4:outlier=f16"}) {
+      const auto loaded = layer->load_segment(bytes, 64, Spec::parse(saved).value());
+      EXPECT_EQ(loaded.error().code, ErrorCode::mismatch) << saved << ", " << dim;
+    }
+  }
+}
+
+TEST(SavedSegmentCasesTest, OfTheOtherQuantiserIsReadAsItWasSaved) {
+  Random random(9);
+  const auto from = make_layer(kShape, "llm-qat8"), to = make_layer(kShape, "llm-qat8:quantiser=asymmetric");
+  Tokens prompt(kShape, 64, random);
+  put(*from, 0, cell_range(0, 64), prompt);
+  commit(*from, 0);
+  std::vector<uint8_t> bytes;
+  ASSERT_TRUE(from->save_segment(0, cell_range(0, 64), bytes).ok());
+  auto loaded = to->load_segment(bytes, 64, from->spec());
+  ASSERT_TRUE(loaded.ok()) << loaded.message();
+}
+
 // ---------------------------------------------------------------- the container
 
 std::vector<uint8_t> small_container() {

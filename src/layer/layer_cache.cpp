@@ -40,6 +40,10 @@ Status check_groups(const LayerShape& shape, const Spec& spec) {
   const bool grouped =
       spec.hi != Format::f16 || (spec.lo != Format::evict && policy::policy_of(spec.importance).demotes());
   const uint32_t n_wide = wide_channels(spec);
+  if (n_wide && (spec.mixed() || !grouped)) {
+    return Error{ErrorCode::unsupported,
+                 "spec key outlier=f16 is of uniform codes; leave it out, or choose another lo"};
+  }
   for (const uint32_t dim : {shape.head_dim_k, shape.head_dim_v}) {
     if (dim <= n_wide) {
       return Error{ErrorCode::unsupported, "spec key outlier=f16 takes " + std::to_string(n_wide) +

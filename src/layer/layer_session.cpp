@@ -34,8 +34,7 @@ bool can_hold(const LayerCache::Impl& layer, const Spec& saved, const tier::Layo
   const Spec& here = layer.spec;
   const auto demotes = [](const Spec& spec) { return policy::policy_of(spec.importance).demotes(); };
   return here.uncompressed() == saved.uncompressed() && here.mixed() == saved.mixed() &&
-         here.hadamard == saved.hadamard && here.outlier_channels == saved.outlier_channels &&
-         demotes(here) == demotes(saved) && layer.layouts->evict == layouts.evict &&
+         here.hadamard == saved.hadamard && demotes(here) == demotes(saved) && layer.layouts->evict == layouts.evict &&
          layer.layouts->quantised() == layouts.quantised() &&
          tier_groups(layer.shape, *layer.layouts) == tier_groups(layer.shape, layouts);
 }
@@ -63,11 +62,15 @@ Result<LoadedSegment> LayerCache::load_segment(std::span<const uint8_t> bytes, u
     return Error{ErrorCode::mismatch, "of a context with more cells than this one has; take a larger one"};
   }
   try {
+    const Spec& here = impl_->spec;
     std::shared_ptr<const tier::Layouts> layouts = impl_->layouts;
-    if (saved.hi != impl_->spec.hi || saved.lo != impl_->spec.lo || saved.group != impl_->spec.group) {
+    // What outlier channels leave of a head has layouts only where the layer is of a shape for them.
+    const bool may_fit = saved.outlier_channels == here.outlier_channels;
+    if (may_fit && (saved.hi != here.hi || saved.lo != here.lo || saved.group != here.group ||
+                    saved.quantiser != here.quantiser)) {
       layouts = std::make_shared<tier::Layouts>(make_layouts(impl_->shape, saved, impl_->positions));
     }
-    if (!can_hold(*impl_, saved, *layouts)) {
+    if (!may_fit || !can_hold(*impl_, saved, *layouts)) {
       return Error{ErrorCode::mismatch, "of another kind of cache (--kv " + saved.to_string() + ", here --kv " +
                                             impl_->spec.to_string() + ")"};
     }

@@ -125,9 +125,11 @@ class HeadStore {
   /// Encodes staged tokens in bytes, in place; later ones are staged in bytes until the next commit. No effect with too
   /// few tokens for a centre, or where something is compressed. May throw std::bad_alloc; nothing changes then.
   void stage_in_bytes(const Layouts& layouts);
-  /// True if stage_in_bytes() would have an effect on n_tokens staged tokens.
+  /// True if stage_in_bytes() would have an effect on n_tokens staged tokens. Outlier channels wait in f16.
   bool goes_to_bytes(const Layouts& layouts, uint32_t n_tokens) const {
-    return layouts.quantised() && !staged_in_bytes() && !compressed() && n_tokens >= kMinCalibrationTokens;
+    const codec::BlockLayout& bytes = layouts.staged_bytes;  // with small groups its scales outweigh what codes save
+    return layouts.quantised() && !bytes.wide_tiles && bytes.bytes < layouts.staged.bytes && !staged_in_bytes() &&
+           !compressed() && n_tokens >= kMinCalibrationTokens;
   }
 
   /// Hands the places in hi for recent tokens, and the bits, to `next`, which is empty and holds what follows; demotes
