@@ -142,6 +142,12 @@ void HeadStore::note_queries(const QueryTally& tally) {
   }
 }
 
+bool HeadStore::goes_to_bytes(const Layouts& layouts, uint32_t n_tokens) const {
+  const codec::BlockLayout& bytes = layouts.staged_bytes;  // with small groups its scales outweigh what codes save
+  return layouts.quantised() && !bytes.wide_tiles && bytes.bytes < layouts.staged.bytes && !staged_in_bytes() &&
+         !compressed() && n_tokens >= kMinCalibrationTokens;
+}
+
 void HeadStore::stage_in_bytes(const Layouts& layouts) {
   if (!goes_to_bytes(layouts, staged.size())) return;
   const uint32_t dim = layouts.staged.dim_k;

@@ -126,11 +126,7 @@ class HeadStore {
   /// few tokens for a centre, or where something is compressed. May throw std::bad_alloc; nothing changes then.
   void stage_in_bytes(const Layouts& layouts);
   /// True if stage_in_bytes() would have an effect on n_tokens staged tokens. Outlier channels wait in f16.
-  bool goes_to_bytes(const Layouts& layouts, uint32_t n_tokens) const {
-    const codec::BlockLayout& bytes = layouts.staged_bytes;  // with small groups its scales outweigh what codes save
-    return layouts.quantised() && !bytes.wide_tiles && bytes.bytes < layouts.staged.bytes && !staged_in_bytes() &&
-           !compressed() && n_tokens >= kMinCalibrationTokens;
-  }
+  bool goes_to_bytes(const Layouts& layouts, uint32_t n_tokens) const;
 
   /// Hands the places in hi for recent tokens, and the bits, to `next`, which is empty and holds what follows; demotes
   /// the tokens that had them. May throw std::bad_alloc; what was demoted until then stays so.
