@@ -223,8 +223,8 @@ class MIKV_API Context {
   Result<std::vector<uint8_t>> save(SequenceId sequence, std::span<const int32_t> tokens = {}, bool partial = false);
   /// Replaces what the sequence held. Bytes may be hostile: all are verified before anything changes. Errors:
   /// damaged_data; mismatch (another model or options, a smaller context, or a spec of another kind: evicted or not,
-  /// compressed or not, lo=mixed or uniform); over_budget: the sequence is empty then. What was saved in other bits or
-  /// shares is held so, and lowered where the budget needs it.
+  /// compressed or not, lo=mixed or uniform, outlier=f16 or not); over_budget: the sequence is empty then. What was
+  /// saved in other bits or shares is held so, and lowered where the budget needs it.
   Status load(SequenceId sequence, std::span<const uint8_t> bytes, bool partial = false);
   /// The tokens that were saved with a state. Errors: damaged_data.
   static Result<std::vector<int32_t>> saved_tokens(std::span<const uint8_t> bytes);

@@ -99,7 +99,7 @@ BlockSpan span_of(const tier::Tier& tier, const Geometry& geometry) {
 // The same of a tier whose outlier channels are halves; `wide` is memory for their layout.
 BlockSpan wide_span_of(const tier::Tier& tier, const LayerCache::Impl& layer, codec::BlockLayout& wide) {
   BlockSpan span = span_of(tier, layer.tier_geometry);
-  if (!layer.has_wide_tiles()) return span;
+  if (!layer.spec.outlier_channels) return span;
   wide = tier.layout().bits == 16 ? tier.layout() : tier.layout().wide_part();
   span.wide = &wide;
   span.wide_geometry = &layer.wide_geometry;
@@ -194,7 +194,10 @@ void for_each_tier(const Call& call, const RowTile& tile, ThreadSlot& slot, Work
     const codec::Axes &key = transform.key, &value = transform.value;
     if (prepared != &transform) {
       rows = prepare_for_tier(tile, key, slot.tier);
-      if (layer.has_wide_tiles()) rows.wide = &(wide = prepare_wide(tile, key, slot.wide));
+      if (layer.spec.outlier_channels) {
+        wide = prepare_wide(tile, key, slot.wide);
+        rows.wide = &wide;
+      }
     }
     prepared = &transform;
     const Rows of_tier = at.scored() ? rows : with_expected_error(tile, key, at.tier->layout(), rows, slot.tier);

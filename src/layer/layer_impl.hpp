@@ -21,7 +21,7 @@ struct LayerCache::Impl {
   std::shared_ptr<const tier::Layouts> layouts;  ///< of that spec
   attention::Geometry raw_geometry;              ///< of staged tokens: no groups
   attention::Geometry tier_geometry;             ///< of hi and lo
-  attention::Geometry wide_geometry;             ///< of their outlier channels, if has_wide_tiles()
+  attention::Geometry wide_geometry;             ///< of their outlier channels, if spec has them
   bool stages_in_bytes = false;
   /// Channels per scale group in hi and lo; the whole head if neither has scales.
   uint32_t tier_group_k = 0, tier_group_v = 0;
@@ -29,7 +29,6 @@ struct LayerCache::Impl {
 
   /// True if tiers hold values in other coordinates than staged tokens, which may differ by segment.
   bool values_transformed() const { return spec.hadamard || spec.outlier_channels; }
-  bool has_wide_tiles() const { return spec.outlier_channels; }
   tier::SegmentStore* segment(SegmentId id) const { return id < segments.size() ? segments[id].get() : nullptr; }
   tier::SegmentStore& segment_for_put(SegmentId id);
   Status lower(tier::SegmentStore& segment, const policy::Rung& rung) const;

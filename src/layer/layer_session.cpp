@@ -28,14 +28,19 @@ int64_t LoadedSegment::freed_by(const policy::Rung& rung) const {
 
 namespace {
 
-// True if a layer under `here` can hold and attend to a segment that was saved under `saved`: kernels take the
-// coordinates and groups of a layer's tiers to be alike.
-bool can_hold(const LayerCache::Impl& layer, const Spec& saved, const tier::Layouts& layouts) {
-  const Spec& here = layer.spec;
+// True if segments that were saved under `saved` can be in a layer under `here`, as far as specs tell; only then has
+// the layer's shape layouts for `saved`.
+bool same_kind(const Spec& here, const Spec& saved) {
   const auto demotes = [](const Spec& spec) { return policy::policy_of(spec.importance).demotes(); };
   return here.uncompressed() == saved.uncompressed() && here.mixed() == saved.mixed() &&
-         here.hadamard == saved.hadamard && demotes(here) == demotes(saved) && layer.layouts->evict == layouts.evict &&
-         layer.layouts->quantised() == layouts.quantised() &&
+         here.hadamard == saved.hadamard && here.outlier_channels == saved.outlier_channels &&
+         demotes(here) == demotes(saved);
+}
+
+// True if a layer can attend to segments of other layouts: kernels take the coordinates and groups of a layer's tiers
+// to be alike.
+bool can_hold(const LayerCache::Impl& layer, const tier::Layouts& layouts) {
+  return layer.layouts->evict == layouts.evict && layer.layouts->quantised() == layouts.quantised() &&
          tier_groups(layer.shape, *layer.layouts) == tier_groups(layer.shape, layouts);
 }
 
@@ -63,17 +68,16 @@ Result<LoadedSegment> LayerCache::load_segment(std::span<const uint8_t> bytes, u
   }
   try {
     const Spec& here = impl_->spec;
+    const auto mismatch = [&] {
+      return Error{ErrorCode::mismatch,
+                   "of another kind of cache (--kv " + saved.to_string() + ", here --kv " + here.to_string() + ")"};
+    };
+    if (!same_kind(here, saved)) return mismatch();
     std::shared_ptr<const tier::Layouts> layouts = impl_->layouts;
-    // What outlier channels leave of a head has layouts only where the layer is of a shape for them.
-    const bool may_fit = saved.outlier_channels == here.outlier_channels;
-    if (may_fit && (saved.hi != here.hi || saved.lo != here.lo || saved.group != here.group ||
-                    saved.quantiser != here.quantiser)) {
+    if (saved.hi != here.hi || saved.lo != here.lo || saved.group != here.group || saved.quantiser != here.quantiser) {
       layouts = std::make_shared<tier::Layouts>(make_layouts(impl_->shape, saved, impl_->positions));
     }
-    if (!may_fit || !can_hold(*impl_, saved, *layouts)) {
-      return Error{ErrorCode::mismatch, "of another kind of cache (--kv " + saved.to_string() + ", here --kv " +
-                                            impl_->spec.to_string() + ")"};
-    }
+    if (!can_hold(*impl_, *layouts)) return mismatch();
     auto impl = std::make_unique<LoadedSegment::Impl>();
     auto store = session::load_segment(bytes, n_cells, {impl_->shape, saved, std::move(layouts), impl->account});
     if (!store) return store.error();
