@@ -70,12 +70,17 @@ Result<uint64_t> weigh_heads(std::span<LayerCache* const> layers, SegmentId segm
         if (!head.weight && due.size() < n_most) due.push_back({store, &head, {}});
       }
     }
-    share_jobs(due.size() * kParts, n_threads, [&](const auto& next) {
+    // A job of all parts computes once what they share; where threads outnumber heads, each part is a job.
+    const uint32_t n_parts = due.size() < n_threads ? 1 : kParts;
+    const size_t n_jobs = due.size() * kParts / n_parts;
+    share_jobs(n_jobs, n_threads, [&](const auto& next) {
       tier::CommitScratch scratch;
-      for (size_t i; (i = next()) < due.size() * kParts;) {
-        Due& of = due[i / kParts];
+      for (size_t i; (i = next()) < n_jobs;) {
+        Due& of = due[i * n_parts / kParts];
+        const uint32_t first = uint32_t(i * n_parts % kParts);
+        const auto parts = std::span(of.parts).subspan(first, n_parts);
         try {
-          of.parts[i % kParts] = of.head->error_weight(of.store->spec(), of.store->n_live(), i % kParts, scratch);
+          of.head->weigh(of.store->spec(), of.store->n_live(), first, parts, scratch);
         } catch (const std::bad_alloc&) {
           done = false;
         }

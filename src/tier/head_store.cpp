@@ -372,20 +372,11 @@ void HeadStore::demote_to(const Spec& spec, policy::Places budget, CommitScratch
   hi.shrink();
 }
 
-policy::ErrorWeight::Sums HeadStore::error_weight(const Spec& spec, uint64_t n_live, uint32_t part,
-                                                  CommitScratch& scratch) const {
+void HeadStore::weigh(const Spec& spec, uint64_t n_live, uint32_t first, std::span<policy::ErrorWeight::Sums> parts,
+                      CommitScratch& scratch) const {
   const uint32_t n_hi = hi.size(), n_staged = staged.size(), dim = staged.layout().dim_k;
-  if (!freezes_next() || sample.arrivals.empty()) return {};
-  std::vector<float> queries;
-  std::vector<uint32_t> arrivals;
-  const size_t n_heads = sample.queries.size() / (size_t{QuerySample::kTokens} * dim);
-  for (uint32_t place = 0; place < QuerySample::kTokens; ++place) {
-    if (sample.arrivals[place] == 0 || place % kWeightParts != part) continue;
-    const auto first = sample.queries.begin() + std::ptrdiff_t(place * n_heads * dim);
-    std::transform(first, first + std::ptrdiff_t(n_heads * dim), std::back_inserter(queries), codec::f16_to_f32);
-    arrivals.insert(arrivals.end(), n_heads, sample.arrivals[place]);
-  }
-  if (arrivals.empty()) return {};
+  std::fill(parts.begin(), parts.end(), policy::ErrorWeight::Sums());
+  if (!freezes_next() || sample.arrivals.empty()) return;
   scratch.k.resize(codec::kMaxHeadDim);
   scratch.v.resize(codec::kMaxHeadDim);
   const policy::Places places = budget(spec, n_live, plan_pattern(spec, n_live, scratch));
@@ -394,12 +385,24 @@ policy::ErrorWeight::Sums HeadStore::error_weight(const Spec& spec, uint64_t n_l
   for (const uint32_t victim : scratch.victims) {
     if (victim >= n_hi) scratch.staged_victim[victim - n_hi] = 1;
   }
-  policy::ErrorWeight errors(std::move(queries), std::move(arrivals), staged_moments(scratch).v_mean, dim,
-                             uint32_t(places.recent));
+  const std::vector<double> v_mean = staged_moments(scratch).v_mean;
+  const size_t n_heads = sample.queries.size() / (size_t{QuerySample::kTokens} * dim);
+  std::vector<policy::ErrorWeight> errors;
+  for (uint32_t part = first; part < first + parts.size(); ++part) {
+    std::vector<float> queries;
+    std::vector<uint32_t> arrivals;
+    for (uint32_t place = part; place < QuerySample::kTokens; place += kWeightParts) {
+      if (sample.arrivals[place] == 0) continue;
+      const auto begin = sample.queries.begin() + std::ptrdiff_t(place * n_heads * dim);
+      std::transform(begin, begin + std::ptrdiff_t(n_heads * dim), std::back_inserter(queries), codec::f16_to_f32);
+      arrivals.insert(arrivals.end(), n_heads, sample.arrivals[place]);
+    }
+    errors.emplace_back(std::move(queries), std::move(arrivals), v_mean, dim, uint32_t(places.recent));
+  }
   for_each_staged(*this, scratch, [&](uint32_t slot, const float* k, const float* v) {
-    errors.add(k, v, staged.arrival(slot), scratch.staged_victim[slot]);
+    for (policy::ErrorWeight& of : errors) of.add(k, v, staged.arrival(slot), scratch.staged_victim[slot]);
   });
-  return errors.sums();
+  for (size_t i = 0; i < parts.size(); ++i) parts[i] = errors[i].sums();
 }
 
 void HeadStore::lower_bits(const Spec& spec, const codec::BlockLayout& uniform) {

@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <span>
 #include <vector>
 
 #include "codec/transform.hpp"
@@ -75,7 +76,7 @@ struct CommitScratch {
   std::vector<uint8_t> staged_victim;
 };
 
-/// Parts in which a head's sampled queries are weighed, so that several threads may.
+/// Parts in which a head's sampled queries are weighed, so that several threads may. Its weight is their sum.
 inline constexpr uint32_t kWeightParts = 2;
 
 class HeadStore {
@@ -97,7 +98,7 @@ class HeadStore {
   QuerySample sample;                   ///< empty where q_max is
   bool frozen = false, turned = false;  ///< turned: staged keys were rotated, so arrivals are not positions
   double more_bits = 0.0;               ///< per element of its lo tier, beyond those of the spec (share_bits)
-  std::optional<policy::ErrorWeight::Sums> weight;  ///< error_weight(), once weighed, until bits are shared
+  std::optional<policy::ErrorWeight::Sums> weight;  ///< sum of weigh(), once weighed, until bits are shared
   /// Tokens of the segments that this one continues and whose places for recent tokens it took over (pass_on).
   uint32_t n_before = 0;
   uint8_t pattern = 0;  ///< that this head has picked (policy::Patterns); 0: none yet, or the policy has none
@@ -144,9 +145,9 @@ class HeadStore {
   /// Encodes the lo tier in fewer bits, in place: in `uniform`, or, where bits differ by tile, spec.bits on average.
   void lower_bits(const Spec& spec, const codec::BlockLayout& uniform);
 
-  /// Effect of the lo tier's errors on the sampled queries of a part, were the staged tokens committed now; the head's
-  /// is the sum over kWeightParts. Zeros without queries or in a frozen segment. May throw std::bad_alloc.
-  policy::ErrorWeight::Sums error_weight(const Spec&, uint64_t n_live, uint32_t part, CommitScratch&) const;
+  /// Effect of the lo tier's errors on the sampled queries of parts first, first + 1, ..., were the staged tokens
+  /// committed now. Zeros without queries or in a frozen segment. May throw std::bad_alloc.
+  void weigh(const Spec&, uint64_t n_live, uint32_t first, std::span<policy::ErrorWeight::Sums>, CommitScratch&) const;
 
   /// Sets the layout of `lo`, where bits differ by head. Call it before the first token is in `lo`.
   void set_lo_layout(const codec::BlockLayout& layout);
