@@ -137,11 +137,11 @@ TEST_P(StatesTest, AStateOfBeforeABudgetActedLoadsAfterIt) {
   ASSERT_TRUE(engine.generate(0).ok());
   const auto before = engine.cache().save(0).value();
   SequenceId last = 0;
-  for (int i = 0; i < 60 && engine.cache().figures().n_concessions < 8; ++i) {
+  for (int i = 0; i < 60 && engine.cache().figures().n_lowered < 8; ++i) {
     last = 1 + i % 3;
     if (!engine.prompt(last, 300).ok() || !engine.generate(last).ok()) break;
   }
-  ASSERT_GT(engine.cache().figures().n_concessions, 0u);
+  ASSERT_GT(engine.cache().figures().n_lowered, 0u);
   const auto after = engine.cache().save(0).value();
   ASSERT_TRUE(engine.cache().remove(last).ok());
   const Status loaded = engine.cache().load(0, before);

@@ -371,7 +371,7 @@ TEST_P(OnBothKinds, ABudgetIsNeverExceededAndEndsInARefusal) {
   EXPECT_EQ(status.code(), ErrorCode::over_budget) << status.message();
   EXPECT_LE(engine.cache().account().peak(), tight.budget);
   EXPECT_EQ(engine.cache().figures().n_refused, 1u);
-  EXPECT_GT(engine.cache().figures().n_concessions, 0u);
+  EXPECT_GT(engine.cache().figures().n_lowered, 0u);
   EXPECT_EQ(engine.cache().lowered_sequences(), (std::vector<SequenceId>{0, 1, 2, 3}));
   EXPECT_EQ(engine.cache().spec(), Spec::parse("mikv").value()) << "what was asked for stays";
   ASSERT_FALSE(engine.log().empty());
@@ -400,7 +400,7 @@ TEST_P(OnBothKinds, WhatCannotFitCostsNobodyAnything) {
     if (status) break;
   }
   EXPECT_TRUE(engine.cache().lowered_sequences().empty());
-  EXPECT_EQ(engine.cache().figures().n_concessions, 0u);
+  EXPECT_EQ(engine.cache().figures().n_lowered, 0u);
   ASSERT_TRUE(engine.cache().remove(1).ok());
   ASSERT_TRUE(engine.generate(0).ok());
   EXPECT_NEAR(double(engine.bytes()), double(before), 2048.0);
@@ -425,7 +425,7 @@ TEST_P(OnBothKinds, ABudgetNeedsNothingWhereThereIsRoom) {
   SmallEngine engine(wide);
   ASSERT_TRUE(engine.prompt(0, 300).ok());
   EXPECT_TRUE(engine.log().empty());
-  EXPECT_EQ(engine.cache().figures().n_concessions, 0u);
+  EXPECT_EQ(engine.cache().figures().n_lowered, 0u);
 }
 
 // ---------------------------------------------------------------- errors between steps
@@ -528,7 +528,7 @@ TEST_P(OnBothKinds, AnUncompressedContextIsRefusedWithoutConcessions) {
   tight.budget = 64 << 10;
   SmallEngine engine(tight);
   EXPECT_EQ(engine.prompt(0, 1000).code(), ErrorCode::over_budget);
-  EXPECT_EQ(engine.cache().figures().n_concessions, 0u);
+  EXPECT_EQ(engine.cache().figures().n_lowered, 0u);
   EXPECT_EQ(engine.cache().spec(), Spec::parse("full").value());
 }
 

@@ -160,7 +160,7 @@ TEST_P(FaultTest, TheNthAllocationFails) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Specs, FaultTest,
-                         testing::Values("full", "h2o", "rtn4", "mikv-paper", "fastgen", "mikv",
+                         testing::Values("full", "h2o", "rtn4", "mikv-paper", "llm-int8", "fastgen", "mikv",
                                          "mikv-max:prefill=streaming",
                                          "mikv:lo=int3,outlier=hadamard,keep=0.5,importance=random"),
                          name_of_spec);

@@ -109,7 +109,7 @@ struct ContextOptions {
   /// the segments of sequence 0.
   bool tokens_in_order = true;
   CellOwner* cells = nullptr;              ///< borrowed; null: the context keeps the table
-  std::shared_ptr<MemoryAccount> account;  ///< one that contexts share a budget by, or null
+  std::shared_ptr<MemoryAccount> account;  ///< shared by contexts that have one budget, or null
   Log log;                                 ///< null: nothing is logged
   RunThreads run_threads;                  ///< the engine's threads for attend_all(); null: the context's own
   std::string model;                       ///< name for messages; part of saved states
@@ -118,9 +118,9 @@ struct ContextOptions {
 
 /// Counters since the context was created.
 struct Figures {
-  uint64_t n_steps = 0;        ///< completed
-  uint64_t n_concessions = 0;  ///< times that stored text was lowered to stay within the budget
-  uint64_t n_refused = 0;      ///< steps, copies and loads refused with over_budget
+  uint64_t n_steps = 0;    ///< completed
+  uint64_t n_lowered = 0;  ///< times that stored text was lowered to stay within the budget
+  uint64_t n_refused = 0;  ///< steps, copies and loads refused with over_budget
   /// Steps among them, by request. An engine may try a refused step again with fewer tokens, down to one: that is the
   /// same request, and what fits in the end was not refused. Counted once the next larger step shows that it is given
   /// up; until then it is undecided (0 or 1).
@@ -148,7 +148,8 @@ class MIKV_API Context {
   // Layers
   /// Declares a layer before its first step; `layer` is the engine's number, from 0. n_cells: per stream, 0 for
   /// ContextOptions::n_cells. window: tokens that a query sees, 0 for all. A context that keeps the cells ignores
-  /// n_cells, one that does not ignores window. Repeating a declaration is fine. Errors: unsupported or another shape.
+  /// n_cells, one that does not ignores window. Repeating a declaration is fine. Errors: unsupported or another shape;
+  /// a negative number; an unknown MIKV_TARGET; those of the file of balancer=FILE, which is read here.
   Status add_layer(int layer, const LayerShape& shape, uint32_t n_cells = 0, uint32_t window = 0);
   /// Declares how keys rotate with their position: improves compression; shift() needs it. Errors: no such layer; more
   /// channels than a key has; an angle that is not finite.
@@ -170,7 +171,7 @@ class MIKV_API Context {
                size_t v_stride, uint32_t n_tokens = 0);
 
   /// out = softmax(scale * q.k + mask) v over what the tokens' sequences hold. A query that sees no cell gets zeros.
-  /// Unified: one call with all tokens of the layer's last store(). Else one call per stream that has some.
+  /// Unified: one call with all tokens of the layer's last store(). Otherwise one call per stream that has some.
   /// Mask::Type::none: the context's own mask where it keeps the cells (same sequence, no later position, within the
   /// layer's window), else no mask.
   /// Collective: each of n_threads threads calls it with its own number and equal arguments. Outputs are complete, and
@@ -192,14 +193,13 @@ class MIKV_API Context {
   /// Forgets tokens at positions p0 <= p < p1; negative: from the beginning, to the end. An engine that keeps the cells
   /// removes them first.
   Status remove(SequenceId sequence, Position p0 = -1, Position p1 = -1);
-  /// Lets `to` hold what `from` holds at p0 <= p < p1. Unified: shares the cells. Else a copy replaces what `to` held.
-  /// An engine that keeps the cells copies them afterwards.
+  /// Lets `to` hold what `from` holds at p0 <= p < p1. Unified: shares the cells. Otherwise a copy replaces what `to`
+  /// held. An engine that keeps the cells copies them afterwards. Errors leave `to` incomplete: over_budget.
   Status copy(SequenceId from, SequenceId to, Position p0 = -1, Position p1 = -1);
   /// Forgets all other sequences. An engine that keeps split streams decides itself which.
   Status keep(SequenceId sequence);
-  /// Marks what a sequence, or kAllSequences, holds as incomplete: for an engine whose own part of a call failed. Steps
-  /// with it are refused, with the reason, until it is removed, loaded or replaced by a copy. Calls of this context
-  /// that fail half way, such as copy(), do the same.
+  /// Marks what a sequence, or kAllSequences, holds as incomplete, as copy() and shift() do where they fail half way.
+  /// Steps with it are refused, with the reason, until it is removed, loaded or replaced by a copy.
   void invalidate(SequenceId sequence, const Error& why);
   /// Moves positions p0 <= p < p1 by delta and rotates their keys (a context shift). Forgets tokens whose position gets
   /// negative. Errors: unsupported if a layer's RoPE is not known. An engine that keeps the cells moves them first and
@@ -207,8 +207,7 @@ class MIKV_API Context {
   Status shift(SequenceId sequence, Position p0, Position p1, Position delta);
   Status forget_removed();  ///< frees what was removed now, not at the next step; errors: those of CellOwner
   void clear();             ///< forgets everything
-  /// Largest position of the sequence, -1 if none or if the engine keeps the cells.
-  Position last_position(SequenceId sequence) const;
+  Position last_position(SequenceId sequence) const;  ///< the largest; -1 if none or if the engine keeps the cells
 
   /// Visits every stored key of the layer; keys stay in their tier. Collective, as attend(). Errors: no such layer.
   Status rotate_keys(int layer, const RotateKeys& rotate, uint32_t thread = 0, uint32_t n_threads = 1);
@@ -223,7 +222,8 @@ class MIKV_API Context {
   Result<std::vector<uint8_t>> save(SequenceId sequence, std::span<const int32_t> tokens = {}, bool partial = false);
   /// Replaces what the sequence held. Bytes may be hostile: all are verified before anything changes. Errors:
   /// damaged_data; mismatch (another model or options, a smaller context, or a spec of another kind: evicted or not,
-  /// compressed or not, lo=mixed or uniform, outlier=f16 or not); over_budget: the sequence is empty then. What was
+  /// compressed or not, lo=mixed or uniform, outlier=f16 or not, another rotation or groups); over_budget and
+  /// out_of_memory: the sequence is empty then. What was
   /// saved in other bits or shares is held so, and lowered where the budget needs it.
   Status load(SequenceId sequence, std::span<const uint8_t> bytes, bool partial = false);
   /// The tokens that were saved with a state. Errors: damaged_data.
@@ -235,12 +235,12 @@ class MIKV_API Context {
   /// Errors: another model's snapshot; a spec that needs more statistics than the snapshot has.
   Status restore(const std::shared_ptr<const Snapshot>& snapshot, const Spec& spec);
 
-  /// Copies what waits in f16 in a stream. KV head h of cell c goes to k + c * k_stride + h * head_dim_k, and to v
-  /// alike; strides in halves. Returns the number of tokens.
+  /// Copies what waits in f16 in a stream; returns the number of tokens. KV head h of cell c goes to k + c * k_stride +
+  /// h * head_dim_k, its value to v alike; strides in f16 elements, a row for each cell of the stream.
   uint64_t read_f16(int layer, uint32_t stream, uint16_t* k, size_t k_stride, uint16_t* v, size_t v_stride) const;
 
   // Sizes
-  /// Limit of this context, or of all that share ContextOptions::account, from the next step on; 0: none.
+  /// Limit of all that share ContextOptions::account, at once; 0: none. Calls that need room lower what is stored.
   void set_budget(uint64_t bytes);
   MemoryAccount& account() const;  ///< this context's part of a shared one
   MemoryUsage memory_usage() const;

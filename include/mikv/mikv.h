@@ -1,5 +1,6 @@
-/* mikv in C: the KV cache of one model instance, as an engine talks to it. The same as mikv::Context (context.hpp),
- * whose comments say more; docs/embedding.md has the whole loop, docs/glossary.md the words.
+/* mikv in C: the KV cache of one model instance, as an engine talks to it. The calls of mikv::Context (context.hpp),
+ * whose comments say more, less those for an engine's own table of cells, shared accounts, estimates and reports;
+ * docs/embedding.md has the whole loop, docs/glossary.md the words.
  *
  *   mikv_context_begin_step(context, tokens, n, NULL, 0)
  *     for each layer: mikv_context_store(...), mikv_context_attend(...)
@@ -34,8 +35,10 @@ extern "C" {
 typedef enum mikv_error {
   MIKV_OK = 0,
   MIKV_INVALID_ARGUMENT = 1, /* an argument is out of range or contradicts another; correct the call */
-  MIKV_OUT_OF_MEMORY = 2,    /* the system gives no more memory; use fewer or shorter contexts */
-  MIKV_OVER_BUDGET = 3,      /* the step does not fit the budget; free sequences, take a smaller batch or raise it */
+  MIKV_OUT_OF_MEMORY = 2,    /* the system gives no memory, or a call's own memory exceeds the budget; use fewer or
+                                shorter sequences */
+  MIKV_OVER_BUDGET = 3,      /* a step, copy or load does not fit the budget; free sequences, take a smaller batch or
+                                raise it */
   MIKV_DAMAGED_DATA = 4,     /* saved bytes are cut short, changed or of an unknown version */
   MIKV_MISMATCH = 5,         /* saved bytes are whole, but of another model, cache or context */
   MIKV_UNSUPPORTED = 6,      /* the call needs something that this library does not have */
@@ -47,7 +50,8 @@ typedef enum mikv_error {
 MIKV_API const char* mikv_version(void);
 /* The code in words, for example "out_of_memory". Static memory. */
 MIKV_API const char* mikv_error_name(mikv_error error);
-/* Why the last call of this thread failed; empty if none has. Valid until the thread's next call. */
+/* The message of this thread's most recent call that failed, at most 511 bytes; empty if none has. Calls that succeed
+ * leave it. Valid until the thread's next failure. */
 MIKV_API const char* mikv_last_error_message(void);
 
 /* MIKV_OK if `spec` is one, for example "mikv:keep=0.2,hi=f16"; else MIKV_INVALID_ARGUMENT, and the message says what
@@ -86,7 +90,7 @@ typedef struct mikv_context_options {
 /* Sets the size, and the defaults that stand at the end of each comment. NULL: does nothing, as all *_init(). */
 MIKV_API void mikv_context_options_init(mikv_context_options* options);
 
-/* Gives a new context in *context, NULL where there is an error. Strings are copied. Errors: a spec that is none, a
+/* Gives a new context in *context, NULL where there is an error. Strings are copied. Errors: an invalid spec, a
  * number out of range. */
 MIKV_API mikv_error mikv_context_create(const mikv_context_options* options, mikv_context** context);
 /* Frees the context and all that it holds. NULL: does nothing. */
@@ -98,10 +102,12 @@ typedef struct mikv_layer_shape {
   uint32_t n_heads;    /* query heads; a multiple of n_kv_heads, 1 to 16 of them per KV head */
   uint32_t n_kv_heads; /* 1 to 256 */
   uint32_t head_dim_k; /* channels of a key and of a query: a multiple of 8, up to 512 */
-  uint32_t head_dim_v; /* channels of a value */
+  uint32_t head_dim_v; /* channels of a value: a multiple of 8, up to 512 */
 } mikv_layer_shape;
 
-/* Declares a layer before its first step. window: tokens that a query sees, 0 for all. Errors: unsupported shape. */
+/* Declares a layer before its first step. window: tokens that a query sees, 0 for all. Errors: a negative number;
+ * MIKV_UNSUPPORTED for a shape, or another one than before; MIKV_IO and MIKV_DAMAGED_DATA for the file of a spec's
+ * balancer=FILE, which is read here. */
 MIKV_API mikv_error mikv_context_add_layer(mikv_context* context, int32_t layer, const mikv_layer_shape* shape,
                                            uint32_t window);
 /* How the layer's keys turn with their position: pair i by angles[i] radians per position, usually
@@ -125,12 +131,13 @@ typedef struct mikv_shared_token {
 } mikv_shared_token;
 
 /* Plans the step and makes room for it. Errors, after which there is no step and mikv_context_end_step() is not called:
- * MIKV_OVER_BUDGET; MIKV_INVALID_ARGUMENT for a sequence out of range, a negative position, a `shared` that is none, or
- * no free cells; for a sequence that is incomplete, the code of what left it so. */
+ * MIKV_OVER_BUDGET; MIKV_INVALID_ARGUMENT for a sequence out of range, a negative position, an invalid entry of
+ * `shared`, or no free cells; for a sequence that is incomplete, the code of what left it so. */
 MIKV_API mikv_error mikv_context_begin_step(mikv_context* context, const mikv_token* tokens, size_t n_tokens,
                                             const mikv_shared_token* shared, size_t n_shared);
 /* Keeps K and V of the next n_tokens tokens of the step. Row i of k is at k + i * k_stride floats and has
- * [n_kv_heads][head_dim_k] of them, and so has v. One of them may be NULL and come with the next call for the layer. */
+ * [n_kv_heads][head_dim_k] of them, and so has v. One of them may be NULL and come with the next call for the layer. At
+ * most n_ubatch tokens. Stores f16: what is too large becomes the largest finite number, NaN 0. */
 MIKV_API mikv_error mikv_context_store(mikv_context* context, int32_t layer, size_t n_tokens, const float* k,
                                        size_t k_stride, const float* v, size_t v_stride);
 
@@ -151,16 +158,17 @@ typedef struct mikv_attend_args {
   const float* sinks;       /* [n_heads] attention-sink logits, or NULL */
   const float* mask_slopes; /* [n_heads] factor on the mask (ALiBi), or NULL for 1 */
   mikv_mask_type mask_type; /* MIKV_MASK_OWN: same sequence, no later position, within the layer's window */
-  const void* mask;         /* else additive, one row per token, one column per cell */
+  const void* mask;         /* otherwise additive, one row per token, one column per cell (C does not name cells) */
   size_t mask_stride_bytes; /* from row to row */
   uint32_t n_mask_cells;    /* columns; cells from here on are hidden */
 } mikv_attend_args;
 
 MIKV_API void mikv_attend_args_init(mikv_attend_args* args);
 
-/* Attention of the tokens that the layer's last store kept. Unified: one call with all of them. Else one element of
- * `calls` per sequence. Collective: each of n_threads threads calls it with its own number and equal arguments; outputs
- * are complete when all have returned, and only then may the next call on the context start. */
+/* Attention of the tokens that the layer's last store kept. Unified: one call with all of them. Otherwise one element
+ * of `calls` per sequence. A query that sees no cell gets zeros. Collective: each of n_threads threads calls it with
+ * its own number and equal arguments; outputs are complete when all have returned, and only then may the next call on
+ * the context start. */
 MIKV_API mikv_error mikv_context_attend(mikv_context* context, int32_t layer, const mikv_attend_args* calls,
                                         size_t n_calls, uint32_t thread, uint32_t n_threads);
 /* The same by n_threads and threads of the options. */
@@ -210,8 +218,8 @@ MIKV_API void mikv_context_fail(mikv_context* context, const char* message);
 
 /* Forgets the tokens at these positions. sequence -1: of all. */
 MIKV_API mikv_error mikv_context_remove(mikv_context* context, int32_t sequence, int32_t p0, int32_t p1);
-/* Gives sequence `to` the tokens of `from`. Unified: those at these positions, stored once for both. Else all that
- * `from` has, in place of what `to` had. Errors: MIKV_OVER_BUDGET; `to` is to be removed then. */
+/* Gives sequence `to` the tokens of `from`. Unified: those at these positions, stored once for both.
+ * Otherwise a copy of these replaces what `to` had. Errors: MIKV_OVER_BUDGET; `to` is to be removed then. */
 MIKV_API mikv_error mikv_context_copy(mikv_context* context, int32_t from, int32_t to, int32_t p0, int32_t p1);
 /* Forgets all other sequences. */
 MIKV_API mikv_error mikv_context_keep(mikv_context* context, int32_t sequence);
@@ -267,7 +275,8 @@ typedef struct mikv_memory_usage {
 
 MIKV_API void mikv_memory_usage_init(mikv_memory_usage* usage);
 MIKV_API mikv_error mikv_context_memory_usage(const mikv_context* context, mikv_memory_usage* usage);
-/* The most bytes that the context may hold, from the next step on; 0: no limit. */
+/* The most bytes that the context may hold, at once; 0: no limit. What is stored already is lowered by the next step,
+ * copy or load that needs room. */
 MIKV_API void mikv_context_set_budget(mikv_context* context, uint64_t bytes);
 /* The spec that was asked for, in full; new text is held so where there is room. Valid until the
  * next call on the context. */

@@ -1,4 +1,4 @@
-// mikv: a KV cache in two tiers, and attention fused over both (MiKV, arXiv 2402.18096). All of the C++ API.
+// mikv: a KV cache in three tiers, and attention fused over them (MiKV, arXiv 2402.18096). All of the C++ API.
 // Words are explained in docs/glossary.md.
 #pragma once
 

@@ -24,7 +24,7 @@ struct ReportFigures {
   uint64_t budget_bytes = 0;         ///< 0: none
   uint64_t n_contexts = 0;           ///< that are not finished
   uint64_t n_lowered_sequences = 0;  ///< Context::lowered_sequences()
-  uint64_t n_steps = 0, n_concessions = 0, n_refused_requests = 0;  ///< as in Figures, finished contexts included
+  uint64_t n_steps = 0, n_lowered = 0, n_refused_requests = 0;  ///< as in Figures, finished contexts included
 };
 
 /// One JSON object, which also names this process and when it started.

@@ -12,8 +12,9 @@ namespace mikv {
 enum class ErrorCode : int {
   ok = 0,
   invalid_argument = 1,  ///< an argument is out of range or contradicts another; correct the call
-  out_of_memory = 2,     ///< the system gives no more memory; use fewer or shorter contexts
-  over_budget = 3,   ///< the step does not fit the context's budget; free sequences, use a smaller batch or raise it
+  out_of_memory = 2,     ///< the system gives no memory, or a call's own memory exceeds the budget; use fewer
+                         ///< or shorter sequences
+  over_budget = 3,   ///< a step, copy or load does not fit the budget; free sequences, use a smaller batch or raise it
   damaged_data = 4,  ///< saved bytes are cut short, changed or of an unknown version
   mismatch = 5,      ///< saved bytes are whole, but of another model, cache or context
   unsupported = 6,   ///< the model or the call needs something that this library does not have

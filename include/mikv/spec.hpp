@@ -13,8 +13,8 @@
 namespace mikv {
 
 /// How a tier stores its elements. `evict` stores nothing (lo tier only): the token is lost, as in H2O. `mixed` gives
-/// every 16 channels of a head 1 to 6 bits by their importance, as trellis codes (lo tier only; src/codec/trellis.hpp).
-/// src/codec/formats.hpp has a row for each; f16 stays the last.
+/// every 16 channels of a head 1 to 6 bits by how much their errors count, as trellis codes (lo tier only;
+/// src/codec/trellis.hpp). src/codec/formats.hpp has a row for each; f16 stays the last.
 enum class Format : uint8_t { evict, mixed, int2, int3, int4, int5, int8, f16 };
 
 /// Which tokens an importance policy keeps in the hi tier.
@@ -28,9 +28,9 @@ enum class Format : uint8_t { evict, mixed, int2, int3, int4, int5, int8, f16 };
 ///  random    a random subset, from `seed`: the control
 enum class Importance : uint8_t { full, h2o, window, streaming, snapkv, scissorhands, fastgen, random };
 
-/// When a prompt is compressed: once at its end (exact attention meanwhile), after every chunk (bounded peak memory),
-/// or over at most 128 steps after its end, a share in each: up to 64 weigh errors, the others compress (shorter
-/// pauses; at once under a budget).
+/// When a prompt is compressed: once at its end (exact attention meanwhile); in pieces of 1,024 to 3,584 tokens while
+/// it is read (bounded peak memory); or over at most 128 steps after its end, a share in each: up to 64 weigh errors,
+/// the others compress (shorter pauses; at once under a budget).
 enum class Prefill : uint8_t { exact, streaming, spread };
 
 /// Number of channels that share a scale and a zero (Eq. 1 of MiKV). Always a divisor of the head dimension.
@@ -61,7 +61,7 @@ struct Spec {
   Quantiser quantiser = Quantiser::asymmetric;  ///< of hi, and of lo; `mixed` has scales of its own
   bool balancer = true;                         ///< channel balancer, Eq. 2 of MiKV
   std::string balancer_file;  ///< of static balancers (mikv/static_balancer.hpp), in its place; or empty
-  bool center = true;         ///< subtract the per-channel mean of the prompt's keys
+  bool center = true;         ///< subtract the per-channel mean of the prompt's keys; with `mixed` of its values too
   bool hadamard = true;       ///< rotate K and V by an orthonormal Hadamard matrix before quantising
   /// Keep the 16 channels of K and of V with the largest values of a KV head's prompt in f16 (outlier=f16; LLM.int8(),
   /// arXiv 2208.07339).

@@ -67,7 +67,7 @@ struct MemoryUsage {
   uint64_t staged = 0;           ///< payload that is not compressed yet, f16 or 8 bits; all of an uncompressed cache
   uint64_t hi = 0;               ///< codes of the hi tier
   uint64_t lo = 0;               ///< codes of the lo tier
-  uint64_t scales = 0;           ///< scales and zeros of both tiers
+  uint64_t scales = 0;           ///< scales and zeros of hi and lo
   uint64_t ids = 0;              ///< cell ids and the bitmaps of live cells
   uint64_t scores = 0;           ///< importance scores and arrival numbers
   uint64_t calibration = 0;      ///< centres, balancers, statistics of queries

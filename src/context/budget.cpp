@@ -260,12 +260,14 @@ struct Concession {
 
 // In the order in which they are tried: what costs less quality per byte comes first.
 constexpr std::array kConcessions = {
-    Concession{"stage in bytes",
-               "where there is no room for a whole prompt in f16, what was read of it waits for its end in 8 bits",
-               "next to none lost", false, &Attempt::stage_in_bytes},
-    Concession{"compress large pieces",
-               "where there is no room for a whole prompt in 8 bits, what was read of it is compressed before its end",
-               "as streaming prefill, docs/quality.md", false, &Attempt::compress_large_pieces},
+    Concession{
+        "stage in bytes",
+        "where there is no room for a whole prompt in f16, the part that was read is kept in 8 bits until its end",
+        "next to none lost", false, &Attempt::stage_in_bytes},
+    Concession{
+        "compress large pieces",
+        "where there is no room for a whole prompt in 8 bits, the part that was read is compressed before its end",
+        "as streaming prefill, docs/quality.md", false, &Attempt::compress_large_pieces},
     Concession{"lower shares", "", "", true, &Attempt::lower_shares},
     // One prompt loses before all that is held: the room it needs while it is read comes back at its end.
     Concession{"compress small pieces",
@@ -274,7 +276,8 @@ constexpr std::array kConcessions = {
     // Only where that is enough: a segment that is frozen on a prompt's first few tokens is bad for as long as it
     // lives.
     Concession{"lower bits", "", "", true, &Attempt::lower_bits},
-    Concession{"compress at once", "where there is no room for 256 tokens of a prompt, it is compressed as it is read",
+    Concession{"compress immediately",
+               "where there is no room for 256 tokens of a prompt, it is compressed as it is read",
                "KL divergence 4 to 11 times that of exact prefill", false, &Attempt::compress_at_once},
     Concession{"lower to the end", "", "", true, &Attempt::lower_to_the_end},
 };

@@ -506,7 +506,7 @@ const ContextOptions& Context::options() const { return impl_->options; }
 
 Figures Context::figures() const {
   Figures figures = impl_->figures;
-  figures.n_concessions = impl_->budget.n_lowered();
+  figures.n_lowered = impl_->budget.n_lowered();
   figures.n_refused = impl_->budget.n_refused();
   figures.n_refused_requests = impl_->refusals.n_requests();
   figures.n_undecided_requests = impl_->refusals.n_undecided();

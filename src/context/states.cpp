@@ -265,7 +265,7 @@ Result<std::vector<uint8_t>> Context::save(SequenceId sequence, std::span<const 
 
 Status Context::load(SequenceId sequence, std::span<const uint8_t> bytes, bool partial) {
   if (sequence != kAllSequences && !impl_->sequences.valid(sequence)) {
-    return Error{ErrorCode::mismatch, "for a sequence that this context does not have"};
+    return Error{"sequence " + std::to_string(sequence) + " is out of range"};
   }
   bool changed = false;
   Status status = context::guarded([&]() -> Status {

@@ -34,12 +34,20 @@ struct Staged {
 
 uint32_t blocks_of(uint64_t n_tokens) { return uint32_t((n_tokens + codec::kBlockTokens - 1) / codec::kBlockTokens); }
 
+// The coordinates of a head whose segment is frozen under this spec.
+uint64_t planned_transform_bytes(const LayerShape& shape, const Spec& spec) {
+  const uint64_t dim_k = shape.head_dim_k, dim_v = shape.head_dim_v;
+  if (spec.mixed()) return codec::Transform::most_bytes(shape.head_dim_k, shape.head_dim_v);
+  const uint64_t n_halves =
+      (spec.center ? dim_k : 0) + (spec.balancer ? dim_k : 0) + (spec.outlier_channels ? dim_k + dim_v : 0);
+  return n_halves * sizeof(uint16_t);
+}
+
 // The lo tier of a head whose layout is planned when its segment is frozen: it has spec.bits per element at most.
 uint64_t planned_lo_bytes(const LayerShape& shape, const Spec& spec, const tier::HeadStore& head, uint64_t n_tokens) {
   const double block_elements = double(codec::kBlockTokens) * (shape.head_dim_k + shape.head_dim_v);
   const auto block_bytes = uint64_t((spec.bits + head.more_bits) / 8.0 * block_elements) + 1;
-  return tier::Tier::most_bytes(block_bytes, blocks_of(n_tokens)) +
-         codec::Transform::most_bytes(shape.head_dim_k, shape.head_dim_v) + sizeof(codec::BlockLayout);
+  return tier::Tier::most_bytes(block_bytes, blocks_of(n_tokens)) + sizeof(codec::BlockLayout);
 }
 
 // Tokens of a head that are compressed in this step, with what is staged. All heads are staged before the first is
@@ -65,6 +73,8 @@ void add_compressed(Growth& growth, const LayerCache::Impl& layer, const tier::H
     // hi may hold more than its share until the next commit, where that became smaller.
     lo = head.lo.growth(uint32_t(std::max<uint64_t>(n_new, n_leave)), step.in_parts);
   }
+  if (step.spec.needs_calibration() && !head.frozen)
+    growth.lasting += int64_t(planned_transform_bytes(layer.shape, step.spec));
   growth.lasting += int64_t(hi.lasting + lo.lasting);
   growth.compressed += hi.lasting + lo.lasting;
   growth.transient += staged.lasting + std::max({staged.transient, hi.transient, lo.transient});
@@ -162,6 +172,8 @@ int64_t LayerCache::Impl::freed_by(const tier::SegmentStore& segment, const poli
     if (n_staged)
       freed += int64_t(head.staged.allocated_bytes()) - int64_t(tier::Tier::block_bytes(segment.layouts().staged));
     if (n_staged && freezes) freed += int64_t(head.statistics_bytes());
+    if (n_staged && smaller.needs_calibration() && !head.frozen)
+      freed -= int64_t(planned_transform_bytes(shape, smaller));
     if (segment.layouts().evict) continue;
     freed -= int64_t(smaller.mixed() && !head.frozen ? planned_lo_bytes(shape, smaller, head, n_stored - n_hi)
                                                      : lowered_lo_bytes(smaller, head, uniform, n_stored - n_hi));

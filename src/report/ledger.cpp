@@ -8,7 +8,7 @@ namespace {
 
 void add(Figures& sum, const Figures& figures) {
   sum.n_steps += figures.n_steps;
-  sum.n_concessions += figures.n_concessions;
+  sum.n_lowered += figures.n_lowered;
   sum.n_refused_requests += figures.n_refused_requests;
 }
 
@@ -52,7 +52,7 @@ ReportFigures Ledger::sums() {
     sums.n_lowered_sequences += entry.n_lowered_sequences;
   }
   sums.n_steps = counted.n_steps;
-  sums.n_concessions = counted.n_concessions;
+  sums.n_lowered = counted.n_lowered;
   sums.n_refused_requests = counted.n_refused_requests;
   sums.n_contexts = entries_.size();
   sums.spec = last_spec_;

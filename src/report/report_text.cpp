@@ -37,7 +37,7 @@ std::vector<Figure> rows(const ReportFigures& sums) {
       {"kv_lowered_sequences", "sequences that hold text which the budget made smaller than was asked for", false,
        double(sums.n_lowered_sequences)},
       {"kv_lowered_total", "times that the cache was made smaller to stay within the budget", true,
-       double(sums.n_concessions)},
+       double(sums.n_lowered)},
       {"kv_refused_total", "requests that did not fit the budget", true, double(sums.n_refused_requests)}};
 }
 

@@ -441,7 +441,10 @@ void HeadStore::commit(const Spec& spec, uint64_t n_live, uint32_t from, CommitS
   if (!evict) (calibration.lo ? own_lo : lo).reserve(n_victims);
   // Victims leave hi before survivors enter it, so hi only grows by what it ends up with.
   if (n_moved > n_victims) hi.reserve(n_moved - n_victims);
-  if (freezing) charge_.set(calibration_bytes() + calibration.transform.bytes() + sizeof(codec::BlockLayout));
+  if (freezing) {
+    charge_.set(calibration_bytes() + calibration.transform.bytes() +
+                (calibration.lo ? sizeof(codec::BlockLayout) : 0));
+  }
 
   // Nothing fails from here on.
   pattern = planned;

@@ -191,7 +191,8 @@ void Tier::shrink() {
 
 void Tier::clear_unused() {
   if (!blocks_) return;
-  static constexpr std::array<uint8_t, codec::kBlockTokens * (4 * codec::kMaxHeadDim + 64)> kEmptyBlock{};
+  // A code of a byte, and in groups of one channel a scale and a zero of its own; ids and scores.
+  static constexpr std::array<uint8_t, codec::kBlockTokens * (5 * 2 * codec::kMaxHeadDim + 64)> kEmptyBlock{};
   assert(layout_->bytes <= kEmptyBlock.size());
   for (uint32_t slot = n_tokens_; slot < n_blocks() * codec::kBlockTokens; ++slot) {
     codec::copy_token(kEmptyBlock.data(), 0, block_of(slot), lane_of(slot), *layout_);

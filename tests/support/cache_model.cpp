@@ -411,8 +411,13 @@ void Model::check_encoded(std::span<const float> before, std::span<const float> 
     return;
   }
   const bool symmetric = spec.quantiser == Quantiser::symmetric && !staged;
-  const uint32_t group = format == Format::f16 ? 1 : spec.group.resolve(uint32_t(wanted.size()));
-  for (size_t begin = 0; begin < wanted.size(); begin += group) {
+  const uint32_t n_wide = staged || format == Format::f16 ? 0 : wide_channels(spec);
+  for (uint32_t c = 0; c < n_wide; ++c) {
+    const double bound = rounding + n_encodes * half_rounding(std::abs(wanted[c]) + rounding);
+    RC_ASSERT(std::abs(got[c] - wanted[c]) <= bound);
+  }
+  const uint32_t group = format == Format::f16 ? 1 : spec.group.resolve(uint32_t(wanted.size()) - n_wide);
+  for (size_t begin = n_wide; begin < wanted.size(); begin += group) {
     const auto [low, high] = std::minmax_element(&wanted[begin], &wanted[begin] + group);
     double bound = rounding;  // what is encoded may be off by so much already
     for (uint32_t i = 0; i < n_encodes; ++i) {
@@ -431,22 +436,27 @@ void Model::check_bytes(const MemoryUsage& usage, const std::vector<SavedHead>& 
   const Spec& asked = layer_->spec();
   const auto groups = [&](Format format) -> uint64_t {
     if (format == Format::f16 || format == Format::evict) return 0;
-    return kShape.head_dim_k / asked.group.resolve(kShape.head_dim_k) +
-           kShape.head_dim_v / asked.group.resolve(kShape.head_dim_v);
+    const uint32_t n_wide = wide_channels(asked), dim_k = kShape.head_dim_k - n_wide,
+                   dim_v = kShape.head_dim_v - n_wide;
+    return dim_k / asked.group.resolve(dim_k) + dim_v / asked.group.resolve(dim_v);
   };
-  constexpr uint64_t kPadded = 32 + 16, kTiles = kPadded / 16;
+  constexpr uint64_t kPadded = 32 + 32, kTiles = kPadded / 16;
+  const uint64_t n_wide = 2 * wide_channels(asked);  // of K and of V
+  const auto token_bytes = [&](Format format) -> uint64_t {
+    return (n_wide * 16 + (kPadded - n_wide) * format_bits(format)) / 8;
+  };
   uint64_t staged = 0, hi = 0, lo = 0, scales = 0, n_stored = 0, n_scored = 0;
   for (const SavedHead& head : heads) {
     const Spec& spec = head.spec;
     staged += head.n_staged * kPadded * (head.in_bytes ? 1 : 2);
-    hi += head.n_hi * kPadded * format_bits(spec.hi) / 8;
+    hi += head.n_hi * token_bytes(spec.hi);
     const uint64_t scale_bytes = spec.quantiser == Quantiser::symmetric ? 2 : 4;  // a zero beside the scale
     scales +=
         scale_bytes * head.n_hi * groups(spec.hi) + (head.in_bytes ? 4 * head.n_staged * groups(Format::int8) : 0);
     n_stored += head.n_staged + head.n_hi + head.n_lo;
     n_scored += head.n_staged + head.n_hi;
     if (!spec.mixed()) {
-      lo += head.n_lo * kPadded * format_bits(spec.lo) / 8;
+      lo += head.n_lo * token_bytes(spec.lo);
       scales += scale_bytes * head.n_lo * groups(spec.lo);
       continue;
     }

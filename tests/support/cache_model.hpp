@@ -64,7 +64,7 @@ class Model {
 
  private:
   /// One tile of K's channels is whole; V has half a tile, so that one is padded.
-  static constexpr LayerShape kShape{4, 2, 32, 8};
+  static constexpr LayerShape kShape{4, 2, 32, 24};
   static constexpr uint32_t kSegments = 2;
 
   /// What one KV head holds of a cell: as it was last seen, or as it was handed over since.

@@ -117,10 +117,11 @@ SavedSegment read_saved_segment(std::span<const uint8_t> bytes, uint32_t n_cells
   // Uniform formats: two halves per group, or one if symmetric, none for f16.
   const uint32_t scale_bytes = spec.quantiser == Quantiser::symmetric ? 2 : 4;
   const auto uniform_block = [&](Format format, bool with_scores, uint32_t bytes_per_group) {
-    const uint32_t groups = shape.head_dim_k / spec.group.resolve(shape.head_dim_k) +
-                            shape.head_dim_v / spec.group.resolve(shape.head_dim_v);
+    const uint32_t n_wide = wide_channels(spec), dim_k = shape.head_dim_k - n_wide, dim_v = shape.head_dim_v - n_wide;
+    const uint32_t groups = dim_k / spec.group.resolve(dim_k) + dim_v / spec.group.resolve(dim_v);
+    const uint32_t n_wide_tiles = 2 * n_wide / kTileSide;  // of K and of V
     return block_bytes(id_bytes, with_scores, format == Format::f16 ? 0 : bytes_per_group * groups,
-                       n_tiles * format_bits(format));
+                       n_wide_tiles * 16 + (n_tiles - n_wide_tiles) * format_bits(format));
   };
   const auto read_tier = [&](size_t bytes_of_block) {
     const uint32_t n = in.get<uint32_t>();

@@ -48,6 +48,9 @@ struct SavedSegment {
   std::vector<SavedHead> heads;
 };
 
+/// Channels of K, and of V, that hi and lo hold as halves, before the others.
+constexpr uint32_t wide_channels(const Spec& spec) { return spec.outlier_channels ? 16 : 0; }
+
 /// Throws std::runtime_error if there are too few bytes, or too many. Cell numbers have id_bytes.
 SavedSegment read_saved_segment(std::span<const uint8_t> bytes, uint32_t n_cells, const LayerShape& shape,
                                 const Spec& spec, uint32_t id_bytes);

@@ -100,7 +100,7 @@ TEST_P(Budget, IsNeverExceededAndGivesUpQualityBeforeRequests) {
   // No transient peak either: the allocator counts. Bitmaps of cells are beside it, and small.
   EXPECT_LE(cache_->account().peak(), kBudget);
   EXPECT_EQ(cache_->figures().n_refused, 1u);
-  EXPECT_GT(cache_->figures().n_concessions, 1u);
+  EXPECT_GT(cache_->figures().n_lowered, 1u);
   EXPECT_EQ(cache_->lowered_sequences().size(), 4u);
   EXPECT_EQ(cache_->spec(), asked) << "what comes later is held as it was asked for";
   // All of it was used: less is left than 50 tokens, in whole blocks of 16, take in the 8 bits that they may wait in.
@@ -118,7 +118,7 @@ TEST_P(Budget, APromptThatDoesNotFitInF16IsCompressedAsItIsRead) {
   for (int i = 0; i < 5; ++i) ASSERT_EQ(feed(0, 100), 0);
   ASSERT_EQ(feed(0, 200), 0);
   EXPECT_LE(cache_->account().peak(), kBudget);
-  EXPECT_EQ(cache_->figures().n_concessions, 0u);
+  EXPECT_EQ(cache_->figures().n_lowered, 0u);
   EXPECT_EQ(cache_->spec(), Spec::parse("mikv").value());
 }
 
@@ -134,7 +134,7 @@ TEST_P(Budget, APromptThatFitsIn8BitsWaitsForItsEnd) {
   EXPECT_EQ(in_bytes.staged / in_bytes.n_staged_tokens, in_f16.staged / in_f16.n_staged_tokens / 2);
   ASSERT_EQ(feed(0, 1), 0);
   EXPECT_EQ(cache_of(context_.get())->memory_usage().n_staged_tokens, 0u);
-  EXPECT_EQ(cache_->figures().n_concessions, 0u);
+  EXPECT_EQ(cache_->figures().n_lowered, 0u);
   EXPECT_LE(cache_->account().peak(), kRoom);
 }
 
@@ -145,7 +145,7 @@ TEST_P(Budget, AsMuchOfAPromptAsThereIsRoomForIsCompressedAtOnce) {
   cache_->set_budget(kRoom);
   ASSERT_EQ(feed(0, 2000), 0);
   EXPECT_EQ(cache_->memory_usage().n_staged_tokens, 0u);
-  EXPECT_EQ(cache_->figures().n_concessions, 0u);
+  EXPECT_EQ(cache_->figures().n_lowered, 0u);
   EXPECT_LE(cache_->account().peak(), kRoom);
   EXPECT_GT(double(cache_->account().peak()), 0.8 * double(kRoom)) << "1,536 tokens, and not 1,024";
 }
@@ -155,7 +155,7 @@ TEST_P(Budget, PromptsThatShareABatchFit) {
   constexpr uint64_t kRoom = uint64_t{17} << 20;  // 1,024 tokens of a prompt have room, and 41 + 1,024 + 214 do not
   cache_->set_budget(kRoom);
   EXPECT_EQ(feed({{1, 41}, {0, 1300}}), 0);
-  EXPECT_EQ(cache_->figures().n_concessions, 0u);
+  EXPECT_EQ(cache_->figures().n_lowered, 0u);
   EXPECT_LE(cache_->account().peak(), kRoom);
 }
 
@@ -166,7 +166,7 @@ TEST_P(Budget, ATokenBesideAPromptDoesNotMakeItWaitForAMicroBatchMore) {
   ASSERT_EQ(feed(1, 41), 0);
   cache_->set_budget(kRoom);
   EXPECT_EQ(feed({{1, 1}, {0, 1300}}), 0);
-  EXPECT_EQ(cache_->figures().n_concessions, 0u);
+  EXPECT_EQ(cache_->figures().n_lowered, 0u);
   EXPECT_LE(cache_->account().peak(), kRoom);
   EXPECT_GT(double(cache_->account().peak()), 0.7 * double(kRoom)) << "1,024 tokens, and not 256";
 }
@@ -185,7 +185,7 @@ TEST_P(Budget, AContextShiftTakesNoRoom) {
   llama_memory_seq_add(memory, 0, 504, -1, -500);
   EXPECT_EQ(feed(0, 1), 0);
   EXPECT_EQ(llama_memory_seq_pos_max(memory, 0), 501);
-  EXPECT_EQ(cache_->figures().n_concessions, 0u);
+  EXPECT_EQ(cache_->figures().n_lowered, 0u);
   EXPECT_LE(cache_of(context_.get())->memory_usage().total(), before);
   for (const auto& [index, layer] : Registry::get().of_context(context_.get())->layers())
     EXPECT_EQ(resident_pages(*layer.k), 0) << index;
