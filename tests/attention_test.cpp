@@ -2,6 +2,9 @@
 // dimensions, formats, mixed tiers, prompts, threads, segments. Masks and other modifiers are in
 // attention_masks_test.cpp.
 #include <gtest/gtest.h>
+#if defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+#endif
 
 #include <algorithm>
 #include <cmath>
@@ -93,11 +96,15 @@ TEST(AttentionTest, TargetsOfTheMachineAreBuilt) {
   const auto has = [&](const char* name) { return std::find(targets.begin(), targets.end(), name) != targets.end(); };
 #if defined(__aarch64__)
   EXPECT_TRUE(has("neon"));
+#if defined(__linux__)
+  EXPECT_EQ(has("neondot"), (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0);
+#endif
 #elif defined(__x86_64__)
   EXPECT_TRUE(has("scalar"));
 #if !defined(__SANITIZE_THREAD__)  // leaves this one out, to be built in reasonable time
   EXPECT_EQ(has("avx2"), bool(__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")));
 #endif
+  EXPECT_EQ(has("avxvnni"), has("avx2") && __builtin_cpu_supports("avxvnni"));
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
                       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq");
   EXPECT_EQ(has("avx512"), avx512);

@@ -282,7 +282,8 @@ TEST(EncodeTokensTest, HalvesOfABlockAreReadAsOneByOne) {
 TEST(EncodeTokensTest, TargetsAreThoseOfAttention) {
   for (const std::string& name : simd_targets()) {
     codec::set_encode_target(name);
-    EXPECT_EQ(codec::encode_kernels().name, name == "avx512vnni" ? "avx512" : name);
+    const bool byte_products = name == "avx512vnni" || name == "avxvnni" || name == "neondot";  // no use for them
+    EXPECT_EQ(codec::encode_kernels().name, byte_products ? codec::all_encode_kernels().front().name : name);
   }
   codec::set_encode_target("");
 }

@@ -1,8 +1,8 @@
-// Products of codes and factors of 16 bits where the CPU multiplies bytes by fours (AVX-512 VNNI). Included once per
-// SIMD target.
+// Products of codes and factors of 16 bits where the CPU multiplies bytes by fours (AVX-512 VNNI, AVX-VNNI, dotprod).
+// Included once per SIMD target.
 //
-// A factor is two signed bytes, 256 high + low: two dot products of 64 byte pairs instead of four of 16 floats, and no
-// conversion of codes. Small factors are one byte, and one product.
+// A factor is two signed bytes, 256 high + low: two dot products of byte pairs, four to a lane, instead of four
+// products of floats, and no conversion of codes. Small factors are one byte, and one product.
 
 #if defined(MIKV_BYTE_PRODUCTS_INL) == defined(HWY_TARGET_TOGGLE)
 #ifdef MIKV_BYTE_PRODUCTS_INL
@@ -16,7 +16,7 @@
 #include "attention/quads-inl.hpp"
 #include "attention/vectors-inl.hpp"
 
-#if HWY_TARGET == HWY_AVX3_DL
+#if MIKV_HAS_BYTE_PRODUCTS
 
 HWY_BEFORE_NAMESPACE();
 namespace mikv::attention::HWY_NAMESPACE {
@@ -27,11 +27,24 @@ constexpr bool kHasSmallFactors = true;
 // From one block's factors to the next one's. Of n factors in a row the low bytes come first, the high bytes n after.
 constexpr size_t kBlockFactorBytes = kLanes;
 
-// Of kRows rows, of which the first kWide have factors of two bytes, the others of one. 5 cycles of latency on 2 ports
-// want 10 sums in flight: where there are few rows, each has several.
+// What products see of a code is less by this. Where both sides are signed (dotprod) a byte from 0 to 255 becomes one
+// from -128 to 127.
+#if HWY_TARGET == HWY_NEON
+constexpr float kCodeBias = 128.0f;
+#else
+constexpr float kCodeBias = 0.0f;
+#endif
+
+// Sums of independent chains: 5 cycles of latency on 2 ports want 10 of them in flight. Half of 16 registers are few.
+constexpr uint32_t ChainsOf(uint32_t n_sums) {
+  if (kMaxRows < 8) return n_sums >= 5 ? 1 : 2;
+  return n_sums >= 9 ? 1 : n_sums >= 5 ? 2 : 4;
+}
+
+// Of kRows rows, of which the first kWide have factors of two bytes, the others of one.
 template <uint32_t kRows, uint32_t kWide>
 struct FactorSums {
-  static constexpr uint32_t kEach = kRows + kWide, kChains = kEach >= 9 ? 1 : kEach >= 5 ? 2 : 4;
+  static constexpr uint32_t kChains = ChainsOf(kRows + kWide);
   VI low[kChains][kRows], high[kChains][kWide ? kWide : 1];
 
   HWY_INLINE HWY_ATTR void Clear() {
@@ -61,23 +74,39 @@ struct FactorSums {
   }
 };
 
-// In assembly because GCC 12 makes a load, a broadcast and a copy of the sum out of the intrinsic: 10 to 15 %
-// of the time.
+// Four bytes of `codes` times four factors, added to each lane of `sum`.
 HWY_INLINE HWY_ATTR VI DotBytes(VI sum, VU codes, const uint8_t* four_factors) {
+#if HWY_TARGET == HWY_NEON
+  int32_t four;
+  std::memcpy(&four, four_factors, sizeof four);
+  return VI(vdotq_s32(sum.raw, vreinterpretq_s8_u32(codes.raw), vreinterpretq_s8_s32(vdupq_n_s32(four))));
+#else
   struct Four {
     uint8_t bytes[4];
   };
-  asm("vpdpbusd %2%{1to16%}, %1, %0"
-      : "+v"(sum.raw)
-      : "v"(codes.raw), "m"(*reinterpret_cast<const Four*>(four_factors)));
+  const Four& four = *reinterpret_cast<const Four*>(four_factors);
+#if HWY_TARGET == HWY_AVX3_DL
+  // In assembly because GCC 12 makes a load, a broadcast and a copy of the sum out of the intrinsic: 10 to 15 %
+  // of the time.
+  asm("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(sum.raw) : "v"(codes.raw), "m"(four));
+#else
+  // In assembly because GCC 12 orders the sums of a tile anew and spills half of them.
+  __m256i factors;
+  asm("vpbroadcastd %3, %1\n\t"
+      "%{vex%} vpdpbusd %1, %2, %0"
+      : "+x"(sum.raw), "=&x"(factors)
+      : "x"(codes.raw), "m"(four));
+#endif
   return sum;
+#endif
 }
 
 // kInRow: factors in a row.
 template <class Quads, size_t kInRow, int kQuad, uint32_t kRows, uint32_t kWide>
 HWY_INLINE HWY_ATTR void QuadDot(const Quads& quads, const uint8_t* factors, size_t stride,
                                  FactorSums<kRows, kWide>& sums) {
-  const VU codes = quads.template Quad<kQuad>();
+  const VU quad = quads.template Quad<kQuad>();
+  const VU codes = kCodeBias ? hn::Xor(quad, hn::Set(DU(), 0x80808080u)) : quad;
   constexpr uint32_t kChain = kQuad % FactorSums<kRows, kWide>::kChains;
 #pragma GCC unroll 8
   for (uint32_t r = 0; r < kRows; ++r) {
@@ -87,7 +116,10 @@ HWY_INLINE HWY_ATTR void QuadDot(const Quads& quads, const uint8_t* factors, siz
   }
 }
 
-// 4 x 16 integers of at most +-32639 as 64 low bytes and 64 high bytes such that 256 high + low is the integer.
+// Integers of at most +-32639 as low bytes and high bytes such that 256 high + low is the integer. A low byte of 128
+// and more counts as negative; adding 128 makes the high byte take what that lost.
+#if HWY_TARGET == HWY_AVX3_DL
+// Of 4 x 16 integers.
 HWY_INLINE HWY_ATTR void StoreParts(const VI* integers, uint8_t* low, uint8_t* high) {
   struct Order {
     uint8_t at[64];
@@ -104,7 +136,6 @@ HWY_INLINE HWY_ATTR void StoreParts(const VI* integers, uint8_t* low, uint8_t* h
   alignas(64) static constexpr Order kLow = order(0), kHigh = order(1);
   const __m512i a = _mm512_packs_epi32(integers[0].raw, integers[1].raw);
   const __m512i b = _mm512_packs_epi32(integers[2].raw, integers[3].raw);
-  // A low byte of 128 and more counts as negative; adding 128 makes the high byte take what that lost.
   const __m512i carry = _mm512_set1_epi16(128);
   const __m512i a_high = _mm512_add_epi16(a, carry), b_high = _mm512_add_epi16(b, carry);
   _mm512_storeu_si512(low, _mm512_permutex2var_epi8(a, _mm512_load_si512(kLow.at), b));
@@ -124,9 +155,45 @@ HWY_INLINE HWY_ATTR void StoreQueryFactors(const VI* integers, uint8_t* to) {
 HWY_INLINE HWY_ATTR void StoreWeightFactors(const VI* integers, uint8_t* to) {
   StoreParts(integers, to, to + kStepTokens);
 }
+#else
+// Of 16 integers.
+HWY_INLINE HWY_ATTR void StoreParts(const VI* integers, uint8_t* low, uint8_t* high) {
+#if HWY_TARGET == HWY_NEON
+  const auto words = [integers](size_t i) HWY_ATTR {
+    return vcombine_s16(vqmovn_s32(integers[i].raw), vqmovn_s32(integers[i + 1].raw));
+  };
+  const int16x8_t a = words(0), b = words(2), carry = vdupq_n_s16(128);
+  vst1q_s8(reinterpret_cast<int8_t*>(low), vcombine_s8(vmovn_s16(a), vmovn_s16(b)));
+  vst1q_s8(reinterpret_cast<int8_t*>(high),
+           vcombine_s8(vshrn_n_s16(vaddq_s16(a, carry), 8), vshrn_n_s16(vaddq_s16(b, carry), 8)));
+#else
+  // Both packs interleave the halves of their operands; together they leave the order as it was.
+  const __m256i words = _mm256_packs_epi32(integers[0].raw, integers[1].raw);
+  const __m256i in_order = _mm256_permute4x64_epi64(words, _MM_SHUFFLE(3, 1, 2, 0));
+  const auto store = [](__m256i bytes_as_words, uint8_t* to) HWY_ATTR {
+    const __m256i bytes = _mm256_packs_epi16(bytes_as_words, bytes_as_words);
+    const __m256i joined = _mm256_permute4x64_epi64(bytes, _MM_SHUFFLE(3, 1, 2, 0));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_castsi256_si128(joined));
+  };
+  store(_mm256_srai_epi16(_mm256_slli_epi16(in_order, 8), 8), low);
+  store(_mm256_srai_epi16(_mm256_add_epi16(in_order, _mm256_set1_epi16(128)), 8), high);
+#endif
+}
+
+HWY_INLINE HWY_ATTR void StoreQueryFactors(const VI* integers, uint8_t* to) { StoreParts(integers, to, to + kLanes); }
+
+// Of 64 integers, of a row of kStepTokens.
+HWY_INLINE HWY_ATTR void StoreWeightFactors(const VI* integers, uint8_t* to) {
+  constexpr size_t kVectors = 16 / (sizeof(VI) / sizeof(int32_t));
+#pragma GCC unroll 4
+  for (size_t b = 0; b < 4; ++b) {
+    StoreParts(integers + b * kVectors, to + b * kLanes, to + kStepTokens + b * kLanes);
+  }
+}
+#endif
 
 }  // namespace mikv::attention::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
-#endif  // HWY_AVX3_DL
+#endif  // MIKV_HAS_BYTE_PRODUCTS
 #endif  // toggle

@@ -1,5 +1,5 @@
 // Attention over tiles in integers, where the CPU has products that beat those of floats: of bytes (AVX-512 VNNI,
-// byte_products-inl.hpp) or of 16 bits (AVX2, word_products-inl.hpp). Included once per SIMD target.
+// AVX-VNNI, dotprod; byte_products-inl.hpp) or of 16 bits (AVX2, word_products-inl.hpp). Included once per SIMD target.
 //
 // Codes are bytes as they are, four rows of a tile at once (codec/tile.hpp). What they are multiplied by, queries and
 // attention weights, is rounded to 16 bits: "factors". Sums of integers are exact, so the only error is that rounding:
@@ -114,11 +114,12 @@ HWY_ATTR void BlockLogits(const BlockSpan& span, const uint8_t* block, const Til
       }
       const bool begins = first == 0 || pairs[first - 1].group != group;  // zeros count once
       const auto [alpha, beta] = LoadScales(*span.layout, block + span.layout->scales_k, group, lane);
+      const VF zero = kCodeBias ? hn::MulAdd(alpha, hn::Set(DF(), kCodeBias), beta) : beta;
 #pragma GCC unroll 8
       for (uint32_t r = 0; r < kRows; ++r) {
         const VF dot = hn::Mul(sums.Join(r), hn::Set(DF(), steps[r * groups + group]));
         const float q_sum = begins ? q_sums[r * groups + group] : 0.0f;
-        total[r] = hn::MulAdd(alpha, dot, hn::MulAdd(beta, hn::Set(DF(), q_sum), total[r]));
+        total[r] = hn::MulAdd(alpha, dot, hn::MulAdd(zero, hn::Set(DF(), q_sum), total[r]));
       }
     }
 #pragma GCC unroll 8
@@ -193,7 +194,8 @@ HWY_ATTR void GroupWeightFactors(const BlockSpan& span, const uint8_t* blocks, u
       StoreWeightFactors(integers, parts + i * kRowWeightBytes + first / kLaneVectors * kBlockFactorBytes);
     }
     float* sum = zeros + r * zeros_stride;  // partial sums: any lanes will do
-    const VF below = hn::MulAdd(hn::ConvertTo(DF(), total), hn::Set(DF(), -centre * steps[i]), hn::LoadU(DF(), sum));
+    const VF below =
+        hn::MulAdd(hn::ConvertTo(DF(), total), hn::Set(DF(), (kCodeBias - centre) * steps[i]), hn::LoadU(DF(), sum));
     hn::StoreU(mixed ? below : hn::MulAdd(zero, hn::Set(DF(), factors[r]), below), DF(), sum);
   }
 }

@@ -116,7 +116,7 @@ struct Kernels {
   void (*mask_range)(const Mask& mask, uint32_t first, uint32_t n, uint32_t n_cells, float* low, float* high);
 
   /// Adds blocks [begin, end) to the state. keep_logits: null, or [n][keep_stride] floats that receive the final
-  /// logits, token i of the span at [i].
+  /// logits, those of the first token of block `begin` at [0].
   void (*attend)(const BlockSpan&, uint32_t begin, uint32_t end, const Rows&, const MaskTile&, float softcap,
                  const State&, float* keep_logits, size_t keep_stride, const Scratch&);
 
@@ -135,6 +135,8 @@ const Kernels& kernels();
 Status target_error();
 /// One table for each target that this build has and this machine can run, best first (kernels.cpp).
 std::vector<const Kernels*> all_kernels();
+/// That of AVX-VNNI, or of NEON with dotprod; null where this machine has neither (dot_kernels.cpp).
+const Kernels* dot_kernels();
 
 }  // namespace mikv::attention
 

@@ -25,9 +25,15 @@
   ",vpclmulqdq,avx512vbmi,avx512vbmi2,vaes,gfni,avxvnni,avx512vnni,avx512bitalg,avx512vpopcntdq"
 #endif
 
-// Whether tiles of codes are multiplied as integers, integer_tiles-inl.hpp, or as floats.
+// dot_kernels.cpp: the target has AVX-VNNI, or dotprod.
+#ifndef MIKV_DOT_PRODUCTS
+#define MIKV_DOT_PRODUCTS 0
+#endif
+// Whether bytes are multiplied by fours (byte_products-inl.hpp), and whether tiles of codes are multiplied as integers
+// (integer_tiles-inl.hpp) or as floats.
 #ifndef MIKV_HAS_INTEGER_TILES
-#define MIKV_HAS_INTEGER_TILES (HWY_TARGET == HWY_AVX3_DL || HWY_TARGET == HWY_AVX2)
+#define MIKV_HAS_BYTE_PRODUCTS (HWY_TARGET == HWY_AVX3_DL || MIKV_DOT_PRODUCTS)
+#define MIKV_HAS_INTEGER_TILES (MIKV_HAS_BYTE_PRODUCTS || HWY_TARGET == HWY_AVX2)
 #endif
 
 HWY_BEFORE_NAMESPACE();

@@ -1,5 +1,5 @@
-// Products of codes and factors of 16 bits where the CPU multiplies words in pairs (AVX2). Included once per SIMD
-// target.
+// Products of codes and factors of 16 bits where the CPU multiplies words in pairs (AVX2 without AVX-VNNI). Included
+// once per SIMD target.
 //
 // Four rows of codes are two vectors of words, rows 0 and 2, and 1 and 3, of each lane side by side: two products and
 // two sums take the place of four products of floats and their conversions. Pairs of bytes (vpmaddubsw) would need
@@ -17,13 +17,14 @@
 #include "attention/quads-inl.hpp"
 #include "attention/vectors-inl.hpp"
 
-#if HWY_TARGET == HWY_AVX2
+#if HWY_TARGET == HWY_AVX2 && !MIKV_HAS_BYTE_PRODUCTS
 
 HWY_BEFORE_NAMESPACE();
 namespace mikv::attention::HWY_NAMESPACE {
 
 constexpr float kLargestFactor = 32639.0f;  // that of byte_products-inl.hpp: one bound for both
 constexpr bool kHasSmallFactors = false;
+constexpr float kCodeBias = 0.0f;
 constexpr float kLargestByte = 127.0f;  // of small factors: not used
 // From one block's factors to the next one's. Those of four rows stand in the order 0, 2, 1, 3.
 constexpr size_t kBlockFactorBytes = sizeof(int16_t) * kLanes;
@@ -86,5 +87,5 @@ HWY_INLINE HWY_ATTR void StoreWeightFactors(const VI* integers, uint8_t* to) {
 }  // namespace mikv::attention::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
-#endif  // HWY_AVX2
+#endif  // HWY_AVX2 without byte products
 #endif  // toggle

@@ -249,14 +249,15 @@ void run_splits(const Call& call, const RowTile& tile, uint32_t first, uint32_t 
       call, tile, slot, [&](const TierOfHead& at, BlockSpan span, const Rows& rows, auto view, const TierOfHead* next) {
         const bool keeps = at.scored() && scoring;
         for (uint32_t split = first; split < last; ++split) {
+          const uint32_t n = call.n_splits, begin = cut(at, split, n), end = cut(at, split + 1, n);
+          const size_t n_kept_tokens = size_t{end - begin} * kLanes;
           float* keep = nullptr;
           if (keeps) {
             auto& kept = partial(split).kept;
             if (kept.size() == n_kept) kept.emplace_back();
-            kept[n_kept].resize(size_t{rows.n} * span.n_tokens);
+            kept[n_kept].resize(rows.n * n_kept_tokens);
             keep = kept[n_kept].data();
           }
-          const uint32_t n = call.n_splits, begin = cut(at, split, n), end = cut(at, split + 1, n);
           const State state = view(partial(split).state);
           if (begin == end) continue;
           span.next = {};
@@ -264,7 +265,7 @@ void run_splits(const Call& call, const RowTile& tile, uint32_t first, uint32_t 
             span.next = first_step(*at.tier, end, cut(at, last, n));
           else if (next)
             span.next = first_step(*next->tier, cut(*next, first, n), cut(*next, last, n));
-          kernels().attend(span, begin, end, rows, mask, call.args.softcap, state, keep, span.n_tokens, scratch);
+          kernels().attend(span, begin, end, rows, mask, call.args.softcap, state, keep, n_kept_tokens, scratch);
         }
         n_kept += keeps;
       });
@@ -329,10 +330,10 @@ void add_kept_scores(const Call& call, const RowTile& tile, const TierOfHead& at
     clear_sums(slot, n);
     for (uint32_t split = 0; split < call.n_splits; ++split) {
       const auto& kept = call.workspace.partial(call.head_index(tile.kv_head), split).kept[kept_index];
-      const uint32_t first = cut(at, split, call.n_splits) * kLanes,
-                     last = std::min(n, cut(at, split + 1, call.n_splits) * kLanes);
+      const uint32_t first = cut(at, split, call.n_splits) * kLanes, end = cut(at, split + 1, call.n_splits) * kLanes,
+                     last = std::min(n, end);
       if (first >= last) continue;
-      kernels().score_kept(kept.data() + size_t{first_row} * n + first, n, last - first, n_rows,
+      kernels().score_kept(kept.data() + size_t{first_row} * (end - first), end - first, last - first, n_rows,
                            state.max.data() + first_row, slot.inverse_sum.data() + first_row, slot.sums.data() + first);
     }
   };
@@ -481,10 +482,18 @@ Status check(const LayerAttendArgs& args, const LayerShape& shape) {
 }  // namespace
 }  // namespace attention
 
-Workspace::Workspace(uint32_t max_threads, uint32_t max_calls)
-    : impl_(std::make_unique<Impl>(std::max(1u, max_threads), std::max(1u, max_calls))) {}
+Workspace::Workspace(uint32_t max_threads, uint32_t max_calls, uint32_t n_kv_heads)
+    : impl_(std::make_unique<Impl>(std::max(1u, max_threads), std::max(1u, max_calls), n_kv_heads)) {}
 Workspace::~Workspace() = default;
 uint32_t Workspace::max_threads() const { return uint32_t(impl_->threads.size()); }
+void Workspace::reserve_heads(uint32_t n_kv_heads) { impl_->reserve_heads(n_kv_heads); }
+
+void Workspace::forget_failed() {
+  for (attention::Counter& counter : impl_->done) counter.n = 0;
+  for (attention::ThreadSlot& slot : impl_->threads) {
+    for (auto& scores : slot.scores) std::fill(scores.begin(), scores.end(), 0.0f);
+  }
+}
 
 Status LayerCache::attend(const LayerAttendArgs& args, Workspace& workspace, uint32_t thread, uint32_t n_threads) {
   return attend(std::span(&args, 1), workspace, thread, n_threads);
@@ -500,6 +509,10 @@ Status LayerCache::attend(std::span<const LayerAttendArgs> calls, Workspace& wor
   if (calls.size() > scratch.max_calls) {
     return Error{"attend: " + std::to_string(calls.size()) + " calls with a workspace for " +
                  std::to_string(scratch.max_calls)};
+  }
+  if (scratch.max_calls * size_t{impl_->shape.n_kv_heads} > scratch.done.size()) {
+    return Error{"attend: " + std::to_string(impl_->shape.n_kv_heads) + " KV heads with a workspace for " +
+                 std::to_string(scratch.done.size() / scratch.max_calls)};
   }
   for (const LayerAttendArgs& args : calls) {
     if (const Status status = attention::check(args, impl_->shape); !status) return status;
@@ -523,7 +536,8 @@ Status LayerCache::attend(std::span<const LayerAttendArgs> calls, Workspace& wor
       }
     });
   } catch (const std::bad_alloc&) {
-    return Error::out_of_memory("out of memory in attention; use fewer or shorter contexts");
+    if (n_threads == 1) workspace.forget_failed();
+    return Error::out_of_memory("out of memory in attention; use fewer or shorter sequences");
   }
   return {};
 }

@@ -48,8 +48,13 @@ struct StoredToken {
 /// Scratch memory of attention, shared by all layers of the same threads. Not cache content.
 class Workspace {
  public:
-  /// max_threads: of a call of attend(). max_calls: elements of its `calls`.
-  explicit Workspace(uint32_t max_threads, uint32_t max_calls = 1);
+  /// max_threads: of a call of attend(). max_calls: elements of its `calls`. n_kv_heads: of the layers, at most.
+  explicit Workspace(uint32_t max_threads, uint32_t max_calls = 1, uint32_t n_kv_heads = 256);
+  /// Makes room for layers of so many KV heads. Not while attend() runs. May throw std::bad_alloc.
+  void reserve_heads(uint32_t n_kv_heads);
+  /// After a call of attend() that failed in any thread, and before the next one: threads may have left their parts of
+  /// shared heads in it.
+  void forget_failed();
   ~Workspace();
   Workspace(const Workspace&) = delete;
   Workspace& operator=(const Workspace&) = delete;
@@ -165,7 +170,7 @@ class LayerCache {
   /// tokens, lo rung.bits. Tokens are encoded anew in place. Errors: out of memory; calling again resumes.
   Status lower(SegmentId segment, const policy::Rung& rung);
   const Spec& spec_of(SegmentId segment) const;  ///< how it holds its tokens: spec(), unless lowered or loaded
-  /// Gives back memory that is reserved for tokens to come, 3 to 5 %: for sequences that rest.
+  /// Gives back memory that is reserved for tokens to come, 1 to 3 %: for sequences that rest.
   void trim(SegmentId segment);
   /// on: from 16 staged tokens on, a segment with nothing compressed holds them in 8 bits per element instead of 16,
   /// until the next commit; where memory for that runs out, they stay (docs/adr/0017-prompts-wait-in-bytes.md). off:

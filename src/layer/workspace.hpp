@@ -31,7 +31,7 @@ inline constexpr size_t kCacheLine = 64;
 /// Result of one split of a generation step, for the thread that finishes the head last.
 struct alignas(kCacheLine) Partial {
   RowState state;
-  std::vector<std::vector<float>> kept;  ///< [scored span][rows * n_tokens]: logits, in this split's blocks only
+  std::vector<std::vector<float>> kept;  ///< [scored span][rows][tokens of this split's blocks]: logits
 };
 
 struct alignas(kCacheLine) Counter {
@@ -63,15 +63,18 @@ struct alignas(kCacheLine) ThreadSlot {
 }  // namespace attention
 
 struct Workspace::Impl {
-  static constexpr uint32_t kMaxHeads = 256;  // KV heads of a layer, as LayerCache::create allows
-  static constexpr uint32_t kMaxSplits = 8;   // of the blocks of a KV head in a generation step
+  static constexpr uint32_t kMaxSplits = 8;  // of the blocks of a KV head in a generation step
 
-  Impl(uint32_t n_threads, uint32_t n_calls)
-      : max_calls(n_calls),
-        threads(n_threads),
-        partials(size_t{n_calls} * kMaxHeads * kMaxSplits),
-        done(size_t{n_calls} * kMaxHeads) {
-    for (attention::ThreadSlot& slot : threads) slot.scores.resize(size_t{n_calls} * kMaxHeads);
+  Impl(uint32_t n_threads, uint32_t n_calls, uint32_t n_kv_heads) : max_calls(n_calls), threads(n_threads) {
+    reserve_heads(n_kv_heads);
+  }
+  void reserve_heads(uint32_t n_kv_heads) {
+    const size_t n = size_t{max_calls} * n_kv_heads;
+    if (n <= done.size()) return;
+    std::vector<attention::Partial> more_partials(n * kMaxSplits);
+    for (attention::ThreadSlot& slot : threads) slot.scores.resize(n);
+    done = std::vector<attention::Counter>(n);
+    partials = std::move(more_partials);
   }
   attention::Partial& partial(size_t head, uint32_t split) { return partials[head * kMaxSplits + split]; }
 

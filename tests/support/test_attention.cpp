@@ -203,15 +203,15 @@ constexpr double kIntegerRounding = 3.5 / (2 * 32639.0);
 // reaches out_c as 2d sum_t w_t |v_tc|. Sum over tokens: n/16 + 64 chained roundings of terms up to w_t * 3 max|v_t|,
 // or |v_t| where values are rotated.
 //
-// Kernels of integers ("avx512vnni", "avx2") round what meets codes to 16 bits, at most by h = 1 / (2 * 32639) of the
-// largest in its group (query) or its step (weight times alpha). Rounding errors are independent and uniform, so their
-// weighted sum has the deviation h / sqrt(3) times the root of the sum of squares, of which 6 are never exceeded: 3.5
-// h. Logit: the codes' side is the key, at most 2 max|k| long after centring, and a balancer counts 2 as above, so the
-// error is 3.5 h scale * max|q| * 4 max|k|_2, with max|q'| = 5 |q| / sqrt(D) after a rotation. Output: weights of a
-// step are rounded by h times their largest, codes reach over at most 2 max|v|, so n tokens that are seen add 3.5 h
-// max(w) * 2 max|v| sqrt(n), with max|v'| = 5 |v| / sqrt(D) after a rotation. Targets in single precision keep the
-// bound without these two terms, and so do tokens in f16 on all targets. Hidden queries must give 0 exactly, and do:
-// their bound is 0.
+// Kernels of integers ("avx512vnni", "avxvnni", "avx2", "neondot") round what meets codes to 16 bits, at most by h = 1
+// / (2 * 32639) of the largest in its group (query) or its step (weight times alpha). Rounding errors are independent
+// and uniform, so their weighted sum has the deviation h / sqrt(3) times the root of the sum of squares, of which 6 are
+// never exceeded: 3.5 h. Logit: the codes' side is the key, at most 2 max|k| long after centring, and a balancer counts
+// 2 as above, so the error is 3.5 h scale * max|q| * 4 max|k|_2, with max|q'| = 5 |q| / sqrt(D) after a rotation.
+// Output: weights of a step are rounded by h times their largest, codes reach over at most 2 max|v|, so n tokens that
+// are seen add 3.5 h max(w) * 2 max|v| sqrt(n), with max|v'| = 5 |v| / sqrt(D) after a rotation. Targets in single
+// precision keep the bound without these two terms, and so do tokens in f16 on all targets. Hidden queries must give 0
+// exactly, and do: their bound is 0.
 Expected expect(const std::vector<std::vector<StoredToken>>& tokens, const Request& request, bool rotated) {
   const uint32_t dim_v = request.shape.head_dim_v, dim_k = request.shape.head_dim_k;
   double largest_mask = 0.0;
