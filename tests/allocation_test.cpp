@@ -1,4 +1,4 @@
-// A generation step allocates nothing, but for those in which a tier grows by its sixteenth.
+// A generation step allocates nothing, but for those in which a tier grows.
 #include <gtest/gtest.h>
 #include <malloc.h>
 

@@ -2,7 +2,9 @@
 // And what many contexts give up for each other.
 #include <gtest/gtest.h>
 
+#include <iterator>
 #include <random>
+#include <tuple>
 
 #include "test_context.hpp"
 #include "test_data.hpp"
@@ -14,10 +16,13 @@ class RandomBudget : public BothKinds {};
 INSTANTIATE_TEST_SUITE_P(Context, RandomBudget, testing::Bool(), kind_name);
 
 TEST_P(RandomBudget, WhatIsLetInFits) {
+  constexpr const char* kSpecs[] = {"mikv", "mikv:bits=1", "mikv-paper", "h2o", "mikv", "mikv:keep=0.2"};
+  uint32_t n_in = 0, n_out = 0;
+  bool compressed = false;
   for (uint64_t seed = test::seed(); seed < test::seed() + 6; ++seed) {
     std::mt19937 random(uint32_t(seed * 7919 + 1));
     const auto below = [&](uint32_t n) { return uint32_t(random() % n); };
-    SmallEngine::Setup setup = wish(below(4) ? "mikv" : "mikv:keep=0.2");
+    SmallEngine::Setup setup = wish(kSpecs[seed % std::size(kSpecs)]);
     setup.n_layers = 2 + int(below(7));
     setup.n_sequences = 6;
     setup.n_cells = setup.unified ? 12288 : 2048;
@@ -51,6 +56,10 @@ TEST_P(RandomBudget, WhatIsLetInFits) {
       if (parts.empty()) continue;
       const uint64_t refused = engine.cache().figures().n_refused;
       const Status status = engine.step(parts);
+      ++(status ? n_in : n_out);
+      EXPECT_LE(engine.cache().account().peak(), setup.budget);
+      const MemoryUsage usage = engine.cache().memory_usage();
+      compressed |= usage.n_hi_tokens + usage.n_lo_tokens > 0;
       if (!status && engine.cache().figures().n_refused == refused) {
         std::string what;
         for (const auto& part : parts) what += " " + std::to_string(part.sequence) + ":" + std::to_string(part.n);
@@ -66,6 +75,8 @@ TEST_P(RandomBudget, WhatIsLetInFits) {
       }
     }
   }
+  EXPECT_GT(n_in, n_out) << "a prediction that refuses too much is none";
+  EXPECT_TRUE(compressed);
 }
 
 // A short prompt waits in all layers when the first of them compresses the long one beside it.
@@ -82,11 +93,13 @@ TEST_P(RandomBudget, AShortPromptBesideALongOneThatIsCompressed) {
     const uint64_t before = engine->cache().account().used();
     const Status status = engine->step({{0, 1000, SmallEngine::Outputs::none}, {1, 800, SmallEngine::Outputs::last}});
     EXPECT_TRUE(status || status.code() == ErrorCode::over_budget) << "budget " << budget << ": " << status.message();
-    return std::pair(before, std::move(engine));
+    return std::tuple(status.ok(), before, std::move(engine));
   };
-  const auto [before, free] = read(0);
+  const auto [begun, before, free] = read(0);
+  EXPECT_TRUE(begun);
   const uint64_t most = free->cache().account().peak() - before;
   for (const int percent : {90, 95}) read(before + most * uint64_t(percent) / 100);
+  EXPECT_TRUE(std::get<0>(read(before + most * 11 / 10))) << "a tenth more than it takes";
 }
 
 // In all twelve layers it would take more than there is.

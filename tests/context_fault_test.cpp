@@ -100,7 +100,7 @@ void Life::create() {
   options.spec = spec_;
   options.n_sequences = 2;
   options.n_cells = 2048;
-  options.n_threads = 2;
+  options.n_threads = 3;  // than there are KV heads: they share one
   options.unified = unified_;
   call([&] { return mikv_context_create(&options, &context_); });
   const mikv_layer_shape shape = {kHeads, kKvHeads, kDim, kDim};

@@ -106,6 +106,23 @@ TEST_P(StatesTest, AStateOfMoreCellsThanThereAreIsRefused) {
 
 // ---------------------------------------------------------------- states travel between specs and budgets
 
+TEST_P(StatesTest, AWholeStateOfTheOtherKindIsRefusedAndChangesNothing) {
+  Wish other = wish();
+  other.unified = !other.unified;
+  SmallEngine from(other), to(wish());
+  ASSERT_TRUE(from.prompt(0, 300).ok());
+  ASSERT_TRUE(from.prompt(1, 40).ok());
+  if (other.unified) {  // cells of two sequences
+    ASSERT_TRUE(from.cache().copy(0, 2, 0, 100).ok());
+  }
+  ASSERT_TRUE(to.prompt(0, 300).ok());
+  const auto before = to.cache().save(0).value();
+  const Status refused = to.cache().load(kAllSequences, from.cache().save(kAllSequences).value());
+  EXPECT_EQ(refused.code(), ErrorCode::mismatch) << refused.message();
+  EXPECT_EQ(to.cache().last_position(0), 299);
+  EXPECT_EQ(to.cache().save(0).value(), before);
+}
+
 TEST_P(StatesTest, StatesTravelBetweenSpecsOfAKind) {
   for (const char* spec : {"mikv-max", "mikv-hq", "mikv:keep=0.3,hi=f16,bits=2.2"}) {
     SmallEngine from(wish("mikv")), same(wish("mikv")), to(wish(spec));
@@ -187,7 +204,7 @@ TEST_P(StatesTest, WhatIsSavedAfterAPromptIsCompressed) {
   EXPECT_EQ(from.output(), to.output());
 }
 
-TEST(StateTest, WithoutRoomALoadedSequenceIsEmpty) {
+TEST(StateTest, WithoutCellsForItAStateIsRefusedAndChangesNothing) {
   Wish wish;
   wish.unified = true;
   SmallEngine from(wish);
@@ -197,8 +214,8 @@ TEST(StateTest, WithoutRoomALoadedSequenceIsEmpty) {
   SmallEngine to(wish);
   ASSERT_TRUE(to.prompt(0, 10).ok());
   ASSERT_TRUE(to.prompt(1, 50).ok());
-  EXPECT_FALSE(to.cache().load(0, bytes).ok());
-  EXPECT_EQ(to.cache().last_position(0), -1);
+  EXPECT_EQ(to.cache().load(0, bytes).code(), ErrorCode::mismatch);
+  EXPECT_EQ(to.cache().last_position(0), 9);
   EXPECT_EQ(to.cache().last_position(1), 49);
   EXPECT_TRUE(to.prompt(0, 10).ok());
 }

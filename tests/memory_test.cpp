@@ -172,7 +172,7 @@ TEST(MemoryTest, OverwritingCellsTakesNoMoreRoom) {
       }
       EXPECT_EQ(layer->n_cells(0), 2048u);
       if (round == 0) first_round = layer->bytes_used();
-      // The share of each tier may shift a little, and each may hold a sixteenth in reserve.
+      // The share of each tier may shift a little, and each may hold a reserve.
       EXPECT_LE(double(layer->bytes_used()), 1.15 * double(first_round)) << spec << ", round " << round;
     }
   }

@@ -85,6 +85,8 @@ class MIKV_API CellOwner {
   /// Saves a sequence, or kAllSequences. partial: only what cannot be recomputed from the rest (sliding windows,
   /// recurrent layers).
   virtual Result<EngineState> save(SequenceId sequence, bool partial) = 0;
+  /// Whether load() would take the state, asked before anything changes: damaged_data, mismatch. By default it would.
+  virtual Status check(SequenceId /*sequence*/, const EngineState& /*state*/) { return {}; }
   /// Takes a saved state. Returns the cells that it chose, by layer, in the order of the state.
   virtual Result<CellsByLayer> load(SequenceId sequence, bool partial, const EngineState& state) = 0;
   /// Empties the sequence after a load that failed half way.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import threading
+import zipfile
 
 import pytest
 import torch
@@ -126,22 +128,62 @@ def test_other_devices_and_types_are_refused(llama, filled):
 
 
 def test_two_threads_on_one_cache(llama, filled):
-    errors = []
+    inside, goes_on = threading.Event(), threading.Event()
+    first = threading.Thread(target=lambda: forward(llama, filled, torch.tensor([[5]])))
 
-    def run():
-        try:
-            for _ in range(10):
-                forward(llama, filled, torch.tensor([[5]]))
-        except Exception as error:
-            errors.append(error)
+    def wait(*_):
+        if threading.current_thread() is first:
+            inside.set()
+            assert goes_on.wait(60)
 
-    threads = [threading.Thread(target=run) for _ in range(2)]
-    [thread.start() for thread in threads]
-    [thread.join() for thread in threads]
-    assert errors and all(isinstance(error, mikv.Error | ValueError) for error in errors)
-    filled.reset()
-    forward(llama, filled, prompt(30)["input_ids"])
+    hook = llama.model.layers[2].register_forward_pre_hook(wait)
+    first.start()
+    assert inside.wait(60)
+    try:
+        with pytest.raises(mikv.Error, match="another thread"):
+            forward(llama, filled, torch.tensor([[5]]))
+    finally:
+        goes_on.set()
+        first.join()
+        hook.remove()
+    assert filled.get_seq_length() == 31
+    filled.crop(30)
     as_before(llama, filled)
+
+
+def test_rows_that_cannot_be_moved_stay_where_they_are(llama, filled, monkeypatch):
+    """More rows than the context has sequences want a larger one; there may be no memory for it."""
+    filled.batch_repeat_interleave(2)
+
+    def no_memory(*_):
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(mikv.Context, "load", no_memory)
+    with pytest.raises(MemoryError, match="no room"):
+        forward(llama, filled, torch.tensor([[5], [6]]))
+    monkeypatch.undo()
+    filled.batch_select_indices(torch.tensor([0]))
+    as_before(llama, filled)
+
+
+def test_a_mask_that_changes_for_stored_tokens_is_refused(llama, filled):
+    mask = torch.ones(1, 31, dtype=torch.long)
+    mask[0, 3] = 0
+    with pytest.raises(mikv.Unsupported, match="padding mask that changes"):
+        forward(llama, filled, torch.tensor([[5]]), attention_mask=mask)
+    as_before(llama, filled)
+
+
+def test_keys_cannot_be_assigned(filled):
+    with pytest.raises(mikv.Unsupported, match="assigned"):
+        filled.layers[0].keys = torch.zeros(1, 2, 10, 16)
+
+
+def test_selecting_rows_of_an_empty_cache_does_nothing(llama):
+    cache = cache_for(llama, "full")
+    cache.batch_select_indices(torch.tensor([0, 0]))
+    forward(llama, cache, prompt(30)["input_ids"])
+    as_before(llama, cache)
 
 
 def test_models_that_are_not_supported_are_named():
@@ -157,6 +199,14 @@ def test_models_that_are_not_supported_are_named():
         mikv.hf.Cache("mikv:kep=1", config=transformers.LlamaConfig())
 
 
+def archive(description):
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as into:
+        into.writestr("cache.json", description)
+        into.writestr("tiers.bin", b"")
+    return file.getvalue()
+
+
 def test_files(llama, filled, tmp_path):
     path = tmp_path / "cache.zip"
     filled.save(path)
@@ -168,6 +218,8 @@ def test_files(llama, filled, tmp_path):
         b"",
         b"PK" + data[7:],
         data[: len(data) // 2] + b"\1\2\3" + data[len(data) // 2 + 3 :],
+        archive(b'{"format": 1}'),
+        archive(b'{"format": 1, "spec": "full", "rows": [0], "length": 3, "shapes": {}, "padding": [[7]]}'),
     ):
         with pytest.raises(ValueError):
             mikv.hf.Cache.from_bytes(damaged, config=llama.config)

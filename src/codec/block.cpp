@@ -82,6 +82,7 @@ void read_codes(const uint8_t* block, const Part& part, uint32_t token, Codes<kB
 Part wide_part_of(const Part& part) {
   Part wide = part;
   wide.dim = part.first_grouped();
+  wide.group = 0;
   wide.n_tiles = std::exchange(wide.n_wide, 0);
   return wide;
 }

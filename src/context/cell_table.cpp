@@ -12,6 +12,9 @@ namespace {
 
 constexpr uint16_t kVisible = 0x0000, kHidden = 0xfc00;  // 0 and -inf as halves
 
+// The longest draft that an engine may take back: what the tokens before it see is not forgotten while it is there.
+constexpr int64_t kDraftTokens = 64;
+
 // What a saved state says of a cell: its position, then its owners.
 constexpr uint32_t kMaxOwners = 4096;
 
@@ -164,8 +167,9 @@ void CellTable::copy(SequenceId from, SequenceId to, Position p0, Position p1) {
     });
     return;
   }
-  streams_[stream_of(to)] = streams_[stream_of(from)];
-  for (Entry& entry : streams_[stream_of(to)].cells) std::replace(entry.owners.begin(), entry.owners.end(), from, to);
+  Stream copied = streams_[stream_of(from)];  // may throw; nothing changes then
+  for (Entry& entry : copied.cells) std::replace(entry.owners.begin(), entry.owners.end(), from, to);
+  streams_[stream_of(to)] = std::move(copied);
   const Position end = p1 < 0 ? std::numeric_limits<Position>::max() : p1;
   remove(to, -1, std::max<Position>(p0, 0));
   if (end < std::numeric_limits<Position>::max()) remove(to, end, -1);
@@ -211,7 +215,7 @@ Position CellTable::last_position(SequenceId sequence) const {
 bool CellTable::in_window(const Entry& entry, uint32_t window, const std::vector<Position>& last) const {
   if (window == 0) return true;
   return std::ranges::any_of(entry.owners, [&](SequenceId sequence) {
-    return int64_t{last[size_t(sequence)]} - entry.position < int64_t{window};
+    return int64_t{last[size_t(sequence)]} - entry.position < int64_t{window} + kDraftTokens;
   });
 }
 
@@ -246,11 +250,10 @@ Result<EngineState> CellTable::save(SequenceId sequence, bool partial) {
   return state;
 }
 
-Result<CellsByLayer> CellTable::load(SequenceId sequence, bool, const EngineState& state) {
+Result<CellTable::SavedCells> CellTable::read_cells(SequenceId sequence, const EngineState& state) const {
   const Error damaged{ErrorCode::damaged_data, "damaged (its cells)"};
   session::ByteReader in(state.words);
-  std::vector<std::pair<uint32_t, Entry>> entries;
-  std::map<uint32_t, size_t> wanted;
+  SavedCells entries;
   while (in.ok() && in.left()) {
     uint32_t s = in.get<uint32_t>();
     Entry entry;
@@ -260,22 +263,46 @@ Result<CellsByLayer> CellTable::load(SequenceId sequence, bool, const EngineStat
     entry.owners = in.get_array<SequenceId>(n_owners);
     if (!in.ok() || entry.position < 0) return damaged;
     if (sequence != kAllSequences) entry.owners = {sequence}, s = stream_of(sequence);
-    if (s >= streams_.size() || !std::ranges::all_of(entry.owners, [&](SequenceId owner) { return valid(owner); })) {
+    if (unified_ && s > 0) {
+      return Error{ErrorCode::mismatch, "of a context with a stream per sequence, and this one is unified"};
+    }
+    if (!unified_ && (entry.owners.size() != 1 || uint32_t(entry.owners[0]) != s)) {
+      return Error{ErrorCode::mismatch, "of a unified context, and this one has a stream per sequence"};
+    }
+    if (!std::ranges::all_of(entry.owners, [&](SequenceId owner) { return valid(owner); })) {
       return Error{ErrorCode::mismatch, "of a context with more sequences than this one has"};
     }
-    if (!unified_ && (entry.owners.size() != 1 || stream_of(entry.owners[0]) != s)) return damaged;
-    ++wanted[s];
     entries.emplace_back(s, std::move(entry));
   }
   if (!in.ok()) return damaged;
-  remove(sequence, -1, -1);
-  for (const auto& [s, n] : wanted) {
-    if (n > streams_[s].cells.size() - streams_[s].n_used) {
-      return Error{"no free cells for the " + std::to_string(n) + " tokens of the state"};
-    }
+  return entries;
+}
+
+Status CellTable::check(SequenceId sequence, const EngineState& state) {
+  const auto entries = read_cells(sequence, state);
+  if (!entries) return entries.error();
+  std::vector<uint64_t> n_wanted(streams_.size()), n_free(streams_.size());
+  for (const auto& [s, entry] : entries.value()) ++n_wanted[s];
+  for (uint32_t s = 0; s < streams_.size(); ++s) n_free[s] = streams_[s].cells.size() - streams_[s].n_used;
+  for_each(sequence, -1, -1, [&](uint32_t s, Cell, const Entry& entry) {
+    n_free[s] += sequence == kAllSequences || entry.owners.size() == 1;  // what load() frees
+  });
+  for (uint32_t s = 0; s < streams_.size(); ++s) {
+    if (n_wanted[s] <= n_free[s]) continue;
+    return Error{ErrorCode::mismatch, "of " + std::to_string(n_wanted[s]) + " tokens, and there are free cells for " +
+                                          std::to_string(n_free[s])};
   }
+  return {};
+}
+
+Result<CellsByLayer> CellTable::load(SequenceId sequence, bool, const EngineState& state) {
+  if (const Status status = check(sequence, state); !status) return status.error();
+  auto entries = read_cells(sequence, state);
+  if (!entries) return entries.error();
   std::vector<CellPlace> places;
-  for (auto& [s, entry] : entries) {
+  places.reserve(entries.value().size());
+  remove(sequence, -1, -1);
+  for (auto& [s, entry] : entries.value()) {
     const Cell cell = take_free(streams_[s]);
     streams_[s].cells[cell] = std::move(entry);
     places.push_back({s, cell});

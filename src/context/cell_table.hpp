@@ -50,6 +50,7 @@ class CellTable : public CellOwner {
 
   Result<CellsByLayer> live_cells() override;
   Result<EngineState> save(SequenceId sequence, bool partial) override;
+  Status check(SequenceId sequence, const EngineState& state) override;
   Result<CellsByLayer> load(SequenceId sequence, bool partial, const EngineState& state) override;
   void drop(SequenceId sequence) override { remove(sequence, -1, -1); }
 
@@ -70,10 +71,14 @@ class CellTable : public CellOwner {
   /// Calls f(stream, cell, entry) for the cells of a sequence, or of all, at positions p0 <= p < p1.
   template <typename F>
   void for_each(SequenceId sequence, Position p0, Position p1, F f);
+  /// What a state says of the cells of a stream each, for this context. Errors: damaged_data, mismatch.
+  using SavedCells = std::vector<std::pair<uint32_t, Entry>>;
+  Result<SavedCells> read_cells(SequenceId sequence, const EngineState& state) const;
   void take_cells(const Batch& batch);
   Cell take_free(Stream& stream);
   static void free_cell(Stream& stream, Entry& entry);
-  /// True if a sequence's next query can see the token. last: each sequence's last position.
+  /// True if a sequence's next query can see the token, also after a draft is taken back. last: each sequence's last
+  /// position.
   bool in_window(const Entry& entry, uint32_t window, const std::vector<Position>& last) const;
 
   uint32_t n_sequences_;

@@ -40,7 +40,7 @@ Context::Impl::Impl(ContextOptions given)
       own_cells(options.n_sequences, options.unified, options.cells ? 0 : options.n_cells),
       owner(options.cells ? options.cells : &own_cells),
       sequences(options.n_sequences, options.unified),
-      workspace(options.n_threads, options.n_sequences),
+      workspace(options.n_threads, options.n_sequences, 0),
       incomplete(options.n_sequences) {}
 
 Context::Context(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
@@ -76,6 +76,7 @@ Status Context::add_layer(int layer, const LayerShape& shape, uint32_t n_cells, 
     if (!balancers) return balancers.error();
     auto cache = LayerCache::create(shape, impl_->spec(), n_cells, impl_->account, std::move(balancers).value());
     if (!cache) return Error{cache.error().code, "layer " + std::to_string(layer) + ": " + cache.message()};
+    impl_->workspace.reserve_heads(shape.n_kv_heads);
     ContextLayer added;
     added.cache = std::move(cache).value();
     added.cache->record_from(context::kRecordFrom);
@@ -129,6 +130,7 @@ Status Context::Impl::plan_step(const Batch& batch) {
 }
 
 Status Context::begin_step(const Batch& batch) {
+  if (!impl_->failure()) impl_->workspace.forget_failed();
   impl_->reset_failure();  // each step fails for itself: a server continues with the next request
   impl_->own_cells.begin_step();
   const Status begun = guarded([&]() -> Status {
@@ -365,6 +367,20 @@ Mask Context::Impl::own_mask(const ContextLayer& layer, uint32_t stream) const {
   return {Mask::Type::f16, mask.values.data(), size_t{mask.n_cells} * sizeof(uint16_t), mask.n_cells};
 }
 
+namespace {
+
+Error more_than_stored(uint32_t n_tokens) {
+  return Error{"attend: " + std::to_string(n_tokens) + " tokens, more than the layer's last store() kept"};
+}
+
+// Tokens of the stream that the layer's last store() kept, of those that the step has taken.
+uint32_t n_stored(std::span<const CellPlace> taken, const ContextLayer& layer, uint32_t stream) {
+  const auto rows = taken.subspan(layer.first_row, layer.next_row - layer.first_row);
+  return uint32_t(std::ranges::count(rows, stream, &CellPlace::stream));
+}
+
+}  // namespace
+
 Status Context::Impl::collect_calls(const ContextLayer& layer, std::span<const AttendArgs> calls,
                                     std::vector<LayerAttendArgs>& to) const {
   const auto add_call = [&](const AttendArgs& args, const StepPlan::Run& run, std::span<const SegmentId> segments) {
@@ -381,12 +397,20 @@ Status Context::Impl::collect_calls(const ContextLayer& layer, std::span<const A
     for (const AttendArgs& args : calls) {
       const StepPlan::Run* run = plan.run_of(SequenceId(args.stream));
       if (!run) return Error{"a sequence attends that is in no batch of this step"};
+      if (keeps_cells() && args.n_tokens > n_stored(own_cells.taken(), layer, args.stream)) {
+        return more_than_stored(args.n_tokens);
+      }
+      if (std::ranges::any_of(calls.first(size_t(&args - calls.data())),
+                              [&](const AttendArgs& before) { return before.stream == args.stream; })) {
+        return Error{"attend: sequence " + std::to_string(args.stream) + " is named twice"};
+      }
       add_call(args, *run, sequences.seen_by(run->sequence));
     }
     return {};
   }
   if (calls.size() != 1) return Error{"attend: a unified context takes one call for all tokens of a step"};
   const AttendArgs& all = calls[0];
+  if (all.n_tokens > layer.next_row - layer.first_row) return more_than_stored(all.n_tokens);
   uint32_t group = UINT32_MAX;
   for (const StepPlan::Run& run : plan.runs()) {
     const uint32_t begin = std::max(run.first, layer.first_row);
@@ -418,6 +442,7 @@ Status Context::attend(int layer, std::span<const AttendArgs> calls, uint32_t th
   }
   const uint32_t usable = std::min(n_threads, impl_->workspace.max_threads());
   if (thread >= usable) return {};  // more threads than were asked for at creation: the rest have nothing to do
+  if (const Status failed = failure(); !failed) return failed;  // the rest of the step has no effect
   if (thread == 0) known->attended = true;
   thread_local std::vector<LayerAttendArgs> of_thread;
   const Status attended = guarded([&]() -> Status {

@@ -11,7 +11,7 @@ namespace {
 
 // Keeps the first error.
 void note(Status& first, const Status& status) {
-  if (first && !status) first = status;
+  if (first && !status) first = Error::copy_of(status.error());  // in a thread's job, which must not throw
 }
 
 }  // namespace

@@ -226,11 +226,11 @@ Status Context::shift(SequenceId sequence, Position p0, Position p1, Position de
       }
     }
     if (const Status status = impl_->forget_freed_cells(); !status) return status;
-    const auto moved = impl_->own_cells.shift(sequence, p0, p1, delta);
     impl_->cells_freed = true;
     try {
+      const auto moved = impl_->own_cells.shift(sequence, p0, p1, delta);
       for (const auto& [index, layer] : impl_->layers.layers) impl_->rotate(index, moved);
-    } catch (const std::bad_alloc&) {  // some keys are turned, others not
+    } catch (const std::bad_alloc&) {  // some positions are moved or keys turned, others not
       impl_->set_incomplete(sequence, Error::out_of_memory("out of memory shifting its positions"));
       throw;
     }

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <map>
 #include <new>
+#include <set>
 
 #include "context/context_impl.hpp"
 #include "session/byte_stream.hpp"
@@ -174,11 +175,17 @@ Result<Loaded> verify(const Context::Impl& impl, SequenceId sequence, std::span<
     return Error{ErrorCode::mismatch, "of another kind (a whole context instead of a sequence, or the other way)"};
   }
   if (sequence != kAllSequences && loaded.sequences.size() > 1) return damaged("its sequences");
+  std::set<uint32_t> seen;
   for (const SavedSequence& s : loaded.sequences) {
     if (sequence == kAllSequences && !impl.sequences.valid(SequenceId(s.sequence))) {
       return Error{ErrorCode::mismatch, "of a context with more sequences than this one has"};
     }
+    seen.insert(s.seen.begin(), s.seen.end());
   }
+  for (const LoadedLayerSegment& segment : loaded.segments) {
+    if (!seen.contains(segment.segment)) return damaged("a segment that no sequence has");
+  }
+  if (const Status status = impl.owner->check(sequence, loaded.engine); !status) return status.error();
   return loaded;
 }
 

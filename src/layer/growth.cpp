@@ -43,10 +43,12 @@ uint64_t planned_transform_bytes(const LayerShape& shape, const Spec& spec) {
   return n_halves * sizeof(uint16_t);
 }
 
-// The lo tier of a head whose layout is planned when its segment is frozen: it has spec.bits per element at most.
+// The lo tier of a head whose layout is planned when its segment is frozen: it has spec.bits per element at most, or
+// the fewest that tiles can have.
 uint64_t planned_lo_bytes(const LayerShape& shape, const Spec& spec, const tier::HeadStore& head, uint64_t n_tokens) {
   const double block_elements = double(codec::kBlockTokens) * (shape.head_dim_k + shape.head_dim_v);
-  const auto block_bytes = uint64_t((spec.bits + head.more_bits) / 8.0 * block_elements) + 1;
+  const double least = policy::least_bits(shape.head_dim_k, shape.head_dim_v, head.lo.layout().id_bytes);
+  const auto block_bytes = uint64_t(std::max(least, spec.bits + head.more_bits) / 8.0 * block_elements) + 1;
   return tier::Tier::most_bytes(block_bytes, blocks_of(n_tokens)) + sizeof(codec::BlockLayout);
 }
 

@@ -294,7 +294,7 @@ Status LayerCache::lower(SegmentId segment, const policy::Rung& rung) {
     if (const Status status = check_cells(segment, {}, impl_->positions.max_cells); !status) return status;
     return impl_->lower(impl_->segment_for_put(segment), rung);
   } catch (const std::bad_alloc&) {
-    return out_of_memory(0, *impl_->account);
+    return Error::out_of_memory("out of memory making the KV cache smaller");
   }
 }
 

@@ -125,6 +125,11 @@ double bits_of_total(size_t n_channels, uint32_t total, uint32_t id_bytes) {
          double(n_channels * codec::kBlockTokens);
 }
 
+double least_bits(uint32_t dim_k, uint32_t dim_v, uint32_t id_bytes) {
+  const uint32_t total = kMinTileBits * (codec::tiles_of(dim_k) + codec::tiles_of(dim_v));
+  return bits_of_total(dim_k + dim_v, total, id_bytes);
+}
+
 codec::BlockLayout lower_bits(const codec::BlockLayout& lo, double bits) {
   const TileBits lower = allocate_bits(relative_harms(lo.row_k, lo.tiles_k), relative_harms(lo.row_v, lo.tiles_v),
                                        uint32_t(total_tile_bits(lo.dim_k + lo.dim_v, bits, lo.id_bytes)));

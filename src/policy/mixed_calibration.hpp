@@ -37,6 +37,9 @@ MixedCalibration plan_mixed_calibration(const Moments& moments, double bits, uin
 double total_tile_bits(size_t n_channels, double bits, uint32_t id_bytes);
 double bits_of_total(size_t n_channels, uint32_t total, uint32_t id_bytes);
 
+/// Least bits per element, counted so, that tiles can meet: one bit in each.
+double least_bits(uint32_t dim_k, uint32_t dim_v, uint32_t id_bytes);
+
 /// The same tiles with fewer bits, `bits` counted as above. The balance between K and V stays as planned.
 codec::BlockLayout lower_bits(const codec::BlockLayout& lo, double bits);
 

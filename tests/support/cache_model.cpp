@@ -69,7 +69,10 @@ rc::Gen<Operation> any_operation() {
 }
 
 Model::Model(const std::string& spec, Faults* faults)
-    : layer_(make_layer(kShape, spec)), faults_(faults), random_(20) {}
+    : shape_{4, kHeads, 32, Spec::parse(spec).value().outlier_channels ? 24u : 8u},
+      layer_(make_layer(shape_, spec)),
+      faults_(faults),
+      random_(20) {}
 
 void Model::apply(const Operation& operation) {
   const SegmentId segment = operation.segment;
@@ -128,7 +131,7 @@ Status Model::attempt(const std::function<Status()>& call) {
 // Halves, so that staging them is exact. Channels differ in size and in their mean: what balancers, centres and bits by
 // tile are for.
 void Model::put_cells(SegmentId segment, Cell first, uint32_t count) {
-  Tokens tokens(kShape, count, random_);
+  Tokens tokens(shape_, count, random_);
   const auto fill = [](std::span<float> row, float mean) {
     for (uint32_t c = 0; c < row.size(); ++c)
       row[c] = rounded_to_half(mean * float(c % 5) + row[c] * (c % 3 ? 0.5f : 8.0f));
@@ -138,8 +141,8 @@ void Model::put_cells(SegmentId segment, Cell first, uint32_t count) {
   for (uint32_t i = 0; i < count; ++i) {
     cells.push_back(first + (count - 1 - i) * 2);  // neither rising nor dense
     model.cells.insert(cells.back());
-    for (uint32_t head = 0; head < kShape.n_kv_heads; ++head) {
-      const std::span k(tokens.key(i, head), kShape.head_dim_k), v(tokens.value(i, head), kShape.head_dim_v);
+    for (uint32_t head = 0; head < kHeads; ++head) {
+      const std::span k(tokens.key(i, head), shape_.head_dim_k), v(tokens.value(i, head), shape_.head_dim_v);
       fill(k, 3.0f);
       fill(v, 0.5f);
       model.tokens[head][cells.back()] = {.k = {k.begin(), k.end()}, .v = {v.begin(), v.end()}};
@@ -152,7 +155,7 @@ void Model::put_cells(SegmentId segment, Cell first, uint32_t count) {
 }
 
 void Model::attend(uint32_t n_tokens, bool and_commit) {
-  Request request(kShape, n_tokens, random_);
+  Request request(shape_, n_tokens, random_);
   request.record = true;
   request.commit = and_commit;
   std::vector<float> out;
@@ -223,7 +226,7 @@ void Model::rotate(SegmentId segment, Cell first, uint32_t count) {
     for (size_t i = 0; i < cells.size(); ++i) {
       RC_ASSERT(model.cells.count(cells[i]) == 1);
       if (cells[i] < first || cells[i] >= first + count) continue;
-      const std::span<float> key = keys.subspan(i * kShape.head_dim_k, kShape.head_dim_k);
+      const std::span<float> key = keys.subspan(i * shape_.head_dim_k, shape_.head_dim_k);
       std::ranges::reverse(key);
       for (float& x : key) x = rounded_to_half(x);
       Token& token = model.tokens[head].at(cells[i]);
@@ -252,7 +255,7 @@ void Model::lower() {
     n_lowered_ = 2;
   }
   for (SegmentId segment = 0; segment < kSegments; ++segment) {
-    for (uint32_t head = 0; head < kShape.n_kv_heads; ++head) {
+    for (uint32_t head = 0; head < kHeads; ++head) {
       const TierCounts counts = count_tiers(layer_->dump(segment, head));
       if (counts.staged || before.importance == Importance::full || sized_by_head(before)) continue;
       RC_ASSERT(counts.hi <= policy::hi_budget(layer_->spec_of(segment).keep, layer_->n_cells(segment)));
@@ -287,7 +290,7 @@ void Model::committed(SegmentId segment, bool failed) {
   if (found == segments_.end()) return;
   Segment& model = found->second;
   const Spec& spec = layer_->spec_of(segment);
-  for (uint32_t head = 0; head < kShape.n_kv_heads; ++head) {
+  for (uint32_t head = 0; head < kHeads; ++head) {
     const auto& before = model.tokens[head];
     uint64_t n_staged = 0, n_hi = 0;
     for (const auto& [cell, token] : before)
@@ -327,10 +330,10 @@ void Model::check() {
   for (SegmentId segment = 0; segment < kSegments; ++segment) {
     Segment& model = segments_[segment];
     RC_ASSERT(layer_->n_cells(segment) == model.cells.size());
-    n_elements += model.cells.size() * kShape.n_kv_heads * (kShape.head_dim_k + kShape.head_dim_v);
+    n_elements += model.cells.size() * kHeads * (shape_.head_dim_k + shape_.head_dim_v);
     const SavedSegment now = saved(segment);
     heads.insert(heads.end(), now.heads.begin(), now.heads.end());
-    for (uint32_t head = 0; head < kShape.n_kv_heads; ++head) {
+    for (uint32_t head = 0; head < kHeads; ++head) {
       const std::vector<StoredToken> tokens = sorted_dump(*layer_, segment, head);
       const TierCounts counts = count_tiers(tokens);
       check_head(model, head, now.heads[head], tokens);
@@ -355,10 +358,10 @@ void Model::check() {
 /// The segment as it would be saved; of one without cells, heads that hold nothing.
 SavedSegment Model::saved(SegmentId segment) const {
   const std::set<Cell>& cells = segments_.at(segment).cells;
-  if (cells.empty()) return {0, {}, std::vector<SavedHead>(kShape.n_kv_heads)};
+  if (cells.empty()) return {0, {}, std::vector<SavedHead>(kHeads)};
   std::vector<uint8_t> bytes;
   RC_ASSERT(layer_->save_segment(segment, std::vector<Cell>(cells.begin(), cells.end()), bytes).ok());
-  return read_saved_segment(bytes, uint32_t(cells.size()), kShape, layer_->spec_of(segment), sizeof(Cell));
+  return read_saved_segment(bytes, uint32_t(cells.size()), shape_, layer_->spec_of(segment), sizeof(Cell));
 }
 
 /// The tokens of a head, by cell, are the model's cells, once each, with what was put.
@@ -377,8 +380,8 @@ void Model::check_head(Segment& model, uint32_t head, const SavedHead& saved, co
 /// in lo; otherwise it is to the bit what it was.
 void Model::check_payload(const Token& before, const StoredToken& now, const SavedHead& head) const {
   const bool evicted = now.tier == TokenTier::evicted;
-  RC_ASSERT(now.k.size() == (evicted ? 0 : kShape.head_dim_k));
-  RC_ASSERT(now.v.size() == (evicted ? 0 : kShape.head_dim_v));
+  RC_ASSERT(now.k.size() == (evicted ? 0 : shape_.head_dim_k));
+  RC_ASSERT(now.v.size() == (evicted ? 0 : shape_.head_dim_v));
   if (evicted) return;
   const bool in_bytes = now.tier == TokenTier::staged && head.in_bytes;
   const bool moved = now.tier != before.tier || in_bytes != before.in_bytes;
@@ -436,19 +439,19 @@ void Model::check_bytes(const MemoryUsage& usage, const std::vector<SavedHead>& 
   const Spec& asked = layer_->spec();
   const auto groups = [&](Format format) -> uint64_t {
     if (format == Format::f16 || format == Format::evict) return 0;
-    const uint32_t n_wide = wide_channels(asked), dim_k = kShape.head_dim_k - n_wide,
-                   dim_v = kShape.head_dim_v - n_wide;
+    const uint32_t n_wide = wide_channels(asked), dim_k = shape_.head_dim_k - n_wide,
+                   dim_v = shape_.head_dim_v - n_wide;
     return dim_k / asked.group.resolve(dim_k) + dim_v / asked.group.resolve(dim_v);
   };
-  constexpr uint64_t kPadded = 32 + 32, kTiles = kPadded / 16;
+  const uint64_t n_padded = 32 + (shape_.head_dim_v + 15) / 16 * 16, n_tiles = n_padded / 16;
   const uint64_t n_wide = 2 * wide_channels(asked);  // of K and of V
   const auto token_bytes = [&](Format format) -> uint64_t {
-    return (n_wide * 16 + (kPadded - n_wide) * format_bits(format)) / 8;
+    return (n_wide * 16 + (n_padded - n_wide) * format_bits(format)) / 8;
   };
   uint64_t staged = 0, hi = 0, lo = 0, scales = 0, n_stored = 0, n_scored = 0;
   for (const SavedHead& head : heads) {
     const Spec& spec = head.spec;
-    staged += head.n_staged * kPadded * (head.in_bytes ? 1 : 2);
+    staged += head.n_staged * n_padded * (head.in_bytes ? 1 : 2);
     hi += head.n_hi * token_bytes(spec.hi);
     const uint64_t scale_bytes = spec.quantiser == Quantiser::symmetric ? 2 : 4;  // a zero beside the scale
     scales +=
@@ -465,10 +468,10 @@ void Model::check_bytes(const MemoryUsage& usage, const std::vector<SavedHead>& 
     lo += head.n_lo * bits * 16 / 8;
     scales += 2 * head.n_lo;
     if (head.bits_k.empty()) continue;
-    RC_ASSERT(bits >= kTiles);
+    RC_ASSERT(bits >= n_tiles);
     // bits= is of a block's elements, ids and scales included; a tile has one bit at least.
-    const double block = spec.bits * 16.0 * (kShape.head_dim_k + kShape.head_dim_v) / 8.0;
-    RC_ASSERT(double(bits) <= std::max(double(kTiles), (block - 16.0 * (sizeof(Cell) + 2.0)) / 32.0));
+    const double block = spec.bits * 16.0 * (shape_.head_dim_k + shape_.head_dim_v) / 8.0;
+    RC_ASSERT(double(bits) <= std::max(double(n_tiles), (block - 16.0 * (sizeof(Cell) + 2.0)) / 32.0));
   }
   RC_ASSERT(usage.staged == staged);
   RC_ASSERT(usage.hi == hi);

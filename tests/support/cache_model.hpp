@@ -63,8 +63,7 @@ class Model {
   void apply(const Operation& operation);
 
  private:
-  /// One tile of K's channels is whole; V has half a tile, so that one is padded.
-  static constexpr LayerShape kShape{4, 2, 32, 24};
+  static constexpr uint32_t kHeads = 2;  // of keys and values
   static constexpr uint32_t kSegments = 2;
 
   /// What one KV head holds of a cell: as it was last seen, or as it was handed over since.
@@ -78,8 +77,8 @@ class Model {
   /// What the cache must hold of a segment.
   struct Segment {
     std::set<Cell> cells;
-    std::array<bool, kShape.n_kv_heads> compressed{};  // since clear()
-    std::array<std::map<Cell, Token>, kShape.n_kv_heads> tokens;
+    std::array<bool, kHeads> compressed{};  // since clear()
+    std::array<std::map<Cell, Token>, kHeads> tokens;
   };
 
   /// Runs one call of the library; an error is one only if something was made to fail.
@@ -108,6 +107,7 @@ class Model {
                      const SavedHead& head, uint32_t n_encodes) const;
   void check_bytes(const MemoryUsage& usage, const std::vector<SavedHead>& heads) const;
 
+  const LayerShape shape_;  // V has half a tile, so that one is padded: of all channels, or of those beside outliers
   std::unique_ptr<LayerCache> layer_;
   Faults* faults_;
   Random random_;

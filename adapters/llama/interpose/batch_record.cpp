@@ -6,8 +6,9 @@
 namespace mikv::llama {
 namespace {
 
-std::mutex mutex;
-std::map<const llama_batch_ext*, Batch> records;
+// Never destroyed: globals of a program may free their batches after ours are gone.
+std::mutex& mutex = *new std::mutex;
+std::map<const llama_batch_ext*, Batch>& records = *new std::map<const llama_batch_ext*, Batch>;
 
 }  // namespace
 

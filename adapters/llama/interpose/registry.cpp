@@ -14,7 +14,7 @@ Binding* find(const Map& map, Key key) {
 }  // namespace
 
 Registry& Registry::get() {
-  static Registry registry;
+  static Registry& registry = *new Registry;  // globals of a program may free their contexts after ours are gone
   return registry;
 }
 

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,17 @@ from .store import Store
 
 _TAG = "_mikv_layer"
 _FORMAT = 1
+#: What reading an archive of hostile bytes may raise.
+_DAMAGED = (
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    KeyError,
+    NotImplementedError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 
 
 def layer_of(key: torch.Tensor, kwargs: dict[str, Any]) -> Layer | None:
@@ -130,8 +142,9 @@ class Layer(CacheLayerMixin):  # type: ignore[misc]
 
     @keys.setter
     def keys(self, value: _Length | None) -> None:
-        if isinstance(value, _Length):
-            self.store.crop(self.index, value.n)
+        if not isinstance(value, _Length):
+            raise Unsupported("keys and values that are assigned; only `layer.keys = layer.keys[:, :, :n]` is known")
+        self.store.crop(self.index, value.n)
 
     values = keys
 
@@ -213,6 +226,8 @@ class Cache(cache_utils.Cache):  # type: ignore[misc]
             layer.batch_repeat_interleave(repeats)
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
+        if not self._store.n_rows:
+            return
         rows = torch.arange(self._store.n_rows)[indices]  # indices may be a mask
         self._store.select(rows.tolist())
         for layer in self._others:
@@ -270,12 +285,12 @@ class Cache(cache_utils.Cache):  # type: ignore[misc]
                 if archive.getinfo("tiers.bin").compress_type != zipfile.ZIP_STORED:
                     raise Damaged("a saved cache is damaged: its tiers are packed")
                 tiers = archive.read("tiers.bin")
-            version = meta["format"]
-        except (zipfile.BadZipFile, KeyError, TypeError, ValueError, EOFError) as error:
+            version, saved_spec = meta["format"], str(meta["spec"])
+        except _DAMAGED as error:
             raise Damaged(f"this is no saved cache, or it is damaged: {error}") from error
         if version != _FORMAT:
             raise Mismatch(f"the cache was saved in format {version}; this version knows {_FORMAT}")
-        cache = cls(spec or meta["spec"], config=config, **options)
+        cache = cls(spec or saved_spec, config=config, **options)
         cache._store.load(meta, tiers)
         for layer in cache.layers:
             layer.is_initialized = cache._store.length > 0

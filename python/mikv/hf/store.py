@@ -33,6 +33,7 @@ _AT_ONCE = 512
 _MOST_DRAFTED = 64
 #: max_length where the model's config says nothing.
 _MAX_LENGTH = 32768
+_NOTHING = np.zeros((0, 0), dtype=bool)
 
 
 class _Step:
@@ -44,6 +45,13 @@ class _Step:
         self.n_real = n_real
         self.any_padding = any(k < n for k in n_real)
         self.done: set[int] = set()  #: layers that attended
+
+    def places(self) -> np.ndarray[Any, Any]:
+        """[rows, n]: which places hold a token."""
+        places = np.zeros((len(self.real), self.n), dtype=bool)
+        for row, which in enumerate(self.real):
+            places[row, which] = True
+        return places
 
 
 class _Call:
@@ -105,6 +113,7 @@ class Store:
         self._step: _Step | None = None
         self._cropped: dict[int, int] = {}  #: layers that were cropped alone, to which length
         self._drafts = False
+        self._real = _NOTHING  #: [rows, length]: which places hold a token, not padding
         self._thread: threading.Thread | None = None  #: that is in the middle of a forward pass
         self._call = _Call()
 
@@ -180,6 +189,7 @@ class Store:
             self._step = self._thread = None
             context.end_step()
             self.length += step.n
+            self._real = np.concatenate([self._real, step.places()], axis=1)
         return out
 
     def _open(self) -> tuple[_Step, Context]:
@@ -216,11 +226,21 @@ class Store:
             raise Unsupported("a mask of more than two dimensions; give the padding mask, [batch, tokens]")
         if self.rows and len(self.rows) != q.shape[0]:
             raise ValueError(f"the batch has {q.shape[0]} rows, the cache {len(self.rows)}; reset() it or take another")
+        self._check_padding(padding, int(q.shape[2]))
         if self._cropped:
             lengths = {self._cropped.get(index, self.length) for index in self._layers}
             raise Error(f"layers were cropped to different lengths ({sorted(lengths)}); crop all of them alike")
         if k.shape[0] != q.shape[0] or k.shape[2] != q.shape[2] or k.shape[3] != q.shape[3]:
             raise ValueError(f"queries have shape {list(q.shape)}, keys {list(k.shape)}")
+
+    def _check_padding(self, padding: torch.Tensor | None, n: int) -> None:
+        """What was stored cannot be masked, nor padding unmasked: it was never stored."""
+        if padding is None or not self.rows or padding.shape[1] != self.length + n:
+            return
+        if not np.array_equal(padding[:, : self.length].to(torch.bool).numpy(), self._real):
+            raise Unsupported(
+                "a padding mask that changes for tokens in the cache; mask them in the pass that stores them, or reset() it"
+            )
 
     def _begin(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, padding: torch.Tensor | None) -> None:
         n_rows, n = int(q.shape[0]), int(q.shape[2])
@@ -231,6 +251,7 @@ class Store:
             )
         if not self.rows:
             self.rows = list(range(n_rows))
+            self._real = np.zeros((n_rows, 0), dtype=bool)
         self._own_rows(q, k, v)
         assert self.context is not None
         real, n_real = _real_tokens(padding, n_rows, n)
@@ -254,8 +275,8 @@ class Store:
     def _own_rows(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
         """Gives every row a sequence of its own, now that rows are written to."""
         if self.context is None:
-            self.context = self._new_context(len(self.rows))
-            self._declare(self._layers, (q.shape[1], k.shape[1], k.shape[3], v.shape[3]))
+            shape = LayerShape(int(q.shape[1]), int(k.shape[1]), int(k.shape[3]), int(v.shape[3]))
+            self.context = self._declare(self._new_context(len(self.rows)), dict.fromkeys(self._layers, shape))
             return
         if len(set(self.rows)) == len(self.rows):
             return
@@ -274,11 +295,14 @@ class Store:
         """Moves what is stored to a context of more sequences."""
         before = self.context
         assert before is not None
-        after = self._new_context(n_sequences)
+        after = self._declare(self._new_context(n_sequences), before.shapes)
+        try:
+            for sequence in sorted(set(self.rows)):
+                after.load(before.save(sequence), sequence)
+        except BaseException:
+            after.close()  # rows stay where they are
+            raise
         self.context = after
-        self._declare(list(before.shapes), None, before.shapes)
-        for sequence in sorted(set(self.rows)):
-            after.load(before.save(sequence), sequence)
         before.close()
 
     def _new_context(self, n_sequences: int) -> Context:
@@ -294,18 +318,16 @@ class Store:
             threads=torch_threads(),
         )
 
-    def _declare(
-        self, layers: list[int], shape: tuple[int, ...] | None, shapes: dict[int, LayerShape] | None = None
-    ) -> None:
-        assert self.context is not None
+    def _declare(self, context: Context, shapes: dict[int, LayerShape]) -> Context:
+        """The context, which has these layers then."""
         types = getattr(self.config, "layer_types", None) or ["full_attention"] * self.config.num_hidden_layers
         windows = _windows_of(self.config)
-        for layer in layers:
+        for layer, shape in shapes.items():
             rope, adjacent = rope_of(self.config, types[layer])
-            of_layer = shapes[layer] if shapes else LayerShape(*(int(x) for x in shape or ()))
-            if rope is not None and 2 * len(rope) > of_layer.head_dim_k:
+            if rope is not None and 2 * len(rope) > shape.head_dim_k:
                 rope = None
-            self.context.add_layer(layer, of_layer, window=windows[layer], rope=rope, rope_adjacent=adjacent)
+            context.add_layer(layer, shape, window=windows[layer], rope=rope, rope_adjacent=adjacent)
+        return context
 
     def _attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scoring: _Scoring) -> torch.Tensor:
         step, context = self._open()
@@ -365,13 +387,14 @@ class Store:
             for sequence in set(self.rows):
                 self.context.remove(sequence, length)
         self.length = length
+        self._real = self._real[:, :length]
 
     def reset(self) -> None:
         self.abandon()
         self._expected.clear()
         self._cropped.clear()
         self._modules.clear()
-        self.rows, self.length, self._drafts = [], 0, False
+        self.rows, self.length, self._drafts, self._real = [], 0, False, _NOTHING
         if self.context is not None:
             self.context.close()
             self.context = None
@@ -389,6 +412,7 @@ class Store:
             for sequence in set(self.rows) - set(selected):
                 self.context.remove(sequence)
         self.rows = selected
+        self._real = self._real[rows]
 
     def compress(self) -> None:
         self.abandon()
@@ -420,6 +444,7 @@ class Store:
         meta = {
             "rows": [sequences.index(sequence) for sequence in self.rows],
             "length": self.length,
+            "padding": [np.flatnonzero(~row).tolist() for row in self._real],
             "shapes": {str(layer): list(shape) for layer, shape in self.context.shapes.items()},
             "sizes": [len(state) for state in states],
         }
@@ -429,12 +454,15 @@ class Store:
         try:
             rows = [int(row) for row in meta["rows"]]
             length = int(meta["length"])
+            padding = [[int(place) for place in row] for row in meta.get("padding", [[]] * len(rows))]
             shapes = {int(layer): LayerShape(*map(int, shape)) for layer, shape in meta["shapes"].items()}
             sizes = [int(size) for size in meta.get("sizes", [])]
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise Damaged(f"a saved cache is damaged: {error}") from error
         if sum(sizes) != len(tiers) or any(s < 0 for s in sizes) or any(not 0 <= r < len(sizes) for r in rows):
             raise Damaged("a saved cache is damaged: its parts do not fit together")
+        if len(padding) != len(rows) or any(not 0 <= place < length for row in padding for place in row):
+            raise Damaged("a saved cache is damaged: its padding")
         if not rows:
             return
         if sorted(shapes) != sorted(self._layers):
@@ -443,8 +471,7 @@ class Store:
             )
         if not 0 <= length <= self.max_length:
             raise ValueError(f"the saved cache has {length} tokens; max_length is {self.max_length}")
-        self.context = self._new_context(len(rows))
-        self._declare(list(shapes), None, shapes)
+        self.context = self._declare(self._new_context(len(rows)), shapes)
         at = 0
         for sequence, size in enumerate(sizes):
             self.context.load(tiers[at : at + size], sequence)
@@ -452,6 +479,9 @@ class Store:
             if self.context.length(sequence) > length:
                 raise Damaged("a saved cache is damaged: it has more tokens than it says")
         self.rows, self.length = rows, length
+        self._real = np.ones((len(rows), length), dtype=bool)
+        for row, places in enumerate(padding):
+            self._real[row, places] = False
 
 
 def _real_tokens(padding: torch.Tensor | None, n_rows: int, n: int) -> tuple[list[Any], list[int]]:
