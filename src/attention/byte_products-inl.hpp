@@ -47,7 +47,7 @@ struct FactorSums {
   static constexpr uint32_t kChains = ChainsOf(kRows + kWide);
   VI low[kChains][kRows], high[kChains][kWide ? kWide : 1];
 
-  HWY_INLINE HWY_ATTR void Clear() {
+  HWY_INLINE HWY_ATTR FactorSums() {
 #pragma GCC unroll 4
     for (uint32_t chain = 0; chain < kChains; ++chain) {
 #pragma GCC unroll 8
@@ -77,9 +77,8 @@ struct FactorSums {
 // Four bytes of `codes` times four factors, added to each lane of `sum`.
 HWY_INLINE HWY_ATTR VI DotBytes(VI sum, VU codes, const uint8_t* four_factors) {
 #if HWY_TARGET == HWY_NEON
-  int32_t four;
-  std::memcpy(&four, four_factors, sizeof four);
-  return VI(vdotq_s32(sum.raw, vreinterpretq_s8_u32(codes.raw), vreinterpretq_s8_s32(vdupq_n_s32(four))));
+  const int32x4_t factors = vld1q_dup_s32(reinterpret_cast<const int32_t*>(four_factors));
+  sum.raw = vdotq_s32(sum.raw, vreinterpretq_s8_u32(codes.raw), vreinterpretq_s8_s32(factors));
 #else
   struct Four {
     uint8_t bytes[4];
@@ -97,8 +96,8 @@ HWY_INLINE HWY_ATTR VI DotBytes(VI sum, VU codes, const uint8_t* four_factors) {
       : "+x"(sum.raw), "=&x"(factors)
       : "x"(codes.raw), "m"(four));
 #endif
-  return sum;
 #endif
+  return sum;
 }
 
 // kInRow: factors in a row.

@@ -105,7 +105,6 @@ HWY_ATTR void BlockLogits(const BlockSpan& span, const uint8_t* block, const Til
       const uint32_t group = pairs[p].group;
       const size_t first = p;
       FactorSums<kRows, kRows> sums;
-      sums.Clear();
       for (; p < pairs.size() && pairs[p].group == group && p - first < kMaxFactors / kLanes; ++p) {
         ahead.Fetch();
         const uint32_t tile = pairs[p].tile;
@@ -218,7 +217,6 @@ HWY_ATTR void StepValuesInOrder(const BlockSpan& span, const uint8_t* blocks, ui
     }
     for (size_t lane = 0; lane < kLanes; lane += Width()) {
       FactorSums<kRows, kWide> sums;
-      sums.Clear();
       for (uint32_t b = 0; b < n_blocks; ++b) {
         ahead.Fetch();
         TileDotFactors<Quads, kStepTokens>(tiles.Of(b, pair.tile), tiles.Bits(pair.tile), lane, levels,

@@ -29,6 +29,10 @@
 #ifndef MIKV_DOT_PRODUCTS
 #define MIKV_DOT_PRODUCTS 0
 #endif
+#if HWY_TARGET == HWY_NEON && MIKV_DOT_PRODUCTS
+#undef HWY_TARGET_STR
+#define HWY_TARGET_STR "arch=armv8.2-a+crypto+dotprod"
+#endif
 // Whether bytes are multiplied by fours (byte_products-inl.hpp), and whether tiles of codes are multiplied as integers
 // (integer_tiles-inl.hpp) or as floats.
 #ifndef MIKV_HAS_INTEGER_TILES

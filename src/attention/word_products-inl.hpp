@@ -34,7 +34,7 @@ struct FactorSums {
   static_assert(kWide == kRows);
   VI of[kRows];
 
-  HWY_INLINE HWY_ATTR void Clear() {
+  HWY_INLINE HWY_ATTR FactorSums() {
 #pragma GCC unroll 8
     for (uint32_t r = 0; r < kRows; ++r) of[r] = hn::Zero(DI());
   }

@@ -301,7 +301,7 @@ void Budget::say_lowered(const Scene& scene, const Rung& rung, const char* name)
 Status Budget::refuse(const Scene& scene, const std::string& what) {
   ++n_refused_;
   const std::string why = "no room for " + what + " beside " + format_bytes(double(scene.account.used())) +
-                          " in use; end or shorten contexts, or raise the budget";
+                          " in use; end or shorten sequences, or raise the budget";
   const int64_t now = seconds_now();
   if (now - refused_at_s_ > kSecondsBetweenLines) say(scene, why);
   refused_at_s_ = now;

@@ -52,7 +52,7 @@ mikv_error run(Call call) noexcept {
   try {
     return told(call());
   } catch (const std::bad_alloc&) {
-    return refuse(MIKV_OUT_OF_MEMORY, "out of memory; use fewer or shorter contexts");
+    return refuse(MIKV_OUT_OF_MEMORY, "out of memory; use fewer or shorter sequences");
   } catch (const std::exception& error) {
     return refuse(MIKV_INVALID_ARGUMENT, error.what());
   } catch (...) {  // a callback of the engine's

@@ -31,7 +31,7 @@ Error context::no_layer(int layer) {
 }
 
 Error context::out_of_memory() noexcept {
-  return Error::out_of_memory("out of memory in the KV cache; use fewer or shorter contexts");
+  return Error::out_of_memory("out of memory in the KV cache; use fewer or shorter sequences");
 }
 
 Context::Impl::Impl(ContextOptions given)

@@ -46,7 +46,7 @@ bool run(std::span<const Job> jobs, uint32_t from, uint32_t n_threads, uint32_t 
 
 Error out_of_memory() {
   return Error::out_of_memory(
-      "out of memory compressing the KV cache; its tokens stay in f16. Use fewer or shorter contexts");
+      "out of memory compressing the KV cache; its tokens stay in f16. Use fewer or shorter sequences");
 }
 
 }  // namespace

@@ -57,7 +57,7 @@ uint64_t planned_lo_bytes(const LayerShape& shape, const Spec& spec, const tier:
 void add_compressed(Growth& growth, const LayerCache::Impl& layer, const tier::HeadStore& head, const Step& step) {
   const uint32_t n_put = std::min(step.n_tokens, step.n_at_once);
   const tier::Tier::Growth staged = head.staged.growth(n_put, false);
-  // One block of the staged tier stays (Tier::release).
+  // One block of the staged tier stays, or none (Tier::release).
   growth.lasting += int64_t(tier::Tier::block_bytes(step.of_segment.staged)) - int64_t(head.staged.allocated_bytes());
   const uint32_t n_new = head.staged.size() + step.n_tokens;
   const uint64_t n_all = uint64_t{head.hi.size()} + n_new, n_kept = head.budget(step.spec, step.n_live).total;

@@ -134,7 +134,7 @@ Status check_cells(SegmentId segment, std::span<const Cell> cells, uint32_t max_
 Error out_of_memory(size_t n_tokens, const MemoryAccount& account) {
   return Error{ErrorCode::out_of_memory, "out of memory storing " + std::to_string(n_tokens) +
                                              " tokens in the KV cache beside " + format_bytes(double(account.used())) +
-                                             " in use; use fewer or shorter contexts"};
+                                             " in use; use fewer or shorter sequences"};
 }
 
 // Thread's share of n items.
@@ -243,7 +243,7 @@ Status LayerCache::continue_segment(SegmentId segment, SegmentId next) {
     for (size_t h = 0; h < heads.size(); ++h) from.heads()[h].pass_on(heads[h], from.spec(), from.n_live(), scratch);
   } catch (const std::bad_alloc&) {
     return Error::out_of_memory(
-        "out of memory beginning another segment of the KV cache; use fewer or shorter contexts");
+        "out of memory beginning another segment of the KV cache; use fewer or shorter sequences");
   }
   return {};
 }

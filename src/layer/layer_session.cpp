@@ -45,7 +45,7 @@ bool can_hold(const LayerCache::Impl& layer, const tier::Layouts& layouts) {
 }
 
 Error no_memory() {
-  return Error::out_of_memory("out of memory copying a part of the KV cache; use fewer or shorter contexts");
+  return Error::out_of_memory("out of memory copying a part of the KV cache; use fewer or shorter sequences");
 }
 
 }  // namespace

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <array>
-#include <atomic>
 #include <compare>
 #include <map>
 #include <new>
@@ -37,7 +36,7 @@ std::vector<double> weights_of(const tier::SegmentStore& segment) {
 }
 
 Error out_of_memory() {
-  return Error::out_of_memory("out of memory planning the bits of the KV cache; use fewer or shorter contexts");
+  return Error::out_of_memory("out of memory planning the bits of the KV cache; use fewer or shorter sequences");
 }
 
 // What heads have in common that can give each other bits, as a bit costs each of them the same memory.
@@ -61,13 +60,13 @@ Result<uint64_t> weigh_heads(std::span<LayerCache* const> layers, SegmentId segm
     const tier::SegmentStore* store;
     tier::HeadStore* head;
     std::array<policy::ErrorWeight::Sums, kParts> parts;
+    std::array<bool, kParts> failed{};
   };
-  std::atomic<bool> done{true};
   std::vector<Due> due;
   try {
     for (tier::SegmentStore* store : sharing(layers, segment)) {
       for (tier::HeadStore& head : store->heads()) {
-        if (!head.weight && due.size() < n_most) due.push_back({store, &head, {}});
+        if (!head.weight && due.size() < n_most) due.push_back({store, &head, {}, {}});
       }
     }
     // A job of all parts computes once what they share; where threads outnumber heads, each part is a job.
@@ -82,19 +81,24 @@ Result<uint64_t> weigh_heads(std::span<LayerCache* const> layers, SegmentId segm
         try {
           of.head->weigh(of.store->spec(), of.store->n_live(), first, parts, scratch);
         } catch (const std::bad_alloc&) {
-          done = false;
+          of.failed[first] = true;
         }
       }
     });
   } catch (const std::bad_alloc&) {
     return out_of_memory();
   }
-  if (!done) return out_of_memory();
+  bool done = true;
   for (const Due& of : due) {
+    if (std::ranges::find(of.failed, true) != of.failed.end()) {
+      done = false;
+      continue;
+    }
     policy::ErrorWeight::Sums all;
     for (const policy::ErrorWeight::Sums& part : of.parts) all.error += part.error, all.output += part.output;
     of.head->weight = all;
   }
+  if (!done) return out_of_memory();
   return uint64_t{due.size()};
 }
 

@@ -10,7 +10,7 @@ namespace mikv::llama {
 namespace {
 
 constexpr const char* kState = "the context's state";
-constexpr const char* kNoMemory = "out of memory for the context's state; use fewer or shorter contexts";
+constexpr const char* kNoMemory = "out of memory for the context's state; use fewer or shorter sequences";
 
 }  // namespace
 
