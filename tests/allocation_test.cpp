@@ -88,7 +88,7 @@ TEST(AllocationCounter, Counts) {
 
 INSTANTIATE_TEST_SUITE_P(Specs, AllocationTest,
                          testing::Values("full", "mikv", "mikv-max", "mikv-paper", "h2o", "scissorhands", "fastgen",
-                                         "llm-qat4", "llm-int8", "rtn4"),
+                                         "llm-qat4", "llm-int8", "rtn4", "kivi2"),
                          [](const auto& spec) {
                            std::string name = spec.param;
                            std::replace(name.begin(), name.end(), '-', '_');

@@ -16,7 +16,8 @@ class RandomBudget : public BothKinds {};
 INSTANTIATE_TEST_SUITE_P(Context, RandomBudget, testing::Bool(), kind_name);
 
 TEST_P(RandomBudget, WhatIsLetInFits) {
-  constexpr const char* kSpecs[] = {"mikv", "mikv:bits=1", "mikv-paper", "h2o", "mikv", "mikv:keep=0.2"};
+  constexpr const char* kSpecs[] = {"mikv", "mikv:bits=1",  "mikv-paper", "h2o", "kivi4:group=head",
+                                    "mikv", "mikv:keep=0.2"};
   uint32_t n_in = 0, n_out = 0;
   bool compressed = false;
   for (uint64_t seed = test::seed(); seed < test::seed() + 6; ++seed) {

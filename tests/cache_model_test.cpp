@@ -25,17 +25,18 @@ class CacheModelTest : public testing::TestWithParam<const char*> {};
 
 TEST_P(CacheModelTest, AnySequenceOfOperations) { any_sequence(GetParam()); }
 
-INSTANTIATE_TEST_SUITE_P(Specs, CacheModelTest,
-                         testing::Values("full", "h2o", "h2o:keep=0.5,importance=window", "streaming:keep=0.3,sinks=3",
-                                         "random:keep=0.4", "snapkv:keep=0.4", "scissorhands:keep=0.4",
-                                         "fastgen:keep=0.3", "mikv-paper-int4:quantiser=symmetric",
-                                         "mikv:importance=snapkv,keep=0.3", "rtn2", "rtn8", "mikv:importance=full",
-                                         "mikv-paper", "llm-int8", "mikv-paper-int8:keep=0.3,outlier=f16", "mikv",
-                                         "mikv:outlier=center,lo=int2,keep=0.35",
-                                         "mikv:outlier=center,lo=evict,hi=int4", "mikv:outlier=center,lo=int5,hi=int5",
-                                         "mikv:lo=int3,outlier=none,keep=1", "mikv-max:prefill=streaming",
-                                         "mikv:bits=5", "mikv:lo=int3,outlier=hadamard,keep=0.5,importance=random"),
-                         name_of_spec);
+INSTANTIATE_TEST_SUITE_P(
+    Specs, CacheModelTest,
+    testing::Values("full", "h2o", "h2o:keep=0.5,importance=window", "streaming:keep=0.3,sinks=3", "random:keep=0.4",
+                    "snapkv:keep=0.4", "scissorhands:keep=0.4", "fastgen:keep=0.3",
+                    "mikv-paper-int4:quantiser=symmetric", "mikv:importance=snapkv,keep=0.3", "rtn2", "rtn8",
+                    "mikv:importance=full", "mikv-paper", "llm-int8", "mikv-paper-int8:keep=0.3,outlier=f16", "mikv",
+                    "mikv:outlier=center,lo=int2,keep=0.35", "mikv:outlier=center,lo=evict,hi=int4",
+                    "mikv:outlier=center,lo=int5,hi=int5", "mikv:lo=int3,outlier=none,keep=1",
+                    "mikv-max:prefill=streaming", "mikv:bits=5", "kivi2:group=head,residual=20", "rtn8:keys=channel",
+                    "kivi4:group=half,importance=h2o,keep=0.3", "residual:residual=30",
+                    "mikv:importance=residual,residual=24", "mikv:lo=int3,outlier=hadamard,keep=0.5,importance=random"),
+    name_of_spec);
 
 // Sequences that broke a version of the cache, or easily could.
 TEST(CacheModelCasesTest, OverwritingEveryStagedToken) {
@@ -65,7 +66,7 @@ TEST(CacheModelCasesTest, EmptyingAndRefillingASegment) {
 
 // Blocks of fewer bits leave room behind them, where the old blocks' bytes are no numbers.
 TEST(CacheModelCasesTest, GrowingIntoWhatLoweringLeft) {
-  for (const char* spec : {"mikv-paper", "mikv", "rtn4"}) {
+  for (const char* spec : {"mikv-paper", "mikv", "rtn4", "kivi4:group=head,residual=10"}) {
     Model model(spec);
     model.apply({Kind::put, 0, 0, 24});
     model.apply({Kind::attend, 0, 0, 0});

@@ -84,7 +84,8 @@ std::vector<float> generate(LayerCache& layer, uint32_t n_threads) {
 }
 
 TEST(ConcurrencyTest, ThreadsOfAStepGiveWhatOneThreadGives) {
-  for (const char* spec : {"full", "h2o", "mikv-paper", "mikv", "mikv-max", "random:keep=0.5", "rtn3"}) {
+  for (const char* spec :
+       {"full", "h2o", "mikv-paper", "mikv", "mikv-max", "random:keep=0.5", "rtn3", "kivi2:group=head,residual=32"}) {
     SCOPED_TRACE(spec);
     const auto alone = make_layer(kShape, spec);
     const std::vector<float> expected = generate(*alone, 1);

@@ -93,6 +93,22 @@ TEST_P(SpreadTest, ALongPromptIsCompressedInPartsOfALayer) {
   EXPECT_EQ(spread.n_lo_tokens, 2 * exact.n_lo_tokens);
 }
 
+// Parts that are no whole blocks: keys of the last one are encoded again with those that come next.
+TEST_P(SpreadTest, KeysByChannelInParts) {
+  for (const char* prefill : {"exact", "streaming", "spread"}) {
+    SCOPED_TRACE(prefill);
+    SmallEngine engine(wish(("kivi4:group=head,prefill=" + std::string(prefill)).c_str()));
+    ASSERT_TRUE(engine.prompt(0, 1200).ok());
+    for (uint32_t n = 1201; n < 1260; ++n) {
+      ASSERT_TRUE(engine.generate(0).ok());
+      const MemoryUsage usage = engine.cache().memory_usage();
+      EXPECT_EQ(usage.n_hi_tokens + usage.n_lo_tokens + usage.n_staged_tokens, 4 * n) << "2 layers of 2 KV heads";
+      if (usage.n_staged_tokens == 0) EXPECT_EQ(usage.n_hi_tokens, 4 * (128 + (n - 128) % 16)) << n;
+    }
+    EXPECT_EQ(n_staged(engine), 0u);
+  }
+}
+
 TEST_P(SpreadTest, WithALimitOfMemoryAllAtOnce) {
   SmallEngine::Setup setup = of_layers(4);
   setup.budget = 1u << 30;

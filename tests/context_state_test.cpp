@@ -18,7 +18,7 @@ using StatesTest = BothKinds;
 INSTANTIATE_TEST_SUITE_P(Context, StatesTest, testing::Bool(), kind_name);
 
 TEST_P(StatesTest, ASavedSequenceContinuesToTheBit) {
-  for (const char* spec : {"full", "mikv", "mikv-paper", "h2o"}) {
+  for (const char* spec : {"full", "mikv", "mikv-paper", "h2o", "kivi4:group=head"}) {
     SmallEngine from(wish(spec)), to(wish(spec));
     ASSERT_TRUE(from.prompt(1, 300).ok());
     ASSERT_TRUE(from.generate(1).ok());

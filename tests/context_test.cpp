@@ -394,6 +394,24 @@ TEST_P(OnBothKinds, ABudgetIsNeverExceededAndEndsInARefusal) {
   EXPECT_EQ(engine.cache().lowered_sequences(), std::vector<SequenceId>{3});
 }
 
+TEST_P(OnBothKinds, ABudgetTakesBitsNotTheResidual) {
+  Wish tight = wish("kivi4:group=head");
+  tight.budget = 400 << 10;
+  tight.n_cells = 10000;
+  SmallEngine engine(tight);
+  Status status;
+  for (SequenceId s = 0; status; s = (s + 1) % 4) {
+    status = engine.prompt(s, 200);
+    if (status) status = engine.generate(s);
+    EXPECT_LE(engine.bytes(), tight.budget);
+  }
+  EXPECT_EQ(status.code(), ErrorCode::over_budget) << status.message();
+  EXPECT_EQ(engine.cache().lowered_sequences(), (std::vector<SequenceId>{0, 1, 2, 3}));
+  // Said once in 10 seconds, whatever the format.
+  const std::string held = "128 recent tokens in high precision, the others in int";
+  EXPECT_TRUE(std::ranges::any_of(engine.log(), [&](const auto& line) { return line.find(held) != line.npos; }));
+}
+
 TEST_P(OnBothKinds, WhatCannotFitCostsNobodyAnything) {
   Wish tight = wish();
   tight.budget = 150 << 10;

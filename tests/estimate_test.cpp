@@ -13,7 +13,7 @@ constexpr LayerShape kShape{4, 2, 64, 64};
 Spec spec_of(const char* text) { return Spec::parse(text).value(); }
 
 TEST(Estimate, ALayerThatIsMeasuredWholeIsCounted) {
-  for (const char* spec : {"full", "mikv", "mikv:prefill=streaming", "h2o"}) {
+  for (const char* spec : {"full", "mikv", "mikv:prefill=streaming", "h2o", "kivi2"}) {
     const auto measured = measure_layer(kShape, spec_of(spec), 600, 600);
     ASSERT_TRUE(measured.ok()) << measured.message();
     EXPECT_EQ(measured.value().held.n_elements, 601u * 2 * 128) << spec;
@@ -27,7 +27,7 @@ TEST(Estimate, ALayerThatIsMeasuredWholeIsCounted) {
 }
 
 TEST(Estimate, BeyondWhatIsMeasuredBytesGrowInProportion) {
-  for (const char* spec : {"full", "mikv", "mikv:prefill=streaming"}) {
+  for (const char* spec : {"full", "mikv", "mikv:prefill=streaming", "kivi2"}) {
     const LayerLoad layer{kShape, 6000};
     const auto quick = estimate_cache({&layer, 1}, spec_of(spec), 2000),
                whole = estimate_cache({&layer, 1}, spec_of(spec), 6000);

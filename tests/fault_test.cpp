@@ -161,7 +161,7 @@ TEST_P(FaultTest, TheNthAllocationFails) {
 
 INSTANTIATE_TEST_SUITE_P(Specs, FaultTest,
                          testing::Values("full", "h2o", "rtn4", "mikv-paper", "llm-int8", "fastgen", "mikv",
-                                         "mikv-max:prefill=streaming",
+                                         "kivi4:group=head,residual=20", "mikv-max:prefill=streaming",
                                          "mikv:lo=int3,outlier=hadamard,keep=0.5,importance=random"),
                          name_of_spec);
 

@@ -85,7 +85,7 @@ TEST_P(MemoryTest, BytesUsedAreBytesAllocated) {
 INSTANTIATE_TEST_SUITE_P(Specs, MemoryTest,
                          testing::Values("full", "h2o", "rtn4", "mikv-paper", "mikv", "mikv-max",
                                          "mikv:importance=full", "snapkv", "scissorhands", "fastgen", "llm-qat4",
-                                         "llm-int8"),
+                                         "llm-int8", "kivi2"),
                          name_of_spec);
 
 /// Bits per element of a compressed cache of 4,096 tokens, all-in.
@@ -183,7 +183,7 @@ TEST(MemoryTest, ATrimmedSegmentHasNoReserves) {
   Random random(83);
   const LayerShape shape{4, 2, 64, 64};
   const Tokens chunk(shape, kChunk, random);
-  for (const char* spec : {"full", "mikv", "mikv-paper", "rtn4", "h2o"}) {
+  for (const char* spec : {"full", "mikv", "mikv-paper", "rtn4", "h2o", "kivi2"}) {
     SCOPED_TRACE(spec);
     const auto layer = make_layer(shape, spec);
     Cell next = 0;

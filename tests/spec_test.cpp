@@ -51,6 +51,16 @@ TEST(SpecTest, PresetsAreWhatTheirNamesPromise) {
     EXPECT_EQ(spec.group.kind, GroupSize::Kind::half) << name;
     EXPECT_FALSE(spec.needs_calibration() || spec.hadamard) << name;
   }
+  for (const auto& [name, lo] : {std::pair{"kivi2", Format::int2}, {"kivi4", Format::int4}}) {
+    const Spec spec = parsed(name);
+    EXPECT_EQ(spec.importance, Importance::residual) << name;
+    EXPECT_EQ(spec.residual, 128u) << name;
+    EXPECT_EQ(spec.hi, Format::f16) << name;
+    EXPECT_EQ(spec.lo, lo) << name;
+    EXPECT_TRUE(spec.keys_by_channel) << name;
+    EXPECT_EQ(spec.group, (GroupSize{GroupSize::Kind::channels, 32})) << name;
+    EXPECT_FALSE(spec.needs_calibration() || spec.hadamard) << name;
+  }
   const Spec paper = parsed("mikv-paper");
   EXPECT_EQ(paper.keep, 0.2);
   EXPECT_EQ(paper.hi, Format::f16);
@@ -80,7 +90,7 @@ TEST(SpecTest, EveryPresetIsListedOnceAndRoundTrips) {
     EXPECT_EQ(parsed(spec.to_string()), spec) << spec.to_string();
     EXPECT_EQ(parsed(std::string(preset.name) + ":" + std::string(preset.keys)), spec) << preset.name;
   }
-  EXPECT_EQ(names.size(), 24u);
+  EXPECT_EQ(names.size(), 27u);
 }
 
 TEST(SpecTest, KeysOverrideThePreset) {
@@ -194,7 +204,8 @@ const Refusal kRefusals[] = {
     {"mikv:outlier=balancer+balancer", {"'balancer+balancer'"}},
     {"mikv:outlier=none+center", {"'none+center'"}},
     {"rtn4:outlier=f16+center", {"'f16+center'", "none, f16, or"}},
-    {"mikv:importance=heavy", {"'importance'", "full, h2o, window, streaming, snapkv, scissorhands, fastgen, random"}},
+    {"mikv:importance=heavy",
+     {"'importance'", "full, h2o, window, streaming, snapkv, scissorhands, fastgen, residual, random"}},
     {"mikv:prefill=fast", {"'prefill'", "exact, streaming"}},
     {"mikv:recent=1.5", {"'recent'", "'1.5'", "0 to 1"}},
     {"mikv:recent=0.5,importance=window", {"recent", "importance=h2o"}},
@@ -217,6 +228,19 @@ const Refusal kRefusals[] = {
     {"mikv:group=64", {"lo=mixed", "group=head"}},
     {"rtn4:quantiser=even", {"'quantiser'", "'even'", "asymmetric, symmetric"}},
     {"mikv:quantiser=symmetric", {"lo=mixed", "quantiser"}},
+    {"rtn4:keys=both", {"'keys'", "'both'", "token, channel"}},
+    {"mikv:keys=channel", {"keys=channel", "lo=mixed"}},
+    {"h2o:keys=channel", {"keys=channel", "lo=evict"}},
+    {"kivi2:hi=int8", {"keys=channel", "hi=f16"}},
+    {"mikv-paper-int8:keys=channel", {"keys=channel", "hi=f16"}},
+    {"kivi2:quantiser=symmetric", {"keys=channel", "quantiser"}},
+    {"kivi2:outlier=f16", {"keys=channel", "outlier"}},
+    {"kivi2:outlier=hadamard", {"keys=channel", "outlier"}},
+    {"kivi2:balancer=file", {"keys=channel", "balancer"}},
+    {"kivi2:residual=65537", {"'residual'", "0 to 65536"}},
+    {"kivi2:residual=-1", {"'residual'", "'-1'"}},
+    {"mikv:residual=64", {"residual", "importance=residual"}},
+    {"kivi2:keep=0.2", {"keep", "residual=128"}},
     {"h2o:quantiser=symmetric", {"quantiser", "lo=evict"}},
     {"mikv:importance=full,keep=0.5", {"importance=full", "keep"}},
     {"full:keep=0.5", {"importance=full", "keep"}},
@@ -256,6 +280,23 @@ TEST(SpecTest, TheQuantiserIsNamedWhereItIsSymmetric) {
   EXPECT_EQ(parsed("rtn4").to_string().find("quantiser"), std::string::npos);  // sessions of 0.1.0 have no such key
   EXPECT_EQ(parsed("rtn4:quantiser=asymmetric"), parsed("rtn4"));
   EXPECT_EQ(parsed("llm-qat4:lo=mixed").quantiser, Quantiser::asymmetric);  // dropped: only the preset asked for it
+}
+
+TEST(SpecTest, KeysByChannelAndTheResidual) {
+  EXPECT_NE(parsed("kivi2").to_string().find(",keys=channel"), std::string::npos);
+  EXPECT_NE(parsed("kivi2").to_string().find(",residual=128"), std::string::npos);
+  EXPECT_EQ(parsed("rtn4").to_string().find("keys"), std::string::npos);  // sessions of 0.1.0 have neither key
+  EXPECT_EQ(parsed("rtn4").to_string().find("residual"), std::string::npos);
+  EXPECT_EQ(parsed("rtn4:keys=token"), parsed("rtn4"));
+  for (const char* text : {"kivi2:residual=0", "kivi4:residual=65536,group=half", "rtn4:keys=channel",
+                           "mikv-paper:keys=channel", "residual", "mikv:importance=residual,residual=32"}) {
+    EXPECT_EQ(parsed(parsed(text).to_string()), parsed(text)) << text;
+  }
+  EXPECT_EQ(parsed("kivi2:keep=0"), parsed("kivi2"));
+  EXPECT_EQ(parsed("kivi2:importance=h2o").residual, Spec().residual);
+  EXPECT_EQ(parsed("mikv-paper:keys=channel").balancer, false);  // dropped: only the preset asked for it
+  EXPECT_EQ(parsed("kivi2:lo=mixed").keys_by_channel, false);
+  EXPECT_EQ(parsed("kivi2:lo=evict").keys_by_channel, false);
 }
 
 TEST(SpecTest, ABalancerFromAFileTakesThePlaceOfThePrompts) {

@@ -234,6 +234,54 @@ TEST(SystemsTest, LlmInt8KeepsOutlierChannelsInF16) {
   EXPECT_DOUBLE_EQ(size_of("llm-int8"), 100.0 * (16 * 16 + 112 * 8 + 16) / (128.0 * 16.0));
 }
 
+// Whatever 16 tokens follow each other, their keys reach over four steps in each channel and their values in each group
+// of 32 channels: 2 bits hold them exactly.
+TEST(SystemsTest, KiviQuantisesKeysByChannelInBlocksThatLeaveTheResidual) {
+  const auto key = [](Cell cell, uint32_t c) { return float(1 + c % 3) * float((cell + c) % 4) - float(c); };
+  const auto value = [](Cell cell, uint32_t c) { return float((3 * cell + c) % 4) * (c < 32 ? 0.5f : 8.0f); };
+  Random random(304);
+  for (const uint32_t n_heads : {2u, 6u}) {
+    const LayerShape shape{n_heads, 2, 64, 64};
+    const auto layer = make_layer(shape, "kivi2");
+    const auto put_some = [&](Cell first, uint32_t n) {
+      Tokens tokens(shape, n, random);
+      for (uint32_t t = 0; t < n; ++t) {
+        for (uint32_t head = 0; head < 2; ++head) {
+          for (uint32_t c = 0; c < 64; ++c) {
+            tokens.key(t, head)[c] = key(first + t, c + head), tokens.value(t, head)[c] = value(first + t, c);
+          }
+        }
+      }
+      put(*layer, 0, cell_range(first, n), tokens);
+      commit(*layer, 0);
+    };
+    const auto expect_lo = [&](Cell n_lo, Cell n) {
+      EXPECT_EQ(cells_in(*layer, 1, TokenTier::lo), range(0, n_lo)) << n;
+      EXPECT_EQ(cells_in(*layer, 1, TokenTier::hi), range(n_lo, n)) << n;
+    };
+    put_some(0, 200);  // 72 beside the residual: 4 blocks
+    expect_lo(64, 200);
+    for (Cell cell = 200; cell < 240; ++cell) {
+      put_some(cell, 1);
+      expect_lo((cell + 1 - 128) / 16 * 16, cell + 1);
+    }
+    for (uint32_t head = 0; head < 2; ++head) {
+      for (const StoredToken& token : layer->dump(0, head)) {
+        for (uint32_t c = 0; c < 64; ++c) {
+          ASSERT_EQ(token.k[c], key(token.cell, c + head)) << "channel " << c << " of cell " << token.cell;
+          ASSERT_EQ(token.v[c], value(token.cell, c)) << "channel " << c << " of cell " << token.cell;
+        }
+      }
+    }
+  }
+}
+
+// Of 1,600 tokens 128 are in f16. Keys have a scale and a zero for 16 tokens, values for 32 channels: 2 bits and 1.
+TEST(SystemsTest, KiviHasTheSizesOfItsFormats) {
+  EXPECT_DOUBLE_EQ(size_of("kivi2"), 100.0 * (0.08 * 16.0 + 0.92 * (2.0 + 1.5)) / 16.0);
+  EXPECT_DOUBLE_EQ(size_of("kivi4"), 100.0 * (0.08 * 16.0 + 0.92 * (4.0 + 1.5)) / 16.0);
+}
+
 TEST(SystemsTest, ASymmetricScaleTakesTwoBytes) {
   const double asymmetric = size_of("rtn4:group=head"), symmetric = size_of("llm-qat4");
   EXPECT_DOUBLE_EQ(asymmetric, 100.0 * (4.0 + 32.0 / 128.0) / 16.0);

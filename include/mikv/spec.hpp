@@ -25,8 +25,9 @@ enum class Format : uint8_t { evict, mixed, int2, int3, int4, int5, int8, f16 };
 ///  snapkv    those that the end of the prompt attends to, and that end (arXiv 2404.14469)
 ///  scissorhands  those that many of the last queries attend to (arXiv 2305.17118)
 ///  fastgen   by KV head, the smallest of four sets that recovers its attention (arXiv 2310.01801)
+///  residual  the most recent `residual` tokens and up to 15 more: the others leave in blocks of 16 (arXiv 2402.02750)
 ///  random    a random subset, from `seed`: the control
-enum class Importance : uint8_t { full, h2o, window, streaming, snapkv, scissorhands, fastgen, random };
+enum class Importance : uint8_t { full, h2o, window, streaming, snapkv, scissorhands, fastgen, residual, random };
 
 /// When a prompt is compressed: once at its end (exact attention meanwhile); in pieces of 1,024 to 3,584 tokens while
 /// it is read (bounded peak memory); or over at most 128 steps after its end, a share in each: up to 64 weigh errors,
@@ -59,7 +60,10 @@ struct Spec {
   double bits = 2.7;  ///< of `mixed`: bits per element of the lo tier, mean of K and V, cell ids and scales included
   GroupSize group{GroupSize::Kind::head, 0};
   Quantiser quantiser = Quantiser::asymmetric;  ///< of hi, and of lo; `mixed` has scales of its own
-  bool balancer = true;                         ///< channel balancer, Eq. 2 of MiKV
+  /// Keys of lo have a scale and a zero per channel of a block of 16 tokens, not per token and group of channels
+  /// (keys=channel; KIVI, arXiv 2402.02750). Uniform formats with hi in f16; `group` is then of values alone.
+  bool keys_by_channel = false;
+  bool balancer = true;       ///< channel balancer, Eq. 2 of MiKV
   std::string balancer_file;  ///< of static balancers (mikv/static_balancer.hpp), in its place; or empty
   bool center = true;         ///< subtract the per-channel mean of the prompt's keys; with `mixed` of its values too
   bool hadamard = true;       ///< rotate K and V by an orthonormal Hadamard matrix before quantising
@@ -69,9 +73,10 @@ struct Spec {
   Prefill prefill = Prefill::exact;
   double recent = 0.75;  ///< share of the hi tier, 0..1, that `h2o` keeps for the most recent tokens; 0.5 as published
                          ///< (docs/adr/0015-the-recent-share.md)
-  double recovery = 0.95;  ///< share of a KV head's attention, 0..1, that what `fastgen` keeps must have had
-  uint32_t sinks = 4;      ///< first tokens that `streaming` and `fastgen` keep
-  uint64_t seed = 1;       ///< of `random`
+  double recovery = 0.95;   ///< share of a KV head's attention, 0..1, that what `fastgen` keeps must have had
+  uint32_t residual = 128;  ///< most recent tokens that `residual` keeps in hi, at least; it does not read `keep`
+  uint32_t sinks = 4;       ///< first tokens that `streaming` and `fastgen` keep
+  uint64_t seed = 1;        ///< of `random`
 
   bool operator==(const Spec&) const = default;
 
@@ -87,8 +92,8 @@ struct Spec {
   /// True if tiles of the lo tier differ in bits.
   bool mixed() const { return lo == Format::mixed; }
 
-  /// Parses "preset[:key=value[,key=value...]]". Keys: keep, hi, lo, bits, group, quantiser, outlier, balancer,
-  /// importance, recent, recovery, prefill, sinks, seed. Opens no file.
+  /// Parses "preset[:key=value[,key=value...]]". Keys: keep, hi, lo, bits, group, quantiser, keys, outlier,
+  /// balancer, importance, recent, recovery, residual, prefill, sinks, seed. Opens no file.
   /// Errors: an unknown preset or key; a value out of range. The message names it and the values that are allowed.
   MIKV_API static Result<Spec> parse(std::string_view text);
 

@@ -5,6 +5,7 @@
 // weight.
 //   logit = sum_g alpha_g (q_g . codes_g) + beta_g sum(q_g)
 //   out_g = sum_t (w_t alpha_tg) codes_tg + sum_t w_t beta_tg
+// But for keys by channel, whose tiles are decoded to what their codes stand for (kernels.cpp).
 
 #if defined(MIKV_FLOAT_TILES_INL) == defined(HWY_TARGET_TOGGLE)
 #ifdef MIKV_FLOAT_TILES_INL
@@ -79,7 +80,7 @@ HWY_ATTR void BlockLogits(const BlockSpan& span, const uint8_t* block, const Til
   const size_t q_stride = pairs.size() * kLanes;
   const float* q = rows.q + first_row * q_stride;
   const uint32_t groups = span.geometry->groups_k;
-  const bool scaled = span.layout->groups_k > 0;
+  const bool scaled = span.layout->groups_k > 0 && !span.layout->keys_by_channel;
   const LevelTable levels = LevelsOf<Rowwise>();
   constexpr uint32_t kSums = kRows * Chains<kRows>();
   for (size_t lane = 0; lane < kLanes; lane += Width()) {

@@ -2,7 +2,8 @@
 //
 // A step takes 128 tokens (8 blocks): logits of all rows; running maximum and exponentials; weighted values. With few
 // rows (a decode step) the tiles are decoded on the fly, but for mixed ones on AVX2; with more (a prefill chunk) each
-// tile is decoded once before.
+// tile is decoded once before. Keys by channel are decoded block by block, to floats with their scales: a scale for
+// each row of a tile would have to meet each query row.
 
 #if defined(MIKV_KERNELS_INL) == defined(HWY_TARGET_TOGGLE)
 #ifdef MIKV_KERNELS_INL
@@ -152,8 +153,42 @@ HWY_ATTR void RunBits(const StepArgs& args, uint32_t n_rows) {
   }
 }
 
+// Keys by channel: each block becomes one of floats without scales.
+template <uint32_t kBits>
+HWY_ATTR void RunChannelLogits(const StepArgs& args, uint32_t n_rows) {
+  using Reader = FloatRows<Uniform<kBits>>;
+  static constexpr codec::TileRow kRow = EvenRow(UnpackedRows::kTileBytes);
+  const codec::BlockLayout& layout = *args.span.layout;
+  const LevelTable levels = LevelsOf<Reader>();
+  uint8_t* memory = reinterpret_cast<uint8_t*>(args.scratch.decoded);
+  for (uint32_t b = 0; b < args.n_blocks; ++b) {
+    const uint8_t* block = args.blocks + b * layout.bytes;
+    for (uint32_t t = 0; t < layout.tiles_k; ++t) {
+      float alpha[kLanes], beta[kLanes];
+      for (size_t i = 0; i < kLanes; i += Width()) {
+        const Scales scales = LoadScales(layout, block + layout.scales_k, t, i);
+        hn::StoreU(scales.alpha, DF(), alpha + i);
+        hn::StoreU(scales.beta, DF(), beta + i);
+      }
+      UnpackedRows::UnpackScaled<Reader>(block + layout.data_k + layout.row_k.at[t], levels, alpha, beta,
+                                         memory + kRow.at[t]);
+    }
+    Scratch at = args.scratch;
+    at.logits += b * kLanes;
+    RunChunks<Work::logits, UnpackedRows>({args.span, block, 1, args.rows, args.state, at, args.ahead},
+                                          {memory, 0, &kRow}, n_rows);
+  }
+}
+
 template <Work kWork>
 HWY_ATTR void Run(const StepArgs& args, uint32_t n_rows) {
+  if constexpr (kWork == Work::logits) {
+    if (args.span.layout->keys_by_channel) {
+      return codec::visit_bits<codec::has_blocks>(args.span.layout->bits, [&](auto bits) HWY_ATTR {
+        if constexpr (bits != 16 && bits != codec::kMixedBits) RunChannelLogits<bits>(args, n_rows);
+      });
+    }
+  }
   codec::visit_bits<codec::has_blocks>(args.span.layout->bits,
                                        [&](auto bits) HWY_ATTR { RunBits<kWork, bits>(args, n_rows); });
   if (!args.span.wide) return;

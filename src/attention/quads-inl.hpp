@@ -454,6 +454,20 @@ struct UnpackedRows {
       }(std::make_index_sequence<16>());
     }
   }
+  // The same of what codes stand for, alpha[row] * code + beta[row].
+  template <class Rows>
+  static HWY_ATTR void UnpackScaled(const uint8_t* tile, LevelTable levels, const float* alpha, const float* beta,
+                                    uint8_t* unpacked) {
+    float* out = reinterpret_cast<float*>(unpacked);
+    for (size_t lane = 0; lane < codec::kTileSide; lane += Width()) {
+      const Rows rows(tile, lane, levels);
+      [&]<size_t... kRow>(std::index_sequence<kRow...>) HWY_ATTR {
+        (hn::StoreU(hn::MulAdd(rows.template Row<kRow>(), hn::Set(DF(), alpha[kRow]), hn::Set(DF(), beta[kRow])), DF(),
+                    out + 16 * kRow + lane),
+         ...);
+      }(std::make_index_sequence<16>());
+    }
+  }
 };
 
 }  // namespace mikv::attention::HWY_NAMESPACE

@@ -68,7 +68,8 @@ HWY_INLINE HWY_ATTR VF LoadHalves(const uint8_t* at) {
   return hn::PromoteTo(DF(), hn::LoadU(hn::Rebind<hwy::float16_t, DF>(), reinterpret_cast<const hwy::float16_t*>(at)));
 }
 
-// What codes of a group's tokens stand for, x = alpha * level + beta, in lanes [lane, lane + width) of a block.
+// What codes of a group's tokens stand for, x = alpha * level + beta, in lanes [lane, lane + width) of a block. Of keys
+// by channel a group is a tile, and a lane of the scales a channel.
 struct Scales {
   VF alpha, beta;
 };

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <array>
+#include <cassert>
+#include <cmath>
 #include <cstring>
 #include <span>
 #include <type_traits>
@@ -22,6 +24,7 @@ struct Part {
   uint32_t dim, group, n_tiles, n_wide;
   bool symmetric;
   bool keys;  // a token is a lane of the tiles, else a row
+  bool by_channel;
   const TileRow& row;
 
   uint32_t first_grouped() const { return n_wide * kTileSide; }  // channel
@@ -29,11 +32,13 @@ struct Part {
 
 Part part_k(const BlockLayout& layout) {
   return {layout.scales_k, layout.data_k,     layout.group_scale_bytes(), layout.dim_k, layout.group_k,
-          layout.tiles_k,  layout.wide_tiles, layout.symmetric,           true,         layout.row_k};
+          layout.tiles_k,  layout.wide_tiles, layout.symmetric,           true,         layout.keys_by_channel,
+          layout.row_k};
 }
 Part part_v(const BlockLayout& layout) {
   return {layout.scales_v, layout.data_v,     layout.group_scale_bytes(), layout.dim_v, layout.group_v,
-          layout.tiles_v,  layout.wide_tiles, layout.symmetric,           false,        layout.row_v};
+          layout.tiles_v,  layout.wide_tiles, layout.symmetric,           false,        false,
+          layout.row_v};
 }
 
 Ring ring_of(const Part& part) { return part.keys ? Ring::key : Ring::value; }
@@ -94,8 +99,18 @@ const uint16_t* alphas(const uint8_t* block, const Part& part, uint32_t group) {
   return reinterpret_cast<const uint16_t*>(block + part.scales + part.group_scale_bytes * group);
 }
 
+// What the codes of a channel's tokens stand for: alpha * code + beta.
+struct ChannelScale {
+  float alpha, beta;
+};
+ChannelScale channel_scale(const uint8_t* block, const Part& part, uint32_t channel) {
+  const uint16_t* halves = alphas(block, part, channel / kTileSide) + channel % kTileSide;
+  return {f16_to_f32(halves[0]), f16_to_f32(halves[kTileSide])};
+}
+
 template <uint32_t kBits>
 void encode_part(uint8_t* block, const Part& part, uint32_t token, const float* values) {
+  assert(!part.by_channel);
   Codes<kBits> codes;
   const uint32_t padded = part.n_tiles * kTileSide;
   std::fill(codes.begin() + part.dim, codes.begin() + padded, Code<kBits>{0});
@@ -136,6 +151,11 @@ void decode_part(const uint8_t* block, const Part& part, uint32_t token, float* 
     for (uint32_t c = 0; c < part.dim; ++c) values[c] = alpha * (float(levels[c]) - kTrellisCentre);
   } else if constexpr (kBits == 16) {
     for (uint32_t c = 0; c < part.dim; ++c) values[c] = f16_to_f32(codes[c]);
+  } else if (part.by_channel) {
+    for (uint32_t c = 0; c < part.dim; ++c) {
+      const ChannelScale scale = channel_scale(block, part, c);
+      values[c] = scale.alpha * float(codes[c]) + scale.beta;
+    }
   } else {
     if (part.n_wide) decode_part<16>(block, wide_part_of(part), token, values);
     for (uint32_t first = part.first_grouped(), group = 0; first < part.dim; first += part.group, ++group) {
@@ -159,6 +179,7 @@ void copy_part(const uint8_t* from, uint32_t from_lane, uint8_t* to, uint32_t to
     to[part.scales + to_lane] = from[part.scales + from_lane];
     return;
   }
+  if (part.by_channel) return;
   if constexpr (kBits != 16) {
     if (part.n_wide) copy_part<16>(from, from_lane, to, to_lane, wide_part_of(part));
   }
@@ -226,6 +247,16 @@ BlockLayout BlockLayout::make(uint32_t bits, uint32_t dim_k, uint32_t dim_v, uin
   return layout;
 }
 
+BlockLayout BlockLayout::make_by_channel(uint32_t bits, uint32_t dim_k, uint32_t dim_v, uint32_t group_v,
+                                         uint32_t id_bytes) {
+  BlockLayout layout = make(bits, dim_k, dim_v, dim_k, group_v, false, id_bytes);
+  layout.keys_by_channel = true;
+  layout.group_k = 1;
+  layout.groups_k = layout.tiles_k;
+  place_parts(layout, layout.group_scale_bytes());
+  return layout;
+}
+
 BlockLayout BlockLayout::make_mixed(uint32_t dim_k, uint32_t dim_v, const MixedTiles& k, const MixedTiles& v,
                                     uint32_t id_bytes) {
   BlockLayout layout = make(2, dim_k, dim_v, dim_k, dim_v, false, id_bytes);
@@ -277,6 +308,77 @@ void encode_tokens(uint8_t* block, const BlockLayout& layout, const Transform& t
 }
 
 bool encodes_together() { return encode_kernels().faster; }
+
+namespace {
+
+using KeyRows = std::array<float, size_t{kBlockTokens} * kMaxHeadDim>;
+
+// Least and largest value of each channel. What a damaged file gave is no number perhaps.
+MIKV_FOR_EACH_CPU
+void channel_ranges(const float* k, uint32_t n, uint32_t dim, float* __restrict low, float* __restrict high) {
+  for (uint32_t c = 0; c < dim; ++c) low[c] = high[c] = finite_f16_range(k[c]);
+  for (uint32_t i = 1; i < n; ++i) {
+    for (uint32_t c = 0; c < dim; ++c) {
+      const float x = finite_f16_range(k[size_t{i} * dim + c]);
+      low[c] = x < low[c] ? x : low[c];
+      high[c] = x > high[c] ? x : high[c];
+    }
+  }
+}
+
+MIKV_FOR_EACH_CPU
+void channel_codes(const float* k, uint32_t dim, const float* beta, const float* inverse, float top,
+                   uint8_t* __restrict codes) {
+  for (uint32_t c = 0; c < dim; ++c) codes[c] = code_of(finite_f16_range(k[c]), beta[c], inverse[c], top);
+}
+
+template <uint32_t kBits>
+void encode_keys_of(uint8_t* block, const Part& part, uint32_t n, const float* k) {
+  std::array<float, kMaxHeadDim> low, high, beta, inverse;
+  channel_ranges(k, n, part.dim, low.data(), high.data());
+  for (uint32_t c = 0; c < part.dim; ++c) {
+    const GroupScale scale = group_scale(low[c], high[c], kBits);
+    uint16_t* halves = alphas(block, part, c / kTileSide) + c % kTileSide;
+    halves[0] = scale.alpha;
+    halves[kTileSide] = scale.beta;
+    beta[c] = f16_to_f32(scale.beta);
+    inverse[c] = inverse_step(f16_to_f32(scale.alpha));
+  }
+  Codes<kBits> codes{};
+  for (uint32_t i = 0; i < n; ++i) {
+    channel_codes(k + size_t{i} * part.dim, part.dim, beta.data(), inverse.data(), float((1u << kBits) - 1),
+                  codes.data());
+    write_codes<kBits>(block, part, i, codes);
+  }
+}
+
+// Keys of the first n tokens of a block.
+void decode_keys(const uint8_t* block, const BlockLayout& layout, uint32_t n, float* k) {
+  for (uint32_t i = 0; i < n; ++i) decode_k(block, layout, i, k + size_t{i} * layout.dim_k);
+}
+
+}  // namespace
+
+void encode_keys(uint8_t* block, const BlockLayout& layout, uint32_t n, const float* k) {
+  assert(layout.keys_by_channel && n > 0 && n <= kBlockTokens);
+  with_bits(layout.bits, [&](auto bits) {
+    if constexpr (bits != 16 && bits != kMixedBits) encode_keys_of<bits>(block, part_k(layout), n, k);
+  });
+}
+
+void add_tokens(uint8_t* block, const BlockLayout& layout, uint32_t first, uint32_t n, const float* k, const float* v) {
+  assert(first + n <= kBlockTokens);
+  KeyRows rows;
+  decode_keys(block, layout, first, rows.data());
+  std::copy_n(k, size_t{n} * layout.dim_k, rows.begin() + size_t{first} * layout.dim_k);
+  encode_keys(block, layout, first + n, rows.data());
+  for (uint32_t i = 0; i < n; ++i) encode_v(block, layout, first + i, v + size_t{i} * layout.dim_v);
+}
+
+bool has_finite_key_scales(const uint8_t* block, const BlockLayout& layout) {
+  const std::span scales(alphas(block, part_k(layout), 0), (layout.scales_v - layout.scales_k) / sizeof(uint16_t));
+  return std::ranges::all_of(scales, [](uint16_t half) { return std::isfinite(f16_to_f32(half)); });
+}
 
 void decode_k(const uint8_t* block, const BlockLayout& layout, uint32_t lane, float* k) {
   with_bits(layout.bits, [&](auto bits) { decode_part<bits>(block, part_k(layout), lane, k); });
@@ -338,6 +440,25 @@ void copy_token(const uint8_t* from, uint32_t from_lane, uint8_t* to, uint32_t t
     copy_part<bits>(from, from_lane, to, to_lane, part_k(layout));
     copy_part<bits>(from, from_lane, to, to_lane, part_v(layout));
   });
+}
+
+void gather_tokens(std::span<const TokenAt> tokens, uint8_t* to, const BlockLayout& layout) {
+  if (tokens.empty()) return;
+  const uint8_t* first = tokens.front().block;
+  const bool of_one = std::ranges::all_of(tokens, [first](const TokenAt& token) { return token.block == first; });
+  const bool encodes = layout.keys_by_channel && !of_one;
+  KeyRows rows;
+  for (size_t i = 0; i < tokens.size() && encodes; ++i) {
+    decode_k(tokens[i].block, layout, tokens[i].lane, rows.data() + i * layout.dim_k);
+  }
+  for (uint32_t i = 0; i < tokens.size(); ++i) {
+    if (tokens[i].block != to || tokens[i].lane != i) copy_token(tokens[i].block, tokens[i].lane, to, i, layout);
+  }
+  if (encodes) {
+    encode_keys(to, layout, uint32_t(tokens.size()), rows.data());
+  } else if (layout.keys_by_channel && first != to) {
+    std::memcpy(to + layout.scales_k, first + layout.scales_k, layout.scales_v - layout.scales_k);
+  }
 }
 
 }  // namespace mikv::codec

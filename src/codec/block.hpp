@@ -6,6 +6,7 @@
 //   arrivals   16 x u32 put order             scored tiers
 //   scales K   groups x (16 alpha, 16 beta)   uniform codes; halves, by token; no beta if symmetric
 //   scales V   groups x (16 alpha, 16 beta)   uniform codes
+//   scales K   tiles x (16 alpha, 16 beta)    keys by channel, in place of those by token; halves, by channel
 //   scales K   16 alpha                       mixed bits; bytes (codec/scale8.hpp), by token
 //   scales V   16 alpha                       mixed bits
 //   tiles K    channels/16 tiles              lane = token,   row = channel   (codec/tile.hpp); wide ones first
@@ -16,6 +17,9 @@
 // head_dim 128, narrow ids: 32 + 32 + 44*32 = 1472 bytes, 2.875 bits per element with ids. Head dimensions that are no
 // multiple of 16 are padded to one; the padding is counted as codes. Wide tiles hold the first channels as halves,
 // which no group has (outlier=f16).
+//
+// Keys by channel (keys=channel; KIVI, arXiv 2402.02750): a channel's scale is of the block's tokens, so that a token
+// cannot be encoded alone. add_tokens() encodes the keys of its whole block anew.
 #pragma once
 
 #include <array>
@@ -53,8 +57,9 @@ struct BlockLayout {
   uint32_t groups_k = 0, groups_v = 0;  ///< groups a token; 0 for 16 bits
   uint32_t wide_tiles = 0;              ///< of K and of V; 0 for 16 bits, where all are
   bool scored = false;
-  bool symmetric = false;  ///< uniform codes without zeros (codec/quantiser.hpp)
-  uint32_t id_bytes = 4;   ///< of a cell number: 2 or 4
+  bool symmetric = false;        ///< uniform codes without zeros (codec/quantiser.hpp)
+  bool keys_by_channel = false;  ///< groups of K are a channel's 16 tokens; groups_k counts tiles of their scales
+  uint32_t id_bytes = 4;         ///< of a cell number: 2 or 4
   TileRow row_k, row_v;
   size_t scores = 0, arrivals = 0, scales_k = 0, scales_v = 0, data_k = 0, data_v = 0;  ///< byte offsets; ids are at 0
   size_t bytes = 0;  ///< of a block; a multiple of 32
@@ -62,6 +67,9 @@ struct BlockLayout {
   /// Group sizes must divide the dimensions, less the channels of wide tiles; all three are ignored for 16 bits.
   static BlockLayout make(uint32_t bits, uint32_t dim_k, uint32_t dim_v, uint32_t group_k, uint32_t group_v,
                           bool scored, uint32_t id_bytes = 4, bool symmetric = false, uint32_t wide_tiles = 0);
+  /// Uniform codes with zeros and without scores, keys by channel and values by token. bits < 16.
+  static BlockLayout make_by_channel(uint32_t bits, uint32_t dim_k, uint32_t dim_v, uint32_t group_v,
+                                     uint32_t id_bytes = 4);
   /// For each tile 1 to 4, or 6, bits and a positive weight (TileRow).
   struct MixedTiles {
     std::span<const uint8_t> bits;
@@ -97,7 +105,7 @@ inline void set_block_id(uint8_t* block, const BlockLayout& layout, uint32_t lan
   }
 }
 
-/// Writes token `lane` of a block; k[dim_k], v[dim_v] finite and within the range of a half.
+/// Writes token `lane` of a block; k[dim_k], v[dim_v] finite and within the range of a half. Not keys by channel.
 void encode_token(uint8_t* block, const BlockLayout& layout, uint32_t lane, const float* k, const float* v);
 /// K or V alone: what an engine hands over in two steps.
 void encode_k(uint8_t* block, const BlockLayout& layout, uint32_t lane, const float* k);
@@ -113,6 +121,14 @@ inline constexpr uint32_t kEncodeTogether = 4;
 /// Whether encode_tokens() is faster than encode_token() on this machine.
 bool encodes_together();
 
+/// Keys by channel: writes tokens first .. first + n - 1 of a block that holds `first` tokens. Their keys get scales
+/// together with those of the tokens before, which are encoded anew. k[n][dim_k], v[n][dim_v].
+void add_tokens(uint8_t* block, const BlockLayout& layout, uint32_t first, uint32_t n, const float* k, const float* v);
+/// Keys by channel: writes the keys of all n tokens of a block; k[n][dim_k].
+void encode_keys(uint8_t* block, const BlockLayout& layout, uint32_t n, const float* k);
+/// Keys by channel: true if all scales of K are finite.
+bool has_finite_key_scales(const uint8_t* block, const BlockLayout& layout);
+
 /// Reads token `lane` back.
 void decode_token(const uint8_t* block, const BlockLayout& layout, uint32_t lane, float* k, float* v);
 void decode_k(const uint8_t* block, const BlockLayout& layout, uint32_t lane, float* k);
@@ -124,7 +140,17 @@ void read_f16(const uint8_t* block, const BlockLayout& layout, uint32_t n, uint1
 /// The same as floats: k[n][dim_k], v[n][dim_v].
 void decode_f16(const uint8_t* block, const BlockLayout& layout, uint32_t n, float* k, float* v);
 
-/// Copies everything a block holds of one token, ids and scores included, without decoding it.
+/// Copies everything a block holds of one token, ids and scores included, without decoding it. Keys by channel: the
+/// codes, which mean the same under the same scales only.
 void copy_token(const uint8_t* from, uint32_t from_lane, uint8_t* to, uint32_t to_lane, const BlockLayout& layout);
+
+/// Where a token stands.
+struct TokenAt {
+  const uint8_t* block;
+  uint32_t lane;
+};
+/// Makes tokens the tokens 0, 1, ... of a block, which may be in it already: each at its place, or behind it. Keys by
+/// channel: those of one block are copied as they are, those of several are encoded anew.
+void gather_tokens(std::span<const TokenAt> tokens, uint8_t* to, const BlockLayout& layout);
 
 }  // namespace mikv::codec

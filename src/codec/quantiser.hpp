@@ -22,6 +22,20 @@ struct GroupScale {
   uint16_t beta = 0;   ///< half: value of code 0
 };
 
+/// The scale and the zero of a group of finite values from `low` to `high`, in `bits` (2..8).
+inline GroupScale group_scale(float low, float high, uint32_t bits) {
+  const float top = float((1u << bits) - 1);
+  return {f32_to_f16(std::min(kF16Max, (high - low) / top)), f32_to_f16(std::clamp(low, -kF16Max, kF16Max))};
+}
+
+/// What a group's values are multiplied by to become codes: 1 / alpha, or 0 for a constant group, whose alpha is 0.
+inline float inverse_step(float alpha) { return alpha > 0.0f ? 1.0f / alpha : 0.0f; }
+
+/// The code of a value, of those up to `top`: truncated after adding 0.5, which rounds half up.
+inline uint8_t code_of(float value, float beta, float inverse, float top) {
+  return uint8_t(std::clamp((value - beta) * inverse + 0.5f, 0.0f, top));
+}
+
 /// Quantises one group of finite values to `bits` (2..8). codes: as many as values. A constant group gets alpha 0.
 inline GroupScale quantise_group(std::span<const float> values, uint32_t bits, uint8_t* codes) {
   // Several minima and maxima side by side: a single chain of comparisons would take as long as all the rest.
@@ -39,14 +53,9 @@ inline GroupScale quantise_group(std::span<const float> values, uint32_t bits, u
   float low = *std::min_element(lows, lows + kChains), high = *std::max_element(highs, highs + kChains);
   for (size_t i = whole; i < values.size(); ++i) low = std::min(low, values[i]), high = std::max(high, values[i]);
   const float top = float((1u << bits) - 1);
-  const GroupScale scale{f32_to_f16(std::min(kF16Max, (high - low) / top)),
-                         f32_to_f16(std::clamp(low, -kF16Max, kF16Max))};
-  const float alpha = f16_to_f32(scale.alpha), beta = f16_to_f32(scale.beta);
-  const float inverse = alpha > 0.0f ? 1.0f / alpha : 0.0f;
-  for (size_t i = 0; i < values.size(); ++i) {
-    const float code = (values[i] - beta) * inverse + 0.5f;  // truncated below: round half up
-    codes[i] = uint8_t(std::clamp(code, 0.0f, top));
-  }
+  const GroupScale scale = group_scale(low, high, bits);
+  const float beta = f16_to_f32(scale.beta), inverse = inverse_step(f16_to_f32(scale.alpha));
+  for (size_t i = 0; i < values.size(); ++i) codes[i] = code_of(values[i], beta, inverse, top);
   return scale;
 }
 

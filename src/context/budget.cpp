@@ -27,7 +27,9 @@ std::string decimals(double value, int n) {
 }
 
 std::string held_as(const Spec& spec) {
-  return decimals(100.0 * spec.keep, 1) + " % of the tokens in high precision, the others in " +
+  const std::string recent = std::to_string(spec.residual) + " recent tokens",
+                    share = decimals(100.0 * spec.keep, 1) + " % of the tokens";
+  return (spec.importance == Importance::residual ? recent : share) + " in high precision, the others in " +
          std::string(format_name(spec.lo)) + (spec.mixed() ? " of " + decimals(spec.bits, 2) + " bits" : "");
 }
 

@@ -36,6 +36,14 @@ Status check_shape(const LayerShape& shape) {
   return {};
 }
 
+Status check_key_scales(const Spec& spec) {
+  const bool codes_in_lo = spec.hi == Format::f16 && spec.lo != Format::evict && !spec.mixed();
+  const bool as_they_are = !spec.needs_calibration() && !spec.hadamard && spec.balancer_file.empty();
+  if (!spec.keys_by_channel || (codes_in_lo && as_they_are && spec.quantiser == Quantiser::asymmetric)) return {};
+  return Error{ErrorCode::unsupported,
+               "spec key keys=channel is of asymmetric codes in lo beside hi=f16, with outlier=none; leave it out"};
+}
+
 Status check_groups(const LayerShape& shape, const Spec& spec) {
   const bool grouped =
       spec.hi != Format::f16 || (spec.lo != Format::evict && policy::policy_of(spec.importance).demotes());
@@ -50,7 +58,8 @@ Status check_groups(const LayerShape& shape, const Spec& spec) {
                                                " channels of each head; heads of " + std::to_string(dim) +
                                                " have no others, so leave it out"};
     }
-    if (grouped && spec.group.resolve(dim - n_wide) == 0) {
+    if (!grouped || (spec.keys_by_channel && dim != shape.head_dim_v)) continue;  // keys=channel: groups are of V
+    if (spec.group.resolve(dim - n_wide) == 0) {
       return Error{"spec key group=" + std::to_string(spec.group.channels) + " does not divide the " +
                    std::to_string(dim - n_wide) + " channels of a head" + (n_wide ? " that are no outliers" : "") +
                    "; use auto, half, head or a divisor of it"};
@@ -79,12 +88,16 @@ constexpr uint32_t kNarrowCells = 1u << 16;
 tier::Layouts make_layouts(const LayerShape& shape, const Spec& spec, const tier::Positions& positions) {
   const uint32_t id_bytes = positions.max_cells <= kNarrowCells ? 2 : 4;
   const uint32_t n_wide = wide_channels(spec), dim_k = shape.head_dim_k - n_wide, dim_v = shape.head_dim_v - n_wide;
-  const uint32_t group_k = spec.group.resolve(dim_k), group_v = spec.group.resolve(dim_v);
+  // Staged keys in bytes are read in the groups of the tiers: with keys by channel they have one.
+  const uint32_t group_k = spec.keys_by_channel ? dim_k : spec.group.resolve(dim_k),
+                 group_v = spec.group.resolve(dim_v);
   const bool symmetric = spec.quantiser == Quantiser::symmetric;
-  const auto layout = [&](Format format, bool scored, bool has_no_zeros) {
+  const auto uniform_bits = [](Format format) {
     // Bits that differ by head are known when its segment is frozen; what stands here until then is never filled.
-    const uint32_t bits = format_bits(format) ? format_bits(format) : format_bits(Format::int2);
-    return codec::BlockLayout::make(bits, shape.head_dim_k, shape.head_dim_v, group_k ? group_k : dim_k,
+    return format_bits(format) ? format_bits(format) : format_bits(Format::int2);
+  };
+  const auto layout = [&](Format format, bool scored, bool has_no_zeros) {
+    return codec::BlockLayout::make(uniform_bits(format), shape.head_dim_k, shape.head_dim_v, group_k ? group_k : dim_k,
                                     group_v ? group_v : dim_v, scored, id_bytes, has_no_zeros,
                                     n_wide / codec::kTileSide);
   };
@@ -92,7 +105,10 @@ tier::Layouts make_layouts(const LayerShape& shape, const Spec& spec, const tier
   const bool scored = policy::policy_of(spec.importance).demotes();
   return {layout(Format::f16, scored, false),
           layout(spec.hi, scored, symmetric),
-          layout(spec.lo, false, symmetric),
+          spec.keys_by_channel
+              ? codec::BlockLayout::make_by_channel(uniform_bits(spec.lo), shape.head_dim_k, shape.head_dim_v,
+                                                    group_v ? group_v : dim_v, id_bytes)
+              : layout(spec.lo, false, symmetric),
           layout(Format::int8, scored, false),
           spec.lo == Format::evict,
           shape.n_heads / shape.n_kv_heads,
@@ -103,7 +119,8 @@ tier::Layouts make_layouts(const LayerShape& shape, const Spec& spec, const tier
 // Tiers of a segment share their groups: where hi is f16 and has none, it is read in lo's.
 std::pair<uint32_t, uint32_t> tier_groups(const LayerShape& shape, const tier::Layouts& layouts) {
   const codec::BlockLayout& grouped = layouts.evict || layouts.hi.groups_k ? layouts.hi : layouts.lo;
-  return {grouped.groups_k ? grouped.group_k : shape.head_dim_k, grouped.groups_v ? grouped.group_v : shape.head_dim_v};
+  const bool groups_in_k = grouped.groups_k && !grouped.keys_by_channel;
+  return {groups_in_k ? grouped.group_k : shape.head_dim_k, grouped.groups_v ? grouped.group_v : shape.head_dim_v};
 }
 
 namespace {
@@ -181,8 +198,8 @@ LayerCache::~LayerCache() = default;
 Result<std::unique_ptr<LayerCache>> LayerCache::create(const LayerShape& shape, const Spec& spec, uint32_t max_cells,
                                                        std::shared_ptr<MemoryAccount> account,
                                                        codec::KeyBalancers balancers) {
-  for (const Status& status : {attention::target_error(), check_shape(shape), check_groups(shape, spec),
-                               check_balancers(shape, spec, balancers)}) {
+  for (const Status& status : {attention::target_error(), check_shape(shape), check_key_scales(spec),
+                               check_groups(shape, spec), check_balancers(shape, spec, balancers)}) {
     if (!status) return status.error();
   }
   auto impl = std::make_unique<Impl>();
@@ -353,10 +370,11 @@ void LayerCache::visit_keys(SegmentId segment, const VisitKeys& visit, uint32_t 
         const uint32_t changed = visit(std::span(cells).first(n), h, std::span(rows).first(size_t{n} * dim));
         if (changed && tier == &head.staged) head.turned = true;
         for (uint32_t lane = 0; lane < n; ++lane) {
-          if (!(changed >> lane & 1)) continue;
+          if (!(changed >> lane & 1) && !(changed && tier->layout().keys_by_channel)) continue;
           axes.to_tier(key(lane));
-          codec::encode_k(block, tier->layout(), lane, key(lane).data());
+          if (!tier->layout().keys_by_channel) codec::encode_k(block, tier->layout(), lane, key(lane).data());
         }
+        if (changed && tier->layout().keys_by_channel) codec::encode_keys(block, tier->layout(), n, rows.data());
       }
     }
   }

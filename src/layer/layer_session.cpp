@@ -34,7 +34,7 @@ bool same_kind(const Spec& here, const Spec& saved) {
   const auto demotes = [](const Spec& spec) { return policy::policy_of(spec.importance).demotes(); };
   return here.uncompressed() == saved.uncompressed() && here.mixed() == saved.mixed() &&
          here.hadamard == saved.hadamard && here.outlier_channels == saved.outlier_channels &&
-         demotes(here) == demotes(saved);
+         here.keys_by_channel == saved.keys_by_channel && demotes(here) == demotes(saved);
 }
 
 // True if a layer can attend to segments of other layouts: kernels take the coordinates and groups of a layer's tiers

@@ -55,21 +55,16 @@ void put_tiles(ByteWriter& out, const codec::TileRow& row, uint32_t n_tiles) {
 
 void put_tier(ByteWriter& out, const tier::Tier& tier, std::span<const uint32_t> index_of) {
   MemoryAccount not_the_caches;  // working memory
-  tier::Tier chosen(tier.layout(), not_the_caches);
-  uint32_t n = 0;
   const auto index = [&](uint32_t slot) {
     return tier.cell(slot) < index_of.size() ? index_of[tier.cell(slot)] : kNotSaved;
   };
-  for (uint32_t slot = 0; slot < tier.size(); ++slot) n += index(slot) != kNotSaved;
-  chosen.reserve(n);
+  std::vector<uint32_t> slots;
   for (uint32_t slot = 0; slot < tier.size(); ++slot) {
-    if (index(slot) == kNotSaved) continue;
-    const uint32_t to = chosen.append(1);
-    codec::copy_token(tier.block_of(slot), tier::Tier::lane_of(slot), chosen.block_of(to), tier::Tier::lane_of(to),
-                      tier.layout());
-    chosen.set_cell(to, index(slot));
+    if (index(slot) != kNotSaved) slots.push_back(slot);
   }
-  out.put(n);
+  tier::Tier chosen(tier, slots, not_the_caches);
+  for (uint32_t to = 0; to < chosen.size(); ++to) chosen.set_cell(to, index(slots[to]));
+  out.put(chosen.size());
   out.put_bytes(chosen.blocks(), size_t{chosen.n_blocks()} * tier.layout().bytes);
 }
 
@@ -134,6 +129,9 @@ bool get_tier(ByteReader& in, tier::Tier& tier, tier::CellSet& missing) {
     missing.remove(tier.cell(slot));
     const float score = tier.score(slot);
     if (!std::isfinite(score)) return false;
+    // Those of a block are of all its tokens: one that is no number would spoil the others when they are encoded anew.
+    const bool first = tier::Tier::lane_of(slot) == 0 && tier.layout().keys_by_channel;
+    if (first && !codec::has_finite_key_scales(tier.block_of(slot), tier.layout())) return false;
   }
   tier.clear_unused();  // whatever the bytes said
   return true;

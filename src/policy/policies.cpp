@@ -7,6 +7,7 @@
 #include "policy/h2o.hpp"
 #include "policy/policy.hpp"
 #include "policy/random.hpp"
+#include "policy/residual.hpp"
 #include "policy/scissorhands.hpp"
 #include "policy/snapkv.hpp"
 #include "policy/streaming.hpp"
@@ -15,7 +16,7 @@
 namespace mikv::policy {
 namespace {
 
-constexpr Policy kPolicies[] = {kFull, kH2o, kWindow, kStreaming, kSnapKv, kScissorhands, kFastGen, kRandom};
+constexpr Policy kPolicies[] = {kFull, kH2o, kWindow, kStreaming, kSnapKv, kScissorhands, kFastGen, kResidual, kRandom};
 
 /// Importance::random stays the last of its enumerators.
 constexpr bool every_importance_has_a_policy() {

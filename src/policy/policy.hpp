@@ -53,6 +53,9 @@ struct Patterns {
   Places (*places)(uint8_t pattern, const Spec& spec, uint64_t n_live) = nullptr;
 };
 
+/// Places of a policy of which `keep` and `recent` say nothing.
+using PlacesOf = Places (*)(const Spec& spec, uint64_t n_live);
+
 /// Which queries add their attention to the scores of tokens, summed over the group's query heads.
 struct Recording {
   bool attention = false;     ///< false: none, scores are 0
@@ -84,6 +87,8 @@ struct Policy {
   Settle settle;                 ///< null: scores stay as recorded
   Choose choose;                 ///< null: it demotes nothing
   Patterns patterns = {};        ///< none: all heads have the same number of places
+  PlacesOf places = nullptr;     ///< null: of `keep` and `recent`, or of the pattern
+  uint32_t fewer_places = 0;     ///< the most that `places` gets fewer by, as tokens come
   std::string_view preset_keys;  ///< of the preset of the same name
   std::string_view description;  ///< of that preset, one line
 
@@ -97,7 +102,7 @@ struct Policy {
     return false;
   }
   /// True if part of the hi tier is for the most recent tokens, whatever their scores.
-  constexpr bool reserves_recent() const { return reads("recent"); }
+  constexpr bool reserves_recent() const { return reads("recent") || reads("residual"); }
 };
 
 /// The table, in the order in which help texts list it.

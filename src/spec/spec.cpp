@@ -23,6 +23,7 @@ namespace {
 constexpr size_t kMaxSpecLength = 512;  // the canonical form of any spec is under 200
 constexpr uint32_t kMaxGroupChannels = 512;
 constexpr uint32_t kMaxSinks = 1024;
+constexpr uint32_t kMaxResidual = 65536;
 constexpr uint32_t kMaxAutomaticGroup = 64;
 
 template <typename E>
@@ -36,9 +37,11 @@ constexpr std::array kPrefills = {Named<Prefill>{"exact", Prefill::exact},
                                   Named<Prefill>{"spread", Prefill::spread}};
 constexpr std::array kQuantisers = {Named<Quantiser>{"asymmetric", Quantiser::asymmetric},
                                     Named<Quantiser>{"symmetric", Quantiser::symmetric}};
-constexpr std::array<std::string_view, 14> kKeys = {"keep",      "hi",      "lo",       "bits",       "group",
-                                                    "quantiser", "outlier", "balancer", "importance", "recent",
-                                                    "recovery",  "prefill", "sinks",    "seed"};
+// Whether keys have scales by channel.
+constexpr std::array kKeyScales = {Named<bool>{"token", false}, Named<bool>{"channel", true}};
+constexpr std::array<std::string_view, 16> kKeys = {
+    "keep",     "hi",         "lo",     "bits",     "group",    "quantiser", "keys",  "outlier",
+    "balancer", "importance", "recent", "recovery", "residual", "prefill",   "sinks", "seed"};
 
 /// Names of the formats of a tier: those of hi from the best down, those of lo from the smallest up.
 std::vector<std::string_view> format_names(codec::FormatUse tier, bool quantised_only = false) {
@@ -226,12 +229,15 @@ Status set_key(Spec& spec, std::string_view key, std::string_view value) {
   if (key == "bits") return set_number(spec.bits, key, value, 1.0, 5.0, "a number from 1 to 5, e.g. bits=2.75");
   if (key == "group") return set_group(spec.group, value);
   if (key == "quantiser") return set_named(spec.quantiser, key, value, kQuantisers);
+  if (key == "keys") return set_named(spec.keys_by_channel, key, value, kKeyScales);
   if (key == "outlier") return set_outlier(spec, value);
   if (key == "balancer") return set_balancer_file(spec, value);
   if (key == "importance") return set_importance(spec.importance, key, value);
   if (key == "recent") return set_number(spec.recent, key, value, 0.0, 1.0, "a number from 0 to 1, e.g. recent=0.75");
   if (key == "recovery")
     return set_number(spec.recovery, key, value, 0.0, 1.0, "a number from 0 to 1, e.g. recovery=0.95");
+  if (key == "residual")
+    return set_number<uint32_t>(spec.residual, key, value, 0, kMaxResidual, "a whole number from 0 to 65536");
   if (key == "prefill") return set_named(spec.prefill, key, value, kPrefills);
   if (key == "sinks")
     return set_number<uint32_t>(spec.sinks, key, value, 0, kMaxSinks, "a whole number from 0 to 1024");
@@ -270,6 +276,37 @@ Status reconcile_quantiser(Spec& spec, bool user_gave) {
     return Error{"spec: hi=f16 with lo=evict quantises nothing; leave quantiser out, or choose hi=" +
                  any_of(format_names(codec::kInHi, true)) + ", or lo=" + any_of(format_names(codec::kInLo, true))};
   spec.quantiser = Quantiser::asymmetric;
+  return {};
+}
+
+/// As reconcile(), of keys with scales by channel.
+Status reconcile_keys(Spec& spec, const std::vector<std::string_view>& given) {
+  const auto user_gave = [&](std::string_view key) { return std::ranges::find(given, key) != given.end(); };
+  if (!spec.keys_by_channel) return {};
+  const std::string others = "; leave keys out, or choose ";
+  if (spec.mixed() || spec.lo == Format::evict) {
+    if (user_gave("keys"))
+      return Error{"spec: keys=channel is of uniform codes, which lo=" + std::string(format_name(spec.lo)) +
+                   " has none of" + others + "another lo"};
+    spec.keys_by_channel = false;
+    return {};
+  }
+  if (spec.hi != Format::f16)
+    return Error{"spec: keys=channel is of lo alone, so hi must be f16; choose hi=f16, or keys=token"};
+  if (spec.quantiser == Quantiser::symmetric) {
+    if (user_gave("quantiser"))
+      return Error{"spec: keys=channel needs quantiser=asymmetric; leave quantiser out, or choose keys=token"};
+    spec.quantiser = Quantiser::asymmetric;
+  }
+  if (spec.balancer || spec.center || spec.hadamard || spec.outlier_channels) {
+    if (user_gave("outlier"))
+      return Error{
+          "spec: keys=channel has a scale for each channel, so outlier must be none; leave outlier out, or "
+          "choose keys=token"};
+    spec.balancer = spec.center = spec.hadamard = spec.outlier_channels = false;
+  }
+  if (!spec.balancer_file.empty())
+    return Error{"spec: keys=channel has a scale for each channel; leave balancer out, or choose keys=token"};
   return {};
 }
 
@@ -316,8 +353,14 @@ Status reconcile(Spec& spec, const std::vector<std::string_view>& given) {
   for (const Status& read :
        {only_of("recent", spec.recent, Spec().recent, false),
         only_of("recovery", spec.recovery, Spec().recovery, false), only_of("sinks", spec.sinks, Spec().sinks, true),
-        only_of("seed", spec.seed, Spec().seed, true)}) {
+        only_of("residual", spec.residual, Spec().residual, false), only_of("seed", spec.seed, Spec().seed, true)}) {
     if (!read) return read;
+  }
+  if (policy.places) {  // a number of tokens
+    if (user_gave("keep") && spec.keep != 0.0)
+      return Error{"spec: importance=" + std::string(policy.name) + " keeps residual=" + std::to_string(spec.residual) +
+                   " tokens in hi, not a share; leave keep out"};
+    spec.keep = 0.0;
   }
   if (spec.mixed()) {  // has one way of handling outliers, and one scale per head
     if (user_gave("outlier") && !(spec.balancer && spec.center && spec.hadamard))
@@ -331,7 +374,7 @@ Status reconcile(Spec& spec, const std::vector<std::string_view>& given) {
     if (user_gave("bits")) return Error{"spec: bits is of lo=mixed; leave it out, or choose lo=mixed"};
     spec.bits = Spec().bits;
   }
-  if (spec.lo == Format::evict && spec.keep == 0.0)
+  if (spec.lo == Format::evict && spec.keep == 0.0 && !policy.places)
     return Error{"spec: keep=0 with lo=evict would store nothing; choose keep above 0, or lo=" +
                  any_of(format_names(codec::kInLo, true))};
   if (quantises_nothing(spec)) {  // no outliers to handle
@@ -342,6 +385,7 @@ Status reconcile(Spec& spec, const std::vector<std::string_view>& given) {
     spec.balancer = spec.center = spec.hadamard = spec.outlier_channels = false;
   }
   if (Status status = reconcile_balancer_file(spec, user_gave("outlier")); !status) return status;
+  if (Status status = reconcile_keys(spec, given); !status) return status;
   return reconcile_quantiser(spec, user_gave("quantiser"));
 }
 
@@ -408,8 +452,9 @@ std::string Spec::to_string() const {
   std::string text = preset;
   const policy::Policy& chosen = policy::policy_of(importance);
   text += ":importance=" + std::string(chosen.name);
-  if (chosen.reserves_recent()) text += ",recent=" + shortest(recent);
+  if (chosen.reads("recent")) text += ",recent=" + shortest(recent);
   if (chosen.reads("recovery")) text += ",recovery=" + shortest(recovery);
+  if (chosen.reads("residual")) text += ",residual=" + std::to_string(residual);
   text += ",keep=" + shortest(keep);
   text += ",hi=" + std::string(format_name(hi)) + ",lo=" + std::string(format_name(lo));
   if (mixed()) text += ",bits=" + shortest(bits);
@@ -419,6 +464,7 @@ std::string Spec::to_string() const {
                                                                 : std::to_string(group.channels));
   // Named only where it is the rarer one: sessions of before the key have the same text.
   if (quantiser == Quantiser::symmetric) text += ",quantiser=" + std::string(name_of(kQuantisers, quantiser));
+  if (keys_by_channel) text += ",keys=" + std::string(name_of(kKeyScales, keys_by_channel));
   text += ",outlier=" + (outlier.empty() ? "none" : outlier);
   if (!balancer_file.empty()) text += ",balancer=" + balancer_file;
   text += ",prefill=" + std::string(name_of(kPrefills, prefill));

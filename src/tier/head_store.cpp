@@ -242,7 +242,9 @@ HeadStore::Calibration HeadStore::plan_uniform(const Spec& spec, CommitScratch& 
   return calibration;
 }
 
-void HeadStore::append_lo(uint32_t cell, const float* k, const float* v) {
+// k, v: in the coordinates of lo. Keys by channel are encoded when they fill a block.
+void HeadStore::append_lo(uint32_t cell, const float* k, const float* v, CommitScratch& scratch) {
+  if (lo.layout().keys_by_channel) return wait_for_block(cell, k, v, scratch);
   const uint32_t slot = lo.append(1);
   lo.set_cell(slot, cell);
   codec::encode_token(lo.block_of(slot), lo.layout(), Tier::lane_of(slot), k, v);
@@ -251,7 +253,7 @@ void HeadStore::append_lo(uint32_t cell, const float* k, const float* v) {
 void HeadStore::demote_hi(uint32_t slot, CommitScratch& scratch) {
   if (!evict) {
     codec::decode_token(hi.block_of(slot), hi.layout(), Tier::lane_of(slot), scratch.k.data(), scratch.v.data());
-    append_lo(hi.cell(slot), scratch.k.data(), scratch.v.data());
+    append_lo(hi.cell(slot), scratch.k.data(), scratch.v.data(), scratch);
   }
   hi.remove(slot);
 }
@@ -265,17 +267,18 @@ void HeadStore::keep_staged(uint32_t slot, float* k, float* v) {
   codec::encode_token(hi.block_of(to), hi.layout(), Tier::lane_of(to), k, v);
 }
 
-void HeadStore::drop_staged(uint32_t slot, float* k, float* v) {
+void HeadStore::drop_staged(uint32_t slot, float* k, float* v, CommitScratch& scratch) {
   if (evict) return;
   transform.key.to_tier({k, staged.layout().dim_k});
   transform.value.to_tier({v, staged.layout().dim_v});
-  append_lo(staged.cell(slot), k, v);
+  append_lo(staged.cell(slot), k, v, scratch);
 }
 
-// The same for tokens that are encoded when they fill a block of lo; encode_waiting() encodes the last ones.
-void HeadStore::drop_together(uint32_t slot, const float* k, const float* v, CommitScratch& scratch) {
+// Appends a token that is encoded when lo's block is full; encode_waiting() encodes the last ones. k, v: as
+// encode_waiting() wants them.
+void HeadStore::wait_for_block(uint32_t cell, const float* k, const float* v, CommitScratch& scratch) {
   const uint32_t dim_k = lo.layout().dim_k, dim_v = lo.layout().dim_v, to = lo.append(1);
-  lo.set_cell(to, staged.cell(slot));
+  lo.set_cell(to, cell);
   std::copy_n(k, dim_k, scratch.lo_k.begin() + scratch.n_lo * dim_k);
   std::copy_n(v, dim_v, scratch.lo_v.begin() + scratch.n_lo * dim_v);
   ++scratch.n_lo;
@@ -284,9 +287,13 @@ void HeadStore::drop_together(uint32_t slot, const float* k, const float* v, Com
 
 void HeadStore::encode_waiting(CommitScratch& scratch) {
   if (scratch.n_lo == 0) return;
-  const uint32_t first = lo.size() - scratch.n_lo;
-  codec::encode_tokens(lo.block_of(first), lo.layout(), transform, Tier::lane_of(first), scratch.n_lo,
-                       scratch.lo_k.data(), scratch.lo_v.data());
+  const uint32_t first = lo.size() - scratch.n_lo, lane = Tier::lane_of(first);
+  const float *k = scratch.lo_k.data(), *v = scratch.lo_v.data();
+  if (lo.layout().keys_by_channel) {  // in the tier's coordinates
+    codec::add_tokens(lo.block_of(first), lo.layout(), lane, scratch.n_lo, k, v);
+  } else {  // in the engine's
+    codec::encode_tokens(lo.block_of(first), lo.layout(), transform, lane, scratch.n_lo, k, v);
+  }
   scratch.n_lo = 0;
 }
 
@@ -295,7 +302,7 @@ void HeadStore::move_staged(uint32_t first, CommitScratch& scratch) {
       lo.layout().mixed() && !evict && staged.size() >= codec::kEncodeTogether && codec::encodes_together();
   const auto move = [&](uint32_t slot, float* k, float* v) {
     if (!scratch.staged_victim[slot]) return keep_staged(slot, k, v);
-    together ? drop_together(slot, k, v, scratch) : drop_staged(slot, k, v);
+    together ? wait_for_block(staged.cell(slot), k, v, scratch) : drop_staged(slot, k, v, scratch);
   };
   for_each_staged(*this, scratch, move, first);
   encode_waiting(scratch);
@@ -339,8 +346,9 @@ void HeadStore::store_scores(const CommitScratch& scratch) {
 }
 
 policy::Places HeadStore::budget(const Spec& spec, uint64_t n_live, uint8_t of_pattern) const {
-  const policy::Patterns& patterns = policy::policy_of(spec.importance).patterns;
-  if (patterns.n) return patterns.places(of_pattern, spec, n_live);
+  const policy::Policy& policy = policy::policy_of(spec.importance);
+  if (policy.places) return policy.places(spec, n_live);
+  if (policy.patterns.n) return policy.patterns.places(of_pattern, spec, n_live);
   const uint64_t own = policy::hi_budget(spec.keep, n_live);
   const uint64_t passed_on = policy::n_recent(spec.recent, policy::hi_budget(spec.keep, n_before));
   return {own + passed_on, policy::n_recent(spec.recent, own) + passed_on};
@@ -364,10 +372,12 @@ void HeadStore::demote_to(const Spec& spec, policy::Places budget, CommitScratch
   if (hi.size() <= budget.total) return;
   scratch.k.resize(codec::kMaxHeadDim);
   scratch.v.resize(codec::kMaxHeadDim);
+  resize_rows(scratch, staged.layout().dim_k, staged.layout().dim_v);
   choose_victims(spec, budget, scratch);
   if (!evict) lo.reserve(uint32_t(scratch.victims.size()));
   std::sort(scratch.victims.begin(), scratch.victims.end(), std::greater<>());
   for (const uint32_t victim : scratch.victims) demote_hi(victim, scratch);
+  encode_waiting(scratch);
   hi.clear_unused();
   hi.shrink();
 }

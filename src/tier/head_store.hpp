@@ -185,10 +185,10 @@ class HeadStore {
   Calibration plan_uniform(const Spec& spec, CommitScratch& scratch) const;
   void demote_hi(uint32_t slot, CommitScratch& scratch);
   void keep_staged(uint32_t slot, float* k, float* v);
-  void drop_staged(uint32_t slot, float* k, float* v);
-  void drop_together(uint32_t slot, const float* k, const float* v, CommitScratch& scratch);
+  void drop_staged(uint32_t slot, float* k, float* v, CommitScratch& scratch);
+  void wait_for_block(uint32_t cell, const float* k, const float* v, CommitScratch& scratch);
   void encode_waiting(CommitScratch& scratch);
-  void append_lo(uint32_t cell, const float* k, const float* v);
+  void append_lo(uint32_t cell, const float* k, const float* v, CommitScratch& scratch);
   void move_staged(uint32_t first, CommitScratch& scratch);
 
   const codec::BlockLayout* staged_f16_;

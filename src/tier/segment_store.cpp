@@ -156,10 +156,7 @@ void SegmentStore::forget_dead(uint64_t n_gone) {
   if (n_gone == 0) return;
   for (HeadStore& head : heads_) {
     for (Tier* tier : {&head.staged, &head.hi, &head.lo}) {
-      // Downwards: the token that a removal moves into a slot has been looked at already.
-      for (uint32_t slot = tier->size(); slot-- > 0;) {
-        if (!live_.contains(tier->cell(slot))) tier->remove(slot);
-      }
+      tier->keep([this](uint32_t cell) { return live_.contains(cell); });
     }
   }
   n_live_ -= n_gone;

@@ -22,6 +22,10 @@ constexpr size_t kMapFrom = size_t{128} << 10;
 constexpr size_t kPage = 4096;
 constexpr size_t kLine = 64;  // kernels load whole cache lines
 
+// Of each token an id, a score and an arrival, and of each channel of K and V a code of a byte with a scale and a zero
+// of its own (group=1): no element takes more.
+constexpr size_t kMostBlockBytes = codec::kBlockTokens * (3 * 4 + 2 * codec::kMaxHeadDim * (1 + 4));
+
 constexpr size_t round_up(size_t bytes, size_t unit) { return (bytes + unit - 1) / unit * unit; }
 
 // Of so many blocks or bytes. What mapped memory grows by is not copied, so it may be little.
@@ -87,6 +91,16 @@ Tier::Tier(const Tier& other, const codec::BlockLayout& layout, MemoryAccount& a
     std::memcpy(target + layout.scales_k, source + from.scales_k, layout.bytes - layout.scales_k);
   }
   n_tokens_ = other.n_tokens_;
+}
+
+Tier::Tier(const Tier& other, std::span<const uint32_t> slots, MemoryAccount& account) : Tier(*other.layout_, account) {
+  reserve(uint32_t(slots.size()));
+  std::array<codec::TokenAt, codec::kBlockTokens> tokens;
+  for (size_t first = 0; first < slots.size(); first += codec::kBlockTokens) {
+    const size_t n = std::min<size_t>(codec::kBlockTokens, slots.size() - first);
+    for (size_t i = 0; i < n; ++i) tokens[i] = {other.block_of(slots[first + i]), lane_of(slots[first + i])};
+    codec::gather_tokens(std::span(tokens).first(n), block_of(append(uint32_t(n))), *layout_);
+  }
 }
 
 void Tier::copy_ranking(float* scores, uint32_t* arrivals) const {
@@ -158,8 +172,38 @@ uint32_t Tier::append(uint32_t n) {
 
 void Tier::remove(uint32_t slot) {
   const uint32_t last = n_tokens_ - 1;
+  assert(!layout_->keys_by_channel);
   if (slot != last) codec::copy_token(block_of(last), lane_of(last), block_of(slot), lane_of(slot), *layout_);
   --n_tokens_;
+}
+
+void Tier::keep(const std::function<bool(uint32_t cell)>& live) {
+  if (layout_->keys_by_channel) return fill_holes(live);
+  // Downwards: the token that a removal moves into a slot has been looked at already.
+  for (uint32_t slot = n_tokens_; slot-- > 0;) {
+    if (!live(cell(slot))) remove(slot);
+  }
+}
+
+// Block by block, from the first: tokens of the last ones take the places of those that leave.
+void Tier::fill_holes(const std::function<bool(uint32_t cell)>& live) {
+  std::array<codec::TokenAt, codec::kBlockTokens> tokens;
+  uint32_t end = n_tokens_;  // from here on tokens have been moved, or leave
+  for (uint32_t first = 0; first < end; first += codec::kBlockTokens) {
+    uint32_t n = 0;
+    for (uint32_t slot = first; slot < end && n < codec::kBlockTokens; ++slot, ++n) {
+      uint32_t from = slot;
+      if (!live(cell(slot))) {
+        do {
+          from = --end;
+        } while (from > slot && !live(cell(from)));
+        if (from == slot) break;
+      }
+      tokens[n] = {block_of(from), lane_of(from)};
+    }
+    codec::gather_tokens(std::span(tokens).first(n), block_of(first), *layout_);
+  }
+  n_tokens_ = end;
 }
 
 void Tier::release() {
@@ -191,8 +235,7 @@ void Tier::shrink() {
 
 void Tier::clear_unused() {
   if (!blocks_) return;
-  // A code of a byte, and in groups of one channel a scale and a zero of its own; ids and scores.
-  static constexpr std::array<uint8_t, codec::kBlockTokens * (5 * 2 * codec::kMaxHeadDim + 64)> kEmptyBlock{};
+  static constexpr std::array<uint8_t, kMostBlockBytes> kEmptyBlock{};
   assert(layout_->bytes <= kEmptyBlock.size());
   for (uint32_t slot = n_tokens_; slot < n_blocks() * codec::kBlockTokens; ++slot) {
     codec::copy_token(kEmptyBlock.data(), 0, block_of(slot), lane_of(slot), *layout_);
@@ -220,9 +263,14 @@ void Tier::reencode(const codec::BlockLayout& layout, const std::function<void(f
     std::fill(next.begin(), next.end(), uint8_t{0});
     std::copy(ranking.begin(), ranking.end(), next.begin() + std::ptrdiff_t(layout.scores));
     for (uint32_t lane = 0; lane < used; ++lane) codec::set_block_id(next.data(), layout, lane, ids[lane]);
-    if (together) codec::encode_tokens(next.data(), layout, {}, 0, used, k.data(), v.data());
-    for (uint32_t lane = 0; lane < used && !together; ++lane) {
-      codec::encode_token(next.data(), layout, lane, &k[size_t{lane} * dim_k], &v[size_t{lane} * dim_v]);
+    if (layout.keys_by_channel) {
+      codec::add_tokens(next.data(), layout, 0, used, k.data(), v.data());
+    } else if (together) {
+      codec::encode_tokens(next.data(), layout, {}, 0, used, k.data(), v.data());
+    } else {
+      for (uint32_t lane = 0; lane < used; ++lane) {
+        codec::encode_token(next.data(), layout, lane, &k[size_t{lane} * dim_k], &v[size_t{lane} * dim_v]);
+      }
     }
     std::memcpy(blocks_.get() + block * layout.bytes, next.data(), layout.bytes);
   }

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <span>
 
 #include "codec/block.hpp"
 #include "mikv/memory_account.hpp"
@@ -25,6 +26,8 @@ class Tier {
   Tier(const codec::BlockLayout& layout, MemoryAccount& account) : layout_(&layout), account_(&account) {}
   /// The tokens of `other` in a tier of their own; `layout` may differ from other's in whether it is scored only.
   Tier(const Tier& other, const codec::BlockLayout& layout, MemoryAccount& account);
+  /// The tokens in some slots of `other`, in their order.
+  Tier(const Tier& other, std::span<const uint32_t> slots, MemoryAccount& account);
   Tier(const Tier&) = delete;
   Tier& operator=(const Tier&) = delete;
   Tier(Tier&&) noexcept = default;
@@ -82,7 +85,10 @@ class Tier {
   uint64_t bytes_of(uint32_t n) const;
   /// Adds n tokens with undefined payload; room must be reserved. Returns the first slot.
   uint32_t append(uint32_t n);
-  void remove(uint32_t slot);
+  void remove(uint32_t slot);  ///< not keys by channel
+  /// Removes tokens of other cells than live ones; allocates nothing. Keys by channel: those of each block that loses
+  /// tokens and gets others are encoded anew, once.
+  void keep(const std::function<bool(uint32_t cell)>& live);
   /// Empties the tier and gives its memory back, except a single block, which the next generated token needs.
   void release();
   /// Zeroes unused places. Kernels round the weights of a step by the largest of its scales, stale ones included: with
@@ -98,6 +104,7 @@ class Tier {
  private:
   using Memory = std::unique_ptr<uint8_t[], FreeTierMemory>;
   void free_all();
+  void fill_holes(const std::function<bool(uint32_t cell)>& live);
   /// Number of blocks for n_more more tokens; capacity_blocks_ if there is room.
   uint64_t blocks_for(uint32_t n_more) const;
   /// Returns zeroed memory: kernels read whole blocks and mask unused lanes afterwards, so these must not be NaN.

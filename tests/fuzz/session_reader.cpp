@@ -58,8 +58,10 @@ void use(LayerCache& layer, std::span<const uint8_t> bytes, uint32_t n_cells) {
   require(share_bits(std::span(&alone, 1), 0).ok());
   require(layer.attend(args, workspace).ok());
   require(layer.n_cells(0) == n_live);
+  layer.erase(0, std::span(cells).first(n_cells / 3));
+  require(layer.attend(args, workspace).ok());
   std::vector<uint8_t> again;
-  require(n_live == 0 || layer.save_segment(0, cells, again).ok());
+  require(layer.n_cells(0) == 0 || layer.save_segment(0, cells, again).ok());
 }
 
 }  // namespace

@@ -11,7 +11,7 @@ namespace mikv::test {
 
 inline constexpr LayerShape kFuzzedShape{4, 2, 16, 24};
 inline constexpr std::array kFuzzedSpecs = {
-    "full", "h2o", "rtn4", "mikv-paper", "mikv", "mikv-max", "mikv:lo=int3,keep=0.3"};
+    "full", "h2o", "rtn4", "mikv-paper", "mikv", "mikv-max", "mikv:lo=int3,keep=0.3", "kivi2:group=8,residual=10"};
 
 /// A layer of spec number `choice`.
 std::unique_ptr<LayerCache> fuzzed_layer(uint8_t choice);

@@ -37,6 +37,16 @@ void check_trellis(const std::vector<double>& wanted, const std::vector<double>&
 /// True if KV heads have different shares of tokens in hi.
 bool sized_by_head(const Spec& spec) { return policy::policy_of(spec.importance).patterns.n > 0; }
 
+/// Places in hi of other policies.
+uint64_t places(const Spec& spec, uint64_t n_live) {
+  if (spec.importance == Importance::full) return n_live;
+  if (spec.importance != Importance::residual) return policy::hi_budget(spec.keep, n_live);
+  // Whole blocks of 16 leave, once there are as many beside the residual.
+  uint64_t n_hi = n_live;
+  while (n_hi >= spec.residual + 16) n_hi -= 16;
+  return n_hi;
+}
+
 }  // namespace
 
 std::ostream& operator<<(std::ostream& out, const Operation& operation) {
@@ -140,12 +150,13 @@ void Model::put_cells(SegmentId segment, Cell first, uint32_t count) {
   Segment& model = segments_[segment];
   for (uint32_t i = 0; i < count; ++i) {
     cells.push_back(first + (count - 1 - i) * 2);  // neither rising nor dense
-    model.cells.insert(cells.back());
+    model.n_removed += !model.cells.insert(cells.back()).second;
     for (uint32_t head = 0; head < kHeads; ++head) {
       const std::span k(tokens.key(i, head), shape_.head_dim_k), v(tokens.value(i, head), shape_.head_dim_v);
       fill(k, 3.0f);
       fill(v, 0.5f);
       model.tokens[head][cells.back()] = {.k = {k.begin(), k.end()}, .v = {v.begin(), v.end()}};
+      for (uint32_t c = 0; c < k.size(); ++c) model.ranges[head][c].widen(k[c]);
     }
   }
   const Status put = attempt(
@@ -158,6 +169,7 @@ void Model::attend(uint32_t n_tokens, bool and_commit) {
   Request request(shape_, n_tokens, random_);
   request.record = true;
   request.commit = and_commit;
+  moves_ |= and_commit;
   std::vector<float> out;
   const Status status =
       run_around(*layer_, request, [&](const std::function<Status()>& call) { return attempt(call); }, out);
@@ -169,11 +181,13 @@ void Model::attend(uint32_t n_tokens, bool and_commit) {
 }
 
 void Model::commit(SegmentId segment) {
+  moves_ = true;
   const Status status = attempt([&] { return layer_->commit(segment); });
   committed(segment, !status);
 }
 
 void Model::commit_all() {
+  moves_ = true;
   const Status status = attempt([&] { return layer_->commit_all(); });
   for (SegmentId each = 0; each < kSegments; ++each) committed(each, !status);
 }
@@ -221,6 +235,7 @@ void Model::reload(SegmentId segment, uint32_t shift) {
 /// Other keys in some cells, in the tier that they are in.
 void Model::rotate(SegmentId segment, Cell first, uint32_t count) {
   Segment& model = segments_[segment];
+  moves_ = true;
   layer_->visit_keys(segment, [&](std::span<const Cell> cells, uint32_t head, std::span<float> keys) {
     uint32_t changed = 0;
     for (size_t i = 0; i < cells.size(); ++i) {
@@ -232,6 +247,7 @@ void Model::rotate(SegmentId segment, Cell first, uint32_t count) {
       Token& token = model.tokens[head].at(cells[i]);
       token.k.assign(key.begin(), key.end());
       token.new_k = true;
+      for (uint32_t c = 0; c < key.size(); ++c) model.ranges[head][c].widen(key[c]);
       changed |= 1u << i;
     }
     return changed;
@@ -240,6 +256,7 @@ void Model::rotate(SegmentId segment, Cell first, uint32_t count) {
 
 void Model::lower() {
   const Spec before = layer_->spec();
+  moves_ = true;
   rung_ = {rung_.keep * 0.7, before.mixed() ? rung_.bits - 0.25 : 2.0};
   const auto lower = [&] {
     Status first;
@@ -258,7 +275,7 @@ void Model::lower() {
     for (uint32_t head = 0; head < kHeads; ++head) {
       const TierCounts counts = count_tiers(layer_->dump(segment, head));
       if (counts.staged || before.importance == Importance::full || sized_by_head(before)) continue;
-      RC_ASSERT(counts.hi <= policy::hi_budget(layer_->spec_of(segment).keep, layer_->n_cells(segment)));
+      RC_ASSERT(counts.hi <= places(layer_->spec_of(segment), layer_->n_cells(segment)));
     }
   }
 }
@@ -280,6 +297,7 @@ void Model::trim(SegmentId segment) {
 }
 
 void Model::forget(Segment& model, Cell first, Cell last) {
+  model.n_removed += uint32_t(std::distance(model.cells.lower_bound(first), model.cells.lower_bound(last)));
   model.cells.erase(model.cells.lower_bound(first), model.cells.lower_bound(last));
   for (auto& tokens : model.tokens) tokens.erase(tokens.lower_bound(first), tokens.lower_bound(last));
 }
@@ -310,8 +328,7 @@ void Model::committed(SegmentId segment, bool failed) {
       continue;
     }
     RC_ASSERT(!must_wait);
-    const uint64_t budget =
-        spec.importance == Importance::full ? model.cells.size() : policy::hi_budget(spec.keep, model.cells.size());
+    const uint64_t budget = places(spec, model.cells.size());
     if (!sized_by_head(spec)) RC_ASSERT(after.hi == std::min(n_hi + n_staged, budget));
     for (const StoredToken& token : tokens) {
       const TokenTier was = before.at(token.cell).tier;
@@ -353,6 +370,8 @@ void Model::check() {
   RC_ASSERT(layer_->bytes_used() == usage.total());
   check_bytes(usage, heads);
   n_lowered_ = 0;
+  moves_ = false;
+  for (auto& [id, model] : segments_) model.n_removed = 0;
 }
 
 /// The segment as it would be saved; of one without cells, heads that hold nothing.
@@ -371,14 +390,18 @@ void Model::check_head(Segment& model, uint32_t head, const SavedHead& saved, co
   for (const StoredToken& token : tokens) {
     RC_ASSERT(token.cell == *cell++);
     Token& seen = model.tokens[head].at(token.cell);
-    check_payload(seen, token, saved);
+    check_payload(model, head, token, saved);
+    if (token.tier == TokenTier::lo) {
+      for (uint32_t c = 0; c < token.k.size(); ++c) model.ranges[head][c].widen(token.k[c]);
+    }
     seen = {token.tier, token.tier == TokenTier::staged && saved.in_bytes, token.k, token.v, false, false};
   }
 }
 
 /// A token is encoded once where it is new, or in another tier than before, and again by each call of lower() if it is
 /// in lo; otherwise it is to the bit what it was.
-void Model::check_payload(const Token& before, const StoredToken& now, const SavedHead& head) const {
+void Model::check_payload(const Segment& model, uint32_t n_head, const StoredToken& now, const SavedHead& head) const {
+  const Token& before = model.tokens[n_head].at(now.cell);
   const bool evicted = now.tier == TokenTier::evicted;
   RC_ASSERT(now.k.size() == (evicted ? 0 : shape_.head_dim_k));
   RC_ASSERT(now.v.size() == (evicted ? 0 : shape_.head_dim_v));
@@ -386,8 +409,30 @@ void Model::check_payload(const Token& before, const StoredToken& now, const Sav
   const bool in_bytes = now.tier == TokenTier::staged && head.in_bytes;
   const bool moved = now.tier != before.tier || in_bytes != before.in_bytes;
   const uint32_t n_lowered = now.tier == TokenTier::lo ? n_lowered_ : 0;
-  check_encoded(before.k, now.k, now, true, head, (before.new_k || moved) + n_lowered);
+  const uint32_t n_encodes = (before.new_k || moved) + n_lowered;
+  if (now.tier == TokenTier::lo && head.spec.keys_by_channel) {
+    check_by_channel(model, n_head, now, head, n_encodes);
+  } else {
+    check_encoded(before.k, now.k, now, true, head, n_encodes);
+  }
   check_encoded(before.v, now.v, now, false, head, (before.new_v || moved) + n_lowered);
+}
+
+// A call that removes tokens encodes a block anew once, and so does one that brings tokens to a block that has room.
+void Model::check_by_channel(const Segment& model, uint32_t head, const StoredToken& now, const SavedHead& saved,
+                             uint32_t n_encodes) const {
+  const std::vector<float>& before = model.tokens[head].at(now.cell).k;
+  n_encodes += (model.n_removed > 0) + (moves_ ? std::max(1u, n_lowered_) : 0);
+  for (uint32_t c = 0; c < before.size(); ++c) {
+    const auto [low, high] = model.ranges[head][c];
+    double bound = 0.0;
+    for (uint32_t i = 0; i < n_encodes; ++i) {
+      // The block's own range is a part of this one; its ends may be no halves where this one's are.
+      bound += quantisation_bound(low - bound, high + bound, saved.spec.lo) +
+               half_rounding(std::max(std::abs(low), std::abs(high)) + bound);
+    }
+    RC_ASSERT(std::abs(double(now.k[c]) - before[c]) <= bound);
+  }
 }
 
 void Model::check_encoded(std::span<const float> before, std::span<const float> now, const StoredToken& token, bool key,
@@ -419,7 +464,10 @@ void Model::check_encoded(std::span<const float> before, std::span<const float> 
     const double bound = rounding + n_encodes * half_rounding(std::abs(wanted[c]) + rounding);
     RC_ASSERT(std::abs(got[c] - wanted[c]) <= bound);
   }
-  const uint32_t group = format == Format::f16 ? 1 : spec.group.resolve(uint32_t(wanted.size()) - n_wide);
+  const uint32_t n_channels = uint32_t(wanted.size()) - n_wide;
+  const uint32_t group = format == Format::f16         ? 1
+                         : key && spec.keys_by_channel ? n_channels
+                                                       : spec.group.resolve(n_channels);
   for (size_t begin = n_wide; begin < wanted.size(); begin += group) {
     const auto [low, high] = std::minmax_element(&wanted[begin], &wanted[begin] + group);
     double bound = rounding;  // what is encoded may be off by so much already
@@ -437,11 +485,13 @@ void Model::check_encoded(std::span<const float> before, std::span<const float> 
 /// (codec/block.hpp), head dimensions padded to whole ones.
 void Model::check_bytes(const MemoryUsage& usage, const std::vector<SavedHead>& heads) const {
   const Spec& asked = layer_->spec();
-  const auto groups = [&](Format format) -> uint64_t {
+  const auto groups = [&](Format format, bool by_channel = false) -> uint64_t {
     if (format == Format::f16 || format == Format::evict) return 0;
     const uint32_t n_wide = wide_channels(asked), dim_k = shape_.head_dim_k - n_wide,
                    dim_v = shape_.head_dim_v - n_wide;
-    return dim_k / asked.group.resolve(dim_k) + dim_v / asked.group.resolve(dim_v);
+    // Two tiles' channels have a scale for 16 tokens each: two for each token. Staged keys in bytes are one group then.
+    const uint32_t groups_k = by_channel ? 2 : asked.keys_by_channel ? 1 : dim_k / asked.group.resolve(dim_k);
+    return groups_k + dim_v / asked.group.resolve(dim_v);
   };
   const uint64_t n_padded = 32 + (shape_.head_dim_v + 15) / 16 * 16, n_tiles = n_padded / 16;
   const uint64_t n_wide = 2 * wide_channels(asked);  // of K and of V
@@ -460,7 +510,7 @@ void Model::check_bytes(const MemoryUsage& usage, const std::vector<SavedHead>& 
     n_scored += head.n_staged + head.n_hi;
     if (!spec.mixed()) {
       lo += head.n_lo * token_bytes(spec.lo);
-      scales += scale_bytes * head.n_lo * groups(spec.lo);
+      scales += scale_bytes * head.n_lo * groups(spec.lo, spec.keys_by_channel);
       continue;
     }
     uint64_t bits = 0;

@@ -63,7 +63,7 @@ class Model {
   void apply(const Operation& operation);
 
  private:
-  static constexpr uint32_t kHeads = 2;  // of keys and values
+  static constexpr uint32_t kHeads = 2, kDimK = 32;  // of keys and values; channels of a key
   static constexpr uint32_t kSegments = 2;
 
   /// What one KV head holds of a cell: as it was last seen, or as it was handed over since.
@@ -74,11 +74,19 @@ class Model {
     bool new_k = true, new_v = true;  ///< handed over, not seen yet
   };
 
+  struct Range {
+    double low = kInfinity, high = -kInfinity;
+    void widen(double x) { low = std::min(low, x), high = std::max(high, x); }
+  };
+
   /// What the cache must hold of a segment.
   struct Segment {
     std::set<Cell> cells;
     std::array<bool, kHeads> compressed{};  // since clear()
     std::array<std::map<Cell, Token>, kHeads> tokens;
+    /// Of each channel of all keys so far: what a block's scales may reach over (keys=channel).
+    std::array<std::array<Range, kDimK>, kHeads> ranges{};
+    uint32_t n_removed = 0;  ///< tokens since the last check
   };
 
   /// Runs one call of the library; an error is one only if something was made to fail.
@@ -101,7 +109,10 @@ class Model {
   void check();
   SavedSegment saved(SegmentId segment) const;
   void check_head(Segment& model, uint32_t head, const SavedHead& saved, const std::vector<StoredToken>& tokens);
-  void check_payload(const Token& before, const StoredToken& now, const SavedHead& head) const;
+  void check_payload(const Segment& model, uint32_t head, const StoredToken& now, const SavedHead& saved) const;
+  /// The same of a key in lo whose scales are by channel: other tokens of its block may have had it encoded anew.
+  void check_by_channel(const Segment& model, uint32_t head, const StoredToken& now, const SavedHead& saved,
+                        uint32_t n_encodes) const;
   /// Before and after n_encodes encodings in the tier that the token is in now.
   void check_encoded(std::span<const float> before, std::span<const float> now, const StoredToken& token, bool key,
                      const SavedHead& head, uint32_t n_encodes) const;
@@ -114,6 +125,7 @@ class Model {
   bool heads_differ_ = false;    ///< a commit failed: some heads may have compressed what others have staged
   policy::Rung rung_{0.3, 4.0};  ///< of the latest lower()
   uint32_t n_lowered_ = 0;       ///< calls of lower() since the last check
+  bool moves_ = false;           ///< tokens may have come to lo since the last check, or got other keys there
   std::map<SegmentId, Segment> segments_;
 };
 

@@ -116,9 +116,14 @@ SavedSegment read_saved_segment(std::span<const uint8_t> bytes, uint32_t n_cells
   const bool scored = spec.importance != Importance::full;
   // Uniform formats: two halves per group, or one if symmetric, none for f16.
   const uint32_t scale_bytes = spec.quantiser == Quantiser::symmetric ? 2 : 4;
-  const auto uniform_block = [&](Format format, bool with_scores, uint32_t bytes_per_group) {
+  const auto uniform_block = [&](Format format, bool with_scores, uint32_t bytes_per_group, bool by_channel = false) {
+    // By channel a scale is of 16 tokens: those of 16 channels are a group's worth for each token. Staged keys in bytes
+    // are one group then.
     const uint32_t n_wide = wide_channels(spec), dim_k = shape.head_dim_k - n_wide, dim_v = shape.head_dim_v - n_wide;
-    const uint32_t groups = dim_k / spec.group.resolve(dim_k) + dim_v / spec.group.resolve(dim_v);
+    const uint32_t groups_k = by_channel             ? (dim_k + kTileSide - 1) / kTileSide
+                              : spec.keys_by_channel ? 1
+                                                     : dim_k / spec.group.resolve(dim_k),
+                   groups = groups_k + dim_v / spec.group.resolve(dim_v);
     const uint32_t n_wide_tiles = 2 * n_wide / kTileSide;  // of K and of V
     return block_bytes(id_bytes, with_scores, format == Format::f16 ? 0 : bytes_per_group * groups,
                        n_wide_tiles * 16 + (n_tiles - n_wide_tiles) * format_bits(format));
@@ -156,9 +161,10 @@ SavedSegment read_saved_segment(std::span<const uint8_t> bytes, uint32_t n_cells
     head.n_hi = read_tier(uniform_block(spec.hi, scored, scale_bytes));
     const uint32_t tile_bits = std::accumulate(head.bits_k.begin(), head.bits_k.end(), 0u) +
                                std::accumulate(head.bits_v.begin(), head.bits_v.end(), 0u);
-    head.n_lo = read_tier(spec.mixed()               ? block_bytes(id_bytes, false, 2, tile_bits)
-                          : spec.lo == Format::evict ? 0
-                                                     : uniform_block(spec.lo, false, scale_bytes));
+    head.n_lo =
+        read_tier(spec.mixed()               ? block_bytes(id_bytes, false, 2, tile_bits)
+                  : spec.lo == Format::evict ? 0
+                                             : uniform_block(spec.lo, false, scale_bytes, spec.keys_by_channel));
   }
   if (in.at() != bytes.size()) throw std::runtime_error("a saved segment is longer than its parts");
   return segment;
