@@ -90,6 +90,8 @@ struct BlockLayout {
   size_t scale_bytes_per_token() const { return (data_k - scales_k) / kBlockTokens; }
 };
 
+/// Blocks that hold so many tokens.
+constexpr uint64_t blocks_of(uint64_t n_tokens) { return (n_tokens + kBlockTokens - 1) / kBlockTokens; }
 constexpr uint32_t tiles_of(uint32_t dim) { return (dim + kTileSide - 1) / kTileSide; }
 
 /// The cell number of token `lane`; ids stand first in a block.

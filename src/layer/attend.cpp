@@ -482,19 +482,6 @@ Status check(const LayerAttendArgs& args, const LayerShape& shape) {
 }  // namespace
 }  // namespace attention
 
-Workspace::Workspace(uint32_t max_threads, uint32_t max_calls, uint32_t n_kv_heads)
-    : impl_(std::make_unique<Impl>(std::max(1u, max_threads), std::max(1u, max_calls), n_kv_heads)) {}
-Workspace::~Workspace() = default;
-uint32_t Workspace::max_threads() const { return uint32_t(impl_->threads.size()); }
-void Workspace::reserve_heads(uint32_t n_kv_heads) { impl_->reserve_heads(n_kv_heads); }
-
-void Workspace::forget_failed() {
-  for (attention::Counter& counter : impl_->done) counter.n = 0;
-  for (attention::ThreadSlot& slot : impl_->threads) {
-    for (auto& scores : slot.scores) std::fill(scores.begin(), scores.end(), 0.0f);
-  }
-}
-
 Status LayerCache::attend(const LayerAttendArgs& args, Workspace& workspace, uint32_t thread, uint32_t n_threads) {
   return attend(std::span(&args, 1), workspace, thread, n_threads);
 }
@@ -540,28 +527,6 @@ Status LayerCache::attend(std::span<const LayerAttendArgs> calls, Workspace& wor
     return Error::out_of_memory("out of memory in attention; use fewer or shorter sequences");
   }
   return {};
-}
-
-uint64_t Workspace::bytes() const {
-  uint64_t bytes = 0;
-  const auto add = [&bytes](const auto&... vectors) { ((bytes += vectors.capacity() * sizeof(vectors[0])), ...); };
-  const auto add_state = [&](const attention::RowState& s) {
-    add(s.max, s.sum, s.acc, s.tier_sum, s.tier_acc, s.zeros);
-  };
-  for (const attention::ThreadSlot& slot : impl_->threads) {
-    for (const attention::PreparedRows* rows : {&slot.raw, &slot.tier, &slot.wide}) {
-      add(rows->q, rows->q_sums, rows->q_steps, rows->q_integers, rows->bias, rows->errors, rows->bias_with_error);
-    }
-    add(slot.tiers, slot.mask_low, slot.mask_high, slot.logits, slot.factors, slot.decoded, slot.weights,
-        slot.inverse_sum, slot.sums, slot.mask_row, slot.means);
-    add_state(slot.state);
-    for (const auto& scores : slot.scores) add(scores);
-  }
-  for (const attention::Partial& partial : impl_->partials) {
-    add_state(partial.state);
-    for (const auto& kept : partial.kept) add(kept);
-  }
-  return bytes;
 }
 
 }  // namespace mikv

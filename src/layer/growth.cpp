@@ -32,8 +32,6 @@ struct Staged {
   }
 };
 
-uint32_t blocks_of(uint64_t n_tokens) { return uint32_t((n_tokens + codec::kBlockTokens - 1) / codec::kBlockTokens); }
-
 // The coordinates of a head whose segment is frozen under this spec.
 uint64_t planned_transform_bytes(const LayerShape& shape, const Spec& spec) {
   const uint64_t dim_k = shape.head_dim_k, dim_v = shape.head_dim_v;
@@ -49,7 +47,7 @@ uint64_t planned_lo_bytes(const LayerShape& shape, const Spec& spec, const tier:
   const double block_elements = double(codec::kBlockTokens) * (shape.head_dim_k + shape.head_dim_v);
   const double least = policy::least_bits(shape.head_dim_k, shape.head_dim_v, head.lo.layout().id_bytes);
   const auto block_bytes = uint64_t(std::max(least, spec.bits + head.more_bits) / 8.0 * block_elements) + 1;
-  return tier::Tier::most_bytes(block_bytes, blocks_of(n_tokens)) + sizeof(codec::BlockLayout);
+  return tier::Tier::most_bytes(block_bytes, codec::blocks_of(n_tokens)) + sizeof(codec::BlockLayout);
 }
 
 // Tokens of a head that are compressed in this step, with what is staged. All heads are staged before the first is
@@ -91,7 +89,7 @@ uint64_t lowered_lo_bytes(const Spec& spec, const tier::HeadStore& head, const c
   } else if (spec.bits + head.more_bits < head.lo.layout().bits_per_element()) {
     block_bytes = policy::lower_bits(head.lo.layout(), spec.bits + head.more_bits).bytes;
   }
-  return tier::Tier::most_bytes(block_bytes, blocks_of(n_tokens));
+  return tier::Tier::most_bytes(block_bytes, codec::blocks_of(n_tokens));
 }
 
 }  // namespace
@@ -105,7 +103,7 @@ LayerCache::Impl::StagedGrowth LayerCache::Impl::staged_growth(const tier::HeadS
   // All is in f16 until encode_staged() has 16 tokens.
   const tier::Tier::Growth in_f16 =
       head.staged.growth(std::min(n_tokens, n_at_once + tier::kMinCalibrationTokens), in_parts);
-  const uint64_t bytes = tier::Tier::most_bytes(of_segment.staged_bytes.bytes, blocks_of(n_all)),
+  const uint64_t bytes = tier::Tier::most_bytes(of_segment.staged_bytes.bytes, codec::blocks_of(n_all)),
                  now = head.staged.allocated_bytes();
   const uint64_t copied = in_parts ? tier::Tier::most_copied(bytes) : 0;
   return {{bytes - std::min(bytes, now), std::max(in_f16.transient, copied)}, now + in_f16.lasting};

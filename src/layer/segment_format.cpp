@@ -117,7 +117,7 @@ struct Tiles {
 // False if the tier is not one; its cells are taken out of `missing`.
 bool get_tier(ByteReader& in, tier::Tier& tier, tier::CellSet& missing) {
   const uint32_t n = in.get<uint32_t>();
-  const uint64_t bytes = (uint64_t{n} + codec::kBlockTokens - 1) / codec::kBlockTokens * tier.layout().bytes;
+  const uint64_t bytes = codec::blocks_of(n) * tier.layout().bytes;
   const uint8_t* blocks = in.take(bytes);
   if (!blocks) return false;
   if (n == 0) return true;

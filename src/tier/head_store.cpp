@@ -122,15 +122,6 @@ void HeadStore::set_lo_layout(const codec::BlockLayout& layout) {
   lo = Tier(*own_lo_, *account_);
 }
 
-void QueryTally::add(const float* q, uint32_t dim, float scale) {
-  ++n;
-  for (uint32_t c = 0; c < dim; ++c) {
-    max[c] = std::max(max[c], std::abs(q[c]));  // NaN changes nothing
-    const double x = double(q[c]) * scale, most = 1 << 12;
-    square[c] += uint64_t(x * x < most ? x * x * kOne : most * kOne);
-  }
-}
-
 void HeadStore::note_queries(const QueryTally& tally) {
   std::atomic_ref<uint64_t>(n_queries).fetch_add(tally.n, std::memory_order_relaxed);
   for (size_t c = 0; c < q_max.size(); ++c) {

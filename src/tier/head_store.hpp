@@ -20,7 +20,10 @@
 #include "policy/mixed_calibration.hpp"
 #include "policy/policy.hpp"
 #include "tier/charge.hpp"
+#include "tier/commit_scratch.hpp"
+#include "tier/layouts.hpp"
 #include "tier/query_sample.hpp"
+#include "tier/query_tally.hpp"
 #include "tier/tier.hpp"
 
 namespace mikv::tier {
@@ -32,49 +35,6 @@ inline constexpr uint32_t kSegmentTokens = 2048;
 
 /// Minimum number of tokens to calibrate from: fewer would describe themselves, not the head. They stay staged.
 inline constexpr uint32_t kMinCalibrationTokens = 16;
-
-/// Where tokens of a layer may be.
-struct Positions {
-  Rope rope;                       ///< no angles: not known
-  uint32_t max_cells = kMaxCells;  ///< cells are smaller; also the most tokens of a context
-  /// Queries are recorded from a segment's so many tokens on: before, statistics would be larger than what they help
-  /// to compress.
-  uint32_t record_from = 0;
-};
-
-/// Layouts of the tiers under a spec.
-struct Layouts {
-  codec::BlockLayout staged, hi, lo;
-  codec::BlockLayout staged_bytes;       ///< of staged tokens under a budget (HeadStore::stage_in_bytes)
-  bool evict = false;                    ///< no lo tier: demoted tokens are lost
-  uint32_t group = 1;                    ///< query heads of a KV head
-  const Positions* positions = nullptr;  ///< of the layer; outlives its heads
-  codec::KeyBalancers balancers;         ///< of keys in hi and lo, measured beforehand; or empty
-
-  /// True if a tier holds codes, not halves.
-  bool quantised() const { return hi.bits < 16 || (!evict && lo.bits < 16); }
-};
-
-/// Statistics of queries, for balancers: largest magnitudes, and squares of queries times the softmax scale. Sums are
-/// integers, so that they do not depend on the order of threads.
-struct QueryTally {
-  std::array<float, codec::kMaxHeadDim> max{};
-  std::array<uint64_t, codec::kMaxHeadDim> square{};
-  uint64_t n = 0;  ///< rows
-
-  static constexpr double kOne = 1 << 28;  ///< of the sums; a square counts 2^12 at most, so 2^24 rows fit
-  void add(const float* q, uint32_t dim, float scale);
-};
-
-/// Working memory of commit(), kept between calls so that a generation step allocates nothing.
-struct CommitScratch {
-  std::vector<float> scores, k, v;
-  std::vector<float> rows_k, rows_v;  ///< staged tokens of a block
-  std::vector<float> lo_k, lo_v;      ///< tokens that wait to be encoded together
-  uint32_t n_lo = 0;                  ///< of these
-  std::vector<uint32_t> arrivals, victims, policy;
-  std::vector<uint8_t> staged_victim;
-};
 
 /// Parts in which a head's sampled queries are weighed, so that several threads may. Its weight is their sum.
 inline constexpr uint32_t kWeightParts = 2;

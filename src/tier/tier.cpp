@@ -112,7 +112,7 @@ void Tier::copy_ranking(float* scores, uint32_t* arrivals) const {
 }
 
 uint64_t Tier::blocks_for(uint32_t n_more) const {
-  const uint64_t needed = (uint64_t{n_tokens_} + n_more + codec::kBlockTokens - 1) / codec::kBlockTokens;
+  const uint64_t needed = codec::blocks_of(uint64_t{n_tokens_} + n_more);
   if (needed <= capacity_blocks_) return capacity_blocks_;
   const uint64_t reserve = n_tokens_ ? reserve_of(capacity_blocks_, blocks_.get_deleter().mapped) : 0;
   const uint64_t blocks = std::max<uint64_t>(needed, capacity_blocks_ + reserve), bytes = blocks * layout_->bytes;
@@ -126,8 +126,8 @@ Tier::Growth Tier::growth(uint32_t n_more, bool in_parts) const {
   const uint64_t bytes = round_up(blocks * layout_->bytes, will_map ? kPage : kLine);
   Growth growth{bytes - std::min(bytes, before), blocks_ && !mapped ? before : 0};
   if (!in_parts || n_more < 2) return growth;
-  const uint64_t n_blocks = (uint64_t{n_tokens_} + n_more + codec::kBlockTokens - 1) / codec::kBlockTokens;
-  const uint64_t most = most_bytes(layout_->bytes, uint32_t(n_blocks));
+  const uint64_t n_blocks = codec::blocks_of(uint64_t{n_tokens_} + n_more);
+  const uint64_t most = most_bytes(layout_->bytes, n_blocks);
   growth.lasting = std::max(growth.lasting, most - std::min(most, before));
   // The last part copies what the parts before it have.
   if (!mapped) growth.transient = std::max(growth.transient, most_copied(most));
@@ -135,13 +135,13 @@ Tier::Growth Tier::growth(uint32_t n_more, bool in_parts) const {
 }
 
 uint64_t Tier::bytes_of(uint32_t n) const {
-  const uint64_t bytes = (uint64_t{n} + codec::kBlockTokens - 1) / codec::kBlockTokens * layout_->bytes;
+  const uint64_t bytes = codec::blocks_of(n) * layout_->bytes;
   return round_up(bytes, blocks_.get_deleter().mapped || bytes >= kMapFrom ? kPage : kLine);
 }
 
 uint64_t Tier::block_bytes(const codec::BlockLayout& layout) { return round_up(layout.bytes, kLine); }
 
-uint64_t Tier::most_bytes(uint64_t block_bytes, uint32_t n_blocks) {
+uint64_t Tier::most_bytes(uint64_t block_bytes, uint64_t n_blocks) {
   const uint64_t bytes = n_blocks * block_bytes;
   const uint64_t reserve =
       std::max(reserve_of(std::min<uint64_t>(bytes, kMapFrom), false), reserve_of(bytes, true)) + block_bytes;

@@ -35,7 +35,7 @@ class Tier {
 
   const codec::BlockLayout& layout() const { return *layout_; }
   uint32_t size() const { return n_tokens_; }
-  uint32_t n_blocks() const { return (n_tokens_ + codec::kBlockTokens - 1) / codec::kBlockTokens; }
+  uint32_t n_blocks() const { return uint32_t(codec::blocks_of(n_tokens_)); }
   const uint8_t* blocks() const { return blocks_.get(); }
   /// Bytes taken from the system, unused slots and rounding included.
   uint64_t allocated_bytes() const;
@@ -77,7 +77,7 @@ class Tier {
   /// in_parts: the most of both if they come in parts of any size, each with a reserve() of its own.
   Growth growth(uint32_t n_more, bool in_parts = false) const;
   /// Most bytes of a tier of n_blocks blocks that was reserved step by step.
-  static uint64_t most_bytes(uint64_t block_bytes, uint32_t n_blocks);
+  static uint64_t most_bytes(uint64_t block_bytes, uint64_t n_blocks);
   /// Most bytes that are there twice while a tier grows to so many.
   static uint64_t most_copied(uint64_t n_bytes);
   static uint64_t block_bytes(const codec::BlockLayout& layout);  ///< of a tier of one block
