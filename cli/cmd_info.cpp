@@ -32,23 +32,37 @@ std::string joined(const std::vector<std::string>& names) {
   return text;
 }
 
-/// Presets with what a cache of kTokens tokens takes in all layers. Layers of one shape take the same.
+/// What a cache of kTokens tokens takes in all layers; an error where a layer's shape cannot have the spec. Layers of
+/// one shape take the same.
+Result<MemoryUsage> measured(const llama::Model& model, const Spec& spec) {
+  MemoryUsage total;
+  std::vector<std::pair<LayerShape, MemoryUsage>> sizes;
+  for (const LayerShape& layer : model.info().layers) {
+    const auto same = [&](const auto& size) { return size.first == layer; };
+    if (std::ranges::none_of(sizes, same)) {
+      const auto size = measure_layer(layer, spec, kTokens, kTokens, throw_if_interrupted);
+      if (!size) return size.error();
+      sizes.emplace_back(layer, size.value().held);
+    }
+    total += std::ranges::find_if(sizes, same)->second;
+  }
+  return total;
+}
+
+/// Presets with what they take, but for those that heads of this model cannot have.
 void print_presets_for(const llama::Model& model, JsonReport& report) {
   using enum Table::Align;
   Table table(
       {{"preset", left}, {"bits/element"}, {fmt::format("KV of {} tokens", kTokens)}, {"of f16"}, {"keys", left}});
   for (const Preset& preset : presets()) {
     throw_if_interrupted();
-    const Spec spec = unwrap(Spec::parse(preset.name));
-    MemoryUsage total;
-    std::vector<std::pair<LayerShape, MemoryUsage>> sizes;
-    for (const LayerShape& layer : model.info().layers) {
-      const auto same = [&](const auto& size) { return size.first == layer; };
-      if (std::ranges::none_of(sizes, same)) {
-        sizes.emplace_back(layer, unwrap(measure_layer(layer, spec, kTokens, kTokens, throw_if_interrupted)).held);
-      }
-      total += std::ranges::find_if(sizes, same)->second;
+    const auto usage = measured(model, unwrap(Spec::parse(preset.name)));
+    if (!usage && usage.error().code != ErrorCode::out_of_memory) {
+      table.add_row({std::string(preset.name), "-", "-", "-", std::string(preset.keys)});
+      report.add_row({{"preset", preset.name}, {"keys", preset.keys}, {"error", usage.message()}});
+      continue;
     }
+    const MemoryUsage total = unwrap(usage);
     const double bits = total.bits_per_element();
     table.add_row({std::string(preset.name), fmt::format("{:.2f}", bits), format_bytes(double(total.total())),
                    fmt::format("{:.0f} %", 100.0 * bits / 16.0), std::string(preset.keys)});

@@ -459,6 +459,13 @@ class Info(Case):
         self.assertLess(bits["mikv"], bits["mikv-paper"])
         self.assertLess(bits["mikv"], 5)
 
+    def test_heads_that_some_presets_cannot_have(self):
+        tiny_gguf.write_llama(self.path("short.gguf"), head_dim=16)
+        result = mikv("info", "-m", self.path("short.gguf"))
+        self.assertSucceeded(result)
+        self.assertRegex(result.stdout, r"(?m)^kivi2 +- ")
+        self.assertRegex(result.stdout, r"(?m)^rtn4 +\d")
+
     def test_model_without_attention(self):
         tiny_gguf.write_mamba(self.path("mamba.gguf"))
         result = mikv("info", "-m", self.path("mamba.gguf"))
