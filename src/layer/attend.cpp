@@ -100,7 +100,9 @@ BlockSpan span_of(const tier::Tier& tier, const Geometry& geometry) {
 BlockSpan wide_span_of(const tier::Tier& tier, const LayerCache::Impl& layer, codec::BlockLayout& wide) {
   BlockSpan span = span_of(tier, layer.tier_geometry);
   if (!layer.spec.outlier_channels) return span;
-  wide = tier.layout().bits == 16 ? tier.layout() : tier.layout().wide_part();
+  const bool halves = tier.layout().bits == 16;  // all of its tiles: only the first ones are read as wide
+  wide = halves ? tier.layout() : tier.layout().wide_part();
+  if (halves) wide.tiles_k = wide.tiles_v = wide_channels(layer.spec) / codec::kTileSide;
   span.wide = &wide;
   span.wide_geometry = &layer.wide_geometry;
   return span;

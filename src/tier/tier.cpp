@@ -177,14 +177,6 @@ void Tier::remove(uint32_t slot) {
   --n_tokens_;
 }
 
-void Tier::keep(const std::function<bool(uint32_t cell)>& live) {
-  if (layout_->keys_by_channel) return fill_holes(live);
-  // Downwards: the token that a removal moves into a slot has been looked at already.
-  for (uint32_t slot = n_tokens_; slot-- > 0;) {
-    if (!live(cell(slot))) remove(slot);
-  }
-}
-
 // Block by block, from the first: tokens of the last ones take the places of those that leave.
 void Tier::fill_holes(const std::function<bool(uint32_t cell)>& live) {
   std::array<codec::TokenAt, codec::kBlockTokens> tokens;

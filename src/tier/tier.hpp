@@ -86,9 +86,16 @@ class Tier {
   /// Adds n tokens with undefined payload; room must be reserved. Returns the first slot.
   uint32_t append(uint32_t n);
   void remove(uint32_t slot);  ///< not keys by channel
-  /// Removes tokens of other cells than live ones; allocates nothing. Keys by channel: those of each block that loses
-  /// tokens and gets others are encoded anew, once.
-  void keep(const std::function<bool(uint32_t cell)>& live);
+  /// Removes tokens of cells for which live(cell) is false; allocates nothing. Keys by channel: those of each block
+  /// that loses tokens and gets others are encoded anew, once.
+  template <typename Live>
+  void keep(const Live& live) {
+    if (layout_->keys_by_channel) return fill_holes(live);
+    // Downwards: the token that a removal moves into a slot has been looked at already.
+    for (uint32_t slot = n_tokens_; slot-- > 0;) {
+      if (!live(cell(slot))) remove(slot);
+    }
+  }
   /// Empties the tier and gives its memory back, except a single block, which the next generated token needs.
   void release();
   /// Zeroes unused places. Kernels round the weights of a step by the largest of its scales, stale ones included: with
