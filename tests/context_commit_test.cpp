@@ -103,7 +103,9 @@ TEST_P(SpreadTest, KeysByChannelInParts) {
       ASSERT_TRUE(engine.generate(0).ok());
       const MemoryUsage usage = engine.cache().memory_usage();
       EXPECT_EQ(usage.n_hi_tokens + usage.n_lo_tokens + usage.n_staged_tokens, 4 * n) << "2 layers of 2 KV heads";
-      if (usage.n_staged_tokens == 0) EXPECT_EQ(usage.n_hi_tokens, 4 * (128 + (n - 128) % 16)) << n;
+      if (usage.n_staged_tokens == 0) {
+        EXPECT_EQ(usage.n_hi_tokens, 4 * (128 + (n - 128) % 16)) << n;
+      }
     }
     EXPECT_EQ(n_staged(engine), 0u);
   }
