@@ -410,7 +410,7 @@ Status Context::Impl::collect_calls(const ContextLayer& layer, std::span<const A
   }
   if (calls.size() != 1) return Error{"attend: a unified context takes one call for all tokens of a step"};
   const AttendArgs& all = calls[0];
-  if (all.n_tokens > layer.next_row - layer.first_row) return more_than_stored(all.n_tokens);
+  if (keeps_cells() && all.n_tokens > layer.next_row - layer.first_row) return more_than_stored(all.n_tokens);
   uint32_t group = UINT32_MAX;
   for (const StepPlan::Run& run : plan.runs()) {
     const uint32_t begin = std::max(run.first, layer.first_row);
