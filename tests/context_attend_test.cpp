@@ -1,8 +1,6 @@
 // Calls of Context::attend: what they refuse, and what a call that failed leaves.
 #include <gtest/gtest.h>
 
-#include <algorithm>
-#include <cmath>
 #include <vector>
 
 #include "mikv/reference.hpp"
@@ -13,14 +11,6 @@ namespace {
 
 using AttendCalls = BothKinds;
 INSTANTIATE_TEST_SUITE_P(Context, AttendCalls, testing::Bool(), kind_name);
-
-double largest_difference(const std::vector<float>& a, const std::vector<float>& b) {
-  double largest = 0.0;
-  for (size_t i = 0; i < std::min(a.size(), b.size()); ++i) {
-    largest = std::max(largest, std::abs(double(a[i]) - b[i]));
-  }
-  return largest;
-}
 
 // One call of `n` tokens of sequence 0, with queries, keys and values of 0.3 and 0.1.
 struct OneCall {

@@ -17,13 +17,6 @@ namespace {
 using Outputs = SmallEngine::Outputs;
 using Wish = SmallEngine::Setup;
 
-double largest_difference(const std::vector<float>& a, const std::vector<float>& b) {
-  if (a.size() != b.size()) return INFINITY;
-  double worst = 0.0;
-  for (size_t i = 0; i < a.size(); ++i) worst = std::max(worst, std::abs(double(a[i]) - b[i]));
-  return worst;
-}
-
 using OnBothKinds = BothKinds;
 INSTANTIATE_TEST_SUITE_P(Context, OnBothKinds, testing::Bool(), kind_name);
 

@@ -225,8 +225,8 @@ class MIKV_API Context {
   /// Replaces what the sequence held. Bytes may be hostile: all are verified before anything changes. Errors:
   /// damaged_data; mismatch (another model or options, a smaller context, or a spec of another kind: evicted or not,
   /// compressed or not, lo=mixed or uniform, outlier=f16 or not, another rotation or groups); over_budget and
-  /// out_of_memory: the sequence is empty then. What was
-  /// saved in other bits or shares is held so, and lowered where the budget needs it.
+  /// out_of_memory: the sequence is empty then. What was saved in other bits or shares is held so, and lowered where
+  /// the budget needs it.
   Status load(SequenceId sequence, std::span<const uint8_t> bytes, bool partial = false);
   /// The tokens that were saved with a state. Errors: damaged_data.
   static Result<std::vector<int32_t>> saved_tokens(std::span<const uint8_t> bytes);
@@ -242,7 +242,7 @@ class MIKV_API Context {
   uint64_t read_f16(int layer, uint32_t stream, uint16_t* k, size_t k_stride, uint16_t* v, size_t v_stride) const;
 
   // Sizes
-  /// Limit of all that share ContextOptions::account, at once; 0: none. Calls that need room lower what is stored.
+  /// Limit of this context, or of all with its ContextOptions::account, at once; 0: none. Calls lower what is stored.
   void set_budget(uint64_t bytes);
   MemoryAccount& account() const;  ///< this context's part of a shared one
   MemoryUsage memory_usage() const;

@@ -122,9 +122,8 @@ CellMask CellTable::mask(uint32_t stream, uint32_t window, size_t first, size_t 
     if (!cells[cell].owners.empty()) mask.n_cells = cell + 1;
   }
   const size_t end = std::min(first + n, taken_.size());
-  size_t n_rows = 0;
-  for (size_t i = first; i < end; ++i) n_rows += taken_[i].stream == stream;
-  mask.values.reserve(n_rows * mask.n_cells);
+  for (size_t i = first; i < end; ++i) mask.n_rows += taken_[i].stream == stream;
+  mask.values.reserve(size_t{mask.n_rows} * mask.n_cells);
   for (size_t i = first; i < end; ++i) {
     if (taken_[i].stream != stream) continue;
     const Position at = cells[taken_[i].cell].position;
@@ -278,11 +277,9 @@ Result<CellTable::SavedCells> CellTable::read_cells(SequenceId sequence, const E
   return entries;
 }
 
-Status CellTable::check(SequenceId sequence, const EngineState& state) {
-  const auto entries = read_cells(sequence, state);
-  if (!entries) return entries.error();
+Status CellTable::check_room(SequenceId sequence, const SavedCells& saved) {
   std::vector<uint64_t> n_wanted(streams_.size()), n_free(streams_.size());
-  for (const auto& [s, entry] : entries.value()) ++n_wanted[s];
+  for (const auto& [s, entry] : saved) ++n_wanted[s];
   for (uint32_t s = 0; s < streams_.size(); ++s) n_free[s] = streams_[s].cells.size() - streams_[s].n_used;
   for_each(sequence, -1, -1, [&](uint32_t s, Cell, const Entry& entry) {
     n_free[s] += sequence == kAllSequences || entry.owners.size() == 1;  // what load() frees
@@ -295,10 +292,15 @@ Status CellTable::check(SequenceId sequence, const EngineState& state) {
   return {};
 }
 
+Status CellTable::check(SequenceId sequence, const EngineState& state) {
+  const auto entries = read_cells(sequence, state);
+  return entries ? check_room(sequence, entries.value()) : Status(entries.error());
+}
+
 Result<CellsByLayer> CellTable::load(SequenceId sequence, bool, const EngineState& state) {
-  if (const Status status = check(sequence, state); !status) return status.error();
   auto entries = read_cells(sequence, state);
   if (!entries) return entries.error();
+  if (const Status status = check_room(sequence, entries.value()); !status) return status.error();
   std::vector<CellPlace> places;
   places.reserve(entries.value().size());
   remove(sequence, -1, -1);

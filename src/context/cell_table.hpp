@@ -14,6 +14,7 @@ namespace mikv::context {
 struct CellMask {
   std::vector<uint16_t> values;  ///< halves
   uint32_t n_cells = 0;          ///< columns
+  uint32_t n_rows = 0;
 };
 
 class CellTable : public CellOwner {
@@ -74,6 +75,8 @@ class CellTable : public CellOwner {
   /// What a state says of the cells of a stream each, for this context. Errors: damaged_data, mismatch.
   using SavedCells = std::vector<std::pair<uint32_t, Entry>>;
   Result<SavedCells> read_cells(SequenceId sequence, const EngineState& state) const;
+  /// An error if there are too few cells for them once what the sequence holds is gone.
+  Status check_room(SequenceId sequence, const SavedCells& saved);
   void take_cells(const Batch& batch);
   Cell take_free(Stream& stream);
   static void free_cell(Stream& stream, Entry& entry);

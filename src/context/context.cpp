@@ -360,11 +360,9 @@ void Context::Impl::make_masks(const ContextLayer& layer) {
   }
 }
 
-Mask Context::Impl::own_mask(const ContextLayer& layer, uint32_t stream) const {
+const context::CellMask* Context::Impl::own_mask(const ContextLayer& layer, uint32_t stream) const {
   const auto found = own_masks.masks.find({layer.window, stream});
-  if (found == own_masks.masks.end()) return {};
-  const context::CellMask& mask = found->second;
-  return {Mask::Type::f16, mask.values.data(), size_t{mask.n_cells} * sizeof(uint16_t), mask.n_cells};
+  return found == own_masks.masks.end() ? nullptr : &found->second;
 }
 
 namespace {
@@ -373,10 +371,9 @@ Error more_than_stored(uint32_t n_tokens) {
   return Error{"attend: " + std::to_string(n_tokens) + " tokens, more than the layer's last store() kept"};
 }
 
-// Tokens of the stream that the layer's last store() kept, of those that the step has taken.
-uint32_t n_stored(std::span<const CellPlace> taken, const ContextLayer& layer, uint32_t stream) {
-  const auto rows = taken.subspan(layer.first_row, layer.next_row - layer.first_row);
-  return uint32_t(std::ranges::count(rows, stream, &CellPlace::stream));
+Mask mask_of(const context::CellMask* mask) {
+  if (!mask) return {};
+  return {Mask::Type::f16, mask->values.data(), size_t{mask->n_cells} * sizeof(uint16_t), mask->n_cells};
 }
 
 }  // namespace
@@ -390,16 +387,15 @@ Status Context::Impl::collect_calls(const ContextLayer& layer, std::span<const A
     const auto waiting = [&](SegmentId segment) { return waits(layer, segment); };
     call.commit = rule.commits && !(run.generates && std::ranges::any_of(segments, waiting));
     call.commit_from = rule.from;
-    if (keeps_cells() && args.mask.type == Mask::Type::none) call.mask = own_mask(layer, args.stream);
+    if (keeps_cells() && args.mask.type == Mask::Type::none) call.mask = mask_of(own_mask(layer, args.stream));
     return &call;
   };
   if (!sequences.unified()) {
     for (const AttendArgs& args : calls) {
       const StepPlan::Run* run = plan.run_of(SequenceId(args.stream));
       if (!run) return Error{"a sequence attends that is in no batch of this step"};
-      if (keeps_cells() && args.n_tokens > n_stored(own_cells.taken(), layer, args.stream)) {
-        return more_than_stored(args.n_tokens);
-      }
+      const context::CellMask* own = own_mask(layer, args.stream);
+      if (keeps_cells() && args.n_tokens > (own ? own->n_rows : 0)) return more_than_stored(args.n_tokens);
       if (std::ranges::any_of(calls.first(size_t(&args - calls.data())),
                               [&](const AttendArgs& before) { return before.stream == args.stream; })) {
         return Error{"attend: sequence " + std::to_string(args.stream) + " is named twice"};

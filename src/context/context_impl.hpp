@@ -128,7 +128,7 @@ struct Context::Impl {
   } own_masks;
   /// Makes those of the layer's last store(), unless they are there: layers of one window share them.
   void make_masks(const context::ContextLayer& layer);
-  Mask own_mask(const context::ContextLayer& layer, uint32_t stream) const;
+  const context::CellMask* own_mask(const context::ContextLayer& layer, uint32_t stream) const;  ///< null: none
 
   /// Threads of attend_all(). A child of fork() has none of its parent's: it starts its own.
   ThreadTeam& threads();

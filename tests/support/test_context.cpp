@@ -32,6 +32,13 @@ std::vector<float> rows(Kind kind, int layer, const Batch& batch, uint32_t n_cha
 
 }  // namespace
 
+double largest_difference(const std::vector<float>& a, const std::vector<float>& b) {
+  if (a.size() != b.size()) return INFINITY;
+  double worst = 0.0;
+  for (size_t i = 0; i < a.size(); ++i) worst = std::max(worst, std::abs(double(a[i]) - b[i]));
+  return worst;
+}
+
 SmallEngine::SmallEngine(const Setup& setup) : setup_(setup) {
   ContextOptions options;
   options.spec = Spec::parse(setup.spec).value();

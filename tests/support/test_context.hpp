@@ -15,6 +15,9 @@ namespace mikv::test {
 
 inline constexpr LayerShape kSmallShape{4, 2, 16, 16};
 
+/// Infinite if they differ in length.
+double largest_difference(const std::vector<float>& a, const std::vector<float>& b);
+
 /// An engine of few layers, driven by hand.
 class SmallEngine {
  public:

@@ -226,7 +226,6 @@ class Store:
             raise Unsupported("a mask of more than two dimensions; give the padding mask, [batch, tokens]")
         if self.rows and len(self.rows) != q.shape[0]:
             raise ValueError(f"the batch has {q.shape[0]} rows, the cache {len(self.rows)}; reset() it or take another")
-        self._check_padding(padding, int(q.shape[2]))
         if self._cropped:
             lengths = {self._cropped.get(index, self.length) for index in self._layers}
             raise Error(f"layers were cropped to different lengths ({sorted(lengths)}); crop all of them alike")
@@ -244,6 +243,7 @@ class Store:
 
     def _begin(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, padding: torch.Tensor | None) -> None:
         n_rows, n = int(q.shape[0]), int(q.shape[2])
+        self._check_padding(padding, n)
         if self.length + n > self.max_length:
             raise ValueError(
                 f"the cache is full: {self.length} and {n} more tokens, of {self.max_length}; make it with "
