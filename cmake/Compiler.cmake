@@ -26,7 +26,7 @@ endfunction()
 # For code that mostly waits: for people, files, or the library. Full optimisation takes the compiler a third longer.
 function(mikv_optimise_less)
   foreach(target IN LISTS ARGN)
-    target_compile_options(${target} PRIVATE $<$<CONFIG:Release>:-O1>)
+    target_compile_options(${target} PRIVATE $<$<CONFIG:Release>:-O2>)
   endforeach()
 endfunction()
 

@@ -83,7 +83,7 @@ TEST_P(RandomBudget, WhatIsLetInFits) {
 // A short prompt waits in all layers when the first of them compresses the long one beside it.
 TEST_P(RandomBudget, AShortPromptBesideALongOneThatIsCompressed) {
   SmallEngine::Setup setup = wish("mikv:prefill=streaming");
-  setup.n_layers = 12;
+  setup.n_layers = 6;
   setup.n_sequences = 2;
   setup.n_cells = 8192;
   setup.n_ubatch = setup.n_at_once = 256;

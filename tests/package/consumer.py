@@ -13,13 +13,15 @@ CMAKE = os.environ.get("MIKV_CMAKE", "cmake")
 LIBRARY_COMPONENTS = ("library", "dev")
 
 
+CCACHE = shutil.which("ccache")
+LAUNCHERS = {f"CMAKE_{language}_COMPILER_LAUNCHER": CCACHE for language in ("C", "CXX") if CCACHE}
 CPP, C = ROOT / "examples/minimal.cpp", ROOT / "examples/minimal.c"
 DEFINES = (f"-DCPP_EXAMPLE={CPP}", f"-DC_EXAMPLE={C}")
 
 
-def run(*command, **environment):
-    """Runs a command; its output is in the exception if it fails."""
-    result = subprocess.run([str(word) for word in command], env={**os.environ, **environment}, text=True,
+def run(*command, folder=None, **environment):
+    """Runs a command, in a folder; its output is in the exception if it fails."""
+    result = subprocess.run([str(word) for word in command], cwd=folder, env={**os.environ, **environment}, text=True,
                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
     if result.returncode != 0:
         raise AssertionError(f"{' '.join(str(word) for word in command)}\nexit status {result.returncode}\n{result.stdout}")
@@ -32,12 +34,18 @@ class Consumers(unittest.TestCase):
     def setUp(self):
         self.folder = pathlib.Path(tempfile.mkdtemp(prefix="mikv-package-"))
         self.addCleanup(shutil.rmtree, self.folder)
+        # Each run has other folders: ccache is to see the paths below them only.
+        self.compiles = {**LAUNCHERS, "CCACHE_BASEDIR": str(self.folder), "CCACHE_NOHASHDIR": "1"}
 
     def install(self):
         prefix = self.folder / "prefix"
         for component in LIBRARY_COMPONENTS:
             run(CMAKE, "--install", BUILD, "--prefix", prefix, "--component", component)
         return prefix
+
+    def compile(self, *command):
+        """Compiles one file as a user would, if anything it sees has changed since it was compiled last."""
+        run(*([CCACHE] if CCACHE else []), *command, folder=self.folder, **self.compiles)
 
     def libraries(self, prefix):
         """The folder of libmikv.so under a prefix."""
@@ -47,8 +55,9 @@ class Consumers(unittest.TestCase):
 
     def check_find_package(self, prefix):
         build = self.folder / "cmake-consumer"
-        run(CMAKE, "-S", HERE / "consumer", "-B", build, "-G", "Ninja", f"-DCMAKE_PREFIX_PATH={prefix}", *DEFINES)
-        run(CMAKE, "--build", build, "--parallel", "2")
+        run(CMAKE, "-S", HERE / "consumer", "-B", build, "-G", "Ninja", f"-DCMAKE_PREFIX_PATH={prefix}", *DEFINES,
+            **self.compiles)
+        run(CMAKE, "--build", build, "--parallel", "2", **self.compiles)
         for program in ("cpp_shared", "cpp_static", "c_shared", "c_static"):
             with self.subTest(program=program):
                 run(build / program)
@@ -57,8 +66,9 @@ class Consumers(unittest.TestCase):
 
     def check_find_package_in_c(self, prefix):
         build = self.folder / "c-consumer"
-        run(CMAKE, "-S", HERE / "c_consumer", "-B", build, "-G", "Ninja", f"-DCMAKE_PREFIX_PATH={prefix}", *DEFINES)
-        run(CMAKE, "--build", build)
+        run(CMAKE, "-S", HERE / "c_consumer", "-B", build, "-G", "Ninja", f"-DCMAKE_PREFIX_PATH={prefix}", *DEFINES,
+            **self.compiles)
+        run(CMAKE, "--build", build, **self.compiles)
         run(build / "c_only")
 
     def check_pkg_config(self, prefix):
@@ -73,8 +83,8 @@ class Consumers(unittest.TestCase):
             for kind in ("shared", "static"):
                 with self.subTest(source=source.name, kind=kind):
                     program = self.folder / f"pkg-config-{kind}{source.suffix.replace('.', '-')}"
-                    used = flags("--cflags", "--libs") if kind == "shared" else flags("--static", "--cflags", "--libs")
-                    if kind == "static":
-                        used = ["-l:libmikv.a" if flag == "-lmikv" else flag for flag in used]
-                    run(compiler, *options, source, "-o", program, *used)
+                    static = ["--static"] if kind == "static" else []
+                    self.compile(compiler, *options, *flags(*static, "--cflags"), "-c", source, "-o", f"{program}.o")
+                    used = ["-l:libmikv.a" if static and flag == "-lmikv" else flag for flag in flags(*static, "--libs")]
+                    run(compiler, f"{program}.o", "-o", program, *used)
                     run(program, LD_LIBRARY_PATH=str(libraries))

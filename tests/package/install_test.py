@@ -47,8 +47,8 @@ class Install(Consumers):
                 with self.subTest(header=header.name, language=language):
                     source = self.folder / f"alone.{language}"
                     source.write_text(f"#include <mikv/{header.name}>\nextern int not_empty;\n")
-                    run("c++" if language == "c++" else "cc", "-x", language, standard, "-Wall", "-Wextra", "-Wpedantic",
-                        "-Werror", "-I", prefix / "include", "-fsyntax-only", source)
+                    self.compile("c++" if language == "c++" else "cc", "-x", language, standard, "-Wall", "-Wextra", "-Wpedantic",
+                                 "-Werror", "-I", prefix / "include", "-c", source, "-o", self.folder / "alone.o")
 
 
 if __name__ == "__main__":
