@@ -19,9 +19,7 @@ static void numbers(float* data, size_t n, uint32_t seed) {
 static mikv_error step(mikv_context* cache, size_t n, mikv_token* tokens, float* k, float* v, float* q, float* out) {
   const int32_t first = mikv_context_last_position(cache, 0) + 1;
   for (size_t i = 0; i < n; ++i) {
-    tokens[i].sequence = 0;
-    tokens[i].position = first + (int32_t)i;
-    tokens[i].output = i + 1 == n;
+    tokens[i] = (mikv_token){.position = first + (int32_t)i, .output = i + 1 == n};
   }
   const mikv_error error = mikv_context_begin_step(cache, tokens, n, NULL, 0);
   if (error) return error;

@@ -6,7 +6,9 @@
 #include <numeric>
 #include <set>
 
+#include "mikv/inspect.hpp"
 #include "test_attention.hpp"
+#include "test_context.hpp"
 #include "test_policy.hpp"
 
 namespace mikv::test::fastgen_test {
@@ -45,21 +47,34 @@ TEST(FastGenTest, AHeadPicksTheSmallestSetThatRecoversEnough) {
   EXPECT_EQ(picked(scores_of(1, 0, 100, 1), Spec::parse("fastgen:recovery=0").value()), Pattern::kSpecial);
 }
 
+// A minus says what is punctuation.
+TEST(FastGenTest, PunctuationIsASetOfItsOwn) {
+  std::vector<float> scores = scores_of(10, 50, 51, 10);
+  EXPECT_EQ(picked(scores), Pattern::kFrequent);
+  scores[50] = -10;
+  EXPECT_EQ(picked(scores), Pattern::kPunctuation);
+  scores[60] = 5;
+  EXPECT_EQ(picked(scores), Pattern::kFrequent);  // what it has counts there too
+  scores[0] = -1000;
+  EXPECT_EQ(picked(scores), Pattern::kSpecial);  // the first tokens are that already
+}
+
 TEST(FastGenTest, PlacesOfThePatterns) {
   const auto places = [](uint8_t pattern, uint64_t n) {
-    const policy::Places of = policy::fastgen::places(pattern, kSpec, n);
+    const policy::Places of = policy::fastgen::places(pattern, kSpec, n, 7);
     return std::pair(of.total, of.recent);
   };
   EXPECT_EQ(places(Pattern::kNone, 100), std::pair(uint64_t{100}, uint64_t{0}));
   EXPECT_EQ(places(Pattern::kSpecial, 100), std::pair(uint64_t{4}, uint64_t{0}));
-  EXPECT_EQ(places(Pattern::kFrequent, 100), std::pair(uint64_t{34}, uint64_t{0}));
-  EXPECT_EQ(places(Pattern::kLocal, 100), std::pair(uint64_t{64}, uint64_t{30}));
+  EXPECT_EQ(places(Pattern::kPunctuation, 100), std::pair(uint64_t{11}, uint64_t{0}));
+  EXPECT_EQ(places(Pattern::kFrequent, 100), std::pair(uint64_t{41}, uint64_t{0}));
+  EXPECT_EQ(places(Pattern::kLocal, 100), std::pair(uint64_t{71}, uint64_t{30}));
   EXPECT_EQ(places(Pattern::kAll, 100), std::pair(uint64_t{100}, uint64_t{0}));
   EXPECT_EQ(places(Pattern::kSpecial, 3), std::pair(uint64_t{3}, uint64_t{0}));
 }
 
 TEST(FastGenTest, TheFirstStayThenTheRecentThenTheHeaviest) {
-  const std::vector<float> scores = {0, 0, 0, 0, 5, 1, 3, 0, 0, 0};
+  std::vector<float> scores = {0, 0, 0, 0, 5, 1, 3, 0, 0, 0};
   std::vector<uint32_t> arrivals(10);
   std::iota(arrivals.begin(), arrivals.end(), 0u);
   const auto kept = [&](uint64_t total, uint64_t recent) {
@@ -73,6 +88,11 @@ TEST(FastGenTest, TheFirstStayThenTheRecentThenTheHeaviest) {
   EXPECT_EQ(kept(6, 0), (std::set<uint32_t>{0, 1, 2, 3, 4, 6}));
   EXPECT_EQ(kept(8, 2), (std::set<uint32_t>{0, 1, 2, 3, 4, 6, 8, 9}));
   EXPECT_EQ(kept(2, 0), (std::set<uint32_t>{0, 1}));
+  scores[5] = -1;
+  scores[7] = -0.0f;
+  EXPECT_EQ(kept(6, 0), (std::set<uint32_t>{0, 1, 2, 3, 5, 7}));
+  EXPECT_EQ(kept(5, 0), (std::set<uint32_t>{0, 1, 2, 3, 7}));  // the older goes first
+  EXPECT_EQ(kept(8, 1), (std::set<uint32_t>{0, 1, 2, 3, 4, 5, 7, 9}));
 }
 
 std::set<Cell> cells_in(const LayerCache& layer, uint32_t head, TokenTier tier) {
@@ -149,6 +169,73 @@ TEST(FastGenTest, WithOneKvHeadForAllQueryHeads) {
   commit(*layer, 0);
   EXPECT_EQ(cells_in(*layer, 0, TokenTier::hi), range(0, 4));
   EXPECT_EQ(cells_in(*layer, 0, TokenTier::lo), range(4, 100));
+}
+
+using FastGenContextTest = BothKinds;
+INSTANTIATE_TEST_SUITE_P(Context, FastGenContextTest, testing::Bool(), kind_name);
+
+std::set<Position> in_hi(SmallEngine& engine, SequenceId sequence, int layer, uint32_t head) {
+  std::set<Position> positions;
+  const std::vector<TokenState> tokens = tokens_of(engine.cache(), layer, head, sequence).value();
+  for (const TokenState& token : tokens) {
+    if (token.tier == TokenTier::hi) positions.insert(token.position);
+    EXPECT_GE(token.score, 0.0f);
+  }
+  return positions;
+}
+
+void expect_in_hi(SmallEngine& engine, SequenceId sequence, const std::set<Position>& expected) {
+  for (const auto& [layer, head] : {std::pair(0, 0u), {0, 1u}, {1, 0u}, {1, 1u}}) {
+    EXPECT_EQ(in_hi(engine, sequence, layer, head), expected) << "layer " << layer << ", KV head " << head;
+  }
+}
+
+std::set<Position> first_and_every_third(Position n) {
+  std::set<Position> positions{1, 2};
+  for (Position p = 0; p < n; p += 3) positions.insert(p);
+  return positions;
+}
+
+TEST_P(FastGenContextTest, PunctuationIsKeptWhereTheEngineNamesIt) {
+  using Outputs = SmallEngine::Outputs;
+  SmallEngine::Setup setup = wish("fastgen:recovery=0.2");
+  setup.n_at_once = 64;  // several micro-batches, of both sequences where each has a stream of its own
+  setup.punctuation_every = 3;
+  const auto read = [](SmallEngine& engine) {
+    EXPECT_TRUE(engine.step({{0, 300, Outputs::none}, {1, 250, Outputs::none}}).ok());
+    EXPECT_TRUE(engine.step({{1, 30, Outputs::last}, {0, 60, Outputs::last}}).ok());
+    for (int i = 0; i < 8; ++i) EXPECT_TRUE(engine.step({{1, 1}, {0, 1}}).ok());
+  };
+  SmallEngine engine(setup);
+  read(engine);
+  expect_in_hi(engine, 0, first_and_every_third(368));
+  expect_in_hi(engine, 1, first_and_every_third(288));
+
+  // What is punctuation is saved with the tokens, and copied.
+  SmallEngine other(setup);
+  ASSERT_TRUE(other.prompt(3, 40).ok());
+  ASSERT_TRUE(other.cache().load(2, engine.cache().save(1).value()).ok());
+  for (int i = 0; i < 5; ++i) ASSERT_TRUE(other.generate(2).ok());
+  expect_in_hi(other, 2, first_and_every_third(293));
+  ASSERT_TRUE(other.cache().copy(2, 0).ok());
+  expect_in_hi(other, 0, first_and_every_third(293));
+
+  setup.punctuation_every = 0;
+  SmallEngine unnamed(setup);
+  read(unnamed);
+  EXPECT_NE(in_hi(unnamed, 0, 0, 0), first_and_every_third(368)) << "the first set is too little";
+}
+
+// A prompt that waits is saved with it too.
+TEST_P(FastGenContextTest, StagedPunctuationIsSaved) {
+  SmallEngine::Setup setup = wish("fastgen:recovery=0.2");
+  setup.punctuation_every = 3;
+  SmallEngine engine(setup), other(setup);
+  ASSERT_TRUE(engine.step({{0, 240, SmallEngine::Outputs::none}}).ok());
+  ASSERT_TRUE(other.cache().load(1, engine.cache().save(0).value()).ok());
+  ASSERT_TRUE(other.prompt(1, 20).ok());
+  ASSERT_TRUE(other.generate(1).ok());
+  expect_in_hi(other, 1, first_and_every_third(261));
 }
 
 TEST(FastGenTest, SpecsAndWhatStartsFromWhat) {

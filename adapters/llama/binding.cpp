@@ -11,6 +11,7 @@
 
 #include "graph/rope_probe.hpp"
 #include "interpose/next_definition.hpp"
+#include "interpose/punctuation.hpp"
 #include "say.hpp"
 #include "state/state_stream.hpp"
 
@@ -110,6 +111,7 @@ Result<std::unique_ptr<Binding>> Binding::create(const Spec& spec, const llama_m
   if (!cache) return cache.error();
   binding->cache_ = std::move(cache).value();
   binding->embeds_ = params.embeddings;
+  if (spec.keeps_punctuation()) binding->punctuation_ = punctuation_of(model);
   binding->engine_attends_ = attention_by == AttentionBy::engine && spec.uncompressed();
   return binding;
 }
@@ -178,8 +180,13 @@ void ask_for_last_output_only(Batch& batch) {
 
 }  // namespace
 
-int32_t Binding::begin_step(Batch batch) {
+int32_t Binding::begin_step(BatchRecord record) {
+  Batch& batch = record.batch;
   saved_state_ = {};
+  for (size_t i = 0; !punctuation_.empty() && i < record.ids.size(); ++i) {
+    const auto id = size_t(record.ids[i]);  // of an embedding: beyond all
+    batch.tokens[i].punctuation = id < punctuation_.size() && punctuation_[id];
+  }
   if (embeds_) ask_for_last_output_only(batch);
   before_.clear();
   const auto remember = [&](SequenceId sequence) {

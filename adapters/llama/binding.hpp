@@ -12,6 +12,7 @@
 #include "ggml.h"
 #include "graph/rope_operator.hpp"
 #include "graph/row_copy.hpp"
+#include "interpose/batch_record.hpp"
 #include "kv_context.hpp"
 #include "llama.h"
 #include "mikv/context.hpp"
@@ -75,7 +76,7 @@ class Binding : private CellOwner {
   // Steps (hooks.cpp).
 
   /// Returns 0, or the result of a llama_decode that must not run; cache().failure() says why.
-  int32_t begin_step(Batch batch);
+  int32_t begin_step(BatchRecord record);
   /// status: of llama_decode. Returns false if the step failed on our side: its output is invalid then.
   bool end_step(int32_t status);
   /// Prints the error of a call between steps that cannot report it, if failures are printed.
@@ -121,6 +122,7 @@ class Binding : private CellOwner {
   std::vector<CellPlace> places_;  ///< kept: a generation step allocates nothing
   bool engine_attends_ = false;
   bool embeds_ = false;                                     ///< outputs are embeddings, not probabilities
+  std::vector<bool> punctuation_;  ///< by token id; empty: the policy does not ask
   std::vector<std::pair<llama_seq_id, llama_pos>> before_;  ///< sequences of the step, and where they ended before it
   RowCopy row_copy_;
   SavedState saved_state_;

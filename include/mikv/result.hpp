@@ -51,7 +51,7 @@ class [[nodiscard]] Result {
 
   T& value() & { return std::get<T>(held_); }
   const T& value() const& { return std::get<T>(held_); }
-  T&& value() && { return std::get<T>(std::move(held_)); }
+  T value() && { return std::get<T>(std::move(held_)); }
   const Error& error() const { return std::get<Error>(held_); }
   const std::string& message() const { return error().message; }
 

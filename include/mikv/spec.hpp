@@ -85,6 +85,8 @@ struct Spec {
   /// True if a segment (balancer, centre, outlier channels) must be frozen from the prompt before a token can be
   /// compressed.
   bool needs_calibration() const { return balancer || center || outlier_channels; }
+  /// True if Batch::Token::punctuation has an effect.
+  bool keeps_punctuation() const;
 
   /// True if a cache under this spec records what one under `other` needs to start from it (Context::restore).
   bool can_start(const Spec& other) const;

@@ -23,7 +23,7 @@ from .spec import Spec
 Floats = npt.NDArray[np.float32]
 
 #: One token of a step, as mikv_token.
-TOKEN = np.dtype([("sequence", np.int32), ("position", np.int32), ("output", np.int32)])
+TOKEN = np.dtype([("sequence", np.int32), ("position", np.int32), ("output", np.int32), ("punctuation", np.int32)])
 _TOKEN_STATE = np.dtype([("position", np.int32), ("tier", np.int32), ("score", np.float32)])
 
 
@@ -228,16 +228,23 @@ class Context:
     # ------------------------------------------------------------ steps
 
     @contextlib.contextmanager
-    def step(self, runs: Sequence[tuple[int, int]], *, outputs: str = "last") -> Iterator[Step]:
+    def step(
+        self, runs: Sequence[tuple[int, int]], *, outputs: str = "last", punctuation: npt.ArrayLike | None = None
+    ) -> Iterator[Step]:
         """A step of some tokens: runs are (sequence, n tokens), which follow what the sequence holds.
 
         outputs: which tokens' logits are wanted: "last" of each run (a prompt ends with it), "all" (a draft, or a text
-        whose probabilities are measured) or "none" (the beginning of a prompt). If the block raises, the tokens are
-        forgotten.
+        whose probabilities are measured) or "none" (the beginning of a prompt). punctuation: of each token of the runs,
+        true if its text is punctuation, which `fastgen` has a set of. If the block raises, the tokens are forgotten.
         """
         if outputs not in ("last", "all", "none"):
             raise ValueError(f'outputs is {outputs!r}; give "last", "all" or "none"')
         tokens = np.zeros(sum(n for _, n in runs), TOKEN)
+        if punctuation is not None:
+            marks = np.asarray(punctuation, dtype=bool)
+            if marks.shape != tokens.shape:
+                raise ValueError(f"punctuation has the shape {marks.shape}; give one value for each of {tokens.size} tokens")
+            tokens["punctuation"] = marks
         at = 0
         for sequence, n in runs:
             run = tokens[at : at + n]

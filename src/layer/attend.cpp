@@ -412,7 +412,9 @@ void run_tile(const Call& call, const RowTile& tile, ThreadSlot& slot) {
 }
 
 void forget_scores(tier::Tier& tier) {
-  for (uint32_t slot = 0; slot < tier.size(); ++slot) tier.set_score(slot, 0.0f, tier.arrival(slot));
+  for (uint32_t slot = 0; slot < tier.size(); ++slot) {
+    tier.set_score(slot, std::copysign(0.0f, tier.score(slot)), tier.arrival(slot));
+  }
 }
 
 void finish_chunk(const Call& call, uint32_t kv_head) {

@@ -59,8 +59,9 @@ void add_compressed(Growth& growth, const LayerCache::Impl& layer, const tier::H
   growth.lasting += int64_t(tier::Tier::block_bytes(step.of_segment.staged)) - int64_t(head.staged.allocated_bytes());
   const uint32_t n_new = head.staged.size() + step.n_tokens;
   const uint64_t n_all = uint64_t{head.hi.size()} + n_new, n_kept = head.budget(step.spec, step.n_live).total;
+  const uint64_t n_kept_most = head.budget(step.spec, step.n_live, step.n_tokens).total;
   // One more than hi may hold: the new token enters before another one leaves. It may hold more on the way there.
-  const uint64_t n_hi = std::min(n_kept + 1 + policy::policy_of(step.spec.importance).fewer_places, n_all);
+  const uint64_t n_hi = std::min(n_kept_most + 1 + policy::policy_of(step.spec.importance).fewer_places, n_all);
   const tier::Tier::Growth hi =
       head.hi.growth(uint32_t(n_hi - std::min<uint64_t>(n_hi, head.hi.size())), step.in_parts);
   tier::Tier::Growth lo;

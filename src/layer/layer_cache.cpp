@@ -237,10 +237,10 @@ Status LayerCache::set_rope(Rope rope) {
 
 void LayerCache::record_from(uint32_t n_tokens) { impl_->positions.record_from = n_tokens; }
 
-Status LayerCache::stage(SegmentId segment, std::span<const Cell> cells) {
+Status LayerCache::stage(SegmentId segment, std::span<const Cell> cells, std::span<const uint8_t> punctuation) {
   try {
     if (const Status status = check_cells(segment, cells, impl_->positions.max_cells); !status) return status;
-    impl_->segment_for_put(segment).stage(cells);
+    impl_->segment_for_put(segment).stage(cells, punctuation);
   } catch (const std::bad_alloc&) {
     erase(segment, cells);  // wherever it stopped
     return out_of_memory(cells.size(), *impl_->account);
@@ -469,7 +469,7 @@ std::vector<StoredToken> LayerCache::dump(SegmentId segment, uint32_t kv_head) c
     for (uint32_t slot = 0; slot < tier.size(); ++slot) {
       StoredToken token{tier.cell(slot),
                         name,
-                        tier.score(slot),
+                        std::abs(tier.score(slot)),
                         std::vector<float>(impl_->shape.head_dim_k),
                         std::vector<float>(impl_->shape.head_dim_v),
                         {}};

@@ -133,7 +133,8 @@ class LayerCache {
   Status put(SegmentId segment, std::span<const Cell> cells, const float* k, size_t k_stride, const float* v,
              size_t v_stride);
   /// put() in two steps: stage() takes the cells, write_k() and write_v() fill the tokens of the last stage().
-  Status stage(SegmentId segment, std::span<const Cell> cells);
+  /// punctuation: of each cell, not 0 if its token is punctuation; empty: none is.
+  Status stage(SegmentId segment, std::span<const Cell> cells, std::span<const uint8_t> punctuation = {});
   void write_k(SegmentId segment, const float* k, size_t k_stride, uint32_t thread = 0, uint32_t n_threads = 1);
   void write_v(SegmentId segment, const float* v, size_t v_stride, uint32_t thread = 0, uint32_t n_threads = 1);
 

@@ -49,8 +49,8 @@ struct Patterns {
   /// Scores and arrivals of the tokens of the commit. May throw std::bad_alloc.
   uint8_t (*pick)(const Spec& spec, std::span<const float> scores, std::span<const uint32_t> arrivals, uint64_t n_live,
                   std::vector<uint32_t>& scratch) = nullptr;
-  /// pattern: 0 before the first commit.
-  Places (*places)(uint8_t pattern, const Spec& spec, uint64_t n_live) = nullptr;
+  /// pattern: 0 before the first commit. n_punctuation: staged and in hi, beyond the first spec.sinks tokens.
+  Places (*places)(uint8_t pattern, const Spec& spec, uint64_t n_live, uint64_t n_punctuation) = nullptr;
 };
 
 /// Places of a policy of which `keep` and `recent` say nothing.
@@ -88,6 +88,7 @@ struct Policy {
   Choose choose;                 ///< null: it demotes nothing
   Patterns patterns = {};        ///< none: all heads have the same number of places
   PlacesOf places = nullptr;     ///< null: of `keep` and `recent`, or of the pattern
+  bool keeps_punctuation = false;  ///< scores of punctuation have a minus, also of 0; else no score has
   uint32_t fewer_places = 0;     ///< the most that `places` gets fewer by, as tokens come
   std::string_view preset_keys;  ///< of the preset of the same name
   std::string_view description;  ///< of that preset, one line

@@ -444,6 +444,8 @@ std::string shortest(double value) {
 }
 }  // namespace
 
+bool Spec::keeps_punctuation() const { return policy::policy_of(importance).keeps_punctuation; }
+
 std::string Spec::to_string() const {
   std::string outlier = outlier_channels ? "f16" : "";
   for (const auto& [used, name] : {std::pair{balancer, "balancer"}, {center, "center"}, {hadamard, "hadamard"}})

@@ -306,6 +306,9 @@ void HeadStore::rank(const policy::Policy& policy, CommitScratch& scratch) const
   scratch.arrivals.resize(n_candidates);
   hi.copy_ranking(scratch.scores.data(), scratch.arrivals.data());
   staged.copy_ranking(scratch.scores.data() + n_hi, scratch.arrivals.data() + n_hi);
+  if (!policy.keeps_punctuation) {  // a state that was saved under another policy may have signs
+    for (float& score : scratch.scores) score = std::abs(score);
+  }
   if (policy.settle && staged.size()) {
     policy.settle(scratch.scores, scratch.arrivals, n_hi, compressed(), scratch.policy);
   }
@@ -336,13 +339,25 @@ void HeadStore::store_scores(const CommitScratch& scratch) {
   }
 }
 
-policy::Places HeadStore::budget(const Spec& spec, uint64_t n_live, uint8_t of_pattern) const {
+policy::Places HeadStore::budget(const Spec& spec, uint64_t n_live, uint8_t of_pattern, uint32_t n_to_come) const {
   const policy::Policy& policy = policy::policy_of(spec.importance);
   if (policy.places) return policy.places(spec, n_live);
-  if (policy.patterns.n) return policy.patterns.places(of_pattern, spec, n_live);
+  if (policy.patterns.n) {
+    const uint64_t n_punctuation = policy.keeps_punctuation ? n_to_come + count_punctuation(spec.sinks) : 0;
+    return policy.patterns.places(of_pattern, spec, n_live, n_punctuation);
+  }
   const uint64_t own = policy::hi_budget(spec.keep, n_live);
   const uint64_t passed_on = policy::n_recent(spec.recent, policy::hi_budget(spec.keep, n_before));
   return {own + passed_on, policy::n_recent(spec.recent, own) + passed_on};
+}
+
+uint64_t HeadStore::count_punctuation(uint32_t from) const {
+  uint64_t n = 0;
+  for (const Tier* tier : {&hi, &staged}) {
+    for (uint32_t slot = 0; slot < tier->size(); ++slot)
+      n += tier->arrival(slot) >= from && std::signbit(tier->score(slot));
+  }
+  return n;
 }
 
 void HeadStore::pass_on(HeadStore& next, const Spec& spec, uint64_t n_live, CommitScratch& scratch) {
@@ -380,7 +395,7 @@ void HeadStore::weigh(const Spec& spec, uint64_t n_live, uint32_t first, std::sp
   if (!freezes_next() || sample.arrivals.empty()) return;
   scratch.k.resize(codec::kMaxHeadDim);
   scratch.v.resize(codec::kMaxHeadDim);
-  const policy::Places places = budget(spec, n_live, plan_pattern(spec, n_live, scratch));
+  const policy::Places places = budget(spec, n_live, plan_pattern(spec, n_live, scratch), 0);
   choose_victims(spec, places, scratch);
   scratch.staged_victim.assign(n_staged, 0);
   for (const uint32_t victim : scratch.victims) {
@@ -432,7 +447,7 @@ void HeadStore::commit(const Spec& spec, uint64_t n_live, uint32_t from, CommitS
   resize_rows(scratch, staged.layout().dim_k, staged.layout().dim_v);
 
   const uint8_t planned = plan_pattern(spec, n_live, scratch);
-  choose_victims(spec, budget(spec, n_live, planned), scratch);
+  choose_victims(spec, budget(spec, n_live, planned, 0), scratch);
   std::erase_if(scratch.victims, [&](uint32_t victim) { return victim >= n_hi && victim < n_hi + first; });
   const uint32_t n_victims = uint32_t(scratch.victims.size()), n_moved = n_staged - first;
   scratch.staged_victim.assign(n_staged, 0);

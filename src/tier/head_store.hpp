@@ -93,7 +93,10 @@ class HeadStore {
   /// the tokens that had them. May throw std::bad_alloc; what was demoted until then stays so.
   void pass_on(HeadStore& next, const Spec& spec, uint64_t n_live, CommitScratch& scratch);
 
-  policy::Places budget(const Spec& spec, uint64_t n_live) const { return budget(spec, n_live, pattern); }
+  /// n_to_come: of the n_live tokens, those that are not staged yet; each may be punctuation.
+  policy::Places budget(const Spec& spec, uint64_t n_live, uint32_t n_to_come = 0) const {
+    return budget(spec, n_live, pattern, n_to_come);
+  }
 
   /// Demotes down to a lowered budget; staged tokens wait for commit(). May throw std::bad_alloc; what was demoted
   /// until then stays so.
@@ -133,7 +136,8 @@ class HeadStore {
 
   policy::Moments staged_moments(CommitScratch& scratch) const;
   void release_staged(uint32_t first);
-  policy::Places budget(const Spec& spec, uint64_t n_live, uint8_t of_pattern) const;
+  policy::Places budget(const Spec& spec, uint64_t n_live, uint8_t of_pattern, uint32_t n_to_come) const;
+  uint64_t count_punctuation(uint32_t from) const;  ///< staged and in hi, of arrivals from `from` on
   void rank(const policy::Policy& policy, CommitScratch& scratch) const;
   uint8_t plan_pattern(const Spec& spec, uint64_t n_live, CommitScratch& scratch) const;
   void choose_victims(const Spec& spec, policy::Places budget, CommitScratch& scratch) const;

@@ -112,7 +112,7 @@ void SegmentStore::stage_in_bytes() {
   }
 }
 
-void SegmentStore::stage(std::span<const uint32_t> cells) {
+void SegmentStore::stage(std::span<const uint32_t> cells, std::span<const uint8_t> punctuation) {
   n_last_staged_ = 0;
   if (cells.empty()) return;
   erase(cells);  // first: a sliding window overwrites as many tokens as it adds, and needs no more room
@@ -129,7 +129,7 @@ void SegmentStore::stage(std::span<const uint32_t> cells) {
     const uint32_t first = head.staged.append(uint32_t(cells.size()));
     for (uint32_t i = 0; i < cells.size(); ++i) {
       head.staged.set_cell(first + i, cells[i]);
-      head.staged.set_score(first + i, 0.0f, next_arrival_ + i);
+      head.staged.set_score(first + i, i < punctuation.size() && punctuation[i] ? -0.0f : 0.0f, next_arrival_ + i);
     }
   }
   for (const uint32_t cell : cells) live_.insert(cell);

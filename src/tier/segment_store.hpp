@@ -81,7 +81,7 @@ class SegmentStore {
 
   /// Replaces what `cells` held by n undefined staged tokens at the end of every head's staged tier.
   /// May throw std::bad_alloc; the cells hold nothing then. Cells are valid and distinct.
-  void stage(std::span<const uint32_t> cells);
+  void stage(std::span<const uint32_t> cells, std::span<const uint8_t> punctuation = {});
   /// Erasing allocates nothing and gives no memory back: the owner drops a segment without cells.
   void erase(std::span<const uint32_t> cells);
   void erase_range(uint32_t first, uint32_t last);

@@ -2,6 +2,7 @@
 // one into its place. Order within a tier has no meaning, because RoPE is already in K.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -46,7 +47,8 @@ class Tier {
 
   uint32_t cell(uint32_t slot) const { return codec::block_id(block_of(slot), *layout_, lane_of(slot)); }
   void set_cell(uint32_t slot, uint32_t cell) { codec::set_block_id(block_of(slot), *layout_, lane_of(slot), cell); }
-  /// 0 in a tier that is not scored.
+  /// 0 in a tier that is not scored. Sums of attention are not negative: a minus, also of 0, says that the token is
+  /// punctuation.
   float score(uint32_t slot) const { return layout_->scored ? at<float>(slot, layout_->scores) : 0.0f; }
   uint32_t arrival(uint32_t slot) const { return layout_->scored ? at<uint32_t>(slot, layout_->arrivals) : 0; }
   /// All scores and arrivals, [size()] each; of a scored tier.
@@ -58,7 +60,9 @@ class Tier {
     at<uint32_t>(slot, layout_->arrivals) = arrival;
   }
   void add_score(uint32_t slot, float more) {
-    if (layout_->scored) at<float>(slot, layout_->scores) += more;
+    if (!layout_->scored) return;
+    float& score = at<float>(slot, layout_->scores);
+    score = std::copysign(std::abs(score) + more, score);
   }
 
   /// Names another account, which has been charged for allocated_bytes(), as the one that they are released from.

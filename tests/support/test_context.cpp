@@ -105,7 +105,8 @@ Status SmallEngine::step(const std::vector<Part>& parts) {
     auto [at, is_new] = next.try_emplace(part.sequence, cache_->last_position(part.sequence) + 1);
     for (uint32_t i = 0; i < part.n; ++i) {
       const bool wanted = part.outputs == Outputs::all || (part.outputs == Outputs::last && i + 1 == part.n);
-      batch.tokens.push_back({part.sequence, wanted, at->second++});
+      const bool punctuation = setup_.punctuation_every && at->second % setup_.punctuation_every == 0;
+      batch.tokens.push_back({part.sequence, wanted, at->second++, punctuation});
     }
   }
   const std::vector<uint32_t> sizes = split(batch);

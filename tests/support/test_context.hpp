@@ -33,6 +33,7 @@ class SmallEngine {
     uint32_t window = 0;  ///< of the second layer
     uint64_t fingerprint = 7;
     uint64_t budget = 0;
+    Position punctuation_every = 0;  ///< every so many positions a token is punctuation; 0: none is
     std::shared_ptr<MemoryAccount> account = nullptr;
   };
   SmallEngine() : SmallEngine(Setup{}) {}

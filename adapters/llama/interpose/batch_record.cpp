@@ -8,24 +8,25 @@ namespace {
 
 // Never destroyed: globals of a program may free their batches after ours are gone.
 std::mutex& mutex = *new std::mutex;
-std::map<const llama_batch_ext*, Batch>& records = *new std::map<const llama_batch_ext*, Batch>;
+std::map<const llama_batch_ext*, BatchRecord>& records = *new std::map<const llama_batch_ext*, BatchRecord>;
 
 }  // namespace
 
-Batch batch_of(const llama_batch& batch) {
-  Batch record;
+BatchRecord batch_of(const llama_batch& batch) {
+  BatchRecord record;
   for (int32_t i = 0; i < batch.n_tokens; ++i) {
     const bool named = batch.n_seq_id && batch.seq_id && batch.n_seq_id[i] > 0;
     // Without flags the last token alone has logits.
     const bool output = batch.logits ? batch.logits[i] != 0 : i + 1 == batch.n_tokens;
-    record.tokens.push_back({named ? batch.seq_id[i][0] : 0, output});
+    record.batch.tokens.push_back({named ? batch.seq_id[i][0] : 0, output});
+    record.ids.push_back(batch.token ? batch.token[i] : LLAMA_TOKEN_NULL);
     for (int32_t s = 1; named && s < batch.n_seq_id[i]; ++s)
-      record.shared.emplace_back(uint32_t(i), batch.seq_id[i][s]);
+      record.batch.shared.emplace_back(uint32_t(i), batch.seq_id[i][s]);
   }
   return record;
 }
 
-void edit_record(const llama_batch_ext* batch, const std::function<void(Batch& record)>& edit) {
+void edit_record(const llama_batch_ext* batch, const std::function<void(BatchRecord& record)>& edit) {
   const std::lock_guard lock(mutex);
   edit(records[batch]);
 }
@@ -35,10 +36,10 @@ void forget_record(const llama_batch_ext* batch) {
   records.erase(batch);
 }
 
-Batch recorded(const llama_batch_ext* batch) {
+BatchRecord recorded(const llama_batch_ext* batch) {
   const std::lock_guard lock(mutex);
   const auto found = records.find(batch);
-  return found == records.end() ? Batch() : found->second;
+  return found == records.end() ? BatchRecord() : found->second;
 }
 
 }  // namespace mikv::llama

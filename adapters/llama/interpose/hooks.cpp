@@ -16,7 +16,6 @@
 #include "state/cell_capture.hpp"
 #include "state/state_calls.hpp"
 
-using mikv::Batch;
 using mikv::kAllSequences;
 using mikv::Status;
 using namespace mikv::llama;  // this file defines llama.cpp's own names outside of it
@@ -92,20 +91,25 @@ auto of_ours(llama_context* context, Ours ours, Stock stock) {
 }
 
 // What a batch that only llama.cpp can look into holds.
-void record(const llama_batch_ext* batch, const std::function<void(Batch&)>& edit) {
+void record(const llama_batch_ext* batch, const std::function<void(BatchRecord&)>& edit) {
   guarded([&] { edit_record(batch, edit); });
 }
 
 // A token that was added to it.
-int32_t recorded_token(const llama_batch_ext* batch, int32_t index, llama_seq_id sequence) {
-  if (index >= 0) record(batch, [&](Batch& of) { of.tokens.push_back({sequence, false}); });
+int32_t recorded_token(const llama_batch_ext* batch, int32_t index, llama_seq_id sequence,
+                       llama_token id = LLAMA_TOKEN_NULL) {
+  if (index < 0) return index;
+  record(batch, [&](BatchRecord& of) {
+    of.batch.tokens.push_back({sequence, false});
+    of.ids.push_back(id);
+  });
   return index;
 }
 
 bool recorded_output(const llama_batch_ext* batch, bool set, int32_t index, bool value) {
   if (!set) return set;
-  record(batch, [&](Batch& of) {
-    if (size_t(index) < of.tokens.size()) of.tokens[size_t(index)].output = value;
+  record(batch, [&](BatchRecord& of) {
+    if (size_t(index) < of.batch.tokens.size()) of.batch.tokens[size_t(index)].output = value;
   });
   return set;
 }
@@ -199,7 +203,7 @@ int32_t llama_process(llama_context* context, llama_process_type type, llama_bat
 
 llama_batch_ext* llama_batch_ext_init(llama_context* context) {
   llama_batch_ext* batch = MIKV_NEXT(llama_batch_ext_init)(context);
-  if (batch) record(batch, [](Batch& of) { of = {}; });
+  if (batch) record(batch, [](BatchRecord& of) { of = {}; });
   return batch;
 }
 
@@ -209,7 +213,7 @@ void llama_batch_ext_free(llama_batch_ext* batch) {
 }
 
 void llama_batch_ext_clear(llama_batch_ext* batch) {
-  record(batch, [](Batch& of) { of = {}; });
+  record(batch, [](BatchRecord& of) { of = {}; });
   MIKV_NEXT(llama_batch_ext_clear)(batch);
 }
 
@@ -218,7 +222,7 @@ int32_t llama_batch_ext_add(llama_batch_ext* batch, llama_seq_id sequence) {
 }
 
 int32_t llama_batch_ext_add_token(llama_batch_ext* batch, llama_seq_id sequence, llama_token id) {
-  return recorded_token(batch, MIKV_NEXT(llama_batch_ext_add_token)(batch, sequence, id), sequence);
+  return recorded_token(batch, MIKV_NEXT(llama_batch_ext_add_token)(batch, sequence, id), sequence, id);
 }
 
 int32_t llama_batch_ext_add_embd(llama_batch_ext* batch, llama_seq_id sequence, llama_embd embedding) {
@@ -227,7 +231,7 @@ int32_t llama_batch_ext_add_embd(llama_batch_ext* batch, llama_seq_id sequence, 
 
 bool llama_batch_ext_add_seq(llama_batch_ext* batch, int32_t index, llama_seq_id sequence) {
   const bool added = MIKV_NEXT(llama_batch_ext_add_seq)(batch, index, sequence);
-  if (added) record(batch, [&](Batch& of) { of.shared.push_back({uint32_t(index), sequence}); });
+  if (added) record(batch, [&](BatchRecord& of) { of.batch.shared.push_back({uint32_t(index), sequence}); });
   return added;
 }
 

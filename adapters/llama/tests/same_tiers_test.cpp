@@ -3,13 +3,17 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <array>
+#include <cctype>
 #include <cmath>
 #include <map>
 #include <random>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "context/context_impl.hpp"
+#include "interpose/punctuation.hpp"
 #include "mikv/inspect.hpp"
 #include "sequence_fixture.hpp"
 
@@ -40,6 +44,15 @@ bool record(ggml_tensor* tensor, bool ask, void* to) {
   return true;
 }
 
+/// The token of a text that is one.
+llama_token id_of(const llama_model* model, std::string_view text) {
+  std::array<llama_token, 8> ids{};
+  const int32_t n = llama_tokenize(llama_model_get_vocab(model), text.data(), int32_t(text.size()), ids.data(),
+                                   int32_t(ids.size()), false, true);
+  EXPECT_EQ(n, 1) << text;
+  return ids[0];
+}
+
 class SameTiers : public SequenceOperations, public testing::WithParamInterface<const char*> {
  protected:
   static LayerShape shape_of(const Recorded& recorded, const std::string& layer) {
@@ -48,10 +61,12 @@ class SameTiers : public SequenceOperations, public testing::WithParamInterface<
   }
 
   /// The step that llama.cpp took, in a context of one's own.
-  static void repeat(Context& own, const Recorded& recorded) {
+  static void repeat(Context& own, const Recorded& recorded, const std::vector<bool>& punctuation) {
     const uint32_t n = recorded.begin()->second.n_tokens;
+    ASSERT_EQ(punctuation.size(), n);
     Batch batch;
-    for (uint32_t i = 0; i < n; ++i) batch.tokens.push_back({0, i + 1 == n, own.last_position(0) + 1 + Position(i)});
+    for (uint32_t i = 0; i < n; ++i)
+      batch.tokens.push_back({0, i + 1 == n, own.last_position(0) + 1 + Position(i), punctuation[i]});
     ASSERT_TRUE(own.begin_step(batch).ok());
     for (const int layer : own.layers()) {
       const std::string number = std::to_string(layer);
@@ -86,6 +101,14 @@ class SameTiers : public SequenceOperations, public testing::WithParamInterface<
   }
 };
 
+TEST_F(SequenceOperations, PunctuationIsToldByItsText) {
+  const std::vector<bool> punctuation = punctuation_of(model_.get());
+  EXPECT_EQ(punctuation.size(), size_t(llama_vocab_n_tokens(llama_model_get_vocab(model_.get()))));
+  for (const char* text : {",", ".", ";", "!", "(", " -", ").", "`"}) EXPECT_TRUE(punctuation[id_of(model_.get(), text)]) << text;
+  for (const char* text : {"a", " the", "1", "\n", " ", "'s", "<|im_end|>"})
+    EXPECT_FALSE(punctuation[id_of(model_.get(), text)]) << text;
+}
+
 TEST_P(SameTiers, InLlamaCppAndInAContextOfOnesOwn) {
   Recorded recorded;
   llama_context_params with_callback = params(false);
@@ -94,18 +117,25 @@ TEST_P(SameTiers, InLlamaCppAndInAContextOfOnesOwn) {
   const Spec spec = Spec::parse(GetParam()).value();
   const ContextHandle engine(init_context(model_.get(), with_callback, spec).value());
   std::unique_ptr<Context> own;
+  const std::vector<bool> in_vocabulary = punctuation_of(model_.get());
+  const llama_token comma = id_of(model_.get(), ",");
   std::mt19937 random(31);
   // A prompt, which the token after it compresses, and tokens of which each demotes another.
   for (int step = 0; step < 12; ++step) {
     recorded.clear();
-    ASSERT_FALSE(feed(engine.get(), 0, words(random, step ? 1 : 300)).empty());
+    std::vector<llama_token> text = words(random, step ? 1 : 300);
+    for (size_t i = 4; i < text.size(); i += 5) text[i] = comma;
+    if (step % 3 == 2) text = {comma};
+    std::vector<bool> punctuation;
+    for (const llama_token id : text) punctuation.push_back(in_vocabulary[size_t(id)]);
+    ASSERT_FALSE(feed(engine.get(), 0, text).empty());
     ASSERT_EQ(recorded.size(), 3 * cache_of(engine.get())->layers().size());
     if (!own) {
       own = Context::create({.spec = spec, .n_cells = 2048}).value();
       for (const int layer : cache_of(engine.get())->layers())
         ASSERT_TRUE(own->add_layer(layer, shape_of(recorded, std::to_string(layer))).ok());
     }
-    repeat(*own, recorded);
+    repeat(*own, recorded, punctuation);
   }
   uint64_t n_hi = 0, n_tokens = 0;
   for (const int layer : own->layers()) {
@@ -124,9 +154,9 @@ TEST_P(SameTiers, InLlamaCppAndInAContextOfOnesOwn) {
   EXPECT_LT(n_hi, n_tokens / 2);
 }
 
-INSTANTIATE_TEST_SUITE_P(Specs, SameTiers, testing::Values("mikv", "h2o", "mikv-paper"), [](const auto& parameter) {
+INSTANTIATE_TEST_SUITE_P(Specs, SameTiers, testing::Values("mikv", "h2o", "mikv-paper", "fastgen:recovery=0.4"), [](const auto& parameter) {
   std::string name = parameter.param;
-  std::replace(name.begin(), name.end(), '-', '_');
+  std::ranges::replace_if(name, [](char c) { return !std::isalnum(static_cast<unsigned char>(c)); }, '_');
   return name;
 });
 
