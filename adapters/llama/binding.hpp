@@ -122,7 +122,7 @@ class Binding : private CellOwner {
   std::vector<CellPlace> places_;  ///< kept: a generation step allocates nothing
   bool engine_attends_ = false;
   bool embeds_ = false;                                     ///< outputs are embeddings, not probabilities
-  std::vector<bool> punctuation_;  ///< by token id; empty: the policy does not ask
+  std::vector<bool> punctuation_;                           ///< by token id; empty: the policy does not ask
   std::vector<std::pair<llama_seq_id, llama_pos>> before_;  ///< sequences of the step, and where they ended before it
   RowCopy row_copy_;
   SavedState saved_state_;

@@ -46,8 +46,8 @@ inline constexpr SequenceId kAllSequences = -1;
 struct Batch {
   struct Token {
     SequenceId sequence = 0;
-    bool output = false;    ///< its logits are wanted; a prompt ends with a token that has it
-    Position position = 0;  ///< read only where the context keeps the cells
+    bool output = false;       ///< its logits are wanted; a prompt ends with a token that has it
+    Position position = 0;     ///< read only where the context keeps the cells
     bool punctuation = false;  ///< its text is punctuation: `fastgen` has a set of such tokens; others do not read it
   };
   struct Shared {

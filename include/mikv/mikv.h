@@ -120,9 +120,9 @@ MIKV_API mikv_error mikv_context_set_rope(mikv_context* context, int32_t layer, 
 /* ------------------------------------------------------------ a step */
 
 typedef struct mikv_token {
-  int32_t sequence; /* 0 .. n_sequences - 1 */
-  int32_t position; /* in its sequence, from 0 */
-  int32_t output;   /* not 0: its logits are wanted; a prompt ends with a token that has it */
+  int32_t sequence;    /* 0 .. n_sequences - 1 */
+  int32_t position;    /* in its sequence, from 0 */
+  int32_t output;      /* not 0: its logits are wanted; a prompt ends with a token that has it */
   int32_t punctuation; /* not 0: its text is punctuation; `fastgen` has a set of such tokens, others do not read it */
 } mikv_token;
 

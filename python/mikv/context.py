@@ -243,7 +243,9 @@ class Context:
         if punctuation is not None:
             marks = np.asarray(punctuation, dtype=bool)
             if marks.shape != tokens.shape:
-                raise ValueError(f"punctuation has the shape {marks.shape}; give one value for each of {tokens.size} tokens")
+                raise ValueError(
+                    f"punctuation has the shape {marks.shape}; give one value for each of {tokens.size} tokens"
+                )
             tokens["punctuation"] = marks
         at = 0
         for sequence, n in runs:

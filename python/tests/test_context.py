@@ -103,7 +103,7 @@ def test_bad_arguments_raise_and_change_nothing(context):
     with pytest.raises(ValueError, match="layer 3"), context.step([(0, 2)]) as step:
         step.attend(3, q, k, v)
     with pytest.raises(ValueError, match="out of range"):
-        context.begin_step(np.array([(7, 0, 1)], mikv.context.TOKEN))
+        context.begin_step(np.array([(7, 0, 1, 0)], mikv.context.TOKEN))
     feed(context, 3)
 
 
@@ -197,6 +197,20 @@ def test_tiers_are_listed():
     assert (tokens.tier == mikv.Tier.HI).sum() == 75
     cache.crop(10)
     assert len(cache) == 10
+
+
+def test_punctuation_is_kept_where_the_spec_has_a_set_of_it():
+    n, marks = 300, np.arange(300) % 4 == 0
+    with mikv.Context("fastgen:recovery=0.15", n_cells=512, n_ubatch=n) as context:
+        context.add_layer(0, SHAPE)
+        with pytest.raises(ValueError, match="punctuation has the shape"), context.step([(0, n)], punctuation=[True]):
+            pass
+        with context.step([(0, n)], punctuation=marks) as step:
+            step.attend(0, rows(n, 4, 1) / 4, rows(n, 2, 2) / 4, rows(n, 2, 3))
+        feed(context, 1)
+        tokens = context.tokens(0, 0)
+        in_hi = set(tokens.position[tokens.tier == mikv.Tier.HI].tolist())
+        assert in_hi == {1, 2, 3} | set(range(0, n, 4))
 
 
 def test_a_missing_library_is_an_import_error(tmp_path):

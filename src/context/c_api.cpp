@@ -222,7 +222,8 @@ mikv_error mikv_context_begin_step(mikv_context* context, const mikv_token* toke
     if (!context || (!tokens && n_tokens) || (!shared && n_shared)) return null_argument("context, tokens and shared");
     mikv::Batch batch;
     for (size_t i = 0; i < n_tokens; ++i) {
-      batch.tokens.push_back({tokens[i].sequence, tokens[i].output != 0, tokens[i].position, tokens[i].punctuation != 0});
+      batch.tokens.push_back(
+          {tokens[i].sequence, tokens[i].output != 0, tokens[i].position, tokens[i].punctuation != 0});
     }
     for (size_t i = 0; i < n_shared; ++i) batch.shared.push_back({shared[i].token, shared[i].sequence});
     return context->context->begin_step(batch);

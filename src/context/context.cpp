@@ -274,8 +274,8 @@ Status Context::Impl::stage(ContextLayer& layer, std::span<const Part> of_call) 
   return {};
 }
 
-// A stream of a split context has the tokens of one sequence, in the order of the batch. The one of a unified context has
-// them all.
+// A stream of a split context has the tokens of one sequence, in the order of the batch. The one of a unified context
+// has them all.
 void Context::Impl::note_punctuation(const Batch& batch) {
   punctuation.clear();
   if (!spec().keeps_punctuation()) return;

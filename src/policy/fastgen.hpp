@@ -1,7 +1,7 @@
 // fastgen: each KV head keeps the smallest of five sets of tokens that has had enough of its attention: the first
 // `sinks` tokens; these and punctuation; these and the frequent ones, which received most attention; these and the most
-// recent ones, the local ones; all tokens. Enough is the spec key `recovery`. Source: FastGen, arXiv 2310.01801. `keep` is the share of
-// frequent and local tokens together, half of it each.
+// recent ones, the local ones; all tokens. Enough is the spec key `recovery`. Source: FastGen, arXiv 2310.01801. `keep`
+// is the share of frequent and local tokens together, half of it each.
 //
 // Records the attention of the prompt's last kQueries queries and of every generated token; the score is its sum, over
 // queries and the group's query heads. The prompt's end picks the set. The head keeps it from then on.

@@ -84,14 +84,14 @@ struct Policy {
   std::string_view name;      ///< in specs
   std::string_view own_keys;  ///< spec keys that not every policy reads and this one does: "a,b"; empty: none
   Recording recording;
-  Settle settle;                 ///< null: scores stay as recorded
-  Choose choose;                 ///< null: it demotes nothing
-  Patterns patterns = {};        ///< none: all heads have the same number of places
-  PlacesOf places = nullptr;     ///< null: of `keep` and `recent`, or of the pattern
+  Settle settle;                   ///< null: scores stay as recorded
+  Choose choose;                   ///< null: it demotes nothing
+  Patterns patterns = {};          ///< none: all heads have the same number of places
+  PlacesOf places = nullptr;       ///< null: of `keep` and `recent`, or of the pattern
   bool keeps_punctuation = false;  ///< scores of punctuation have a minus, also of 0; else no score has
-  uint32_t fewer_places = 0;     ///< the most that `places` gets fewer by, as tokens come
-  std::string_view preset_keys;  ///< of the preset of the same name
-  std::string_view description;  ///< of that preset, one line
+  uint32_t fewer_places = 0;       ///< the most that `places` gets fewer by, as tokens come
+  std::string_view preset_keys;    ///< of the preset of the same name
+  std::string_view description;    ///< of that preset, one line
 
   constexpr bool demotes() const { return choose != nullptr; }
   constexpr bool reads(std::string_view key) const {

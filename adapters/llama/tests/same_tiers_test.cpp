@@ -104,7 +104,8 @@ class SameTiers : public SequenceOperations, public testing::WithParamInterface<
 TEST_F(SequenceOperations, PunctuationIsToldByItsText) {
   const std::vector<bool> punctuation = punctuation_of(model_.get());
   EXPECT_EQ(punctuation.size(), size_t(llama_vocab_n_tokens(llama_model_get_vocab(model_.get()))));
-  for (const char* text : {",", ".", ";", "!", "(", " -", ").", "`"}) EXPECT_TRUE(punctuation[id_of(model_.get(), text)]) << text;
+  for (const char* text : {",", ".", ";", "!", "(", " -", ").", "`"})
+    EXPECT_TRUE(punctuation[id_of(model_.get(), text)]) << text;
   for (const char* text : {"a", " the", "1", "\n", " ", "'s", "<|im_end|>"})
     EXPECT_FALSE(punctuation[id_of(model_.get(), text)]) << text;
 }
@@ -154,11 +155,13 @@ TEST_P(SameTiers, InLlamaCppAndInAContextOfOnesOwn) {
   EXPECT_LT(n_hi, n_tokens / 2);
 }
 
-INSTANTIATE_TEST_SUITE_P(Specs, SameTiers, testing::Values("mikv", "h2o", "mikv-paper", "fastgen:recovery=0.4"), [](const auto& parameter) {
-  std::string name = parameter.param;
-  std::ranges::replace_if(name, [](char c) { return !std::isalnum(static_cast<unsigned char>(c)); }, '_');
-  return name;
-});
+INSTANTIATE_TEST_SUITE_P(Specs, SameTiers, testing::Values("mikv", "h2o", "mikv-paper", "fastgen:recovery=0.4"),
+                         [](const auto& parameter) {
+                           std::string name = parameter.param;
+                           std::ranges::replace_if(
+                               name, [](char c) { return !std::isalnum(static_cast<unsigned char>(c)); }, '_');
+                           return name;
+                         });
 
 }  // namespace
 }  // namespace mikv::llama::test
