@@ -37,6 +37,17 @@ TEST_P(CommitTest, ATextThatIsMeasuredReadsCompressedTokens) {
   EXPECT_GT(usage.n_lo_tokens, 4 * 1000u);
 }
 
+// hi of 300 tokens has no place, and what is evicted is nowhere: what comes after it is compressed all the same.
+TEST_P(CommitTest, ATokenIsCompressedAfterTokensThatWereAllEvicted) {
+  SmallEngine engine(wish("h2o:keep=0.003"));
+  ASSERT_TRUE(engine.prompt(0, 300).ok());
+  for (int i = 0; i < 8; ++i) {
+    ASSERT_TRUE(engine.generate(0).ok());
+    EXPECT_LE(engine.cache().memory_usage().n_staged_tokens, 4u) << "of 2 layers of 2 KV heads";
+    EXPECT_EQ(engine.cache().memory_usage().n_hi_tokens, 0u);
+  }
+}
+
 TEST_P(CommitTest, AStepThatGeneratesBeginsWithItsPromptCompressed) {
   SmallEngine engine(wish());
   ASSERT_TRUE(engine.prompt(0, 600).ok());

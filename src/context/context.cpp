@@ -137,10 +137,11 @@ Status Context::begin_step(const Batch& batch) {
     Status status = impl_->plan_step(batch);
     for (auto& [index, layer] : impl_->layers.layers) {
       layer.first_row = layer.next_row = 0;
+      layer.n_stored.clear();
       layer.wants_k = layer.wants_v = layer.attended = false;
     }
     if (status) {
-      impl_->note_punctuation(batch);
+      impl_->punctuation.begin(batch, impl_->options);
       status = impl_->budget.make_room(impl_->scene(impl_->plan));
       if (status) impl_->commit_before_generation();
       for (const StepPlan::Run& run : impl_->plan.runs()) {
@@ -268,38 +269,10 @@ Status Context::Impl::stage(ContextLayer& layer, std::span<const Part> of_call) 
     if (const Status status = layer.cache->commit(part.segment, from); !status) return status;
   }
   for (const Part& part : of_call) {
-    if (const Status status = layer.cache->stage(part.segment, part.cells, punctuation_of(layer, part)); !status)
-      return status;
+    const std::span<const uint8_t> marks = punctuation.of(layer, part.stream, part.rows);
+    if (const Status status = layer.cache->stage(part.segment, part.cells, marks); !status) return status;
   }
   return {};
-}
-
-// A stream of a split context has the tokens of one sequence, in the order of the batch. The one of a unified context
-// has them all.
-void Context::Impl::note_punctuation(const Batch& batch) {
-  punctuation.clear();
-  if (!spec().keeps_punctuation()) return;
-  if (std::ranges::none_of(batch.tokens, &Batch::Token::punctuation)) return;
-  const auto is_other = [&](const Batch::Token& token) { return token.sequence != batch.tokens.front().sequence; };
-  const bool mixed_up = sequences.unified() && !options.tokens_in_order && std::ranges::any_of(batch.tokens, is_other);
-  if (mixed_up) return;  // which is which is not known
-  punctuation.resize(sequences.unified() ? 1 : options.n_sequences);
-  for (const Batch::Token& token : batch.tokens) {
-    punctuation[sequences.unified() ? 0 : size_t(token.sequence)].push_back(token.punctuation);
-  }
-  for (auto& [index, layer] : layers.layers) layer.n_stored.assign(punctuation.size(), 0);
-}
-
-std::span<const uint8_t> Context::Impl::punctuation_of(ContextLayer& layer, const Part& part) {
-  if (punctuation.empty()) return {};
-  if (part.stream >= layer.n_stored.size()) layer.n_stored.resize(punctuation.size());  // a layer of this very step
-  const std::vector<uint8_t>& of_stream = punctuation[part.stream];
-  punctuation_of_part.clear();
-  for (const uint32_t row : part.rows) {
-    const size_t at = sequences.unified() ? layer.first_row + row : layer.n_stored[part.stream]++;
-    punctuation_of_part.push_back(at < of_stream.size() && of_stream[at]);
-  }
-  return punctuation_of_part;
 }
 
 void Context::Impl::count_measured(const ContextLayer& layer, std::span<const Part> of_call) {

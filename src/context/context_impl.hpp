@@ -17,6 +17,7 @@
 #include "context/refusals.hpp"
 #include "context/sequences.hpp"
 #include "context/step_plan.hpp"
+#include "context/step_punctuation.hpp"
 #include "mikv/context.hpp"
 #include "mikv/thread_team.hpp"
 
@@ -102,8 +103,7 @@ struct Context::Impl {
   struct Part {
     SegmentId segment = 0;
     uint32_t stream = 0;
-    bool generates = false;  ///< see StepPlan::Run
-    bool measured = false;   ///< the same
+    bool generates = false, measured = false;  ///< see StepPlan::Run
     SequenceId sequence = 0;
     std::vector<Cell> cells;     ///< of the stream
     std::vector<uint32_t> rows;  ///< of the call, one per cell
@@ -111,16 +111,10 @@ struct Context::Impl {
   /// Valid until the next call. Error: more tokens than the batch has, a stream without a token.
   Result<std::span<const Part>> parts_of(const context::ContextLayer& layer, std::span<const CellPlace> cells);
   Status stage(context::ContextLayer& layer, std::span<const Part> parts);
-  void note_punctuation(const Batch& batch);
-  /// Of each cell of the part; empty if the step has none. Valid until the next call.
-  std::span<const uint8_t> punctuation_of(context::ContextLayer& layer, const Part& part);
   void count_measured(const context::ContextLayer& layer, std::span<const Part> parts);
   void write(context::ContextLayer& layer, std::span<const Part> parts, const float* rows, size_t stride, bool keys);
   const context::StepPlan::Run* run_of_row(uint32_t stream, uint32_t row) const;
-  /// By stream, of its tokens of this step in order: not 0 for punctuation. Empty: the policy does not ask, or the step
-  /// has none.
-  std::vector<std::vector<uint8_t>> punctuation;
-  std::vector<uint8_t> punctuation_of_part;
+  context::StepPunctuation punctuation;
   std::vector<Part> parts;  ///< kept, as are those below: a generation step allocates nothing
   std::vector<float> gathered, tensor_rows;
   std::vector<AttendArgs> tensor_calls;  ///< of attend_tensors(), as tensor_rows

@@ -21,7 +21,7 @@ struct ContextLayer {
   Rope rope;
   /// Tokens of the batch that the last store() kept: first_row .. next_row - 1.
   uint32_t first_row = 0, next_row = 0;
-  std::vector<uint32_t> n_stored;         ///< by stream: tokens of this step; kept where the step has punctuation
+  std::vector<uint32_t> n_stored;         ///< by stream: tokens of this step; counted where it has punctuation
   bool wants_k = false, wants_v = false;  ///< the last store() lacked it
   bool attended = false;                  ///< in the present step
 

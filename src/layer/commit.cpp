@@ -21,7 +21,8 @@ constexpr uint64_t kTokensPerThread = 256;
 
 void add_jobs(tier::SegmentStore& segment, uint32_t from, std::vector<Job>& jobs) {
   for (tier::HeadStore& head : segment.heads()) {
-    if (head.commits(segment.spec(), from)) jobs.push_back({&head, &segment.spec(), segment.n_live()});
+    if (head.commits(segment.spec(), segment.n_live(), from))
+      jobs.push_back({&head, &segment.spec(), segment.n_live()});
   }
 }
 

@@ -127,9 +127,8 @@ class LayerCache {
   void record_from(uint32_t n_tokens);
 
   /// Stores K and V of n tokens, replacing what their cells held. Row t of k is at k + t * k_stride floats,
-  /// [n_kv_heads][head_dim_k]; v alike. A non-finite element becomes the nearest finite f16, NaN 0.
-  /// Errors: a cell >= max_cells or named twice, a segment >= kMaxSegments: nothing is stored; out of memory: the cells
-  /// hold nothing.
+  /// [n_kv_heads][head_dim_k]; v alike. A non-finite element becomes the nearest finite f16, NaN 0. Errors: a cell >=
+  /// max_cells or named twice, a segment >= kMaxSegments: nothing is stored; out of memory: the cells hold nothing.
   Status put(SegmentId segment, std::span<const Cell> cells, const float* k, size_t k_stride, const float* v,
              size_t v_stride);
   /// put() in two steps: stage() takes the cells, write_k() and write_v() fill the tokens of the last stage().

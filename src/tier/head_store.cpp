@@ -57,6 +57,13 @@ void add_moments(const float* x, size_t n, double* __restrict mean, double* __re
   for (size_t c = 0; c < n; ++c) mean[c] += x[c], square[c] += double(x[c]) * x[c];
 }
 
+// Of a tier's tokens that arrived at `from` or later.
+uint64_t count_punctuation(const Tier& tier, uint32_t from) {
+  uint64_t n = 0;
+  for (uint32_t slot = 0; slot < tier.size(); ++slot) n += tier.arrival(slot) >= from && std::signbit(tier.score(slot));
+  return n;
+}
+
 }  // namespace
 
 HeadStore::HeadStore(const Layouts& layouts, const Spec& spec, MemoryAccount& account)
@@ -339,25 +346,22 @@ void HeadStore::store_scores(const CommitScratch& scratch) {
   }
 }
 
+policy::Places HeadStore::budget(const Spec& spec, uint64_t n_live, uint32_t n_to_come) const {
+  return budget(spec, n_live, pattern, n_to_come);
+}
+
 policy::Places HeadStore::budget(const Spec& spec, uint64_t n_live, uint8_t of_pattern, uint32_t n_to_come) const {
   const policy::Policy& policy = policy::policy_of(spec.importance);
   if (policy.places) return policy.places(spec, n_live);
   if (policy.patterns.n) {
-    const uint64_t n_punctuation = policy.keeps_punctuation ? n_to_come + count_punctuation(spec.sinks) : 0;
+    uint64_t n_punctuation = 0;
+    if (policy.keeps_punctuation)
+      n_punctuation = n_to_come + count_punctuation(hi, spec.sinks) + count_punctuation(staged, spec.sinks);
     return policy.patterns.places(of_pattern, spec, n_live, n_punctuation);
   }
   const uint64_t own = policy::hi_budget(spec.keep, n_live);
   const uint64_t passed_on = policy::n_recent(spec.recent, policy::hi_budget(spec.keep, n_before));
   return {own + passed_on, policy::n_recent(spec.recent, own) + passed_on};
-}
-
-uint64_t HeadStore::count_punctuation(uint32_t from) const {
-  uint64_t n = 0;
-  for (const Tier* tier : {&hi, &staged}) {
-    for (uint32_t slot = 0; slot < tier->size(); ++slot)
-      n += tier->arrival(slot) >= from && std::signbit(tier->score(slot));
-  }
-  return n;
 }
 
 void HeadStore::pass_on(HeadStore& next, const Spec& spec, uint64_t n_live, CommitScratch& scratch) {
@@ -430,15 +434,16 @@ void HeadStore::lower_bits(const Spec& spec, const codec::BlockLayout& uniform) 
   own_lo_ = std::move(lower);
 }
 
-bool HeadStore::commits(const Spec& spec, uint32_t from) const {
+bool HeadStore::commits(const Spec& spec, uint64_t n_live, uint32_t from) const {
   const uint32_t n_staged = staged.size();
   if (n_staged == 0 || spec.uncompressed()) return false;
-  if (!compressed() && n_staged < from) return false;
+  const bool began = frozen || n_live > n_staged;  // hi and lo are empty where all that was compressed is evicted
+  if (!began && n_staged < from) return false;
   return frozen || !spec.needs_calibration() || n_staged >= kMinCalibrationTokens;
 }
 
 void HeadStore::commit(const Spec& spec, uint64_t n_live, uint32_t from, CommitScratch& scratch, uint32_t n_most) {
-  if (!commits(spec, from)) return;
+  if (!commits(spec, n_live, from)) return;
   const uint32_t n_hi = hi.size(), n_staged = staged.size();
   const bool settles = policy::policy_of(spec.importance).settle != nullptr;
   const uint32_t first = settles || staged_in_bytes() ? 0 : n_staged - std::min(n_most, n_staged);  // that is moved

@@ -77,7 +77,8 @@ class HeadStore {
   bool compressed() const { return frozen || hi.size() > 0 || lo.size() > 0; }
   uint32_t stored() const { return staged.size() + hi.size() + lo.size(); }
 
-  bool commits(const Spec& spec, uint32_t from) const;  ///< true if commit() would compress something
+  /// True if commit() would compress something.
+  bool commits(const Spec& spec, uint64_t n_live, uint32_t from) const;
   /// Compresses what is staged. n_live: live cells of the segment, evicted ones included (the S of floor(keep * S)).
   /// from: as of LayerCache::commit(). n_most: of the staged tokens, the last ones; the others stay staged, for calls
   /// to come. All at once, if a policy settles scores, or in bytes. May throw std::bad_alloc; nothing changes then.
@@ -94,9 +95,7 @@ class HeadStore {
   void pass_on(HeadStore& next, const Spec& spec, uint64_t n_live, CommitScratch& scratch);
 
   /// n_to_come: of the n_live tokens, those that are not staged yet; each may be punctuation.
-  policy::Places budget(const Spec& spec, uint64_t n_live, uint32_t n_to_come = 0) const {
-    return budget(spec, n_live, pattern, n_to_come);
-  }
+  policy::Places budget(const Spec& spec, uint64_t n_live, uint32_t n_to_come = 0) const;
 
   /// Demotes down to a lowered budget; staged tokens wait for commit(). May throw std::bad_alloc; what was demoted
   /// until then stays so.
@@ -137,7 +136,6 @@ class HeadStore {
   policy::Moments staged_moments(CommitScratch& scratch) const;
   void release_staged(uint32_t first);
   policy::Places budget(const Spec& spec, uint64_t n_live, uint8_t of_pattern, uint32_t n_to_come) const;
-  uint64_t count_punctuation(uint32_t from) const;  ///< staged and in hi, of arrivals from `from` on
   void rank(const policy::Policy& policy, CommitScratch& scratch) const;
   uint8_t plan_pattern(const Spec& spec, uint64_t n_live, CommitScratch& scratch) const;
   void choose_victims(const Spec& spec, policy::Places budget, CommitScratch& scratch) const;
