@@ -23,7 +23,7 @@ function(mikv_use_warnings)
   endforeach()
 endfunction()
 
-# For code that mostly waits: for people, files, or the library. Full optimisation takes the compiler a third longer.
+# For code that mostly waits: for people, files, or the library. -O3 has nothing to gain there and takes longer to compile.
 function(mikv_optimise_less)
   foreach(target IN LISTS ARGN)
     target_compile_options(${target} PRIVATE $<$<CONFIG:Release>:-O2>)
