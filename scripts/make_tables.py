@@ -339,8 +339,9 @@ def compared(kinds: tuple[str, ...]) -> str:
 
 @table
 def python() -> str:
-    return markdown(["what", "model", "tokens", "figure", "unit"],
-                    [[row["what"], MODELS[row["model"]], f"{int(row['tokens']):,}" if row["tokens"] else "-", row["value"], row["unit"]] for row in read("python")])
+    return markdown(["what", "model", "machine", "tokens", "figure", "unit"],
+                    [[row["what"], MODELS[row["model"]], row["machine"].split(",")[0], f"{int(row['tokens']):,}" if row["tokens"] else "-", row["value"], row["unit"]]
+                     for row in read("python")])
 
 
 @table

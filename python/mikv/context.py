@@ -186,8 +186,10 @@ class Context:
             library.mikv_context_free(handle)
 
     def __del__(self) -> None:
-        with contextlib.suppress(Exception):
+        try:  # noqa: SIM105 - at the interpreter's exit contextlib is gone
             self.close()
+        except Exception:
+            pass
 
     @contextlib.contextmanager
     def _mine(self) -> Iterator[ctypes.c_void_p]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import os
 import subprocess
 import sys
 import threading
@@ -220,3 +221,10 @@ def test_a_missing_library_is_an_import_error(tmp_path):
         capture_output=True, text=True,
     )  # fmt: skip
     assert result.returncode == 1 and "ImportError: cannot load" in result.stderr
+
+
+def test_a_context_that_lives_as_long_as_the_interpreter_ends_without_a_word():
+    code = "import contextlib, mikv; contextlib.kept = mikv.Context(n_cells=256)"  # freed as one of the last
+    environment = {"MIKV_LIBRARY": os.environ["MIKV_LIBRARY"], "PYTHONPATH": ":".join(sys.path)}
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "")
