@@ -1,9 +1,8 @@
-// mikv bench decode, mikv bench prefill: speed of the whole model at a depth of context, ours and llama.cpp's in one
-// run.
+// mikv bench decode, prefill and wait: speed of the whole model at a depth of context, ours and llama.cpp's in one run.
 //
-// Every arm is brought to the same prompt, then the arms take turns: a repetition lets each of them generate, or take
-// in, some tokens from that prompt's end. Ratios are taken within a repetition, so that slow moments of the machine
-// cancel.
+// The arms take turns. Under decode and prefill every arm is brought to the same prompt once, and a repetition lets
+// each of them generate, or take in, some tokens from that prompt's end. Under wait a repetition begins with the
+// reading of the prompt. Ratios are taken within a repetition, so that slow moments of the machine cancel.
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
@@ -37,10 +36,12 @@ constexpr double kMaxDivergence = 0.1;
 struct Workload {
   const char* name;
   bool prefill;       ///< tokens come at once, as a prompt's do; otherwise one after the other
+  bool reads_prompt;  ///< the time of the prompt counts
   double token_cost;  ///< of the progress display, in prompt tokens
 };
-constexpr Workload kDecode{"decode", false, kStepInPromptTokens};
-constexpr Workload kPrefill{"prefill", true, 1.0};
+constexpr Workload kDecode{"decode", false, false, kStepInPromptTokens};
+constexpr Workload kPrefill{"prefill", true, false, 1.0};
+constexpr Workload kWait{"wait", false, true, kStepInPromptTokens};
 
 struct BenchModelOptions {
   BenchModelOptions(const Workload& what, uint32_t n) : workload(what), n_new(n) {}
@@ -58,9 +59,11 @@ struct BenchModelOptions {
   std::string command() const { return std::string("bench ") + workload.name; }
 };
 
+/// One value per repetition.
 struct Timing {
-  std::vector<double> tokens_per_s;   ///< one a repetition
-  std::vector<double> compression_s;  ///< of the prompt, before something is generated; the same
+  std::vector<double> speed;          ///< tokens/s, or answers/s under wait
+  std::vector<double> reading_s;      ///< of the prompt, without its compression
+  std::vector<double> compression_s;  ///< of the prompt, before something is generated
   MemoryUsage usage;
 };
 
@@ -87,11 +90,17 @@ class DepthRun {
     // Two tokens stand for an empty context: a step of one token would count as generation.
     n_prompt_ = std::max(depth, 2u);
     depth_ = depth;
-    arms_.set_prompt({tokens_.begin(), tokens_.begin() + n_prompt_});
-    check_answers();
+    set_prompt();
+    // Where reading is timed, it is not done once more for the check.
+    std::vector<std::vector<double>> first(arms_.size());
+    for (size_t arm = 0; arm < arms_.size() && !options_.workload.reads_prompt; ++arm)
+      first[arm] = first_distribution(arm);
     std::vector<Timing> timings(arms_.size());
     for (int repetition = 0; repetition < options_.n_repetitions; ++repetition) {
-      for (size_t arm = 0; arm < arms_.size(); ++arm) time(arm, timings[arm], repetition);
+      if (repetition == 0 && !options_.workload.reads_prompt) check_answers(first);
+      if (repetition > 0 && options_.workload.reads_prompt) set_prompt();
+      for (size_t arm = 0; arm < arms_.size(); ++arm) time(arm, timings[arm], repetition, first[arm]);
+      if (repetition == 0 && options_.workload.reads_prompt) check_answers(first);
     }
     return timings;
   }
@@ -103,6 +112,8 @@ class DepthRun {
     }
     throw UserError(options_.command() + " needs " + name);
   }
+
+  void set_prompt() { arms_.set_prompt({tokens_.begin(), tokens_.begin() + n_prompt_}); }
 
   std::vector<double> first_distribution(size_t arm) {
     const ArmStart start = begin(arm);
@@ -129,35 +140,37 @@ class DepthRun {
     }
   }
 
-  void check_answers() {
-    const auto ours = first_distribution(index_of(kReference));
-    const auto stock = first_distribution(index_of(kBaseline));
-    const double divergence = kl_divergence(stock, ours);
+  /// first: of each arm, the distribution of a token after the prompt.
+  void check_answers(const std::vector<std::vector<double>>& first) const {
+    const auto& stock = first[index_of(kBaseline)];
+    const double divergence = kl_divergence(stock, first[index_of(kReference)]);
     if (!(divergence < kMaxDivergence)) {
       throw UserError(
           fmt::format("refusing to time: at depth {} {} and {} disagree (KL divergence {:.2g}); please report it",
                       depth_, kReference, kBaseline, divergence));
     }
     for (size_t arm = 0; arm < arms_.size(); ++arm) {
-      if (!std::isfinite(kl_divergence(stock, first_distribution(arm)))) {
+      if (!std::isfinite(kl_divergence(stock, first[arm]))) {
         throw UserError(fmt::format("refusing to time: {} gives no finite answer at depth {}; please report it",
                                     arms_.choice(arm).name, depth_));
       }
     }
   }
 
-  void time(size_t arm, Timing& timing, int repetition) {
+  /// first: takes the distribution after the prompt where reading is timed.
+  void time(size_t arm, Timing& timing, int repetition, std::vector<double>& first) {
     const ArmStart start = begin(arm);
+    const Workload& workload = options_.workload;
     timing.usage = start.usage;
-    uint32_t first = 0;
-    if (!options_.workload.prefill) {
-      timing.compression_s.push_back(start.compression_s);
-      work(*start.context, 0, 1);  // builds the graph, wakes the threads
-      first = 1;
-    }
+    timing.reading_s.push_back(start.prefill_s - start.compression_s);
+    timing.compression_s.push_back(start.compression_s);
+    if (workload.reads_prompt && repetition == 0) first = log_softmax(start.logits);
+    const bool warms_up = !workload.prefill && !workload.reads_prompt;  // builds the graph, wakes the threads
+    if (warms_up) work(*start.context, 0, 1);
     const Stopwatch watch;
-    work(*start.context, first, options_.n_new);
-    timing.tokens_per_s.push_back(double(options_.n_new) / watch.seconds());
+    work(*start.context, warms_up ? 1 : 0, options_.n_new);
+    timing.speed.push_back(workload.reads_prompt ? 1.0 / (start.prefill_s + watch.seconds())
+                                                 : double(options_.n_new) / watch.seconds());
     progress_.advance(options_.workload.token_cost * options_.n_new,
                       fmt::format("depth {}: repetition {} of {}, {}", depth_, repetition + 1, options_.n_repetitions,
                                   arms_.choice(arm).name));
@@ -170,34 +183,53 @@ class DepthRun {
   uint32_t n_prompt_ = 0, depth_ = 0;
 };
 
-void report_rows(const Arms& arms, size_t n_shown, uint32_t depth, const std::vector<Timing>& timings, Table& table,
-                 JsonReport& report, LineChart& chart) {
+/// The columns of a table, and the keys of its JSON rows.
+std::vector<Table::Column> columns_of(const Workload& workload) {
+  using enum Table::Align;
+  std::vector<Table::Column> columns{{"kv", left}, {"depth"}};
+  columns.insert(columns.end(), {{workload.reads_prompt ? "wait, s" : "tokens/s"}, {"min"}, {"max"}});
+  columns.insert(columns.end(), {{"x llama:f16"}, {"KV bytes"}});
+  if (workload.reads_prompt) columns.push_back({"reading, s"});
+  if (!workload.prefill) columns.push_back({"compression, s"});
+  return columns;
+}
+
+void report_rows(const Workload& workload, const Arms& arms, size_t n_shown, uint32_t depth,
+                 const std::vector<Timing>& timings, Table& table, JsonReport& report, LineChart& chart) {
   size_t baseline = 0;
   while (arms.choice(baseline).name != kBaseline) ++baseline;
+  const std::string unit = workload.reads_prompt ? "wait_s" : "tokens_per_s";
   for (size_t arm = 0; arm < n_shown; ++arm) {
-    const auto& rates = timings[arm].tokens_per_s;
-    std::vector<double> ratios;
-    for (size_t i = 0; i < rates.size(); ++i) ratios.push_back(rates[i] / timings[baseline].tokens_per_s[i]);
-    const double ratio = median(ratios), bits = timings[arm].usage.bits_per_element();
-    chart.lines[arm].points.push_back({double(depth), median(rates)});
+    const Timing& timing = timings[arm];
+    std::vector<double> ratios, shown = timing.speed;
+    for (size_t i = 0; i < shown.size(); ++i) {
+      ratios.push_back(timing.speed[i] / timings[baseline].speed[i]);
+      if (workload.reads_prompt) shown[i] = 1.0 / shown[i];
+    }
+    const double ratio = median(ratios), bits = timing.usage.bits_per_element();
+    chart.lines[arm].points.push_back({double(depth), median(shown)});
     std::vector<std::string> cells{arms.choice(arm).name,
                                    fmt::format("{}", depth),
-                                   fmt::format("{:.1f}", median(rates)),
-                                   fmt::format("{:.1f}", quantile(rates, 0.0)),
-                                   fmt::format("{:.1f}", quantile(rates, 1.0)),
+                                   fmt::format("{:.1f}", median(shown)),
+                                   fmt::format("{:.1f}", quantile(shown, 0.0)),
+                                   fmt::format("{:.1f}", quantile(shown, 1.0)),
                                    fmt::format("{:.2f}", ratio),
-                                   format_bytes(double(timings[arm].usage.total()))};
+                                   format_bytes(double(timing.usage.total()))};
     Json row{{"kv", arms.choice(arm).name},
              {"depth", depth},
-             {"tokens_per_s", median(rates)},
+             {unit, median(shown)},
              {"ratio_to_llama_f16", ratio},
-             {"tokens_per_s_min", quantile(rates, 0.0)},
-             {"tokens_per_s_max", quantile(rates, 1.0)},
-             {"kv_bytes", timings[arm].usage.total()},
+             {unit + "_min", quantile(shown, 0.0)},
+             {unit + "_max", quantile(shown, 1.0)},
+             {"kv_bytes", timing.usage.total()},
              {"bits_per_element", bits}};
-    if (const auto& seconds = timings[arm].compression_s; !seconds.empty()) {
-      cells.push_back(fmt::format("{:.3f}", median(seconds)));
-      row["compression_s"] = median(seconds);
+    if (workload.reads_prompt) {
+      cells.push_back(fmt::format("{:.1f}", median(timing.reading_s)));
+      row["reading_s"] = median(timing.reading_s);
+    }
+    if (!workload.prefill) {
+      cells.push_back(fmt::format("{:.3f}", median(timing.compression_s)));
+      row["compression_s"] = median(timing.compression_s);
     }
     table.add_row(cells);
     report.add_row(row);
@@ -207,11 +239,27 @@ void report_rows(const Arms& arms, size_t n_shown, uint32_t depth, const std::ve
 /// In prompt tokens.
 double amount_of_work(const BenchModelOptions& options, const Arms& arms) {
   double work = 0.0;
+  const int n_readings = options.workload.reads_prompt ? options.n_repetitions : 1;
   for (uint32_t depth : options.depths) {
-    work += double(depth) * double(arms.n_prefills());
+    work += double(depth) * double(arms.n_prefills()) * n_readings;
     work += options.workload.token_cost * options.n_new * options.n_repetitions * double(arms.size());
   }
   return work;
+}
+
+LineChart empty_chart(const BenchModelOptions& options) {
+  const Workload& workload = options.workload;
+  const std::string about = fmt::format("{}, {} threads", options.model.name(), options.model.threads());
+  if (workload.reads_prompt) {
+    return {fmt::format("Seconds for an answer of {} tokens", options.n_new),
+            fmt::format("{}, reading and compression included, median of {}", about, options.n_repetitions),
+            "tokens of the prompt", "s"};
+  }
+  return {fmt::format("{} tokens/s with a context", workload.prefill ? "Prompt" : "Generated"),
+          fmt::format("{}, {}, median of {}", about,
+                      workload.prefill ? fmt::format("{} tokens at a time", options.n_new) : "token by token",
+                      options.n_repetitions),
+          "tokens in the cache before", "tokens/s"};
 }
 
 void run(const BenchModelOptions& options) {
@@ -220,6 +268,12 @@ void run(const BenchModelOptions& options) {
   for (const char* needed : {kReference, kBaseline}) {  // the check and the ratio need them
     if (std::ranges::find(choices, needed, &llama::KvChoice::name) == choices.end())
       choices.push_back(unwrap(llama::KvChoice::parse(needed)));
+  }
+  for (const llama::KvChoice& choice : choices) {
+    if (options.workload.reads_prompt && choice.takes_prompt) {
+      throw UserError(fmt::format("{} does not read its prompt: {} times the reading; name it without prefill=exact",
+                                  choice.name, options.command()));
+    }
   }
   JsonReport report(options.output, options.command());
   if (!options.plot.empty()) check_writable(options.plot, "--plot");
@@ -231,18 +285,9 @@ void run(const BenchModelOptions& options) {
              .should_stop = interrupted});
   options.model.describe(*model, report.meta());
   report.meta().update({{"seed", options.seed}, {"tokens", options.n_new}, {"repetitions", options.n_repetitions}});
-  using enum Table::Align;
-  std::vector<Table::Column> columns{{"kv", left}, {"depth"},       {"tokens/s"}, {"min"},
-                                     {"max"},      {"x llama:f16"}, {"KV bytes"}};
-  if (!options.workload.prefill) columns.push_back({"compression, s"});
-  Table table(columns);
+  Table table(columns_of(options.workload));
   Noise noise;
-  LineChart chart{
-      fmt::format("{} tokens/s with a context", options.workload.prefill ? "Prompt" : "Generated"),
-      fmt::format("{}, {} threads, {}, median of {}", options.model.name(), options.model.threads(),
-                  options.workload.prefill ? fmt::format("{} tokens at a time", options.n_new) : "token by token",
-                  options.n_repetitions),
-      "tokens in the cache before", "tokens/s"};
+  LineChart chart = empty_chart(options);
   for (size_t arm = 0; arm < n_shown; ++arm) chart.lines.push_back({choices[arm].name, choices[arm].stock()});
   Progress progress(options.command(), amount_of_work(options, arms));
   arms.on_prefill = [&](size_t n_tokens) { progress.advance(double(n_tokens)); };
@@ -250,8 +295,8 @@ void run(const BenchModelOptions& options) {
     DepthRun depth_run(options, *model, arms, progress);
     for (uint32_t depth : options.depths) {
       const auto timings = depth_run.run(depth);
-      report_rows(arms, n_shown, depth, timings, table, report, chart);
-      for (const Timing& timing : timings) noise.add(timing.tokens_per_s);
+      report_rows(options.workload, arms, n_shown, depth, timings, table, report, chart);
+      for (const Timing& timing : timings) noise.add(timing.speed);
     }
   } catch (const Interrupted&) {
     report.meta()["interrupted"] = true;
@@ -272,6 +317,7 @@ namespace {
 void add_command(CLI::App& bench, const Workload& workload, uint32_t n_new, const char* what, const char* n_new_flags,
                  const char* n_new_text, const char* example) {
   auto options = std::make_shared<BenchModelOptions>(workload, n_new);
+  if (workload.reads_prompt) options->depths = {4096};
   CLI::App* command = bench.add_subcommand(workload.name, what);
   options->model.add_to(*command);
   add_kv_option(*command, options->kv, "full,mikv,llama:f16,llama:q8_0,llama:q4_0");
@@ -290,7 +336,7 @@ void add_command(CLI::App& bench, const Workload& workload, uint32_t n_new, cons
       ->capture_default_str();
   command->add_option("-s,--seed", options->seed, "of the prompt's text")->type_name("N")->capture_default_str();
   command->add_option("-o,--output", options->output, "write meta data and rows as JSON")->type_name("FILE.json");
-  command->add_option("--plot", options->plot, "draw tokens/s against depth")->type_name("FILE.svg");
+  command->add_option("--plot", options->plot, "draw the figures against depth")->type_name("FILE.svg");
   command->footer(
       fmt::format("Example:\n  mikv bench {} -m qwen2.5-coder-0.5b --depth 0,4096 {}", workload.name, example));
   command->callback([options] { run(*options); });
@@ -308,6 +354,11 @@ void add_bench_prefill_command(CLI::App& bench) {
   add_command(bench, kPrefill, 512, "speed at which the whole model takes in more text after prompts of given lengths",
               "-n,--new", "tokens to take in, in a repetition",
               "--new 512 --kv mikv,llama:f16,llama:q4_0 -o prefill.json --plot prefill.svg");
+}
+
+void add_bench_wait_command(CLI::App& bench) {
+  add_command(bench, kWait, 128, "the whole wait for an answer: reading a prompt, compressing it, generating tokens",
+              "-n,--tokens", "tokens of the answer", "--kv mikv,llama:f16,llama:q4_0 -o wait.json --plot wait.svg");
 }
 
 }  // namespace mikv::cli

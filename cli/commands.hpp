@@ -14,6 +14,7 @@ void add_eval_kld_command(CLI::App& eval);
 void add_bench_attention_command(CLI::App& bench);
 void add_bench_decode_command(CLI::App& bench);
 void add_bench_prefill_command(CLI::App& bench);
+void add_bench_wait_command(CLI::App& bench);
 void add_bench_threads_command(CLI::App& bench);
 void add_info_command(CLI::App& app);
 void add_model_command(CLI::App& app);

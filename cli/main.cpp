@@ -51,6 +51,7 @@ void declare(CLI::App& app) {
   add_bench_attention_command(*bench);
   add_bench_decode_command(*bench);
   add_bench_prefill_command(*bench);
+  add_bench_wait_command(*bench);
   add_bench_threads_command(*bench);
   add_tune_command(app);
   add_calibrate_command(app);

@@ -281,6 +281,20 @@ def prefill() -> str:
 
 
 @table
+def wait() -> str:
+    rows = read("performance")
+    lines = []
+    for row in rows:
+        if not (row["what"].startswith("wait ") and row["what"].endswith(" median")):
+            continue
+        kv = row["what"].split()[1]
+        of = {"model": row["model"], "machine": row["machine"], "tokens": int(row["tokens"])}
+        against = "-" if kv == "mikv" else value(rows, f"wait mikv against {kv}", **of)
+        lines.append([MODELS[row["model"]], row["machine"].split(" server")[0], f"{of['tokens']:,}", f"`{kv}`" if kv == "mikv" else "llama.cpp " + kv[6:], *(value(rows, f"wait {kv} {kind}", **of) for kind in ("median", "least", "most", "reading", "compression")), against])
+    return markdown(["model", "machine", "tokens of the prompt", "cache", "wait, s", "least", "most", "reading, s", "compression, s", "`mikv`, times as fast"], lines)
+
+
+@table
 def preset_decode() -> str:
     rows = read("performance")
     specs = ["mikv", "mikv:lo=int3", "mikv-hq", "mikv-hq:lo=int4", "mikv-max", "mikv-max:lo=int2"]

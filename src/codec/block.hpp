@@ -84,7 +84,7 @@ struct BlockLayout {
   bool mixed() const { return bits == kMixedBits; }
   /// Bytes of the scales of one group of uniform codes in a block: 16 alphas, then, unless symmetric, 16 betas, halves.
   size_t group_scale_bytes() const { return (symmetric ? 1 : 2) * sizeof(uint16_t) * kBlockTokens; }
-  /// Of an element of a full block, everything included.
+  /// Of a full block: codes, scales, ids and scores.
   double bits_per_element() const { return 8.0 * double(bytes) / double(kTileSide * (dim_k + dim_v)); }
   size_t code_bytes_per_token() const { return (bytes - data_k) / kBlockTokens; }
   size_t scale_bytes_per_token() const { return (data_k - scales_k) / kBlockTokens; }

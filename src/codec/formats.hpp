@@ -1,6 +1,5 @@
-// Formats: the one table of how an element is stored. Names, tiers, tiles, decoders and the ladder of a budget are
-// derived from it, and what is chosen by a number of bits is chosen by visit_bits(). docs/extending.md tells how a row
-// is added.
+// Formats: the one table of how an element is stored. Names, tiers, tiles, decoders and the ladder of a budget derive
+// from it. visit_bits() turns a number of bits into a template argument. docs/extending.md says how to add a row.
 //
 // A code of N bits is stored in a tile of N bits (codec/tile.hpp). Tiles of 1, 2, 3, 4, 8 and 16 bits have a layout of
 // their own, a plane. Any other width is split: its low bits fill one plane, its high bits another one after it.
@@ -31,7 +30,7 @@ struct FormatRow {
   uint32_t bits;                  ///< per element, without scales; 0: none, or tiles differ
   uint32_t low_plane;             ///< bits of the first plane; equal to `bits` where the code is not split
   uint8_t uses;                   ///< FormatUse
-  std::optional<Format> smaller;  ///< what a budget that runs out makes of it
+  std::optional<Format> smaller;  ///< that a budget lowers it to
   std::string_view why;
 
   constexpr bool named() const { return !name.empty(); }

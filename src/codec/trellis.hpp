@@ -28,7 +28,7 @@
 
 namespace mikv::codec {
 
-/// Whether a tile of mixed bits can have so many (kFormats).
+/// True if a tile of lo=mixed may have this many bits (kFormats).
 constexpr bool is_tile_bits(uint32_t bits) {
   for (const FormatRow& row : kFormats) {
     if (has_mixed_tiles(row) && row.bits == bits) return true;

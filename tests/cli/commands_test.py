@@ -16,7 +16,7 @@ from mikv_process import BINARY, THREADS, Case, environment, long, mikv
 
 
 class Help(Case):
-    COMMANDS = [[], ["run"], ["eval"], ["eval", "lines"], ["eval", "kld"], ["bench"], ["bench", "attention"], ["bench", "decode"], ["bench", "prefill"], ["bench", "threads"], ["tune"], ["info"], ["estimate"],
+    COMMANDS = [[], ["run"], ["eval"], ["eval", "lines"], ["eval", "kld"], ["bench"], ["bench", "attention"], ["bench", "decode"], ["bench", "prefill"], ["bench", "wait"], ["bench", "threads"], ["tune"], ["info"], ["estimate"],
                 ["model"], ["model", "get"], ["model", "path"], ["model", "list"]]
 
     def test_every_command_has_help_with_an_example(self):
@@ -370,6 +370,21 @@ class Report(Case):
         svg = "{http://www.w3.org/2000/svg}"
         self.assertEqual(len(drawn.findall(svg + "polyline")), 3)
         self.assertEqual(len(drawn.findall(svg + "circle")), 6)
+
+    def test_bench_wait(self):
+        started = time.monotonic()
+        document = self.report("bench", "wait", "-m", self.model(), "-t", THREADS, "--depth", 288, "--tokens", 8, "--repetitions", 2, "--kv", "mikv,llama:f16")
+        elapsed = time.monotonic() - started
+        self.assertEqual([(row["kv"], row["depth"]) for row in document["rows"]], [("mikv", 288), ("llama:f16", 288)])
+        for row in document["rows"]:
+            self.assertGreater(row["reading_s"], 0)
+            self.assertGreater(row["wait_s"], row["reading_s"] + row["compression_s"])  # there are tokens to generate
+        self.assertLess(2 * sum(row["wait_s_min"] for row in document["rows"]), elapsed)
+        mikv_row, stock = document["rows"]
+        self.assertGreater(mikv_row["compression_s"], 10 * stock["compression_s"])
+        result = mikv("bench", "wait", "-m", self.model(), "--kv", "llama:q4_0:prefill=exact")
+        self.assertEqual(result.returncode, 2)
+        self.assertIn("name it without prefill=exact", result.stderr)
 
     def test_bench_threads(self):
         document = self.report("bench", "threads", "-t", "1,4", "--kv-heads", "1,2", "--tokens", 2048, "--head-dim", 64, "--layers", 2, "--repetitions", 3)
