@@ -31,21 +31,21 @@ constexpr uint32_t Chains() {
 }
 
 template <class Rowwise, uint32_t kRows, size_t kRow>
-HWY_INLINE HWY_ATTR void TileRow(const Rowwise& rows, const float* coefficients, size_t stride, VF* sums) {
+HWY_INLINE HWY_ATTR void TileRow(const Rowwise& rows, const float* const* coefficients, VF* sums) {
   const VF codes = rows.template Row<kRow>();
   constexpr uint32_t kChain = kRow % Chains<kRows>();
 #pragma GCC unroll 8
   for (uint32_t r = 0; r < kRows; ++r) {
     VF& sum = sums[kChain * kRows + r];
-    sum = hn::MulAdd(hn::Set(DF(), coefficients[r * stride + kRow]), codes, sum);
+    sum = hn::MulAdd(hn::Set(DF(), coefficients[r][kRow]), codes, sum);
   }
 }
 
 // Rows kRow..15. Recursion, not a fold over a lambda: a call that is not inlined would force the sums into memory.
 template <class Rowwise, uint32_t kRows, size_t kRow>
-HWY_INLINE HWY_ATTR void TileRowsFrom(const Rowwise& rows, const float* coefficients, size_t stride, VF* sums) {
-  TileRow<Rowwise, kRows, kRow>(rows, coefficients, stride, sums);
-  if constexpr (kRow + 1 < codec::kTileSide) TileRowsFrom<Rowwise, kRows, kRow + 1>(rows, coefficients, stride, sums);
+HWY_INLINE HWY_ATTR void TileRowsFrom(const Rowwise& rows, const float* const* coefficients, VF* sums) {
+  TileRow<Rowwise, kRows, kRow>(rows, coefficients, sums);
+  if constexpr (kRow + 1 < codec::kTileSide) TileRowsFrom<Rowwise, kRows, kRow + 1>(rows, coefficients, sums);
 }
 
 // sums[chain][r] += sum over tile rows i of coefficients[r * stride + i] * row i, in lanes [lane, lane + width). bits:
@@ -59,7 +59,15 @@ HWY_INLINE HWY_ATTR void TileDot(const uint8_t* tile, uint32_t bits, size_t lane
     });
   } else {
     const Rowwise rows(tile, lane, levels);
-    TileRowsFrom<Rowwise, kRows, 0>(rows, coefficients, stride, sums);
+    // Opaque, or GCC computes the address of each of the 16 * kRows factors before the loop over tiles, keeps them on
+    // the stack, and loads one for each product.
+    const float* row[kRows];
+#pragma GCC unroll 8
+    for (uint32_t r = 0; r < kRows; ++r) {
+      row[r] = coefficients + r * stride;
+      asm("" : "+r"(row[r]));
+    }
+    TileRowsFrom<Rowwise, kRows, 0>(rows, row, sums);
   }
 }
 
