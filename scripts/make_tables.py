@@ -289,9 +289,9 @@ def wait() -> str:
             continue
         kv = row["what"].split()[1]
         of = {"model": row["model"], "machine": row["machine"], "tokens": int(row["tokens"])}
-        against = "-" if kv == "mikv" else value(rows, f"wait mikv against {kv}", **of)
-        lines.append([MODELS[row["model"]], row["machine"].split(" server")[0], f"{of['tokens']:,}", f"`{kv}`" if kv == "mikv" else "llama.cpp " + kv[6:], *(value(rows, f"wait {kv} {kind}", **of) for kind in ("median", "least", "most", "reading", "compression")), against])
-    return markdown(["model", "machine", "tokens of the prompt", "cache", "wait, s", "least", "most", "reading, s", "compression, s", "`mikv`, times as fast"], lines)
+        lines.append([MODELS[row["model"]], f"{of['tokens']:,}", "llama.cpp " + kv[6:] if kv.startswith("llama:") else f"`{kv}`",
+                      *(value(rows, f"wait {kv} {kind}", **of) for kind in ("median", "least", "most", "reading", "compression", "ratio"))])
+    return markdown(["model", "tokens of the prompt", "cache", "wait, s", "least", "most", "reading, s", "compression, s", "times as fast as llama.cpp f16"], lines)
 
 
 @table
