@@ -91,16 +91,15 @@ class DepthRun {
     n_prompt_ = std::max(depth, 2u);
     depth_ = depth;
     set_prompt();
-    // Where reading is timed, it is not done once more for the check.
+    const bool reads = options_.workload.reads_prompt;
     std::vector<std::vector<double>> first(arms_.size());
-    for (size_t arm = 0; arm < arms_.size() && !options_.workload.reads_prompt; ++arm)
-      first[arm] = first_distribution(arm);
+    for (size_t arm = 0; arm < arms_.size() && !reads; ++arm) first[arm] = first_distribution(arm);
+    if (!reads) check_answers(first);
     std::vector<Timing> timings(arms_.size());
     for (int repetition = 0; repetition < options_.n_repetitions; ++repetition) {
-      if (repetition == 0 && !options_.workload.reads_prompt) check_answers(first);
-      if (repetition > 0 && options_.workload.reads_prompt) set_prompt();
+      if (reads) set_prompt();  // so that it is read anew
       for (size_t arm = 0; arm < arms_.size(); ++arm) time(arm, timings[arm], repetition, first[arm]);
-      if (repetition == 0 && options_.workload.reads_prompt) check_answers(first);
+      if (reads && repetition == 0) check_answers(first);  // with what was read: reading once more takes minutes
     }
     return timings;
   }
@@ -183,12 +182,10 @@ class DepthRun {
   uint32_t n_prompt_ = 0, depth_ = 0;
 };
 
-/// The columns of a table, and the keys of its JSON rows.
 std::vector<Table::Column> columns_of(const Workload& workload) {
   using enum Table::Align;
-  std::vector<Table::Column> columns{{"kv", left}, {"depth"}};
-  columns.insert(columns.end(), {{workload.reads_prompt ? "wait, s" : "tokens/s"}, {"min"}, {"max"}});
-  columns.insert(columns.end(), {{"x llama:f16"}, {"KV bytes"}});
+  const std::string what = workload.reads_prompt ? "wait, s" : "tokens/s";
+  std::vector<Table::Column> columns{{"kv", left}, {"depth"}, {what}, {"min"}, {"max"}, {"x llama:f16"}, {"KV bytes"}};
   if (workload.reads_prompt) columns.push_back({"reading, s"});
   if (!workload.prefill) columns.push_back({"compression, s"});
   return columns;
