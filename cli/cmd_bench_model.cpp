@@ -139,7 +139,7 @@ class DepthRun {
     }
   }
 
-  /// first: of each arm, the distribution of a token after the prompt.
+  /// first: of each arm, the distribution after tokens that followed the prompt, the same for all.
   void check_answers(const std::vector<std::vector<double>>& first) const {
     const auto& stock = first[index_of(kBaseline)];
     const double divergence = kl_divergence(stock, first[index_of(kReference)]);
@@ -156,21 +156,21 @@ class DepthRun {
     }
   }
 
-  /// first: takes the distribution after the prompt where reading is timed.
+  /// first: takes the distribution after the answer where reading is timed, so that it has read what is compressed.
   void time(size_t arm, Timing& timing, int repetition, std::vector<double>& first) {
     const ArmStart start = begin(arm);
     const Workload& workload = options_.workload;
     timing.usage = start.usage;
     timing.reading_s.push_back(start.prefill_s - start.compression_s);
     timing.compression_s.push_back(start.compression_s);
-    if (workload.reads_prompt && repetition == 0) first = log_softmax(start.logits);
     const bool warms_up = !workload.prefill && !workload.reads_prompt;  // builds the graph, wakes the threads
     if (warms_up) work(*start.context, 0, 1);
     const Stopwatch watch;
     work(*start.context, warms_up ? 1 : 0, options_.n_new);
     timing.speed.push_back(workload.reads_prompt ? 1.0 / (start.prefill_s + watch.seconds())
                                                  : double(options_.n_new) / watch.seconds());
-    progress_.advance(options_.workload.token_cost * options_.n_new,
+    if (workload.reads_prompt && repetition == 0) first = log_softmax(start.context->logits());
+    progress_.advance(workload.token_cost * options_.n_new,
                       fmt::format("depth {}: repetition {} of {}, {}", depth_, repetition + 1, options_.n_repetitions,
                                   arms_.choice(arm).name));
   }
