@@ -428,6 +428,26 @@ TEST_P(OnBothKinds, WhatCannotFitCostsNobodyAnything) {
   EXPECT_NEAR(double(engine.bytes()), double(before), 2048.0);
 }
 
+TEST_P(OnBothKinds, APromptStaysInItsSegmentWhereAnotherPieceHasNoRoomToWait) {
+  Wish wide = wish();
+  wide.n_cells = 8192;
+  wide.n_layers = 8;
+  wide.n_ubatch = 256;
+  SmallEngine alone(wide);
+  ASSERT_TRUE(alone.prompt(0, 4096).ok());
+  ASSERT_TRUE(alone.generate(0).ok());
+  Wish tight = wide;
+  for (const uint32_t percent : {130, 140, 150}) {
+    tight.budget = alone.bytes() * percent / 100;
+    SmallEngine engine(tight);
+    ASSERT_TRUE(engine.prompt(0, 4096).ok()) << percent;
+    ASSERT_TRUE(engine.generate(0).ok()) << percent;
+    EXPECT_EQ(impl_of(engine.cache()).sequences.seen_by(0).size(), 1u) << percent;
+    EXPECT_TRUE(engine.cache().lowered_sequences().empty()) << percent;
+    for (const std::string& line : engine.log()) EXPECT_EQ(line.find("small pieces"), line.npos) << line;
+  }
+}
+
 TEST_P(OnBothKinds, ABudgetSaysOncePerStepWhatItGivesUp) {
   Wish tight = wish();
   tight.budget = 70 << 10;

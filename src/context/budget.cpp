@@ -74,6 +74,7 @@ class Attempt {
   /// Room once so much was freed.
   uint64_t with(int64_t freed) const;
   bool in_step(SegmentId segment) const;
+  void continue_full(uint32_t n_tokens);
   uint32_t n_fewer() const;
   void set_staged_in_bytes(bool on);
   bool compress_pieces(uint32_t from);
@@ -93,6 +94,7 @@ class Attempt {
 void Attempt::begin() {
   budget_.pressed_from_.reset();
   set_staged_in_bytes(false);
+  continue_full(kSegmentTokens);
 }
 
 bool Attempt::could_fit() const {
@@ -110,6 +112,7 @@ uint64_t Attempt::least() const {
 
 bool Attempt::stage_in_bytes() {
   set_staged_in_bytes(true);
+  continue_full(kSegmentTokens);
   return fits();
 }
 
@@ -174,6 +177,19 @@ bool Attempt::in_step(SegmentId segment) const {
   return std::ranges::any_of(scene_.plan.runs(), [=](const StepPlan::Run& run) { return run.segment == segment; });
 }
 
+// A prompt's next piece needs room to wait until coordinates can be frozen on it. Without, what follows is compressed
+// as it is read, in the segment before.
+void Attempt::continue_full(uint32_t n_tokens) {
+  if (scene_.plan.n_tokens() < kFirstTokens) return;  // nor does StepPlan::move_on()
+  const uint64_t room = scene_.account.room(), step = needed({spec_, budget_.pressed_from_});
+  uint64_t waiting = 0;
+  for (const auto& [index, layer] : scene_.layers.layers) {
+    waiting +=
+        uint64_t(layer.cache->growth(kMaxSegments, kFirstStreamedTokens, scene_.options.n_ubatch, false).lasting);
+  }
+  if (waiting && room > step) scene_.continue_full(n_tokens, (room - step) / waiting);
+}
+
 // Beside a prompt other sequences may have a token each, and cut its micro-batches so much earlier: as many fewer
 // tokens do.
 uint32_t Attempt::n_fewer() const {
@@ -192,7 +208,7 @@ void Attempt::set_staged_in_bytes(bool on) {
 bool Attempt::compress_pieces(uint32_t from) {
   budget_.pressed_from_.reset();
   const bool committed = commit(from);
-  scene_.continue_full(kFirstStreamedTokens - n_fewer());
+  continue_full(kFirstStreamedTokens - n_fewer());
   if (committed && fits()) return true;
   budget_.pressed_from_ = from;
   return fits_shared();

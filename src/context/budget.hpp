@@ -29,14 +29,14 @@ struct Pressure {
 
 class Budget {
  public:
-  /// Everything is borrowed. continue_full: begins new segments for prompts whose segment has n_tokens.
+  /// Everything is borrowed. continue_full: begins new segments for prompts whose segment has n_tokens, n_most of them.
   struct Scene {
     LayerSet& layers;
     Sequences& sequences;
     StepPlan& plan;
     MemoryAccount& account;
     const ContextOptions& options;
-    std::function<void(uint32_t n_tokens)> continue_full;
+    std::function<void(uint32_t n_tokens, uint64_t n_most)> continue_full;
   };
 
   /// Reserves in the account what the step of scene.plan needs, after concessions if they are necessary.

@@ -114,7 +114,8 @@ Status Context::Impl::plan_step(const Batch& batch) {
   auto made = StepPlan::make(batch, sequences, options.tokens_in_order);
   if (!made) return made.error();
   plan = std::move(made).value();
-  continue_full(context::kSegmentTokens);
+  // With a limit of memory, Budget looks first whether there is room.
+  if (account->room() == UINT64_MAX) continue_full(context::kSegmentTokens, UINT64_MAX);
   if (spec().prefill == Prefill::streaming) {
     plan.let_wait([this](SequenceId sequence) { return n_streamed(sequence); });
   }
@@ -201,11 +202,13 @@ Status Context::Impl::check_complete(const Batch& batch) const {
   return {};
 }
 
-void Context::Impl::continue_full(uint32_t n_tokens) {
+void Context::Impl::continue_full(uint32_t n_tokens, uint64_t n_most) {
   // Where a budget took from a segment, new text is held as asked for again once half of the room is free.
   const bool free = account->room() != UINT64_MAX && account->used() <= account->room();
   const auto full = [&](SegmentId segment) {
-    return layers.any_full(segment, n_tokens) || (free && layers.is_lowered(segment));
+    if (n_most == 0 || !(layers.any_full(segment, n_tokens) || (free && layers.is_lowered(segment)))) return false;
+    --n_most;
+    return true;
   };
   for (const StepPlan::Move& move : plan.move_on(sequences, full)) layers.continue_segment(move.from, move.to);
 }

@@ -14,6 +14,7 @@ struct Demand {
   uint64_t most_first = 0;  ///< beside what is there, while that is done
   int64_t held = 0;         ///< the most that is left of what is put, in this step or while micro-batches wait
   uint64_t most = 0;        ///< beside that, while a micro-batch is put and compressed
+  uint64_t later = 0;       ///< beside that, once what the step leaves waiting is compressed
 };
 
 // Adds one segment. n: its tokens in the step.
@@ -40,6 +41,10 @@ void add_segment(Demand& demand, const ContextLayer& layer, SegmentId segment, u
     demand.first += growth.lasting;
     demand.most_first += growth.transient + growth.compressed;
     return;
+  }
+  if (!compressed) {
+    const LayerGrowth later = layer.cache->growth(of, n, n_ubatch, true, pressure.rung, plan.n_tokens() - n);
+    demand.later = std::max(demand.later, later.compressed);
   }
   int64_t waiting = 0;
   if (compressed && !is_ready(from, count, 1)) {
@@ -68,7 +73,7 @@ uint64_t bytes_of_step(const LayerSet& layers, const StepPlan& plan, const Press
     most_first = std::max(most_first, first + int64_t(demand.most_first));
     first += demand.first;
     held += demand.held;
-    most = std::max(most, int64_t(demand.most));
+    most = std::max(most, int64_t(std::max(demand.most, demand.later)));
   }
   // While one segment waits, micro-batches may have put all tokens of another.
   return uint64_t(std::max<int64_t>({0, most_first, first + held + most}));

@@ -18,6 +18,8 @@ struct Step {
   uint64_t n_live;                  // of the segment, afterwards
   const Spec& spec;                 // of the segment
   const tier::Layouts& of_segment;  // layouts
+  // If the segment is lowered to spec before: spec's uniform layout of lo. Else null.
+  const codec::BlockLayout* lowered;
 };
 
 // Tokens that stay staged. Heads grow one after the other; what passes is there in all of them.
@@ -50,6 +52,18 @@ uint64_t planned_lo_bytes(const LayerShape& shape, const Spec& spec, const tier:
   return tier::Tier::most_bytes(block_bytes, codec::blocks_of(n_tokens)) + sizeof(codec::BlockLayout);
 }
 
+// Bytes of a head's lo tier of n tokens, encoded in the bits of `spec`.
+uint64_t lowered_lo_bytes(const Spec& spec, const tier::HeadStore& head, const codec::BlockLayout& uniform,
+                          uint64_t n_tokens) {
+  uint64_t block_bytes = head.lo.layout().bytes;
+  if (!spec.mixed()) {
+    block_bytes = std::min<uint64_t>(block_bytes, uniform.bytes);
+  } else if (spec.bits + head.more_bits < head.lo.layout().bits_per_element()) {
+    block_bytes = policy::lower_bits(head.lo.layout(), spec.bits + head.more_bits).bytes;
+  }
+  return tier::Tier::most_bytes(block_bytes, codec::blocks_of(n_tokens));
+}
+
 // Tokens of a head that are compressed in this step, with what is staged. All heads are staged before the first is
 // compressed; threads then compress several at once.
 void add_compressed(Growth& growth, const LayerCache::Impl& layer, const tier::HeadStore& head, const Step& step) {
@@ -58,7 +72,12 @@ void add_compressed(Growth& growth, const LayerCache::Impl& layer, const tier::H
   // One block of the staged tier stays, or none (Tier::release).
   growth.lasting += int64_t(tier::Tier::block_bytes(step.of_segment.staged)) - int64_t(head.staged.allocated_bytes());
   const uint32_t n_new = head.staged.size() + step.n_tokens;
-  const uint64_t n_all = uint64_t{head.hi.size()} + n_new, n_kept = head.budget(step.spec, step.n_live).total;
+  const uint64_t n_before = step.n_live - step.n_tokens;
+  // What lowering moves to lo before the step is counted by freed_by().
+  const bool lowered = step.lowered && !head.staged.size();
+  const uint64_t n_hi_before =
+      lowered ? std::min<uint64_t>(head.hi.size(), head.budget(step.spec, n_before).total) : head.hi.size();
+  const uint64_t n_all = n_hi_before + n_new, n_kept = head.budget(step.spec, step.n_live).total;
   const uint64_t n_kept_most = head.budget(step.spec, step.n_live, step.n_tokens).total;
   // One more than hi may hold: the new token enters before another one leaves. It may hold more on the way there.
   const uint64_t n_hi = std::min(n_kept_most + 1 + policy::policy_of(step.spec.importance).fewer_places, n_all);
@@ -72,25 +91,19 @@ void add_compressed(Growth& growth, const LayerCache::Impl& layer, const tier::H
     lo = {planned_lo_bytes(layer.shape, step.spec, head, picks ? n_new : n_leave), 0};
   } else if (!step.of_segment.evict) {
     // hi may hold more than its share until the next commit, where that became smaller.
-    lo = head.lo.growth(uint32_t(std::max<uint64_t>(n_new, n_leave)), step.in_parts);
+    const uint64_t n_more = std::max<uint64_t>(n_new, n_leave);
+    lo = head.lo.growth(uint32_t(n_more), step.in_parts);
+    if (lowered) {
+      const uint64_t n_lo = head.lo.size() + head.hi.size() - n_hi_before;
+      lo.lasting = lowered_lo_bytes(step.spec, head, *step.lowered, n_lo + n_more) -
+                   lowered_lo_bytes(step.spec, head, *step.lowered, n_lo);
+    }
   }
   if (step.spec.needs_calibration() && !head.frozen)
     growth.lasting += int64_t(planned_transform_bytes(layer.shape, step.spec));
   growth.lasting += int64_t(hi.lasting + lo.lasting);
   growth.compressed += hi.lasting + lo.lasting;
   growth.transient += staged.lasting + std::max({staged.transient, hi.transient, lo.transient});
-}
-
-// Bytes of n blocks of a head's lo tier, encoded in the bits of `spec`.
-uint64_t lowered_lo_bytes(const Spec& spec, const tier::HeadStore& head, const codec::BlockLayout& uniform,
-                          uint64_t n_tokens) {
-  uint64_t block_bytes = head.lo.layout().bytes;
-  if (!spec.mixed()) {
-    block_bytes = std::min<uint64_t>(block_bytes, uniform.bytes);
-  } else if (spec.bits + head.more_bits < head.lo.layout().bits_per_element()) {
-    block_bytes = policy::lower_bits(head.lo.layout(), spec.bits + head.more_bits).bytes;
-  }
-  return tier::Tier::most_bytes(block_bytes, codec::blocks_of(n_tokens));
 }
 
 }  // namespace
@@ -134,7 +147,16 @@ LayerGrowth LayerCache::growth(SegmentId segment, uint32_t n_tokens, uint32_t n_
   const Spec spec = rung ? policy::lowered(spec_of(segment), *rung) : spec_of(segment);
   const tier::Layouts& layouts = store ? store->layouts() : *impl_->layouts;
   const bool in_parts = n_tokens > n_at_once || (n_tokens > 1 && n_beside > 0);
-  const Step step{n_tokens, n_at_once, in_parts, (store ? store->n_live() : 0) + n_tokens, spec, layouts};
+  const bool lowered = rung && store && spec != store->spec();
+  const codec::BlockLayout uniform =
+      lowered ? make_layouts(impl_->shape, spec, impl_->positions).lo : codec::BlockLayout();
+  const Step step{n_tokens,
+                  n_at_once,
+                  in_parts,
+                  (store ? store->n_live() : 0) + n_tokens,
+                  spec,
+                  layouts,
+                  lowered ? &uniform : nullptr};
   // A head that there is not yet; it is no larger than one that is.
   const tier::HeadStore fresh(layouts, spec, *impl_->account);
   Growth growth;
