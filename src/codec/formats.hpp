@@ -30,7 +30,7 @@ struct FormatRow {
   uint32_t bits;                  ///< per element, without scales; 0: none, or tiles differ
   uint32_t low_plane;             ///< bits of the first plane; equal to `bits` where the code is not split
   uint8_t uses;                   ///< FormatUse
-  std::optional<Format> smaller;  ///< that a budget lowers it to
+  std::optional<Format> smaller;  ///< the format that a budget lowers it to
   std::string_view why;
 
   constexpr bool named() const { return !name.empty(); }

@@ -33,7 +33,8 @@ inline uint16_t f32_to_f16(float value) {
   return uint16_t(sign | (magnitude >= 0x477ff000u ? special : finite));  // 65520 and above round to infinity
 }
 
-/// What a tier stores for an element: the nearest finite half, NaN as 0. One bad element must not poison a group.
+/// Clamps to the finite range of f16; NaN becomes 0. Tiers store this: a group shares a scale, which one infinite
+/// element would spoil.
 inline float finite_f16_range(float value) {
   const float low = value > kF16Max ? kF16Max : value, clamped = low < -kF16Max ? -kF16Max : low;
   return clamped == clamped ? clamped : 0.0f;

@@ -464,7 +464,7 @@ std::string Spec::to_string() const {
                        : group.kind == GroupSize::Kind::half    ? "half"
                        : group.kind == GroupSize::Kind::head    ? "head"
                                                                 : std::to_string(group.channels));
-  // Named only where it is the rarer one: sessions of before the key have the same text.
+  // Left out at their defaults: sessions saved before these keys existed have the same text.
   if (quantiser == Quantiser::symmetric) text += ",quantiser=" + std::string(name_of(kQuantisers, quantiser));
   if (keys_by_channel) text += ",keys=" + std::string(name_of(kKeyScales, keys_by_channel));
   text += ",outlier=" + (outlier.empty() ? "none" : outlier);
