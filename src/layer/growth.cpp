@@ -81,8 +81,9 @@ void add_compressed(Growth& growth, const LayerCache::Impl& layer, const tier::H
   const uint64_t n_kept_most = head.budget(step.spec, step.n_live, step.n_tokens).total;
   // One more than hi may hold: the new token enters before another one leaves. It may hold more on the way there.
   const uint64_t n_hi = std::min(n_kept_most + 1 + policy::policy_of(step.spec.importance).fewer_places, n_all);
-  const tier::Tier::Growth hi =
-      head.hi.growth(uint32_t(n_hi - std::min<uint64_t>(n_hi, head.hi.size())), step.in_parts);
+  tier::Tier::Growth hi = head.hi.growth(uint32_t(n_hi - std::min<uint64_t>(n_hi, head.hi.size())), step.in_parts);
+  if (lowered)
+    hi.lasting = head.hi.bytes_of(uint32_t(std::max(n_hi, n_hi_before))) - head.hi.bytes_of(uint32_t(n_hi_before));
   tier::Tier::Growth lo;
   const uint64_t n_leave = n_all - std::min(n_all, n_kept);
   if (!step.of_segment.evict && step.spec.mixed() && !head.frozen) {
