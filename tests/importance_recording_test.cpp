@@ -230,5 +230,22 @@ TEST(RecordingTest, ChunksAfterACommitAddToo) {
   }
 }
 
+// A chunk's logits are kept for 10,900 tokens; those of the others are computed again.
+TEST(RecordingTest, ChunksOverMoreTokensThanLogitsAreKept) {
+  Random random(57);
+  const uint32_t n_before = 10900, n = 32;
+  const auto layer = make_layer(kShape, "mikv");
+  put(*layer, 0, cell_range(0, n_before + n), Tokens(kShape, n_before + n, random));
+  Request request(kShape, n, random);
+  request.record = true;
+  request.set_causal(Mask::Type::f16, n_before + n, n_before);
+  run(*layer, request, 2);
+  for (uint32_t head = 0; head < kShape.n_kv_heads; ++head) {
+    Scores scores;
+    add_column_sums(*layer, request, head, scores);
+    expect_scores(*layer, head, scores, n * request.group());
+  }
+}
+
 }  // namespace
 }  // namespace mikv::test::importance_recording_test

@@ -2,9 +2,10 @@
 //
 // A generation step (one query token) has an item for each KV head, and in long contexts several that split the blocks;
 // the thread that finishes a head last merges, writes the output, adds the importance scores from kept logits and
-// commits the head. A chunk (more tokens) has an item for each KV head and tile of tokens, each with its own output;
-// scores need the finished softmax, hence a second QK pass, summed per thread and then over threads, so that the result
-// does not depend on timing. No barrier is needed in either case.
+// commits the head. A chunk (more tokens) has an item for each KV head and tile of tokens, each with its own output.
+// Scores need the finished softmax: they come from kept logits too, and where these have no room, from a second QK
+// pass. They are summed per thread and then over threads, so that the result does not depend on timing. No barrier is
+// needed in either case.
 #include <algorithm>
 #include <cmath>
 #include <new>
@@ -18,6 +19,9 @@ namespace {
 
 // Rows of a chunk's tile: enough that decoding a tile is a few per cent of using it, few enough for the L2 cache.
 constexpr uint32_t kTileRows = 96;
+// Logits that a thread keeps of a chunk's tile: 4 MiB, 10,900 tokens of kTileRows rows. Writing and reading a logit
+// costs a twentieth of computing it again.
+constexpr size_t kKeptLogits = size_t{1} << 20;
 // Tokens of a split of a generation step: enough that one more softmax state is a few per cent of its work.
 constexpr uint32_t kSplitTokens = 2048, kLeastSplitTokens = 512;
 // With more KV heads, splits of kSplitTokens keep 16 threads busy.
@@ -367,48 +371,90 @@ void finish_step(const Call& call, const RowTile& tile, ThreadSlot& slot) {
 
 // ---------------------------------------------------------------- a chunk of tokens
 
+// The memory of ThreadSlot::kept, handed out to the scored tiers one after the other.
+class KeptLogits {
+ public:
+  KeptLogits(ThreadSlot& slot, uint32_t n_rows) : slot_(slot), n_rows_(n_rows) {}
+
+  struct Part {
+    float* logits = nullptr;
+    uint32_t n_blocks = 0;  ///< of the tier, from its first; whole steps, if it is not all
+    size_t stride() const { return size_t{n_blocks} * kLanes; }
+  };
+  Part next(uint32_t n_blocks) {
+    const size_t left = (kKeptLogits - used_) / (size_t{n_rows_} * kLanes);
+    Part part;
+    part.n_blocks = n_blocks <= left ? n_blocks : uint32_t(left / kStepBlocks * kStepBlocks);
+    const size_t end = used_ + n_rows_ * part.stride();
+    if (slot_.kept.size() < end) {
+      slot_.kept.reserve(std::min(kKeptLogits, 2 * end));
+      slot_.kept.resize(end);
+    }
+    part.logits = slot_.kept.data() + used_;
+    used_ = end;
+    return part;
+  }
+
+ private:
+  ThreadSlot& slot_;
+  uint32_t n_rows_;
+  size_t used_ = 0;
+};
+
 void run_tile(const Call& call, const RowTile& tile, ThreadSlot& slot) {
   reset(slot.state, call.layer, tile.n_rows());
   const MaskTile mask = mask_for(call, tile, slot);
   const Scratch scratch = scratch_for(slot, call.layer, tile.n_rows());
-  for_each_tier(call, tile, slot,
-                [&](const TierOfHead& at, const BlockSpan& span, const Rows& rows, auto view, const TierOfHead*) {
-                  kernels().attend(span, 0, at.tier->n_blocks(), rows, mask, call.args.softcap, view(slot.state),
-                                   nullptr, 0, scratch);
-                });
-  finish(tile, slot.state, slot.inverse_sum);
+  const float softcap = call.args.softcap;
   const uint32_t first_counted = call.recording.first_query(call.args.n_tokens);
-  if (!call.scoring(tile.kv_head) || tile.first_token + tile.n_tokens <= first_counted) return;
+  const bool scores_it = call.scoring(tile.kv_head) && tile.first_token + tile.n_tokens > first_counted;
+  KeptLogits to_keep(slot, tile.n_rows());
+  for_each_tier(
+      call, tile, slot,
+      [&](const TierOfHead& at, const BlockSpan& span, const Rows& rows, auto view, const TierOfHead*) {
+        const State state = view(slot.state);
+        KeptLogits::Part kept;
+        if (scores_it && at.scored()) kept = to_keep.next(at.tier->n_blocks());
+        kernels().attend(span, 0, kept.n_blocks, rows, mask, softcap, state, kept.logits, kept.stride(), scratch);
+        kernels().attend(span, kept.n_blocks, at.tier->n_blocks(), rows, mask, softcap, state, nullptr, 0, scratch);
+      });
+  finish(tile, slot.state, slot.inverse_sum);
+  if (!scores_it) return;
   for (uint32_t r = 0; tile.first_token + r / tile.group() < first_counted; ++r)
     slot.inverse_sum[r] = 0.0f;  // adds none
 
   if (call.recording.above_mean) note_means(call, tile, slot);
   std::vector<float>& scores = slot.scores[call.head_index(tile.kv_head)];
   size_t first = 0;
-  for_each_tier(call, tile, slot,
-                [&](const TierOfHead& at, const BlockSpan& span, const Rows& rows, auto, const TierOfHead*) {
-                  if (!at.scored()) return;
-                  const size_t last = first + span.n_tokens;
-                  if (scores.size() < last) scores.resize(last, 0.0f);
-                  const auto score = [&](const Rows& counted, const MaskTile& seen, uint32_t row, float* sums) {
-                    kernels().score(span, 0, at.tier->n_blocks(), counted, seen, call.args.softcap,
-                                    slot.state.max.data() + row, slot.inverse_sum.data() + row, sums, scratch);
-                  };
-                  if (call.recording.above_mean) {
-                    for (uint32_t r = 0; r < rows.n; ++r) {
-                      if (slot.inverse_sum[r] == 0.0f) continue;
-                      clear_sums(slot, span.n_tokens);
-                      Rows row = row_of(rows, r, *span.geometry);
-                      const Rows wide = span.wide ? row_of(*rows.wide, r, *span.wide_geometry) : Rows();
-                      row.wide = &wide;
-                      score(row, mask_of_row(mask, r, tile.group()), r, slot.sums.data());
-                      add_counts(slot, r / tile.group(), scores.data() + first, span.n_tokens);
-                    }
-                  } else {
-                    score(rows, mask, 0, scores.data() + first);
-                  }
-                  first = last;
-                });
+  KeptLogits were_kept(slot, tile.n_rows());
+  for_each_tier(
+      call, tile, slot, [&](const TierOfHead& at, const BlockSpan& span, const Rows& rows, auto, const TierOfHead*) {
+        if (!at.scored()) return;
+        const size_t last = first + span.n_tokens;
+        if (scores.size() < last) scores.resize(last, 0.0f);
+        const KeptLogits::Part kept = were_kept.next(at.tier->n_blocks());
+        const auto score = [&](const Rows& counted, const MaskTile& seen, uint32_t row, float* sums) {
+          const float *max = slot.state.max.data() + row, *inverse = slot.inverse_sum.data() + row;
+          const uint32_t n_kept = uint32_t(std::min<size_t>(span.n_tokens, kept.stride()));
+          kernels().score_kept(kept.logits + row * kept.stride(), kept.stride(), n_kept, counted.n, max, inverse, sums);
+          kernels().score(span, kept.n_blocks, at.tier->n_blocks(), counted, seen, softcap, max, inverse, sums,
+                          scratch);
+        };
+        if (call.recording.above_mean) {
+          for (uint32_t r = 0; r < rows.n; ++r) {
+            if (slot.inverse_sum[r] == 0.0f) continue;
+            clear_sums(slot, span.n_tokens);
+            Rows row = row_of(rows, r, *span.geometry);
+            const Rows wide = span.wide ? row_of(*rows.wide, r, *span.wide_geometry) : Rows();
+            row.wide = &wide;
+            score(row, mask_of_row(mask, r, tile.group()), r, slot.sums.data());
+            add_counts(slot, r / tile.group(), scores.data() + first, span.n_tokens);
+          }
+        } else {
+          score(rows, mask, 0, scores.data() + first);
+        }
+        first = last;
+      });
 }
 
 void forget_scores(tier::Tier& tier) {

@@ -55,6 +55,7 @@ struct alignas(kCacheLine) ThreadSlot {
   RowState state;
   std::vector<float> mask_low, mask_high, logits, factors, decoded, weights, inverse_sum, sums;
   std::vector<float> mask_row, means;  ///< where a policy counts attention above the mean
+  std::vector<float> kept;             ///< [scored span][rows][tokens]: logits of a chunk's tile, as far as they fit
   std::vector<std::vector<float>>
       scores;  ///< [head of a call][scored slot]: of this thread's row tiles; 0 between calls
   tier::CommitScratch commit;
