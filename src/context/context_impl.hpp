@@ -1,7 +1,6 @@
 // The parts of a Context. Internal; the library's tests read it too.
 #pragma once
 
-#include <functional>
 #include <memory>
 #include <mutex>
 #include <new>
@@ -69,13 +68,13 @@ struct Context::Impl {
   const Spec& spec() const { return options.spec; }
   std::optional<uint32_t> pressed_from() const { return budget.pressed_from(); }
   context::Budget::Scene scene(context::StepPlan& of) {
-    return {layers, sequences, of, *account, options, std::bind_front(&Impl::continue_full, this)};
+    const auto move_on = [this](uint32_t n_tokens, uint64_t n_most) { continue_full(n_tokens, n_most); };
+    return {layers, sequences, of, *account, options, move_on};
   }
 
   // Steps (context.cpp).
   Status plan_step(const Batch& batch);
-  /// An error if a sequence of the batch is incomplete.
-  Status check_complete(const Batch& batch) const;
+  Status check_complete(const Batch& batch) const;  ///< an error if a sequence of the batch is incomplete
   /// Lets n_most prompts continue in a new segment where theirs has n_tokens or more, some compressed.
   void continue_full(uint32_t n_tokens, uint64_t n_most);
   uint32_t n_streamed(SequenceId sequence) const;
