@@ -30,6 +30,18 @@ TEST_P(CommitTest, DraftsOfAnyLengthLeaveNothingBeforeThemInF16) {
   }
 }
 
+TEST_P(CommitTest, AStreamedPromptWaitsInBytes) {
+  for (const uint32_t n : {200u, 800u}) {
+    SmallEngine exact(wish()), streaming(wish("mikv:prefill=streaming"));
+    ASSERT_TRUE(exact.prompt(0, n).ok());
+    ASSERT_TRUE(streaming.prompt(0, n).ok());
+    EXPECT_EQ(streaming.cache().memory_usage().n_staged_tokens, 4u * n) << "of 2 layers of 2 KV heads";
+    const double share = double(streaming.cache().memory_usage().staged) / double(exact.cache().memory_usage().staged);
+    if (n < 256) EXPECT_EQ(share, 1.0) << "short prompts stay exact";
+    if (n > 256) EXPECT_LT(share, 0.8) << "with scales, of 16 channels";
+  }
+}
+
 TEST_P(CommitTest, ATextThatIsMeasuredReadsCompressedTokens) {
   SmallEngine engine(wish());
   for (int i = 0; i < 32; ++i) ASSERT_TRUE(engine.step({{0, 64, SmallEngine::Outputs::all}}).ok());

@@ -114,10 +114,10 @@ LayerCache::Impl::StagedGrowth LayerCache::Impl::staged_growth(const tier::HeadS
                                                                const tier::Layouts& of_segment, uint32_t n_tokens,
                                                                uint32_t n_at_once, bool in_parts) const {
   const uint32_t n_all = head.staged.size() + n_tokens;
-  if (!stages_in_bytes || !head.goes_to_bytes(of_segment, n_all)) return {head.staged.growth(n_tokens, in_parts), 0};
-  // All is in f16 until encode_staged() has 16 tokens.
-  const tier::Tier::Growth in_f16 =
-      head.staged.growth(std::min(n_tokens, n_at_once + tier::kMinCalibrationTokens), in_parts);
+  if (n_all < bytes_from() || !head.goes_to_bytes(of_segment, n_all))
+    return {head.staged.growth(n_tokens, in_parts), 0};
+  // All is in f16 until encode_staged() has that many.
+  const tier::Tier::Growth in_f16 = head.staged.growth(std::min(n_tokens, n_at_once + bytes_from()), in_parts);
   const uint64_t bytes = tier::Tier::most_bytes(of_segment.staged_bytes.bytes, codec::blocks_of(n_all)),
                  now = head.staged.allocated_bytes();
   const uint64_t copied = in_parts ? tier::Tier::most_copied(bytes) : 0;

@@ -325,9 +325,9 @@ void LayerCache::stage_in_bytes(bool on) {
 }
 
 void LayerCache::encode_staged() {
-  if (!impl_->stages_in_bytes) return;
+  const uint32_t from = impl_->bytes_from();
   for (const auto& segment : impl_->segments) {
-    if (segment) segment->stage_in_bytes();
+    if (segment && segment->heads().front().staged.size() >= from) segment->stage_in_bytes();
   }
 }
 

@@ -174,7 +174,7 @@ class LayerCache {
   void trim(SegmentId segment);
   /// on: from 16 staged tokens on, a segment with nothing compressed holds them in 8 bits per element instead of 16,
   /// until the next commit; where memory for that runs out, they stay (docs/adr/0017-prompts-wait-in-bytes.md). off:
-  /// what has 8 bits keeps them.
+  /// what has 8 bits keeps them, and under prefill=streaming tokens get them from 256 on.
   void stage_in_bytes(bool on);
   void encode_staged();  ///< what was put since, if that is on: once the layer has attended to it
 

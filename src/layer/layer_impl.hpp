@@ -22,11 +22,16 @@ struct LayerCache::Impl {
   attention::Geometry raw_geometry;              ///< of staged tokens: no groups
   attention::Geometry tier_geometry;             ///< of hi and lo
   attention::Geometry wide_geometry;             ///< of their outlier channels, if spec has them
-  bool stages_in_bytes = false;
+  bool stages_in_bytes = false;                  ///< a budget presses: LayerCache::stage_in_bytes()
   /// Channels per scale group in hi and lo; the whole head if neither has scales.
   uint32_t tier_group_k = 0, tier_group_v = 0;
   std::vector<std::unique_ptr<tier::SegmentStore>> segments;  ///< by SegmentId; null: never used
 
+  /// From how many staged tokens on a segment with nothing compressed holds them in bytes. A streamed prompt does in
+  /// any case, but as all others stays exact below 256 tokens.
+  uint32_t bytes_from() const {
+    return stages_in_bytes ? tier::kMinCalibrationTokens : spec.prefill == Prefill::streaming ? 256 : UINT32_MAX;
+  }
   /// True if tiers hold values in other coordinates than staged tokens, which may differ by segment.
   bool values_transformed() const { return spec.hadamard || spec.outlier_channels; }
   tier::SegmentStore* segment(SegmentId id) const { return id < segments.size() ? segments[id].get() : nullptr; }
