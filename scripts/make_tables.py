@@ -394,6 +394,11 @@ def of_suite(task: str, caches: list[str], names: dict[str, str] | None = None) 
 
 
 @table
+def mmlu() -> str:
+    return of_suite("mmlu", ["full", "mikv", "mikv-max", "h2o", "rtn4"])
+
+
+@table
 def lines_retained() -> str:
     tiers = {"": "lost", ",lo=int2": "in INT2", ",lo=int3": "in INT3", ",lo=int4": "in INT4"}
     names = {f"h2o:keep={keep}{lo}": f"{100 * float(keep):.0f} % in f16, the others {held}" for keep in ("0.5", "0.25") for lo, held in tiers.items()}

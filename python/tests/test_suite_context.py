@@ -58,7 +58,8 @@ def test_kinds_are_rows_and_nothing_is_asked_twice(place):  # noqa: F811
     done = suite(place, *options, "--limit", "3")
     assert done.returncode == 0, done.stderr
     rows = rows_of(place)
-    assert {task for task, _ in rows} == {f"context: {kind}" for kind in context.KINDS}
+    assert {task for task, _ in rows} == {"context"} | {f"context: {kind}" for kind in context.KINDS}
+    assert rows["context", "full"]["correct"] == 3 * len(context.KINDS), "of all kinds together"
     assert all(rows[f"context: {kind}", "full"]["correct"] == 3 for kind in context.KINDS)
     for kind in ("safety", "details", "invention", "coherence"):
         assert rows[f"context: {kind}", "h2o"]["versus_full"]["lost"] == 3

@@ -57,12 +57,13 @@ def task_rows(task: str, arms: dict[str, dict[str, Row]], estimates: dict[str, d
 
 
 def rows_by_kind(task: str, arms: dict[str, dict[str, Row]], estimates: dict[str, dict[str, Any]]) -> list[Row]:
-    """task_rows(), a task for each kind where items have kinds."""
+    """task_rows(), a task for each kind where items have kinds, and one of all kinds together."""
     out = []
-    for kind in dict.fromkeys(row.get("kind") for rows in arms.values() for row in rows.values()):
+    kinds = dict.fromkeys(row.get("kind") for rows in arms.values() for row in rows.values())
+    for kind in kinds:
         of_kind = {arm: {k: row for k, row in rows.items() if row.get("kind") == kind} for arm, rows in arms.items()}
         out += task_rows(f"{task}: {kind}" if kind else task, of_kind, estimates)
-    return out
+    return out + task_rows(task, arms, estimates) if len(kinds) > 1 else out
 
 
 def is_estimated(row: Row) -> bool:
