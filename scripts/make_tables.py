@@ -312,15 +312,19 @@ def profile() -> str:
 
 @table
 def contexts() -> str:
-    here = {row["what"]: row["value"] for row in read("reliability") if row["machine"] == "Zen 3 server, 2 cores"}
-    seeds = [seed for seed in range(1, 7) if f"contexts seed {seed} mikv" in here and f"contexts seed {seed} stock" in here]
-    counts = [[int(here[f"contexts seed {seed} {arm}"]) for arm in ("mikv", "stock")] for seed in seeds]
-    counts.append([sum(arm) for arm in zip(*counts)])
-    lines = []
-    for seed, (ours, stock) in zip([*map(str, seeds), "all"], counts):
-        asked = 192 * (len(seeds) if seed == "all" else 1)
-        lines.append([seed, str(ours), str(stock), f"{100 * (stock - ours) / asked:.1f}"])
-    return markdown(["seed", "`mikv`, right answers", "stock llama.cpp, right answers", "percentage points fewer"], lines)
+    found = {(row["machine"], row["what"]): row["value"] for row in read("reliability")}
+    machines = {"Zen 3": "Zen 3 server, 2 cores", "Zen 4": "Zen 4 server, 2 cores, AVX-512 with VNNI"}
+    counts = []
+    for name, machine in machines.items():
+        for seed in range(1, 7):
+            arms = [found.get((machine, f"contexts seed {seed} {arm}")) for arm in ("mikv", "stock")]
+            if all(arms):
+                counts.append([name, str(seed), *map(int, arms)])
+    n = len(counts)
+    counts.append(["all", "-", sum(row[2] for row in counts), sum(row[3] for row in counts)])
+    lines = [[machine, seed, str(ours), str(stock), f"{100 * (stock - ours) / (192 * (n if machine == 'all' else 1)):.1f}"]
+             for machine, seed, ours, stock in counts]
+    return markdown(["machine", "seed", "`mikv`, right answers", "stock llama.cpp, right answers", "percentage points fewer"], lines)
 
 
 @table
