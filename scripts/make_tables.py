@@ -319,11 +319,9 @@ def contexts() -> str:
         for seed in range(1, 7):
             arms = [found.get((machine, f"contexts seed {seed} {arm}")) for arm in ("mikv", "stock")]
             if all(arms):
-                counts.append([name, str(seed), *map(int, arms)])
-    n = len(counts)
-    counts.append(["all", "-", sum(row[2] for row in counts), sum(row[3] for row in counts)])
-    lines = [[machine, seed, str(ours), str(stock), f"{100 * (stock - ours) / (192 * (n if machine == 'all' else 1)):.1f}"]
-             for machine, seed, ours, stock in counts]
+                counts.append([name, str(seed), 192, *map(int, arms)])
+    counts.append(["all", "-", *(sum(column) for column in list(zip(*counts))[2:])])
+    lines = [[name, seed, str(ours), str(stock), f"{100 * (stock - ours) / asked:.1f}"] for name, seed, asked, ours, stock in counts]
     return markdown(["machine", "seed", "`mikv`, right answers", "stock llama.cpp, right answers", "percentage points fewer"], lines)
 
 

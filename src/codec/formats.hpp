@@ -1,5 +1,5 @@
-// Formats: the one table of how an element is stored. Names, tiers, tiles, decoders and the ladder of a budget derive
-// from it. visit_bits() turns a number of bits into a template argument. docs/extending.md says how to add a row.
+// Formats: a table with a row for each way to store an element. Everything else about formats is derived from the rows.
+// visit_bits() turns a number of bits into a template argument. docs/extending.md says how to add a row.
 //
 // A code of N bits is stored in a tile of N bits (codec/tile.hpp). Tiles of 1, 2, 3, 4, 8 and 16 bits have a layout of
 // their own, a plane. Any other width is split: its low bits fill one plane, its high bits another one after it.
@@ -25,7 +25,7 @@ enum FormatUse : uint8_t {
 };
 
 struct FormatRow {
-  std::string_view name;  ///< in specs; empty: only tiles of `mixed` have so many bits
+  std::string_view name;  ///< as in a spec; empty for widths that only `mixed` uses
   Format format;
   uint32_t bits;                  ///< per element, without scales; 0: none, or tiles differ
   uint32_t low_plane;             ///< bits of the first plane; equal to `bits` where the code is not split

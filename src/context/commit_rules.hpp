@@ -11,10 +11,7 @@
 
 namespace mikv::context {
 
-/// Minimum number of tokens before the first compression of a segment. Centres and balancers are computed from these
-/// tokens and then fixed. Measured: freezing after 16 instead of 256 tokens raises KL divergence 11 times
-/// (docs/adr/0002-staged-tier.md).
-inline constexpr uint32_t kFirstTokens = 256;
+using tier::kFirstTokens;
 
 /// Queries are recorded from this many tokens of a segment on: the last 64 before its first compression matter most,
 /// and their statistics take as much as 30 tokens in f16.

@@ -176,7 +176,7 @@ class LayerCache {
   /// until the next commit; where memory for that runs out, they stay (docs/adr/0017-prompts-wait-in-bytes.md). off:
   /// what has 8 bits keeps them, and under prefill=streaming tokens get them from 256 on.
   void stage_in_bytes(bool on);
-  void encode_staged();  ///< what was put since, if that is on: once the layer has attended to it
+  void encode_staged();  ///< to 8 bits what was put since and gets them: once the layer has attended to it
 
   /// Forgets cells. Unknown cells are no error.
   void erase(SegmentId segment, std::span<const Cell> cells);

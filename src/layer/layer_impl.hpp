@@ -27,10 +27,11 @@ struct LayerCache::Impl {
   uint32_t tier_group_k = 0, tier_group_v = 0;
   std::vector<std::unique_ptr<tier::SegmentStore>> segments;  ///< by SegmentId; null: never used
 
-  /// From how many staged tokens on a segment with nothing compressed holds them in bytes. A streamed prompt does in
-  /// any case, but as all others stays exact below 256 tokens.
+  /// How many tokens are staged in f16 before a segment with nothing compressed holds them in bytes; UINT32_MAX: it
+  /// does not. Short prompts stay exact.
   uint32_t bytes_from() const {
-    return stages_in_bytes ? tier::kMinCalibrationTokens : spec.prefill == Prefill::streaming ? 256 : UINT32_MAX;
+    if (stages_in_bytes) return tier::kMinCalibrationTokens;
+    return spec.prefill == Prefill::streaming ? tier::kFirstTokens : UINT32_MAX;
   }
   /// True if tiers hold values in other coordinates than staged tokens, which may differ by segment.
   bool values_transformed() const { return spec.hadamard || spec.outlier_channels; }

@@ -28,6 +28,11 @@
 
 namespace mikv::tier {
 
+/// Minimum number of tokens before the first compression of a segment. Centres and balancers are computed from these
+/// tokens and then fixed. Measured: freezing after 16 instead of 256 tokens raises KL divergence 11 times
+/// (docs/adr/0002-staged-tier.md).
+inline constexpr uint32_t kFirstTokens = 256;
+
 /// How many tokens of a prompt that is compressed as it is read one segment holds. RoPE turns keys away from the
 /// coordinates that were frozen on a segment's first tokens; a segment costs each KV head about as much as 16 tokens
 /// (docs/adr/0014-segments-of-a-long-prompt.md).
