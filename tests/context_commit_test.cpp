@@ -37,8 +37,12 @@ TEST_P(CommitTest, AStreamedPromptWaitsInBytes) {
     ASSERT_TRUE(streaming.prompt(0, n).ok());
     EXPECT_EQ(streaming.cache().memory_usage().n_staged_tokens, 4u * n) << "of 2 layers of 2 KV heads";
     const double share = double(streaming.cache().memory_usage().staged) / double(exact.cache().memory_usage().staged);
-    if (n < 256) EXPECT_EQ(share, 1.0) << "short prompts stay exact";
-    if (n > 256) EXPECT_LT(share, 0.8) << "with scales, of 16 channels";
+    if (n < 256) {
+      EXPECT_EQ(share, 1.0) << "short prompts stay exact";
+    }
+    if (n > 256) {
+      EXPECT_LT(share, 0.8) << "with scales, of 16 channels";
+    }
   }
 }
 
