@@ -22,7 +22,7 @@ Arms::Arms(const llama::Model& model, std::vector<llama::KvChoice> choices, llam
 
 bool Arms::uses_shared_seat(size_t arm) const {
   return !choices_[arm].stock() && choices_[arm].spec->prefill != Prefill::streaming &&
-         recording_choice().spec->can_start(*choices_[arm].spec);
+         choices_[arm].spec->staged == Format::f16 && recording_choice().spec->can_start(*choices_[arm].spec);
 }
 
 size_t Arms::n_prefills() const {

@@ -30,20 +30,18 @@ TEST_P(CommitTest, DraftsOfAnyLengthLeaveNothingBeforeThemInF16) {
   }
 }
 
-TEST_P(CommitTest, AStreamedPromptWaitsInBytes) {
-  for (const uint32_t n : {200u, 800u}) {
-    SmallEngine exact(wish()), streaming(wish("mikv:prefill=streaming"));
-    ASSERT_TRUE(exact.prompt(0, n).ok());
-    ASSERT_TRUE(streaming.prompt(0, n).ok());
-    EXPECT_EQ(streaming.cache().memory_usage().n_staged_tokens, 4u * n) << "of 2 layers of 2 KV heads";
-    const double share = double(streaming.cache().memory_usage().staged) / double(exact.cache().memory_usage().staged);
-    if (n < 256) {
-      EXPECT_EQ(share, 1.0) << "short prompts stay exact";
-    }
-    if (n > 256) {
-      EXPECT_LT(share, 0.8) << "with scales, of 16 channels";
-    }
+TEST_P(CommitTest, APromptWaitsInTheFormatOfTheSpec) {
+  const auto staged = [this](const char* spec, uint32_t n) {
+    SmallEngine engine(wish(spec));
+    EXPECT_TRUE(engine.prompt(0, n).ok());
+    EXPECT_EQ(engine.cache().memory_usage().n_staged_tokens, 4u * n) << "of 2 layers of 2 KV heads";
+    return double(engine.cache().memory_usage().staged);
+  };
+  EXPECT_EQ(staged("mikv:staged=int8", 200), staged("mikv", 200)) << "short prompts stay exact";
+  for (const char* spec : {"mikv:staged=int8", "mikv:prefill=streaming"}) {
+    EXPECT_LT(staged(spec, 800), 0.8 * staged("mikv", 800)) << "with scales, of 16 channels: " << spec;
   }
+  EXPECT_EQ(staged("mikv:prefill=streaming,staged=f16", 800), staged("mikv", 800));
 }
 
 TEST_P(CommitTest, ATextThatIsMeasuredReadsCompressedTokens) {

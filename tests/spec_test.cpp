@@ -109,6 +109,19 @@ TEST(SpecTest, KeysOverrideThePreset) {
   EXPECT_FALSE(std::signbit(parsed("mikv:keep=-0").keep));
 }
 
+TEST(SpecTest, PromptsWaitInF16UnlessTheyAreStreamed) {
+  EXPECT_EQ(parsed("mikv").staged, Format::f16);
+  EXPECT_EQ(parsed("mikv:staged=int8").staged, Format::int8);
+  EXPECT_EQ(parsed("mikv:prefill=streaming").staged, Format::int8);
+  EXPECT_EQ(parsed("mikv:prefill=streaming,staged=f16").staged, Format::f16);
+  for (const char* never : {"full:prefill=streaming", "h2o:prefill=streaming", "llm-int8:prefill=streaming"}) {
+    EXPECT_EQ(parsed(never).staged, Format::f16) << never;
+  }
+  for (const char* text : {"mikv", "mikv:staged=int8", "mikv:prefill=streaming", "mikv:prefill=streaming,staged=f16"}) {
+    EXPECT_EQ(parsed(parsed(text).to_string()), parsed(text)) << text;
+  }
+}
+
 TEST(SpecTest, FullDropsWhatOnlyItsPresetAskedFor) {
   const Spec spec = parsed("mikv:importance=full,hi=f16");
   EXPECT_TRUE(spec.uncompressed());
@@ -142,7 +155,9 @@ RC_GTEST_PROP(SpecProperty, CanonicalFormRoundTrips, ()) {
       ",outlier=" + pick({"none", "balancer", "f16", "center+hadamard", "hadamard+balancer+center"}) + ",importance=" +
       pick({"h2o", "window", "streaming" + sinks, "snapkv", "scissorhands", "fastgen" + sinks, "random" + seed}) +
       ",prefill=" + pick({"exact", "streaming", "spread"});
-  const Spec spec = parsed(text);
+  const std::string staged =
+      text.find("outlier=f16") != std::string::npos ? "" : pick({"", ",staged=f16", ",staged=int8"});
+  const Spec spec = parsed(text + staged);
   RC_ASSERT(spec.keep == std::stod(keep_text));
   RC_ASSERT(parsed(spec.to_string()) == spec);
   RC_ASSERT(parsed(spec.to_string()).to_string() == spec.to_string());
@@ -207,6 +222,10 @@ const Refusal kRefusals[] = {
     {"mikv:importance=heavy",
      {"'importance'", "full, h2o, window, streaming, snapkv, scissorhands, fastgen, residual, random"}},
     {"mikv:prefill=fast", {"'prefill'", "exact, streaming"}},
+    {"mikv:staged=int4", {"'staged'", "'int4'", "f16, int8"}},
+    {"full:staged=int8", {"staged", "hi=f16 with lo=evict"}},
+    {"h2o:staged=int8", {"staged", "hi=f16 with lo=evict"}},
+    {"llm-int8:staged=int8", {"staged", "outlier=none"}},
     {"mikv:recent=1.5", {"'recent'", "'1.5'", "0 to 1"}},
     {"mikv:recent=0.5,importance=window", {"recent", "importance=h2o"}},
     {"window:recent=0.75", {"recent", "importance=h2o"}},

@@ -71,6 +71,7 @@ struct Spec {
   /// arXiv 2208.07339).
   bool outlier_channels = false;
   Prefill prefill = Prefill::exact;
+  Format staged = Format::f16;  ///< of a prompt that waits to be compressed, from 256 tokens on: f16 or int8
   double recent = 0.75;  ///< share of the hi tier, 0..1, that `h2o` keeps for the most recent tokens; 0.5 as published
                          ///< (docs/adr/0015-the-recent-share.md)
   double recovery = 0.95;   ///< share of a KV head's attention, 0..1, that what `fastgen` keeps must have had
@@ -95,7 +96,7 @@ struct Spec {
   bool mixed() const { return lo == Format::mixed; }
 
   /// Parses "preset[:key=value[,key=value...]]". Keys: keep, hi, lo, bits, group, quantiser, keys, outlier,
-  /// balancer, importance, recent, recovery, residual, prefill, sinks, seed. Opens no file.
+  /// balancer, importance, recent, recovery, residual, prefill, staged, sinks, seed. Opens no file.
   /// Errors: an unknown preset or key; a value out of range. The message names it and the values that are allowed.
   MIKV_API static Result<Spec> parse(std::string_view text);
 

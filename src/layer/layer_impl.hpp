@@ -31,7 +31,7 @@ struct LayerCache::Impl {
   /// does not. Short prompts stay exact.
   uint32_t bytes_from() const {
     if (stages_in_bytes) return tier::kMinCalibrationTokens;
-    return spec.prefill == Prefill::streaming ? tier::kFirstTokens : UINT32_MAX;
+    return spec.staged == Format::int8 ? tier::kFirstTokens : UINT32_MAX;
   }
   /// True if tiers hold values in other coordinates than staged tokens, which may differ by segment.
   bool values_transformed() const { return spec.hadamard || spec.outlier_channels; }

@@ -35,13 +35,14 @@ struct Named {
 constexpr std::array kPrefills = {Named<Prefill>{"exact", Prefill::exact},
                                   Named<Prefill>{"streaming", Prefill::streaming},
                                   Named<Prefill>{"spread", Prefill::spread}};
+constexpr std::array kStagedFormats = {Named<Format>{"f16", Format::f16}, Named<Format>{"int8", Format::int8}};
 constexpr std::array kQuantisers = {Named<Quantiser>{"asymmetric", Quantiser::asymmetric},
                                     Named<Quantiser>{"symmetric", Quantiser::symmetric}};
 // Whether keys have scales by channel.
 constexpr std::array kKeyScales = {Named<bool>{"token", false}, Named<bool>{"channel", true}};
-constexpr std::array<std::string_view, 16> kKeys = {
-    "keep",     "hi",         "lo",     "bits",     "group",    "quantiser", "keys",  "outlier",
-    "balancer", "importance", "recent", "recovery", "residual", "prefill",   "sinks", "seed"};
+constexpr std::array<std::string_view, 17> kKeys = {
+    "keep",       "hi",     "lo",       "bits",     "group",   "quantiser", "keys",  "outlier", "balancer",
+    "importance", "recent", "recovery", "residual", "prefill", "staged",    "sinks", "seed"};
 
 /// Names of the formats of a tier: those of hi from the best down, those of lo from the smallest up.
 std::vector<std::string_view> format_names(codec::FormatUse tier, bool quantised_only = false) {
@@ -239,6 +240,7 @@ Status set_key(Spec& spec, std::string_view key, std::string_view value) {
   if (key == "residual")
     return set_number<uint32_t>(spec.residual, key, value, 0, kMaxResidual, "a whole number from 0 to 65536");
   if (key == "prefill") return set_named(spec.prefill, key, value, kPrefills);
+  if (key == "staged") return set_named(spec.staged, key, value, kStagedFormats);
   if (key == "sinks")
     return set_number<uint32_t>(spec.sinks, key, value, 0, kMaxSinks, "a whole number from 0 to 1024");
   return set_number<uint64_t>(spec.seed, key, value, 0, UINT64_MAX, "a whole number from 0 to 2^64-1");
@@ -266,6 +268,24 @@ Status apply_keys(Spec& spec, std::string_view pairs, std::vector<std::string_vi
 }
 
 bool quantises_nothing(const Spec& spec) { return spec.lo == Format::evict && spec.hi == Format::f16; }
+
+bool waits_in_f16(const Spec& spec) { return quantises_nothing(spec) || spec.outlier_channels; }
+
+/// In which prompts wait, unless the user chooses: who streams them wants to save memory.
+Format default_staged(const Spec& spec) {
+  return spec.prefill == Prefill::streaming && !waits_in_f16(spec) ? Format::int8 : Format::f16;
+}
+
+/// As reconcile(), of the format in which prompts wait.
+Status reconcile_staged(Spec& spec, bool user_gave) {
+  if (!user_gave) spec.staged = default_staged(spec);
+  if (spec.staged == Format::f16 || !waits_in_f16(spec)) return {};
+  if (spec.outlier_channels)
+    return Error{
+        "spec: outlier=f16 is chosen at a prompt's end, so it waits in f16; leave staged out, or choose outlier=none"};
+  return Error{"spec: hi=f16 with lo=evict quantises nothing, so prompts wait in f16; leave staged out, or choose hi=" +
+               any_of(format_names(codec::kInHi, true)) + ", or lo=" + any_of(format_names(codec::kInLo, true))};
+}
 
 /// As reconcile(), of the quantiser.
 Status reconcile_quantiser(Spec& spec, bool user_gave) {
@@ -386,6 +406,7 @@ Status reconcile(Spec& spec, const std::vector<std::string_view>& given) {
   }
   if (Status status = reconcile_balancer_file(spec, user_gave("outlier")); !status) return status;
   if (Status status = reconcile_keys(spec, given); !status) return status;
+  if (Status status = reconcile_staged(spec, user_gave("staged")); !status) return status;
   return reconcile_quantiser(spec, user_gave("quantiser"));
 }
 
@@ -470,6 +491,7 @@ std::string Spec::to_string() const {
   text += ",outlier=" + (outlier.empty() ? "none" : outlier);
   if (!balancer_file.empty()) text += ",balancer=" + balancer_file;
   text += ",prefill=" + std::string(name_of(kPrefills, prefill));
+  if (staged != default_staged(*this)) text += ",staged=" + std::string(format_name(staged));
   text += ",sinks=" + std::to_string(sinks) + ",seed=" + std::to_string(seed);
   return text;
 }

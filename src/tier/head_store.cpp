@@ -146,7 +146,7 @@ bool HeadStore::goes_to_bytes(const Layouts& layouts, uint32_t n_tokens) const {
          !compressed() && n_tokens >= kMinCalibrationTokens;
 }
 
-void HeadStore::stage_in_bytes(const Layouts& layouts) {
+void HeadStore::stage_in_bytes(const Layouts& layouts, bool rotated) {
   if (!goes_to_bytes(layouts, staged.size())) return;
   const uint32_t dim = layouts.staged.dim_k;
   std::vector<float> k(codec::kMaxHeadDim), v(codec::kMaxHeadDim);
@@ -157,6 +157,7 @@ void HeadStore::stage_in_bytes(const Layouts& layouts) {
   }
   codec::Axes key;
   for (const double x : mean) key.centre.push_back(codec::f32_to_f16(float(x)));
+  key.hadamard = rotated;
   charge_.set(calibration_bytes() + key.bytes());
   staged.reencode(layouts.staged_bytes, [&](float* token) { key.to_tier({token, dim}); });
   staged_transform.key = std::move(key);

@@ -89,9 +89,9 @@ class HeadStore {
   /// to come. All at once, if a policy settles scores, or in bytes. May throw std::bad_alloc; nothing changes then.
   void commit(const Spec& spec, uint64_t n_live, uint32_t from, CommitScratch& scratch, uint32_t n_most = UINT32_MAX);
 
-  /// Encodes staged tokens in bytes, in place; later ones are staged in bytes until the next commit. No effect with too
-  /// few tokens for a centre, or where something is compressed. May throw std::bad_alloc; nothing changes then.
-  void stage_in_bytes(const Layouts& layouts);
+  /// Encodes staged tokens in bytes, in place, and later ones until the next commit; keys may be `rotated`. No effect
+  /// with too few tokens for a centre, or where some are compressed. May throw std::bad_alloc; nothing changes then.
+  void stage_in_bytes(const Layouts& layouts, bool rotated);
   /// True if stage_in_bytes() would have an effect on n_tokens staged tokens. Outlier channels wait in f16.
   bool goes_to_bytes(const Layouts& layouts, uint32_t n_tokens) const;
 

@@ -107,7 +107,7 @@ bool SegmentStore::staged_in_bytes() const { return std::ranges::any_of(heads_, 
 
 void SegmentStore::stage_in_bytes() {
   try {
-    for (HeadStore& head : heads_) head.stage_in_bytes(*layouts_);
+    for (HeadStore& head : heads_) head.stage_in_bytes(*layouts_, spec_.hadamard);
   } catch (const std::bad_alloc&) {  // the others stay in f16
   }
 }
