@@ -15,7 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 FILE = ROOT / "docs" / "results" / "suite.csv"
-COLUMNS = ["model", "task", "kv", "score", "n", "low", "high", "lost", "won", "p", "bits_per_element", "machine", "commit", "command", "date"]
+COLUMNS = ["model", "task", "kv", "score", "n", "low", "high", "lost", "won", "p", "log_likelihood", "difference", "standard_error", "bits_per_element", "machine", "commit", "command", "date"]
 KEY = COLUMNS[:3]
 
 #: Options that say what was asked, with the value that goes without saying.
@@ -42,10 +42,12 @@ def rows_of(path: Path, machine: str) -> list[dict]:
         versus = row["versus_full"] or {"lost": "", "won": "", "p": ""}
         bits = row["bits_per_element"]
         p = versus["p"]
+        likely, apart = row.get("log_likelihood"), versus.get("log_likelihood")
         rows.append({
             "model": Path(options["model"]).stem, "task": task_of(row, options), "kv": row["kv"], "score": f"{row['score']:.4f}", "n": row["n"],
             "low": f"{row['interval'][0]:.4f}", "high": f"{row['interval'][1]:.4f}", "lost": versus["lost"], "won": versus["won"],
-            "p": p if p == "" else f"{p:.4f}", "bits_per_element": "" if bits is None else f"{bits:.2f}",
+            "p": p if p == "" else f"{p:.4f}", "log_likelihood": "" if likely is None else f"{likely:.4f}",
+            **{name: f"{apart[of]:.4f}" if apart else "" for name, of in (("difference", "mean"), ("standard_error", "standard_error"))}, "bits_per_element": "" if bits is None else f"{bits:.2f}",
             "machine": machine, "commit": run["meta"]["commit"], "command": command_of(options), "date": run["meta"]["date"][:10],
         })
     return rows

@@ -380,8 +380,8 @@ def compared_times() -> str:
 
 # ---------------------------------------------------------------- results
 
-def of_suite(task: str, caches: list[str], names: dict[str, str] | None = None) -> str:
-    """The rows of a task of docs/results/suite.csv, model by model."""
+def of_suite(task: str, caches: list[str], names: dict[str, str] | None = None, likely: bool = False) -> str:
+    """The rows of a task of docs/results/suite.csv, model by model. likely: with the log-likelihood of right choices."""
     rows = {(row["model"], row["task"], row["kv"]): row for row in read("suite")}
     lines = []
     for model, shown in MODELS.items():
@@ -392,12 +392,15 @@ def of_suite(task: str, caches: list[str], names: dict[str, str] | None = None) 
             share = [f"{100 * float(row[name]):.0f}" for name in ("score", "low", "high")]
             lines.append([shown, (names or {}).get(kv, f"`{kv}`"), row["bits_per_element"] or "-", *share, row["n"],
                           *(row[name] or "-" for name in ("lost", "won")), "< 0.0001" if row["p"] == "0.0000" else row["p"] or "-"])
-    return markdown(["model", "cache", "bits per element", "right, %", "95 % interval from", "to", "items", "lost against `full`", "won", "p"], lines)
+            if likely:
+                lines[-1] += [row["log_likelihood"] or "-", f"{row['difference']} (error {row['standard_error']})" if row["difference"] else "-"]
+    more = ["log-likelihood of the right choice", "difference to `full`"] if likely else []
+    return markdown(["model", "cache", "bits per element", "right, %", "95 % interval from", "to", "items", "lost against `full`", "won", "p", *more], lines)
 
 
 @table
 def mmlu() -> str:
-    return of_suite("mmlu", ["full", "mikv", "mikv-max", "h2o", "rtn4"])
+    return of_suite("mmlu", ["full", "mikv", "mikv-max", "h2o", "rtn4"], likely=True)
 
 
 @table

@@ -19,8 +19,10 @@ from test_suite import (  # noqa: F401  place is a fixture
 
 from mikv._cli import Progress, UsageError
 from mikv.suite.choices import choice_tokens, log_probabilities
+from mikv.suite.mmlu import Mmlu
 from mikv.suite.rows import RowLog
 from mikv.suite.server import Server
+from mikv.suite.statistics import difference
 
 SUBJECTS = ("astronomy", "sociology")
 
@@ -88,7 +90,11 @@ def test_lm_evals_tasks(mmlu):
     done = suite(mmlu, *options, "--limit", "3")
     assert done.returncode == 0, done.stderr
     rows = rows_of(mmlu)
-    assert set(rows) == {(f"mmlu: {subject}", kv) for subject in SUBJECTS for kv in ("full", "h2o")}
+    tasks = ("mmlu", *(f"mmlu: {subject}" for subject in SUBJECTS))
+    assert set(rows) == {(task, kv) for task in tasks for kv in ("full", "h2o")}
+    # The server of the test is sure of right choices under `full`, and as sure of wrong ones under h2o.
+    assert all(rows[task, "full"]["log_likelihood"] > rows[task, "h2o"]["log_likelihood"] for task in tasks)
+    assert rows["mmlu", "h2o"]["versus_full"]["log_likelihood"]["mean"] < -1
     assert all(rows[f"mmlu: {subject}", "full"]["correct"] == 3 for subject in SUBJECTS)
     assert rows["mmlu: sociology", "h2o"]["correct"] == 0 and rows["mmlu: sociology", "h2o"]["versus_full"]["lost"] == 3
     before = n_requests(mmlu)
@@ -121,6 +127,23 @@ def test_a_real_server_reads_its_cache():
     assert of["full"] == pytest.approx(of["llama:f16"], abs=0.05)
     assert of["mikv"] == pytest.approx(of["full"], abs=0.5)
     assert max(abs(a - b) for a, b in zip(of["h2o:keep=0.02"], of["full"], strict=True)) > 1.0
+
+
+def test_the_right_choice_among_the_four():
+    rows = {
+        str(i): {"kind": "law", "doc": i, "target": target, "log_probabilities": {" D": -4.0, " A": -1.0, " C": -3.0, " B": -2.0}}
+        for i, target in enumerate((0, 3))
+    }  # fmt: skip
+    task = Mmlu.__new__(Mmlu)
+    task.questions = {"law": []}
+    likely = [row["log_likelihood"] for row in task.scored(rows, None).values()]
+    assert likely == pytest.approx([-0.4402, -3.4402], abs=1e-4)
+
+
+def test_a_mean_difference_has_a_standard_error():
+    apart = difference({"a": 1.0, "b": 2.0, "c": 6.0, "d": 9.0}, {"a": 0.0, "b": 0.0, "c": 3.0})
+    assert apart == pytest.approx({"mean": 2.0, "standard_error": 3**-0.5})
+    assert difference({"a": 1.0}, {"a": 2.0}) is None
 
 
 def test_progress_counts_contexts(place, monkeypatch):  # noqa: F811

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from pathlib import Path
 
@@ -45,6 +46,12 @@ def _check_rows(file: Path) -> list[Row]:
     return rows
 
 
+def _log_likelihood(row: Row) -> float:
+    """Of the right choice among the four, in nats: it moves where the answer does not."""
+    choices = [log_probability for _, log_probability in sorted(row["log_probabilities"].items())]
+    return choices[row["target"]] - math.log(math.fsum(map(math.exp, choices)))
+
+
 class Mmlu(Task):
     """One arm's choices by lm-eval's tasks `mmlu_SUBJECT`. `limit` counts questions of each subject."""
 
@@ -63,7 +70,7 @@ class Mmlu(Task):
         def counts(row: Row) -> bool:
             return row.get("kind") in self.questions and (limit is None or row["doc"] < limit)
 
-        return {item: row for item, row in rows.items() if counts(row)}
+        return {item: row | {"log_likelihood": _log_likelihood(row)} for item, row in rows.items() if counts(row)}
 
     def run(self, server: Served, log: RowLog, limit: int | None, progress: Progress) -> None:
         tasks = {f"mmlu_{subject}": subject for subject in self.questions}

@@ -40,3 +40,13 @@ def paired(ours: Mapping[str, float], reference: Mapping[str, float]) -> dict[st
     lost = sum(ours[item] < reference[item] for item in common)
     won = sum(ours[item] > reference[item] for item in common)
     return {"n": len(common), "lost": lost, "won": won, "p": mcnemar(lost, won)}
+
+
+def difference(ours: Mapping[str, float], reference: Mapping[str, float]) -> dict[str, float] | None:
+    """The mean of ours - reference over items that both have, and its standard error; None with fewer than two."""
+    apart = [ours[item] - reference[item] for item in ours if item in reference]
+    n = len(apart)
+    if n < 2:
+        return None
+    mean = math.fsum(apart) / n
+    return {"mean": mean, "standard_error": math.sqrt(math.fsum((x - mean) ** 2 for x in apart) / (n - 1) / n)}

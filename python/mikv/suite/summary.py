@@ -8,13 +8,13 @@ from typing import Any
 
 from .._cli import seconds
 from .rows import Row
-from .statistics import paired, wilson
+from .statistics import difference, paired, wilson
 
 REFERENCE = "full"
 #: Fields of items, and the columns that have their means.
 _MORE_SCORES = (
     ("strict_match", "strict_score"), ("equal_number", "equal_number_score"), ("common_words", "common_words"),
-    ("n_words", "mean_words"), ("kld", "mean_kld"),
+    ("n_words", "mean_words"), ("kld", "mean_kld"), ("log_likelihood", "log_likelihood"),
 )  # fmt: skip
 
 
@@ -52,6 +52,11 @@ def task_rows(task: str, arms: dict[str, dict[str, Row]], estimates: dict[str, d
         for name, column in _MORE_SCORES:
             if all(name in r for r in rows):
                 row[column] = sum(r[name] for r in rows) / n
+        if "log_likelihood" in row and row["versus_full"]:
+            likely = {
+                a: {k: r["log_likelihood"] for k, r in arms[a].items() if k in correct[a]} for a in (arm, REFERENCE)
+            }
+            row["versus_full"]["log_likelihood"] = difference(likely[arm], likely[REFERENCE])
         out.append(row)
     return out
 
@@ -91,6 +96,12 @@ def table(rows: list[Row]) -> str:
         cells[0].append("mean KLD")
         for line, row in zip(cells[1:], rows, strict=True):
             line.append(f"{row['mean_kld']:.4f}" if "mean_kld" in row else "-")
+    if any("log_likelihood" in row for row in rows):
+        cells[0] += ["ln p(right)", "to full"]
+        for line, row in zip(cells[1:], rows, strict=True):
+            apart = (row["versus_full"] or {}).get("log_likelihood")
+            line.append(f"{row['log_likelihood']:.4f}" if "log_likelihood" in row else "-")
+            line.append(f"{apart['mean']:+.4f} (error {apart['standard_error']:.4f})" if apart else "-")
     widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
     lines = [
         "  ".join(
