@@ -34,20 +34,22 @@ def task_of(row: dict, options: dict) -> str:
     return f"lines: {options['lines']}" if own else row["task"]
 
 
+def number(x: float | None, digits: int = 4) -> str:
+    return "" if x is None else f"{x:.{digits}f}"
+
+
 def rows_of(path: Path, machine: str) -> list[dict]:
     run = json.loads(path.read_text())
     options = run["meta"]["options"]
     rows = []
     for row in run["rows"]:
-        versus = row["versus_full"] or {"lost": "", "won": "", "p": ""}
-        bits = row["bits_per_element"]
-        p = versus["p"]
-        likely, apart = row.get("log_likelihood"), versus.get("log_likelihood")
+        versus = row["versus_full"] or {}
+        apart = versus.get("log_likelihood") or {}
         rows.append({
-            "model": Path(options["model"]).stem, "task": task_of(row, options), "kv": row["kv"], "score": f"{row['score']:.4f}", "n": row["n"],
-            "low": f"{row['interval'][0]:.4f}", "high": f"{row['interval'][1]:.4f}", "lost": versus["lost"], "won": versus["won"],
-            "p": p if p == "" else f"{p:.4f}", "log_likelihood": "" if likely is None else f"{likely:.4f}",
-            **{name: f"{apart[of]:.4f}" if apart else "" for name, of in (("difference", "mean"), ("standard_error", "standard_error"))}, "bits_per_element": "" if bits is None else f"{bits:.2f}",
+            "model": Path(options["model"]).stem, "task": task_of(row, options), "kv": row["kv"], "score": number(row["score"]), "n": row["n"],
+            "low": number(row["interval"][0]), "high": number(row["interval"][1]), "lost": versus.get("lost", ""), "won": versus.get("won", ""),
+            "p": number(versus.get("p")), "log_likelihood": number(row.get("log_likelihood")), "difference": number(apart.get("mean")),
+            "standard_error": number(apart.get("standard_error")), "bits_per_element": number(row["bits_per_element"], 2),
             "machine": machine, "commit": run["meta"]["commit"], "command": command_of(options), "date": run["meta"]["date"][:10],
         })
     return rows

@@ -136,7 +136,8 @@ def test_the_right_choice_among_the_four():
     }  # fmt: skip
     task = Mmlu.__new__(Mmlu)
     task.questions = {"law": []}
-    likely = [row["log_likelihood"] for row in task.scored(rows, None).values()]
+    judged = task.judged({"full": task.scored(rows, None)})
+    likely = [row["log_likelihood"] for row in judged["full"].values()]
     assert likely == pytest.approx([-0.4402, -3.4402], abs=1e-4)
 
 

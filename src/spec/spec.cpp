@@ -269,6 +269,12 @@ Status apply_keys(Spec& spec, std::string_view pairs, std::vector<std::string_vi
 
 bool quantises_nothing(const Spec& spec) { return spec.lo == Format::evict && spec.hi == Format::f16; }
 
+/// Of a key that such a spec has no use for; `hence`: what it must be, or is, or nothing.
+Error quantises_nothing_error(const std::string& key, const std::string& hence = "") {
+  return Error{"spec: hi=f16 with lo=evict quantises nothing" + hence + "; leave " + key + " out, or choose hi=" +
+               any_of(format_names(codec::kInHi, true)) + ", or lo=" + any_of(format_names(codec::kInLo, true))};
+}
+
 bool waits_in_f16(const Spec& spec) { return quantises_nothing(spec) || spec.outlier_channels; }
 
 /// In which prompts wait, unless the user chooses: who streams them wants to save memory.
@@ -283,8 +289,7 @@ Status reconcile_staged(Spec& spec, bool user_gave) {
   if (spec.outlier_channels)
     return Error{
         "spec: outlier=f16 is chosen at a prompt's end, so it waits in f16; leave staged out, or choose outlier=none"};
-  return Error{"spec: hi=f16 with lo=evict quantises nothing, so prompts wait in f16; leave staged out, or choose hi=" +
-               any_of(format_names(codec::kInHi, true)) + ", or lo=" + any_of(format_names(codec::kInLo, true))};
+  return quantises_nothing_error("staged", ", so prompts wait in f16");
 }
 
 /// As reconcile(), of the quantiser.
@@ -292,9 +297,7 @@ Status reconcile_quantiser(Spec& spec, bool user_gave) {
   if (spec.quantiser == Quantiser::asymmetric || !(spec.mixed() || quantises_nothing(spec))) return {};
   if (user_gave && spec.mixed())
     return Error{"spec: lo=mixed has scales of its own; leave quantiser out, or choose another lo"};
-  if (user_gave)
-    return Error{"spec: hi=f16 with lo=evict quantises nothing; leave quantiser out, or choose hi=" +
-                 any_of(format_names(codec::kInHi, true)) + ", or lo=" + any_of(format_names(codec::kInLo, true))};
+  if (user_gave) return quantises_nothing_error("quantiser");
   spec.quantiser = Quantiser::asymmetric;
   return {};
 }
@@ -399,9 +402,7 @@ Status reconcile(Spec& spec, const std::vector<std::string_view>& given) {
                  any_of(format_names(codec::kInLo, true))};
   if (quantises_nothing(spec)) {  // no outliers to handle
     if (user_gave("outlier") && (spec.balancer || spec.center || spec.hadamard || spec.outlier_channels))
-      return Error{
-          "spec: hi=f16 with lo=evict quantises nothing, so outlier must be none; leave outlier out, or choose hi=" +
-          any_of(format_names(codec::kInHi, true)) + ", or lo=" + any_of(format_names(codec::kInLo, true))};
+      return quantises_nothing_error("outlier", ", so outlier must be none");
     spec.balancer = spec.center = spec.hadamard = spec.outlier_channels = false;
   }
   if (Status status = reconcile_balancer_file(spec, user_gave("outlier")); !status) return status;

@@ -70,7 +70,13 @@ class Mmlu(Task):
         def counts(row: Row) -> bool:
             return row.get("kind") in self.questions and (limit is None or row["doc"] < limit)
 
-        return {item: row | {"log_likelihood": _log_likelihood(row)} for item, row in rows.items() if counts(row)}
+        return {item: row for item, row in rows.items() if counts(row)}
+
+    def judged(self, by_arm: dict[str, dict[str, Row]]) -> dict[str, dict[str, Row]]:
+        return {
+            arm: {item: row | {"log_likelihood": _log_likelihood(row)} for item, row in rows.items()}
+            for arm, rows in by_arm.items()
+        }
 
     def run(self, server: Served, log: RowLog, limit: int | None, progress: Progress) -> None:
         tasks = {f"mmlu_{subject}": subject for subject in self.questions}

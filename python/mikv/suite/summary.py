@@ -31,6 +31,10 @@ def task_rows(task: str, arms: dict[str, dict[str, Row]], estimates: dict[str, d
     correct = {
         arm: {k: float(row["correct"]) for k, row in rows.items() if "correct" in row} for arm, rows in arms.items()
     }
+    likely = {
+        arm: {k: row["log_likelihood"] for k, row in rows.items() if "log_likelihood" in row}
+        for arm, rows in arms.items()
+    }
     out = []
     for arm, answers in correct.items():
         if not answers:
@@ -52,10 +56,7 @@ def task_rows(task: str, arms: dict[str, dict[str, Row]], estimates: dict[str, d
         for name, column in _MORE_SCORES:
             if all(name in r for r in rows):
                 row[column] = sum(r[name] for r in rows) / n
-        if "log_likelihood" in row and row["versus_full"]:
-            likely = {
-                a: {k: r["log_likelihood"] for k, r in arms[a].items() if k in correct[a]} for a in (arm, REFERENCE)
-            }
+        if likely[arm] and row["versus_full"]:
             row["versus_full"]["log_likelihood"] = difference(likely[arm], likely[REFERENCE])
         out.append(row)
     return out
