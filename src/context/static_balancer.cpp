@@ -38,11 +38,11 @@ Status add_layer(const LayerCache& cache, const std::vector<SegmentId>& segments
     if (!segment) continue;
     for (uint32_t h = 0; h < shape.n_kv_heads; ++h) {
       const tier::HeadStore& head = segment->heads()[h];
-      if (head.q_max.empty() || head.n_queries == 0)
+      if (head.queries.empty() || head.queries.n == 0)
         return Error{
             "no queries were recorded: balancers need a spec with outlier=balancer, whose text of 256 tokens or "
             "more is not compressed yet"};
-      take_largest(heads[h].q, head.q_max);
+      take_largest(heads[h].q, head.queries.largest);
       for (const StoredToken& token : cache.dump(id, h)) take_largest(heads[h].k, token.k);
     }
   }

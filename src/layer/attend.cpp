@@ -221,8 +221,8 @@ void sample_queries(const Call& call, const RowTile& tile, const tier::SegmentSt
   for (uint32_t r = 0; r < tile.n_rows(); ++r) {
     const uint32_t arrival = first + r / tile.group();
     if (!tier::QuerySample::takes(arrival, last)) continue;
-    head.sample.note(arrival, r % tile.group(), tile.group(), tile.query(r), call.layer.shape.head_dim_k,
-                     call.args.scale);
+    head.queries.sample.note(arrival, r % tile.group(), tile.group(), tile.query(r), call.layer.shape.head_dim_k,
+                             call.args.scale);
   }
 }
 
@@ -230,10 +230,10 @@ void note_queries(const Call& call, const RowTile& tile) {
   if (!call.args.record) return;
   for (tier::SegmentStore* segment : call.segments) {
     tier::HeadStore& head = segment->heads()[tile.kv_head];
-    if (head.q_max.empty()) continue;
+    if (head.queries.empty()) continue;
     tier::QueryTally tally;
     for (uint32_t r = 0; r < tile.n_rows(); ++r) tally.add(tile.query(r), call.layer.shape.head_dim_k, call.args.scale);
-    head.note_queries(tally);
+    head.queries.note(tally);
     sample_queries(call, tile, *segment, head);
   }
 }

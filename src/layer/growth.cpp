@@ -126,9 +126,9 @@ LayerCache::Impl::StagedGrowth LayerCache::Impl::staged_growth(const tier::HeadS
 
 uint64_t LayerCache::Impl::statistics_growth(const tier::SegmentStore* store, const tier::Layouts& of_segment,
                                              const Spec& of, uint32_t n_tokens) const {
-  if (store && (store->heads().front().frozen || store->heads().front().statistics_bytes())) return 0;
+  if (!of.balancer || (store && (store->heads().front().frozen || !store->heads().front().queries.empty()))) return 0;
   if ((store ? store->next_arrival() : 0) + uint64_t{n_tokens} < positions.record_from) return 0;
-  return shape.n_kv_heads * tier::HeadStore::record_bytes(of_segment, of);
+  return shape.n_kv_heads * tier::QueryStatistics::bytes_of(of_segment.group, shape.head_dim_k);
 }
 
 uint64_t LayerCache::Impl::bitmap_growth(const tier::SegmentStore* store, uint32_t n_tokens) const {
@@ -195,7 +195,7 @@ int64_t LayerCache::Impl::freed_by(const tier::SegmentStore& segment, const poli
     freed += int64_t(head.hi.allocated_bytes() + head.lo.allocated_bytes()) - int64_t(head.hi.bytes_of(uint32_t(n_hi)));
     if (n_staged)
       freed += int64_t(head.staged.allocated_bytes()) - int64_t(tier::Tier::block_bytes(segment.layouts().staged));
-    if (n_staged && freezes) freed += int64_t(head.statistics_bytes());
+    if (n_staged && freezes) freed += int64_t(head.queries.bytes());
     if (n_staged && smaller.needs_calibration() && !head.frozen)
       freed -= int64_t(planned_transform_bytes(shape, smaller));
     if (segment.layouts().evict) continue;

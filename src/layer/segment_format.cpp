@@ -137,6 +137,32 @@ bool get_tier(ByteReader& in, tier::Tier& tier, tier::CellSet& missing) {
   return true;
 }
 
+// None in a head that is frozen or has no use for them, and in a short segment, which records none yet.
+bool get_queries(ByteReader& in, const SegmentContract& contract, bool sampled, tier::HeadStore& head) {
+  const uint32_t dim = contract.shape.head_dim_k;
+  const bool records = contract.spec.balancer && !head.frozen;
+  auto queries = records ? tier::QueryStatistics(contract.layouts->group, dim) : tier::QueryStatistics();
+  queries.n = in.get<uint64_t>();
+  queries.largest = get_array<float>(in);
+  queries.square = get_array<uint64_t>(in);
+  if (sampled) {
+    tier::QuerySample sample;
+    sample.arrivals = get_array<uint32_t>(in);
+    sample.queries = get_array<uint16_t>(in);
+    if (sample.arrivals.size() == tier::QuerySample::kEach) sample.add_late_places();
+    if (sample.arrivals.size() != queries.sample.arrivals.size() ||
+        sample.queries.size() != queries.sample.queries.size() || !finite_halves(sample.queries))
+      return false;
+    queries.sample = std::move(sample);
+  }
+  const size_t n_channels = records && !queries.empty() ? dim : 0;
+  if (!in.ok() || queries.largest.size() != n_channels || queries.square.size() != n_channels ||
+      !finite(queries.largest))
+    return false;
+  head.queries = n_channels ? std::move(queries) : tier::QueryStatistics();
+  return true;
+}
+
 bool get_head(ByteReader& in, const SegmentContract& contract, tier::CellSet missing, tier::HeadStore& head) {
   const LayerShape& shape = contract.shape;
   const uint8_t flags = in.get<uint8_t>();
@@ -163,30 +189,11 @@ bool get_head(ByteReader& in, const SegmentContract& contract, tier::CellSet mis
     if (!good_axes(head.staged_transform.key, shape.head_dim_k)) return false;
     head.staged = tier::Tier(contract.layouts->staged_bytes, contract.account);
   }
-  const bool records = contract.spec.balancer && !head.frozen;
-  head.sample = records ? tier::QuerySample(contract.layouts->group, shape.head_dim_k) : tier::QuerySample();
-  head.n_queries = in.get<uint64_t>();
-  head.q_max = get_array<float>(in);
-  head.q_square = get_array<uint64_t>(in);
-  if (flags & kSampled) {
-    tier::QuerySample sample;
-    sample.arrivals = get_array<uint32_t>(in);
-    sample.queries = get_array<uint16_t>(in);
-    if (sample.arrivals.size() == tier::QuerySample::kEach) sample.add_late_places();
-    // As many as the head has places for: none if it is frozen, or has no use for them.
-    if (sample.arrivals.size() != head.sample.arrivals.size() || sample.queries.size() != head.sample.queries.size())
-      return false;
-    if (!finite_halves(sample.queries)) return false;
-    head.sample = std::move(sample);
-  }
+  if (!get_queries(in, contract, flags & kSampled, head)) return false;
   head.transform.key = get_axes(in);
   head.transform.value = get_axes(in);
   const Tiles k = Tiles::read(in), v = Tiles::read(in);
-  const bool tallies = records && !head.q_max.empty();  // a short segment records none yet
-  if (!tallies) head.sample = {};
-  if (!in.ok() || head.q_max.size() != (tallies ? shape.head_dim_k : 0) || head.q_square.size() != head.q_max.size())
-    return false;
-  if (!finite(head.q_max) || !good_axes(head.transform.key, shape.head_dim_k) ||
+  if (!in.ok() || !good_axes(head.transform.key, shape.head_dim_k) ||
       !good_axes(head.transform.value, shape.head_dim_v))
     return false;
   const bool mixed = contract.spec.mixed() && head.frozen;
@@ -222,7 +229,7 @@ void save_segment(const tier::SegmentStore& segment, std::span<const uint32_t> c
   out.put(segment.next_arrival());
   out.put_array(std::span<const uint64_t>(live));
   for (const tier::HeadStore& head : segment.heads()) {
-    const bool sampled = !head.sample.arrivals.empty();
+    const bool sampled = !head.queries.sample.arrivals.empty();
     const bool shared = !head.frozen && head.more_bits != 0.0, weighed = !head.frozen && head.weight;
     out.put(uint8_t((head.frozen ? kFrozen : 0) | (sampled ? kSampled : 0) | (head.n_before ? kGoesOn : 0) |
                     (head.staged_in_bytes() ? kStagedInBytes : 0) | (head.turned ? kTurned : 0) |
@@ -235,12 +242,12 @@ void save_segment(const tier::SegmentStore& segment, std::span<const uint32_t> c
       out.put(head.weight->output);
     }
     if (head.staged_in_bytes()) put_axes(out, head.staged_transform.key);
-    out.put(head.n_queries);
-    put_array(out, head.q_max);
-    put_array(out, head.q_square);
+    out.put(head.queries.n);
+    put_array(out, head.queries.largest);
+    put_array(out, head.queries.square);
     if (sampled) {
-      put_array(out, head.sample.arrivals);
-      put_array(out, head.sample.queries);
+      put_array(out, head.queries.sample.arrivals);
+      put_array(out, head.queries.sample.queries);
     }
     put_axes(out, head.transform.key);
     put_axes(out, head.transform.value);

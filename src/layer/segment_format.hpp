@@ -11,7 +11,7 @@
 //     f64 error, f64 output, if flag 128 is set (policy/error_weight.hpp)
 //     axes of staged keys, if flag 8 is set
 //     u64 queries              number of queries tallied so far
-//     arrays q_max f32, q_square u64
+//     arrays of the queries' largest magnitudes f32 and squares u64
 //     if queries were sampled: arrays arrivals u32, queries u16 of 8 or 16 tokens (tier/query_sample.hpp)
 //     axes of keys, axes of values: arrays centre, balancer, order, turns (u16); u8 hadamard
 //     arrays bits u8, weights f32 of the lo tier's tiles of K, then of V (mixed bits only; else empty)

@@ -3,59 +3,14 @@
 #include <algorithm>
 #include <cmath>
 #include <functional>
-#include <iterator>
 
-#include "codec/cpu_clones.hpp"
 #include "codec/fp16.hpp"
-#include "policy/outlier_channels.hpp"
 #include "policy/policy.hpp"
-#include "policy/rope_forecast.hpp"
+#include "tier/calibration.hpp"
+#include "tier/staged_rows.hpp"
 
 namespace mikv::tier {
 namespace {
-
-// How many tokens a context is taken to get, when its coordinates are frozen on n_tokens. Each doubling takes from the
-// centre of slow pairs what it is worth, and so bits that a head of few bits does not have
-// (docs/adr/0013-rope-forecast.md); a prompt that is compressed as it is read continues, to the end of the segment
-// (docs/adr/0014-segments-of-a-long-prompt.md).
-double tokens_to_expect(uint32_t n_tokens, double bits, Prefill prefill) {
-  if (prefill == Prefill::streaming) return std::max(n_tokens, kSegmentTokens);
-  return n_tokens * std::clamp(std::pow(4.0, bits - 1.7), 1.0, 8.0);
-}
-
-void resize_rows(CommitScratch& scratch, uint32_t dim_k, uint32_t dim_v) {
-  for (auto* rows : {&scratch.rows_k, &scratch.lo_k}) rows->resize(size_t{codec::kBlockTokens} * dim_k);
-  for (auto* rows : {&scratch.rows_v, &scratch.lo_v}) rows->resize(size_t{codec::kBlockTokens} * dim_v);
-}
-
-// Calls visit(slot, k, v) for each staged token from slot `from` on, in the engine's coordinates. The rows may be
-// changed.
-template <typename Visit>
-void for_each_staged(const HeadStore& head, CommitScratch& scratch, Visit visit, uint32_t from = 0) {
-  const Tier& staged = head.staged;
-  const uint32_t dim_k = staged.layout().dim_k, dim_v = staged.layout().dim_v;
-  resize_rows(scratch, dim_k, dim_v);
-  for (uint32_t first = from - Tier::lane_of(from); first < staged.size(); first += codec::kBlockTokens) {
-    const uint32_t n = std::min(codec::kBlockTokens, staged.size() - first);
-    float *k = scratch.rows_k.data(), *v = scratch.rows_v.data();
-    if (head.staged_in_bytes()) {
-      for (uint32_t i = 0; i < n; ++i) {
-        codec::decode_token(staged.block_of(first), staged.layout(), i, k + i * dim_k, v + i * dim_v);
-        head.staged_transform.key.from_tier({k + i * dim_k, dim_k});
-      }
-    } else {
-      codec::decode_f16(staged.block_of(first), staged.layout(), n, k, v);
-    }
-    for (uint32_t i = 0; i < n; ++i) {
-      if (first + i >= from) visit(first + i, k + i * dim_k, v + i * dim_v);
-    }
-  }
-}
-
-MIKV_FOR_EACH_CPU
-void add_moments(const float* x, size_t n, double* __restrict mean, double* __restrict square) {
-  for (size_t c = 0; c < n; ++c) mean[c] += x[c], square[c] += double(x[c]) * x[c];
-}
 
 // Of a tier's tokens that arrived at `from` or later.
 uint64_t count_punctuation(const Tier& tier, uint32_t from) {
@@ -79,39 +34,19 @@ HeadStore::HeadStore(const Layouts& layouts, const Spec& spec, MemoryAccount& ac
   if (positions_->record_from == 0) record(layouts, spec);
 }
 
-uint64_t HeadStore::record_bytes(const Layouts& layouts, const Spec& spec) {
-  if (!spec.balancer) return 0;
-  const uint64_t dim = layouts.staged.dim_k;
-  return dim * (sizeof(float) + sizeof(uint64_t)) +
-         QuerySample::kTokens * (layouts.group * dim * sizeof(uint16_t) + sizeof(uint32_t));
-}
-
 void HeadStore::record(const Layouts& layouts, const Spec& spec) {
-  if (frozen || !spec.balancer || !q_max.empty()) return;
-  QuerySample empty(layouts.group, layouts.staged.dim_k);
-  std::vector<uint64_t> squares(layouts.staged.dim_k);
-  q_max.assign(layouts.staged.dim_k, 0.0f);
-  q_square = std::move(squares);
-  sample = std::move(empty);
+  if (!frozen && spec.balancer && queries.empty()) queries = QueryStatistics(layouts.group, layouts.staged.dim_k);
 }
 
 HeadStore::HeadStore(const HeadStore& other, const Layouts& layouts, const Spec& spec, MemoryAccount& account)
     : HeadStore(layouts, spec, account) {
   staged = Tier(other.staged, layouts.staged, account);
   turned = other.turned;
-  if (!spec.balancer) return;
-  q_max = other.q_max;
-  q_square = other.q_square;
-  n_queries = other.n_queries;
-  sample = other.sample;
-}
-
-uint64_t HeadStore::statistics_bytes() const {
-  return q_max.size() * sizeof(float) + q_square.size() * sizeof(uint64_t) + sample.bytes();
+  if (spec.balancer) queries = other.queries;
 }
 
 uint64_t HeadStore::calibration_bytes() const {
-  return transform.bytes() + staged_transform.bytes() + statistics_bytes() + (own_lo_ ? sizeof *own_lo_ : 0);
+  return transform.bytes() + staged_transform.bytes() + queries.bytes() + (own_lo_ ? sizeof *own_lo_ : 0);
 }
 
 uint64_t HeadStore::charged_bytes() const {
@@ -127,17 +62,6 @@ void HeadStore::change_account(MemoryAccount& account) {
 void HeadStore::set_lo_layout(const codec::BlockLayout& layout) {
   own_lo_ = std::make_unique<codec::BlockLayout>(layout);
   lo = Tier(*own_lo_, *account_);
-}
-
-void HeadStore::note_queries(const QueryTally& tally) {
-  std::atomic_ref<uint64_t>(n_queries).fetch_add(tally.n, std::memory_order_relaxed);
-  for (size_t c = 0; c < q_max.size(); ++c) {
-    std::atomic_ref<float> seen(q_max[c]);
-    float before = seen.load(std::memory_order_relaxed);
-    while (tally.max[c] > before && !seen.compare_exchange_weak(before, tally.max[c], std::memory_order_relaxed)) {
-    }
-    std::atomic_ref<uint64_t>(q_square[c]).fetch_add(tally.square[c], std::memory_order_relaxed);
-  }
 }
 
 bool HeadStore::goes_to_bytes(const Layouts& layouts, uint32_t n_tokens) const {
@@ -171,74 +95,6 @@ void HeadStore::release_staged(uint32_t first) {
   if (!staged_in_bytes()) return staged.release();
   staged = Tier(*staged_f16_, *account_);
   staged_transform = {};
-}
-
-HeadStore::Calibration HeadStore::plan_calibration(const Spec& spec, CommitScratch& scratch) const {
-  return spec.mixed() ? plan_mixed(spec, scratch) : plan_uniform(spec, scratch);
-}
-
-policy::Moments HeadStore::staged_moments(CommitScratch& scratch) const {
-  const uint32_t dim_k = staged.layout().dim_k, dim_v = staged.layout().dim_v;
-  policy::Moments moments{std::vector<double>(dim_k),
-                          std::vector<double>(dim_k),
-                          std::vector<double>(dim_v),
-                          std::vector<double>(dim_v),
-                          {q_square.begin(), q_square.end()}};
-  for (double& square : moments.q_square) square /= QueryTally::kOne * double(std::max<uint64_t>(1, n_queries));
-  for_each_staged(*this, scratch, [&](uint32_t, const float* k, const float* v) {
-    add_moments(k, dim_k, moments.k_mean.data(), moments.k_square.data());
-    add_moments(v, dim_v, moments.v_mean.data(), moments.v_square.data());
-  });
-  for (auto* sums : {&moments.k_mean, &moments.k_square, &moments.v_mean, &moments.v_square}) {
-    for (double& sum : *sums) sum /= double(staged.size());
-  }
-  return moments;
-}
-
-HeadStore::Calibration HeadStore::plan_mixed(const Spec& spec, CommitScratch& scratch) const {
-  const double bits = spec.bits + more_bits;
-  policy::Moments moments = staged_moments(scratch);
-  if (!positions_->rope.angles.empty() && !turned) {
-    policy::RopeForecast forecast(positions_->rope);
-    for_each_staged(*this, scratch, [&](uint32_t slot, const float* k, const float*) {
-      forecast.add(k, staged.layout().scored ? staged.arrival(slot) : slot);
-    });
-    forecast.apply(std::min<double>(positions_->max_cells, tokens_to_expect(staged.size(), bits, spec.prefill)),
-                   moments);
-  }
-  policy::MixedCalibration mixed = policy::plan_mixed_calibration(moments, bits, lo.layout().id_bytes);
-  return {std::move(mixed.transform), std::make_unique<codec::BlockLayout>(mixed.lo)};
-}
-
-HeadStore::Calibration HeadStore::plan_uniform(const Spec& spec, CommitScratch& scratch) const {
-  const uint32_t dim = staged.layout().dim_k;
-  std::vector<double> sum(dim);
-  std::vector<float> low(dim, INFINITY), high(dim, -INFINITY), largest_v(staged.layout().dim_v);
-  for_each_staged(*this, scratch, [&](uint32_t, const float* k, const float* v) {
-    for (uint32_t c = 0; c < dim; ++c) {
-      sum[c] += k[c];
-      low[c] = std::min(low[c], k[c]), high[c] = std::max(high[c], k[c]);
-    }
-    for (size_t c = 0; c < largest_v.size(); ++c) largest_v[c] = std::max(largest_v[c], std::abs(v[c]));
-  });
-  Calibration calibration{transform, nullptr};
-  codec::Axes& key = calibration.transform.key;
-  for (uint32_t c = 0; c < dim; ++c) {
-    if (spec.center) key.centre.push_back(codec::f32_to_f16(float(sum[c] / staged.size())));
-    const float mu = spec.center ? codec::f16_to_f32(key.centre[c]) : 0.0f;
-    if (spec.balancer)
-      key.balancer.push_back(codec::balance(q_max.empty() ? 0.0f : q_max[c], std::max(high[c] - mu, mu - low[c])));
-  }
-  if (spec.outlier_channels) {
-    std::vector<float> largest_k(dim);
-    for (uint32_t c = 0; c < dim; ++c) {
-      const float factor = key.balancer.empty() ? 1.0f : codec::f16_to_f32(key.balancer[c]);
-      largest_k[c] = factor * std::max(high[c], -low[c]);
-    }
-    key.order = policy::outliers_first(largest_k, codec::kTileSide);
-    calibration.transform.value.order = policy::outliers_first(largest_v, codec::kTileSide);
-  }
-  return calibration;
 }
 
 // k, v: in the coordinates of lo. Keys by channel are encoded when they fill a block.
@@ -383,7 +239,7 @@ void HeadStore::demote_to(const Spec& spec, policy::Places budget, CommitScratch
   if (hi.size() <= budget.total) return;
   scratch.k.resize(codec::kMaxHeadDim);
   scratch.v.resize(codec::kMaxHeadDim);
-  resize_rows(scratch, staged.layout().dim_k, staged.layout().dim_v);
+  scratch.resize_rows(staged.layout().dim_k, staged.layout().dim_v);
   choose_victims(spec, budget, scratch);
   if (!evict) lo.reserve(uint32_t(scratch.victims.size()));
   std::sort(scratch.victims.begin(), scratch.victims.end(), std::greater<>());
@@ -397,7 +253,7 @@ void HeadStore::weigh(const Spec& spec, uint64_t n_live, uint32_t first, std::sp
                       CommitScratch& scratch) const {
   const uint32_t n_hi = hi.size(), n_staged = staged.size(), dim = staged.layout().dim_k;
   std::fill(parts.begin(), parts.end(), policy::ErrorWeight::Sums());
-  if (!freezes_next() || sample.arrivals.empty()) return;
+  if (!freezes_next() || queries.empty()) return;
   scratch.k.resize(codec::kMaxHeadDim);
   scratch.v.resize(codec::kMaxHeadDim);
   const policy::Places places = budget(spec, n_live, plan_pattern(spec, n_live, scratch), 0);
@@ -406,19 +262,11 @@ void HeadStore::weigh(const Spec& spec, uint64_t n_live, uint32_t first, std::sp
   for (const uint32_t victim : scratch.victims) {
     if (victim >= n_hi) scratch.staged_victim[victim - n_hi] = 1;
   }
-  const std::vector<double> v_mean = staged_moments(scratch).v_mean;
-  const size_t n_heads = sample.queries.size() / (size_t{QuerySample::kTokens} * dim);
+  const std::vector<double> v_mean = staged_moments(*this, scratch).v_mean;
   std::vector<policy::ErrorWeight> errors;
   for (uint32_t part = first; part < first + parts.size(); ++part) {
-    std::vector<float> queries;
-    std::vector<uint32_t> arrivals;
-    for (uint32_t place = part; place < QuerySample::kTokens; place += kWeightParts) {
-      if (sample.arrivals[place] == 0) continue;
-      const auto begin = sample.queries.begin() + std::ptrdiff_t(place * n_heads * dim);
-      std::transform(begin, begin + std::ptrdiff_t(n_heads * dim), std::back_inserter(queries), codec::f16_to_f32);
-      arrivals.insert(arrivals.end(), n_heads, sample.arrivals[place]);
-    }
-    errors.emplace_back(std::move(queries), std::move(arrivals), v_mean, dim, uint32_t(places.recent));
+    QuerySample::Part sampled = queries.sample.part(part, kWeightParts, dim);
+    errors.emplace_back(std::move(sampled.queries), std::move(sampled.arrivals), v_mean, dim, uint32_t(places.recent));
   }
   for_each_staged(*this, scratch, [&](uint32_t slot, const float* k, const float* v) {
     for (policy::ErrorWeight& of : errors) of.add(k, v, staged.arrival(slot), scratch.staged_victim[slot]);
@@ -450,7 +298,7 @@ void HeadStore::commit(const Spec& spec, uint64_t n_live, uint32_t from, CommitS
   const uint32_t first = settles || staged_in_bytes() ? 0 : n_staged - std::min(n_most, n_staged);  // that is moved
   scratch.k.resize(codec::kMaxHeadDim);
   scratch.v.resize(codec::kMaxHeadDim);
-  resize_rows(scratch, staged.layout().dim_k, staged.layout().dim_v);
+  scratch.resize_rows(staged.layout().dim_k, staged.layout().dim_v);
 
   const uint8_t planned = plan_pattern(spec, n_live, scratch);
   choose_victims(spec, budget(spec, n_live, planned, 0), scratch);
@@ -458,7 +306,7 @@ void HeadStore::commit(const Spec& spec, uint64_t n_live, uint32_t from, CommitS
   const uint32_t n_victims = uint32_t(scratch.victims.size()), n_moved = n_staged - first;
   scratch.staged_victim.assign(n_staged, 0);
   const bool freezing = spec.needs_calibration() && !frozen;
-  Calibration calibration = freezing ? plan_calibration(spec, scratch) : Calibration();
+  Calibration calibration = freezing ? plan_calibration(*this, spec, scratch) : Calibration();
   Tier own_lo(calibration.lo ? *calibration.lo : lo.layout(), *account_);
   if (!evict) (calibration.lo ? own_lo : lo).reserve(n_victims);
   // Victims leave hi before survivors enter it, so hi only grows by what it ends up with.
@@ -476,9 +324,7 @@ void HeadStore::commit(const Spec& spec, uint64_t n_live, uint32_t from, CommitS
   }
   if (freezing) {
     transform = std::move(calibration.transform);
-    q_max = {};
-    q_square = {};
-    sample = {};
+    queries = {};
     frozen = true;
   }
 

@@ -17,13 +17,11 @@
 #include "mikv/spec.hpp"
 #include "mikv/types.hpp"
 #include "policy/error_weight.hpp"
-#include "policy/mixed_calibration.hpp"
 #include "policy/policy.hpp"
 #include "tier/charge.hpp"
 #include "tier/commit_scratch.hpp"
 #include "tier/layouts.hpp"
-#include "tier/query_sample.hpp"
-#include "tier/query_tally.hpp"
+#include "tier/query_statistics.hpp"
 #include "tier/tier.hpp"
 
 namespace mikv::tier {
@@ -53,14 +51,9 @@ class HeadStore {
   HeadStore(HeadStore&&) noexcept = default;
 
   Tier staged, hi, lo;
-  codec::Transform transform;         ///< of hi and lo
-  codec::Transform staged_transform;  ///< of staged tokens: keys less a centre while in bytes, else none
-  /// QueryTally of the queries so far, [dim_k] each; empty if the spec has no balancer, before record(), and once the
-  /// segment is frozen.
-  std::vector<float> q_max;
-  std::vector<uint64_t> q_square;
-  uint64_t n_queries = 0;
-  QuerySample sample;                   ///< empty where q_max is
+  codec::Transform transform;           ///< of hi and lo
+  codec::Transform staged_transform;    ///< of staged tokens: keys less a centre while in bytes, else none
+  QueryStatistics queries;              ///< empty without a balancer, before record(), and once the segment is frozen
   bool frozen = false, turned = false;  ///< turned: staged keys were rotated, so arrivals are not positions
   double more_bits = 0.0;               ///< per element of its lo tier, beyond those of the spec (share_bits)
   std::optional<policy::ErrorWeight::Sums> weight;  ///< sum of weigh(), once weighed, until bits are shared
@@ -69,6 +62,7 @@ class HeadStore {
   uint8_t pattern = 0;  ///< that this head has picked (policy::Patterns); 0: none yet, or the policy has none
   bool evict;
 
+  const Positions& positions() const { return *positions_; }
   bool staged_in_bytes() const { return staged.layout().bits != 16; }
   const codec::Transform& transform_of(const Tier& tier) const {
     return &tier == &staged ? staged_transform : transform;
@@ -76,7 +70,6 @@ class HeadStore {
 
   /// Records queries from now on, if it is not frozen and its spec has use for them. May throw std::bad_alloc.
   void record(const Layouts& layouts, const Spec& spec);
-  static uint64_t record_bytes(const Layouts& layouts, const Spec& spec);  ///< that record() takes
   /// True if commit() would freeze the segment.
   bool freezes_next() const { return !frozen && staged.size() >= kMinCalibrationTokens; }
   bool compressed() const { return frozen || hi.size() > 0 || lo.size() > 0; }
@@ -119,8 +112,6 @@ class HeadStore {
   /// Sets the layout of `lo`, where bits differ by head. Call it before the first token is in `lo`.
   void set_lo_layout(const codec::BlockLayout& layout);
 
-  void note_queries(const QueryTally& tally);  ///< adds to q_max and q_square; thread-safe
-
   /// Charges the present calibration_bytes(). May throw std::bad_alloc where they grew.
   void recount() { charge_.set(calibration_bytes()); }
 
@@ -128,17 +119,9 @@ class HeadStore {
   /// Names another account, which has been charged for charged_bytes(), as the one that they are released from.
   void change_account(MemoryAccount& account);
 
-  uint64_t statistics_bytes() const;  ///< of queries, until the segment is frozen
   uint64_t calibration_bytes() const;
 
  private:
-  /// Result of the first commit.
-  struct Calibration {
-    codec::Transform transform;
-    std::unique_ptr<codec::BlockLayout> lo;  ///< null: the layer's
-  };
-
-  policy::Moments staged_moments(CommitScratch& scratch) const;
   void release_staged(uint32_t first);
   policy::Places budget(const Spec& spec, uint64_t n_live, uint8_t of_pattern, uint32_t n_to_come) const;
   void rank(const policy::Policy& policy, CommitScratch& scratch) const;
@@ -147,9 +130,6 @@ class HeadStore {
   /// Keeps the scores that choose_victims() settled.
   void store_scores(const CommitScratch& scratch);
   void demote_to(const Spec& spec, policy::Places budget, CommitScratch& scratch);
-  Calibration plan_calibration(const Spec& spec, CommitScratch& scratch) const;
-  Calibration plan_mixed(const Spec& spec, CommitScratch& scratch) const;
-  Calibration plan_uniform(const Spec& spec, CommitScratch& scratch) const;
   void demote_hi(uint32_t slot, CommitScratch& scratch);
   void keep_staged(uint32_t slot, float* k, float* v);
   void drop_staged(uint32_t slot, float* k, float* v, CommitScratch& scratch);

@@ -2,7 +2,9 @@
 #pragma once
 
 #include <algorithm>
+#include <cstddef>
 #include <cstdint>
+#include <iterator>
 #include <vector>
 
 #include "codec/fp16.hpp"
@@ -44,7 +46,28 @@ struct QuerySample {
     arrivals.resize(kTokens);
   }
 
+  /// What some of the places hold, each query head of a token for itself.
+  struct Part {
+    std::vector<float> queries;      ///< [n][dim]
+    std::vector<uint32_t> arrivals;  ///< [n], as QuerySample::arrivals
+  };
+  /// Of places first, first + step, ...: those that were noted.
+  Part part(uint32_t first, uint32_t step, uint32_t dim) const {
+    const size_t n_heads = queries.size() / (size_t{kTokens} * dim);
+    Part of;
+    for (uint32_t place = first; place < kTokens; place += step) {
+      if (arrivals[place] == 0) continue;
+      const auto begin = queries.begin() + std::ptrdiff_t(place * n_heads * dim);
+      std::transform(begin, begin + std::ptrdiff_t(n_heads * dim), std::back_inserter(of.queries), codec::f16_to_f32);
+      of.arrivals.insert(of.arrivals.end(), n_heads, arrivals[place]);
+    }
+    return of;
+  }
+
   uint64_t bytes() const { return queries.size() * sizeof(uint16_t) + arrivals.size() * sizeof(uint32_t); }
+  static uint64_t bytes_of(uint64_t n_heads, uint64_t dim) {
+    return kTokens * (n_heads * dim * sizeof(uint16_t) + sizeof(uint32_t));
+  }
 };
 
 }  // namespace mikv::tier
