@@ -28,13 +28,14 @@ uint64_t Workspace::bytes() const {
       add(rows->q, rows->q_sums, rows->q_steps, rows->q_integers, rows->bias, rows->errors, rows->bias_with_error);
     }
     add(slot.tiers, slot.mask_low, slot.mask_high, slot.logits, slot.factors, slot.decoded, slot.weights,
-        slot.inverse_sum, slot.sums, slot.mask_row, slot.means, slot.kept);
+        slot.inverse_sum, slot.sums, slot.mask_row, slot.means);
+    bytes += slot.kept.bytes();
     add_state(slot.state);
     for (const auto& scores : slot.scores) add(scores);
   }
   for (const attention::Partial& partial : impl_->partials) {
     add_state(partial.state);
-    for (const auto& kept : partial.kept) add(kept);
+    bytes += partial.kept.bytes();
   }
   return bytes;
 }

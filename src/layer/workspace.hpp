@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "attention/kernel_api.hpp"
+#include "layer/kept_logits.hpp"
 #include "layer/layer_cache.hpp"
 #include "tier/segment_store.hpp"
 
@@ -31,7 +32,7 @@ inline constexpr size_t kCacheLine = 64;
 /// Result of one split of a generation step, for the thread that finishes the head last.
 struct alignas(kCacheLine) Partial {
   RowState state;
-  std::vector<std::vector<float>> kept;  ///< [scored span][rows][tokens of this split's blocks]: logits
+  KeptLogits kept;  ///< of the split's blocks
 };
 
 struct alignas(kCacheLine) Counter {
@@ -55,7 +56,7 @@ struct alignas(kCacheLine) ThreadSlot {
   RowState state;
   std::vector<float> mask_low, mask_high, logits, factors, decoded, weights, inverse_sum, sums;
   std::vector<float> mask_row, means;  ///< where a policy counts attention above the mean
-  std::vector<float> kept;             ///< [scored span][rows][tokens]: logits of a chunk's tile, as far as they fit
+  KeptLogits kept;                     ///< of a chunk's tile, as far as they fit
   std::vector<std::vector<float>>
       scores;  ///< [head of a call][scored slot]: of this thread's row tiles; 0 between calls
   tier::CommitScratch commit;
