@@ -47,7 +47,7 @@ constexpr const char* kSpecs[] = {"full",
                                   "mikv:keep=0.3,hi=f16,bits=1",
                                   "mikv:keep=0.3,hi=int4,bits=5"};
 
-bool has_wide_tiles(const char* spec) { return Spec::parse(spec).value().outlier_channels; }
+bool has_outlier_tiles(const char* spec) { return Spec::parse(spec).value().outlier_channels; }
 
 /// n committed tokens in segment 0, then n_staged more that are not.
 std::unique_ptr<LayerCache> filled(const LayerShape& shape, const char* spec, size_t n, size_t n_staged,
@@ -154,7 +154,7 @@ TEST_P(AttentionSpecTest, HeadDimensions) {
     for (const uint32_t dim_v : {dim_k, 8u, 64u, 104u}) {
       SCOPED_TRACE("dims " + std::to_string(dim_k) + " and " + std::to_string(dim_v));
       const LayerShape shape{3, 1, dim_k, dim_v};
-      if (has_wide_tiles(GetParam()) && std::min(dim_k, dim_v) <= 16) {
+      if (has_outlier_tiles(GetParam()) && std::min(dim_k, dim_v) <= 16) {
         EXPECT_EQ(LayerCache::create(shape, Spec::parse(GetParam()).value()).error().code, ErrorCode::unsupported);
         continue;
       }
@@ -198,7 +198,7 @@ TEST_P(AttentionSpecTest, Threads) {
 // Contexts long enough that a generation step is cut into several parts for the threads, which are merged.
 TEST_P(AttentionSpecTest, LongContexts) {
   Random random(39);
-  const LayerShape shape = has_wide_tiles(GetParam()) ? LayerShape{3, 1, 32, 24} : LayerShape{3, 1, 16, 8};
+  const LayerShape shape = has_outlier_tiles(GetParam()) ? LayerShape{3, 1, 32, 24} : LayerShape{3, 1, 16, 8};
   for (const size_t n : {4095, 4200, 9000}) {
     SCOPED_TRACE(std::to_string(n) + " cells");
     const auto layer = filled(shape, GetParam(), n, 30, random);
@@ -289,7 +289,7 @@ TEST_P(AttentionSpecTest, StagedInBytes) {
       format_bits(layer->spec().hi) < 16 || (layer->spec().lo != Format::evict && !layer->spec().uncompressed());
   const auto bytes_per_token = [&] { return layer->memory_usage().staged / layer->memory_usage().n_staged_tokens; };
   put_some(0, 10);
-  const bool waits_in_bytes = quantised && !has_wide_tiles(GetParam());  // outlier channels are not known yet
+  const bool waits_in_bytes = quantised && !has_outlier_tiles(GetParam());  // outlier channels are not known yet
   const uint64_t of_f16 = bytes_per_token(), in_bytes = waits_in_bytes ? of_f16 / 2 : of_f16;
   layer->stage_in_bytes(true);
   EXPECT_EQ(bytes_per_token(), of_f16) << "no centre can be told from 10 tokens";

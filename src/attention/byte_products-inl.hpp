@@ -41,11 +41,11 @@ constexpr uint32_t ChainsOf(uint32_t n_sums) {
   return n_sums >= 9 ? 1 : n_sums >= 5 ? 2 : 4;
 }
 
-// Of kRows rows, of which the first kWide have factors of two bytes, the others of one.
-template <uint32_t kRows, uint32_t kWide>
+// Of kRows rows, of which the first kInWords have factors of two bytes, the others of one.
+template <uint32_t kRows, uint32_t kInWords>
 struct FactorSums {
-  static constexpr uint32_t kChains = ChainsOf(kRows + kWide);
-  VI low[kChains][kRows], high[kChains][kWide ? kWide : 1];
+  static constexpr uint32_t kChains = ChainsOf(kRows + kInWords);
+  VI low[kChains][kRows], high[kChains][kInWords ? kInWords : 1];
 
   HWY_INLINE HWY_ATTR FactorSums() {
 #pragma GCC unroll 4
@@ -53,14 +53,14 @@ struct FactorSums {
 #pragma GCC unroll 8
       for (uint32_t r = 0; r < kRows; ++r) low[chain][r] = hn::Zero(DI());
 #pragma GCC unroll 8
-      for (uint32_t r = 0; r < kWide; ++r) high[chain][r] = hn::Zero(DI());
+      for (uint32_t r = 0; r < kInWords; ++r) high[chain][r] = hn::Zero(DI());
     }
   }
 
   // 256 high + low of row r. Joined as integers: the ports that convert and multiply floats are those of the products.
   HWY_INLINE HWY_ATTR VF Join(uint32_t r) const {
     const VI of_low = Total(low, r);
-    if (r >= kWide) return hn::ConvertTo(DF(), of_low);
+    if (r >= kInWords) return hn::ConvertTo(DF(), of_low);
     return hn::ConvertTo(DF(), hn::Add(hn::ShiftLeft<8>(Total(high, r)), of_low));
   }
 
@@ -101,17 +101,17 @@ HWY_INLINE HWY_ATTR VI DotBytes(VI sum, VU codes, const uint8_t* four_factors) {
 }
 
 // kInRow: factors in a row.
-template <class Quads, size_t kInRow, int kQuad, uint32_t kRows, uint32_t kWide>
+template <class Quads, size_t kInRow, int kQuad, uint32_t kRows, uint32_t kInWords>
 HWY_INLINE HWY_ATTR void QuadDot(const Quads& quads, const uint8_t* factors, size_t stride,
-                                 FactorSums<kRows, kWide>& sums) {
+                                 FactorSums<kRows, kInWords>& sums) {
   const VU quad = quads.template Quad<kQuad>();
   const VU codes = kCodeBias ? hn::Xor(quad, hn::Set(DU(), 0x80808080u)) : quad;
-  constexpr uint32_t kChain = kQuad % FactorSums<kRows, kWide>::kChains;
+  constexpr uint32_t kChain = kQuad % FactorSums<kRows, kInWords>::kChains;
 #pragma GCC unroll 8
   for (uint32_t r = 0; r < kRows; ++r) {
     const uint8_t* four = factors + r * stride + 4 * kQuad;
     sums.low[kChain][r] = DotBytes(sums.low[kChain][r], codes, four);
-    if (r < kWide) sums.high[kChain][r] = DotBytes(sums.high[kChain][r], codes, four + kInRow);
+    if (r < kInWords) sums.high[kChain][r] = DotBytes(sums.high[kChain][r], codes, four + kInRow);
   }
 }
 

@@ -32,9 +32,9 @@ namespace mikv::attention::HWY_NAMESPACE {
 
 // sums[r] += sum over i of factor[r][i] * tile row i, in lanes [lane, lane + width). The factors of row r are at
 // factors + r * stride, in a row of kInRow. bits: of the tile, where Quads does not say.
-template <class Quads, size_t kInRow, uint32_t kRows, uint32_t kWide>
+template <class Quads, size_t kInRow, uint32_t kRows, uint32_t kInWords>
 HWY_INLINE HWY_ATTR void TileDotFactors(const uint8_t* tile, uint32_t bits, size_t lane, LevelTable levels,
-                                        const uint8_t* factors, size_t stride, FactorSums<kRows, kWide>& sums) {
+                                        const uint8_t* factors, size_t stride, FactorSums<kRows, kInWords>& sums) {
   if constexpr (kIsMixed<Quads>) {
     WithQuads<Quads>(bits, [&](auto quads, LevelTable table) HWY_ATTR {
       TileDotFactors<typename decltype(quads)::type, kInRow>(tile, bits, lane, table, factors, stride, sums);
@@ -133,16 +133,18 @@ HWY_ATTR void BlockLogits(const BlockSpan& span, const uint8_t* block, const Til
 template <uint32_t kRows>
 struct RowOrder {
   uint32_t of[kRows];
-  uint32_t n_wide = 0;
+  uint32_t n_in_words = 0;
   explicit RowOrder(const float* factors) {
-    const auto wide = [factors](uint32_t r) { return !kHasSmallFactors || factors[r] > kLargestByte / kLargestFactor; };
+    const auto in_words = [factors](uint32_t r) {
+      return !kHasSmallFactors || factors[r] > kLargestByte / kLargestFactor;
+    };
     uint32_t n = 0;
     for (uint32_t r = 0; r < kRows; ++r) {
-      if (wide(r)) of[n++] = r;
+      if (in_words(r)) of[n++] = r;
     }
-    n_wide = n;
+    n_in_words = n;
     for (uint32_t r = 0; r < kRows; ++r) {
-      if (!wide(r)) of[n++] = r;
+      if (!in_words(r)) of[n++] = r;
     }
   }
 };
@@ -155,7 +157,7 @@ constexpr size_t kRowWeightBytes = 2 * kStepTokens;
 constexpr uint32_t kPartBlocks = 4;  // StoreWeightFactors takes 4 blocks at once
 static_assert(kStepBlocks % kPartBlocks == 0 && kRowWeightBytes <= sizeof(float) * kStepTokens);
 
-template <uint32_t kRows, uint32_t kWide>
+template <uint32_t kRows, uint32_t kInWords>
 HWY_ATTR void GroupWeightFactors(const BlockSpan& span, const uint8_t* blocks, uint32_t n_blocks, uint32_t group,
                                  const RowOrder<kRows>& order, const float* w, const float* factors, float* zeros,
                                  size_t zeros_stride, uint8_t* parts, float* steps) {
@@ -177,7 +179,7 @@ HWY_ATTR void GroupWeightFactors(const BlockSpan& span, const uint8_t* blocks, u
   for (uint32_t i = 0; i < n_blocks * kLaneVectors; ++i) alphas[i] = hn::Mul(alphas[i], hn::Set(DF(), inverse));
   for (uint32_t i = 0; i < kRows; ++i) {
     const uint32_t r = order.of[i];
-    const float largest = i < kWide ? kLargestFactor : kLargestByte;
+    const float largest = i < kInWords ? kLargestFactor : kLargestByte;
     steps[i] = factors[r] * largest_alpha / largest;
     VF zero = hn::Zero(DF());
     VI total = hn::Zero(DI());
@@ -199,7 +201,7 @@ HWY_ATTR void GroupWeightFactors(const BlockSpan& span, const uint8_t* blocks, u
   }
 }
 
-template <HandsOutQuads Quads, uint32_t kRows, uint32_t kWide>
+template <HandsOutQuads Quads, uint32_t kRows, uint32_t kInWords>
 HWY_ATTR void StepValuesInOrder(const BlockSpan& span, const uint8_t* blocks, uint32_t n_blocks, const Tiles& tiles,
                                 const State& state, uint32_t first_row, const Scratch& scratch, Ahead& ahead,
                                 const RowOrder<kRows>& order) {
@@ -211,12 +213,12 @@ HWY_ATTR void StepValuesInOrder(const BlockSpan& span, const uint8_t* blocks, ui
   for (const TilePair& pair : span.geometry->pairs_v) {
     if (pair.group != group) {
       group = pair.group;
-      GroupWeightFactors<kRows, kWide>(
+      GroupWeightFactors<kRows, kInWords>(
           span, blocks, n_blocks, group, order, scratch.logits + first_row * kStepTokens, scratch.factors + first_row,
           state.zeros + first_row * zeros_stride + group * kLanes, zeros_stride, parts, steps);
     }
     for (size_t lane = 0; lane < kLanes; lane += Width()) {
-      FactorSums<kRows, kWide> sums;
+      FactorSums<kRows, kInWords> sums;
       for (uint32_t b = 0; b < n_blocks; ++b) {
         ahead.Fetch();
         TileDotFactors<Quads, kStepTokens>(tiles.Of(b, pair.tile), tiles.Bits(pair.tile), lane, levels,
@@ -240,13 +242,13 @@ HWY_ATTR void StepValues(const BlockSpan& span, const uint8_t* blocks, uint32_t 
   const RowOrder<kRows> order(scratch.factors + first_row);
   // 16 bits for a few rows more than want them: each number of rows would be a kernel of its own.
   constexpr uint32_t kHalf = (kRows + 1) / 2;
-  const auto run = [&](auto wide) HWY_ATTR {
-    StepValuesInOrder<Quads, kRows, decltype(wide)::value>(span, blocks, n_blocks, tiles, state, first_row, scratch,
-                                                           ahead, order);
+  const auto run = [&](auto n_in_words) HWY_ATTR {
+    StepValuesInOrder<Quads, kRows, decltype(n_in_words)::value>(span, blocks, n_blocks, tiles, state, first_row,
+                                                                 scratch, ahead, order);
   };
   if constexpr (kHasSmallFactors) {
-    if (order.n_wide == 0) return run(std::integral_constant<uint32_t, 0>());
-    if (order.n_wide <= kHalf) return run(std::integral_constant<uint32_t, kHalf>());
+    if (order.n_in_words == 0) return run(std::integral_constant<uint32_t, 0>());
+    if (order.n_in_words <= kHalf) return run(std::integral_constant<uint32_t, kHalf>());
   }
   run(std::integral_constant<uint32_t, kRows>());
 }

@@ -45,10 +45,10 @@ struct BlockSpan {
   const Geometry* geometry = nullptr;
   uint32_t n_tokens = 0;
   std::span<const uint8_t> next;  ///< what will be read after the blocks that are asked for: fetched ahead
-  /// Tiles of the same blocks that hold outlier channels as halves, and their geometry: Rows::wide meets them. Null:
-  /// none, geometry has all channels.
-  const codec::BlockLayout* wide = nullptr;
-  const Geometry* wide_geometry = nullptr;
+  /// Tiles of the same blocks that hold outlier channels as halves, and their geometry: Rows::outliers meets them.
+  /// Null: none, geometry has all channels.
+  const codec::BlockLayout* outliers = nullptr;
+  const Geometry* outlier_geometry = nullptr;
 };
 
 /// Queries prepared for a geometry, with the softmax scale folded in. Memory of the caller, written by
@@ -60,8 +60,8 @@ struct Rows {
   float* q_sums = nullptr;  ///< [n][groups_k]: sum over the group's channels; what a zero is multiplied by
   uint8_t* q_integers =
       nullptr;  ///< [n][pairs_k][kQueryIntegerBytes], or null: no tier holds codes, or the target takes floats
-  float* q_steps = nullptr;    ///< [n][groups_k]: what the integers in q_integers are multiplied by
-  const Rows* wide = nullptr;  ///< the same queries for BlockSpan::wide; its bias is not read
+  float* q_steps = nullptr;        ///< [n][groups_k]: what the integers in q_integers are multiplied by
+  const Rows* outliers = nullptr;  ///< the same queries for BlockSpan::outliers; its bias is not read
 };
 /// Bytes of Rows::q_integers for a pair: its 16 channels as integers of 16 bits, in the order that the target wants.
 inline constexpr size_t kQueryIntegerBytes = 32;

@@ -191,10 +191,10 @@ HWY_ATTR void Run(const StepArgs& args, uint32_t n_rows) {
   }
   codec::visit_bits<codec::has_blocks>(args.span.layout->bits,
                                        [&](auto bits) HWY_ATTR { RunBits<kWork, bits>(args, n_rows); });
-  if (!args.span.wide) return;
-  const BlockSpan wide{args.span.blocks, args.span.wide, args.span.wide_geometry, args.span.n_tokens};
-  RunBits<kWork, 16>({wide, args.blocks, args.n_blocks, args.rows->wide, args.state, args.scratch, args.ahead, true},
-                     n_rows);
+  if (!args.span.outliers) return;
+  const BlockSpan outliers{args.span.blocks, args.span.outliers, args.span.outlier_geometry, args.span.n_tokens};
+  RunBits<kWork, 16>(
+      {outliers, args.blocks, args.n_blocks, args.rows->outliers, args.state, args.scratch, args.ahead, true}, n_rows);
 }
 
 // ---------------------------------------------------------------- one step

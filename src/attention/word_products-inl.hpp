@@ -29,9 +29,9 @@ constexpr float kLargestByte = 127.0f;  // of small factors: not used
 // From one block's factors to the next one's. Those of four rows stand in the order 0, 2, 1, 3.
 constexpr size_t kBlockFactorBytes = sizeof(int16_t) * kLanes;
 
-template <uint32_t kRows, uint32_t kWide>
+template <uint32_t kRows, uint32_t kInWords>
 struct FactorSums {
-  static_assert(kWide == kRows);
+  static_assert(kInWords == kRows);
   VI of[kRows];
 
   HWY_INLINE HWY_ATTR FactorSums() {
@@ -56,9 +56,9 @@ HWY_INLINE HWY_ATTR void AddProducts(VI& sum, __m256i codes, const uint8_t* two_
 }
 
 // kInRow: the words of a factor stand together, wherever its row ends.
-template <class Quads, size_t kInRow, int kQuad, uint32_t kRows, uint32_t kWide>
+template <class Quads, size_t kInRow, int kQuad, uint32_t kRows, uint32_t kInWords>
 HWY_INLINE HWY_ATTR void QuadDot(const Quads& quads, const uint8_t* factors, size_t stride,
-                                 FactorSums<kRows, kWide>& sums) {
+                                 FactorSums<kRows, kInWords>& sums) {
   const __m256i codes = quads.template Quad<kQuad>().raw;
   const __m256i even = _mm256_and_si256(codes, _mm256_set1_epi16(0xff)), odd = _mm256_srli_epi16(codes, 8);
 #pragma GCC unroll 8

@@ -21,23 +21,23 @@ namespace {
 
 struct Part {
   size_t scales, data, group_scale_bytes;
-  uint32_t dim, group, n_tiles, n_wide;
+  uint32_t dim, group, n_tiles, n_outlier;
   bool symmetric;
   bool keys;  // a token is a lane of the tiles, else a row
   bool by_channel;
   const TileRow& row;
 
-  uint32_t first_grouped() const { return n_wide * kTileSide; }  // channel
+  uint32_t first_grouped() const { return n_outlier * kTileSide; }  // channel
 };
 
 Part part_k(const BlockLayout& layout) {
-  return {layout.scales_k, layout.data_k,     layout.group_scale_bytes(), layout.dim_k, layout.group_k,
-          layout.tiles_k,  layout.wide_tiles, layout.symmetric,           true,         layout.keys_by_channel,
+  return {layout.scales_k, layout.data_k,        layout.group_scale_bytes(), layout.dim_k, layout.group_k,
+          layout.tiles_k,  layout.outlier_tiles, layout.symmetric,           true,         layout.keys_by_channel,
           layout.row_k};
 }
 Part part_v(const BlockLayout& layout) {
-  return {layout.scales_v, layout.data_v,     layout.group_scale_bytes(), layout.dim_v, layout.group_v,
-          layout.tiles_v,  layout.wide_tiles, layout.symmetric,           false,        false,
+  return {layout.scales_v, layout.data_v,        layout.group_scale_bytes(), layout.dim_v, layout.group_v,
+          layout.tiles_v,  layout.outlier_tiles, layout.symmetric,           false,        false,
           layout.row_v};
 }
 
@@ -54,10 +54,11 @@ static_assert(row_of(Format::mixed).bits == kMixedBits);
 template <uint32_t kBits>
 using Codes = std::array<Code<kBits>, kMaxHeadDim>;
 
-// Calls visit(bits as a constant, offset of the tile in its block, its first channel) for each tile but the wide ones.
+// Calls visit(bits as a constant, offset of the tile in its block, its first channel) for each tile but those of
+// outliers.
 template <uint32_t kBits, typename Visit>
 void for_each_tile(const Part& part, Visit visit) {
-  for (uint32_t t = part.n_wide; t < part.n_tiles; ++t) {
+  for (uint32_t t = part.n_outlier; t < part.n_tiles; ++t) {
     const auto visit_tile = [&](auto bits) { visit(bits, part.data + part.row.at[t], t * kTileSide); };
     if constexpr (kBits == kMixedBits) {
       visit_bits<has_mixed_tiles>(part.row.bits[t], visit_tile);
@@ -83,13 +84,13 @@ void read_codes(const uint8_t* block, const Part& part, uint32_t token, Codes<kB
   });
 }
 
-// The wide tiles alone.
-Part wide_part_of(const Part& part) {
-  Part wide = part;
-  wide.dim = part.first_grouped();
-  wide.group = 0;
-  wide.n_tiles = std::exchange(wide.n_wide, 0);
-  return wide;
+// The outlier tiles alone.
+Part outlier_part_of(const Part& part) {
+  Part outliers = part;
+  outliers.dim = part.first_grouped();
+  outliers.group = 0;
+  outliers.n_tiles = std::exchange(outliers.n_outlier, 0);
+  return outliers;
 }
 
 uint16_t* alphas(uint8_t* block, const Part& part, uint32_t group) {
@@ -123,7 +124,7 @@ void encode_part(uint8_t* block, const Part& part, uint32_t token, const float* 
   } else if constexpr (kBits == 16) {
     for (uint32_t c = 0; c < part.dim; ++c) codes[c] = f32_to_f16(values[c]);
   } else {
-    if (part.n_wide) encode_part<16>(block, wide_part_of(part), token, values);
+    if (part.n_outlier) encode_part<16>(block, outlier_part_of(part), token, values);
     for (uint32_t first = part.first_grouped(), group = 0; first < part.dim; first += part.group, ++group) {
       uint16_t* alpha = alphas(block, part, group);
       if (part.symmetric) {
@@ -157,7 +158,7 @@ void decode_part(const uint8_t* block, const Part& part, uint32_t token, float* 
       values[c] = scale.alpha * float(codes[c]) + scale.beta;
     }
   } else {
-    if (part.n_wide) decode_part<16>(block, wide_part_of(part), token, values);
+    if (part.n_outlier) decode_part<16>(block, outlier_part_of(part), token, values);
     for (uint32_t first = part.first_grouped(), group = 0; first < part.dim; first += part.group, ++group) {
       const uint16_t* alpha = alphas(block, part, group);
       const float step = f16_to_f32(alpha[token]);
@@ -181,7 +182,7 @@ void copy_part(const uint8_t* from, uint32_t from_lane, uint8_t* to, uint32_t to
   }
   if (part.by_channel) return;
   if constexpr (kBits != 16) {
-    if (part.n_wide) copy_part<16>(from, from_lane, to, to_lane, wide_part_of(part));
+    if (part.n_outlier) copy_part<16>(from, from_lane, to, to_lane, outlier_part_of(part));
   }
   const uint32_t groups = part.group ? (part.dim - part.first_grouped()) / part.group : 0;
   for (uint32_t group = 0; group < groups; ++group) {
@@ -221,7 +222,7 @@ void place_parts(BlockLayout& layout, size_t group_scale_bytes) {
 }  // namespace
 
 BlockLayout BlockLayout::make(uint32_t bits, uint32_t dim_k, uint32_t dim_v, uint32_t group_k, uint32_t group_v,
-                              bool scored, uint32_t id_bytes, bool symmetric, uint32_t wide_tiles) {
+                              bool scored, uint32_t id_bytes, bool symmetric, uint32_t outlier_tiles) {
   BlockLayout layout;
   layout.symmetric = symmetric && bits != 16;
   layout.id_bytes = id_bytes;
@@ -233,15 +234,15 @@ BlockLayout BlockLayout::make(uint32_t bits, uint32_t dim_k, uint32_t dim_v, uin
   layout.tiles_v = tiles_of(dim_v);
   std::array<uint8_t, kMaxTiles> tile_bits;
   tile_bits.fill(uint8_t(bits));
-  std::fill_n(tile_bits.begin(), wide_tiles, uint8_t{16});
+  std::fill_n(tile_bits.begin(), outlier_tiles, uint8_t{16});
   place_tiles({tile_bits.data(), layout.tiles_k}, layout.row_k);
   place_tiles({tile_bits.data(), layout.tiles_v}, layout.row_v);
   if (bits != 16) {
-    layout.wide_tiles = wide_tiles;
+    layout.outlier_tiles = outlier_tiles;
     layout.group_k = group_k;
     layout.group_v = group_v;
-    layout.groups_k = (dim_k - wide_tiles * kTileSide) / group_k;
-    layout.groups_v = (dim_v - wide_tiles * kTileSide) / group_v;
+    layout.groups_k = (dim_k - outlier_tiles * kTileSide) / group_k;
+    layout.groups_v = (dim_v - outlier_tiles * kTileSide) / group_v;
   }
   place_parts(layout, layout.group_scale_bytes());
   return layout;
@@ -269,13 +270,13 @@ BlockLayout BlockLayout::make_mixed(uint32_t dim_k, uint32_t dim_v, const MixedT
   return layout;
 }
 
-BlockLayout BlockLayout::wide_part() const {
-  BlockLayout wide = *this;
-  wide.bits = 16;
-  wide.dim_k = wide.dim_v = wide_tiles * kTileSide;
-  wide.tiles_k = wide.tiles_v = wide_tiles;
-  wide.group_k = wide.group_v = wide.groups_k = wide.groups_v = wide.wide_tiles = 0;
-  return wide;
+BlockLayout BlockLayout::outlier_part() const {
+  BlockLayout outliers = *this;
+  outliers.bits = 16;
+  outliers.dim_k = outliers.dim_v = outlier_tiles * kTileSide;
+  outliers.tiles_k = outliers.tiles_v = outlier_tiles;
+  outliers.group_k = outliers.group_v = outliers.groups_k = outliers.groups_v = outliers.outlier_tiles = 0;
+  return outliers;
 }
 
 void encode_token(uint8_t* block, const BlockLayout& layout, uint32_t lane, const float* k, const float* v) {

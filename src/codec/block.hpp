@@ -9,14 +9,14 @@
 //   scales K   tiles x (16 alpha, 16 beta)    keys by channel, in place of those by token; halves, by channel
 //   scales K   16 alpha                       mixed bits; bytes (codec/scale8.hpp), by token
 //   scales V   16 alpha                       mixed bits
-//   tiles K    channels/16 tiles              lane = token,   row = channel   (codec/tile.hpp); wide ones first
+//   tiles K    channels/16 tiles              lane = token,   row = channel   (codec/tile.hpp); those of outliers first
 //   tiles V    channels/16 tiles              lane = channel, row = token
 //
-// E.g. INT3, head_dim 128, groups of 64, wide ids: 64 + 128 + 128 + 8*96 + 8*96 = 1856 bytes, 3.625 bits per element
-// with ids. Mixed bits: each tile has 1 to 4, or 6, of its own, and the head one group. E.g. 2.75 bits on average,
-// head_dim 128, narrow ids: 32 + 32 + 44*32 = 1472 bytes, 2.875 bits per element with ids. Head dimensions that are no
-// multiple of 16 are padded to one; the padding is counted as codes. Wide tiles hold the first channels as halves,
-// which no group has (outlier=f16).
+// E.g. INT3, head_dim 128, groups of 64, ids of 4 bytes: 64 + 128 + 128 + 8*96 + 8*96 = 1856 bytes, 3.625 bits per
+// element with ids. Mixed bits: each tile has 1 to 4, or 6, of its own, and the head one group. E.g. 2.75 bits on
+// average, head_dim 128, narrow ids: 32 + 32 + 44*32 = 1472 bytes, 2.875 bits per element with ids. Head dimensions
+// that are no multiple of 16 are padded to one; the padding is counted as codes. Outlier tiles hold the first channels
+// as halves, which no group has (outlier=f16).
 //
 // Keys by channel (keys=channel; KIVI, arXiv 2402.02750): a channel's scale is of the block's tokens, so that a token
 // cannot be encoded alone. add_tokens() encodes the keys of its whole block anew.
@@ -55,7 +55,7 @@ struct BlockLayout {
   uint32_t group_k = 0, group_v = 0;    ///< channels per group; 0 for 16 bits: no scales
   uint32_t tiles_k = 0, tiles_v = 0;    ///< tiles per block
   uint32_t groups_k = 0, groups_v = 0;  ///< groups a token; 0 for 16 bits
-  uint32_t wide_tiles = 0;              ///< of K and of V; 0 for 16 bits, where all are
+  uint32_t outlier_tiles = 0;           ///< of K and of V; 0 for 16 bits, where all are
   bool scored = false;
   bool symmetric = false;        ///< uniform codes without zeros (codec/quantiser.hpp)
   bool keys_by_channel = false;  ///< groups of K are a channel's 16 tokens; groups_k counts tiles of their scales
@@ -64,9 +64,9 @@ struct BlockLayout {
   size_t scores = 0, arrivals = 0, scales_k = 0, scales_v = 0, data_k = 0, data_v = 0;  ///< byte offsets; ids are at 0
   size_t bytes = 0;  ///< of a block; a multiple of 32
 
-  /// Group sizes must divide the dimensions, less the channels of wide tiles; all three are ignored for 16 bits.
+  /// Group sizes must divide the dimensions, less the channels of outlier tiles; all three are ignored for 16 bits.
   static BlockLayout make(uint32_t bits, uint32_t dim_k, uint32_t dim_v, uint32_t group_k, uint32_t group_v,
-                          bool scored, uint32_t id_bytes = 4, bool symmetric = false, uint32_t wide_tiles = 0);
+                          bool scored, uint32_t id_bytes = 4, bool symmetric = false, uint32_t outlier_tiles = 0);
   /// Uniform codes with zeros and without scores, keys by channel and values by token. bits < 16.
   static BlockLayout make_by_channel(uint32_t bits, uint32_t dim_k, uint32_t dim_v, uint32_t group_v,
                                      uint32_t id_bytes = 4);
@@ -78,8 +78,8 @@ struct BlockLayout {
   static BlockLayout make_mixed(uint32_t dim_k, uint32_t dim_v, const MixedTiles& k, const MixedTiles& v,
                                 uint32_t id_bytes = 4);
 
-  /// The wide tiles of the same blocks alone, as a layout of 16 bits. wide_tiles > 0.
-  BlockLayout wide_part() const;
+  /// The outlier tiles of the same blocks alone, as a layout of 16 bits. outlier_tiles > 0.
+  BlockLayout outlier_part() const;
 
   bool mixed() const { return bits == kMixedBits; }
   /// Bytes of the scales of one group of uniform codes in a block: 16 alphas, then, unless symmetric, 16 betas, halves.

@@ -41,14 +41,14 @@ BlockSpan span_of(const tier::Tier& tier, const Geometry& geometry) {
   return {tier.blocks(), &tier.layout(), &geometry, tier.size(), {}};
 }
 
-BlockSpan wide_span_of(const tier::Tier& tier, const LayerCache::Impl& layer, codec::BlockLayout& wide) {
+BlockSpan span_with_outliers(const tier::Tier& tier, const LayerCache::Impl& layer, codec::BlockLayout& outliers) {
   BlockSpan span = span_of(tier, layer.tier_geometry);
   if (!layer.spec.outlier_channels) return span;
-  const bool halves = tier.layout().bits == 16;  // all of its tiles: only the first ones are read as wide
-  wide = halves ? tier.layout() : tier.layout().wide_part();
-  if (halves) wide.tiles_k = wide.tiles_v = wide_channels(layer.spec) / codec::kTileSide;
-  span.wide = &wide;
-  span.wide_geometry = &layer.wide_geometry;
+  const bool halves = tier.layout().bits == 16;  // all of its tiles: only the first ones are read as outliers
+  outliers = halves ? tier.layout() : tier.layout().outlier_part();
+  if (halves) outliers.tiles_k = outliers.tiles_v = n_outlier_channels(layer.spec) / codec::kTileSide;
+  span.outliers = &outliers;
+  span.outlier_geometry = &layer.outlier_geometry;
   return span;
 }
 

@@ -55,8 +55,8 @@ uint32_t cut(const TierOfHead& at, uint32_t i, uint32_t n);
 void find_tiers(const Call& call, uint32_t kv_head, ThreadSlot& slot);
 
 BlockSpan span_of(const tier::Tier& tier, const Geometry& geometry);
-/// The same of a tier whose outlier channels are halves; `wide` is memory for their layout.
-BlockSpan wide_span_of(const tier::Tier& tier, const LayerCache::Impl& layer, codec::BlockLayout& wide);
+/// The same of a tier whose outlier channels are halves; `outliers` is memory for their layout.
+BlockSpan span_with_outliers(const tier::Tier& tier, const LayerCache::Impl& layer, codec::BlockLayout& outliers);
 
 /// Calls work(tier, span, rows, view, next) for every non-empty tier of the head: view(state) is what the kernels see
 /// of a state there, next the tier that follows or null.
@@ -64,8 +64,8 @@ template <typename Work>
 void for_each_tier(const Call& call, const RowTile& tile, ThreadSlot& slot, Work work) {
   const LayerCache::Impl& layer = call.layer;
   find_tiers(call, tile.kv_head, slot);
-  Rows raw, rows, wide;
-  codec::BlockLayout wide_layout;
+  Rows raw, rows, outliers;
+  codec::BlockLayout outlier_layout;
   const codec::Transform* prepared = nullptr;
   for (size_t i = 0; i < slot.tiers.size(); ++i) {
     const TierOfHead at = slot.tiers[i];
@@ -82,14 +82,14 @@ void for_each_tier(const Call& call, const RowTile& tile, ThreadSlot& slot, Work
     if (prepared != &transform) {
       rows = prepare_for_tier(tile, key, slot.tier);
       if (layer.spec.outlier_channels) {
-        wide = prepare_wide(tile, key, slot.wide);
-        rows.wide = &wide;
+        outliers = prepare_outliers(tile, key, slot.outliers);
+        rows.outliers = &outliers;
       }
     }
     prepared = &transform;
     const Rows of_tier = at.scored() ? rows : with_expected_error(tile, key, at.tier->layout(), rows, slot.tier);
     work(
-        at, wide_span_of(*at.tier, layer, wide_layout), of_tier,
+        at, span_with_outliers(*at.tier, layer, outlier_layout), of_tier,
         [&](RowState& state) { return tier_view(state, layer, tile.n_rows(), value); }, next);
   }
 }

@@ -47,22 +47,22 @@ Status check_key_scales(const Spec& spec) {
 Status check_groups(const LayerShape& shape, const Spec& spec) {
   const bool grouped =
       spec.hi != Format::f16 || (spec.lo != Format::evict && policy::policy_of(spec.importance).demotes());
-  const uint32_t n_wide = wide_channels(spec);
-  if (n_wide && (spec.mixed() || !grouped)) {
+  const uint32_t n_outlier = n_outlier_channels(spec);
+  if (n_outlier && (spec.mixed() || !grouped)) {
     return Error{ErrorCode::unsupported,
                  "spec key outlier=f16 is of uniform codes; leave it out, or choose another lo"};
   }
   for (const uint32_t dim : {shape.head_dim_k, shape.head_dim_v}) {
-    if (dim <= n_wide) {
-      return Error{ErrorCode::unsupported, "spec key outlier=f16 takes " + std::to_string(n_wide) +
+    if (dim <= n_outlier) {
+      return Error{ErrorCode::unsupported, "spec key outlier=f16 takes " + std::to_string(n_outlier) +
                                                " channels of each head; heads of " + std::to_string(dim) +
                                                " have no others, so leave it out"};
     }
     if (!grouped || (spec.keys_by_channel && dim != shape.head_dim_v)) continue;  // keys=channel: groups are of V
-    if (spec.group.resolve(dim - n_wide) == 0) {
+    if (spec.group.resolve(dim - n_outlier) == 0) {
       return Error{"spec key group=" + std::to_string(spec.group.channels) + " does not divide the " +
-                   std::to_string(dim - n_wide) + " channels of a head" + (n_wide ? " that are no outliers" : "") +
-                   "; use auto, half, head or a divisor of it"};
+                   std::to_string(dim - n_outlier) + " channels of a head" +
+                   (n_outlier ? " that are no outliers" : "") + "; use auto, half, head or a divisor of it"};
     }
   }
   return {};
@@ -87,7 +87,8 @@ constexpr uint32_t kNarrowCells = 1u << 16;
 
 tier::Layouts make_layouts(const LayerShape& shape, const Spec& spec, const tier::Positions& positions) {
   const uint32_t id_bytes = positions.max_cells <= kNarrowCells ? 2 : 4;
-  const uint32_t n_wide = wide_channels(spec), dim_k = shape.head_dim_k - n_wide, dim_v = shape.head_dim_v - n_wide;
+  const uint32_t n_outlier = n_outlier_channels(spec), dim_k = shape.head_dim_k - n_outlier,
+                 dim_v = shape.head_dim_v - n_outlier;
   // Staged keys in bytes are read in the groups of the tiers: with keys by channel they have one.
   const uint32_t group_k = spec.keys_by_channel ? dim_k : spec.group.resolve(dim_k),
                  group_v = spec.group.resolve(dim_v);
@@ -99,7 +100,7 @@ tier::Layouts make_layouts(const LayerShape& shape, const Spec& spec, const tier
   const auto layout = [&](Format format, bool scored, bool has_no_zeros) {
     return codec::BlockLayout::make(uniform_bits(format), shape.head_dim_k, shape.head_dim_v, group_k ? group_k : dim_k,
                                     group_v ? group_v : dim_v, scored, id_bytes, has_no_zeros,
-                                    n_wide / codec::kTileSide);
+                                    n_outlier / codec::kTileSide);
   };
   // Scores and arrivals decide about demotion; a cache that demotes nothing has no use for them.
   const bool scored = policy::policy_of(spec.importance).demotes();
@@ -210,11 +211,11 @@ Result<std::unique_ptr<LayerCache>> LayerCache::create(const LayerShape& shape, 
   auto layouts = std::make_shared<tier::Layouts>(make_layouts(shape, spec, impl->positions));
   layouts->balancers = std::move(balancers);
   impl->layouts = std::move(layouts);
-  const uint32_t dim_k = shape.head_dim_k, dim_v = shape.head_dim_v, n_wide = wide_channels(spec);
+  const uint32_t dim_k = shape.head_dim_k, dim_v = shape.head_dim_v, n_outlier = n_outlier_channels(spec);
   impl->raw_geometry = make_geometry(dim_k, dim_v, dim_k, dim_v);
   std::tie(impl->tier_group_k, impl->tier_group_v) = tier_groups(shape, *impl->layouts);
-  impl->tier_geometry = make_geometry(dim_k, dim_v, impl->tier_group_k, impl->tier_group_v, n_wide);
-  if (n_wide) impl->wide_geometry = make_geometry(n_wide, n_wide, n_wide, n_wide);
+  impl->tier_geometry = make_geometry(dim_k, dim_v, impl->tier_group_k, impl->tier_group_v, n_outlier);
+  if (n_outlier) impl->outlier_geometry = make_geometry(n_outlier, n_outlier, n_outlier, n_outlier);
   return std::unique_ptr<LayerCache>(new LayerCache(std::move(impl)));
 }
 

@@ -21,7 +21,7 @@ struct LayerCache::Impl {
   std::shared_ptr<const tier::Layouts> layouts;  ///< of that spec
   attention::Geometry raw_geometry;              ///< of staged tokens: no groups
   attention::Geometry tier_geometry;             ///< of hi and lo
-  attention::Geometry wide_geometry;             ///< of their outlier channels, if spec has them
+  attention::Geometry outlier_geometry;          ///< of their outlier channels, if spec has them
   bool stages_in_bytes = false;                  ///< a budget presses: LayerCache::stage_in_bytes()
   /// Channels per scale group in hi and lo; the whole head if neither has scales.
   uint32_t tier_group_k = 0, tier_group_v = 0;
@@ -56,7 +56,7 @@ struct LayerCache::Impl {
 };
 
 /// Channels of K and of V that hi and lo hold as halves, before those of groups.
-inline uint32_t wide_channels(const Spec& spec) { return spec.outlier_channels ? codec::kTileSide : 0; }
+inline uint32_t n_outlier_channels(const Spec& spec) { return spec.outlier_channels ? codec::kTileSide : 0; }
 
 /// Channels of K and of V that share a scale in hi and lo: all that may have one if neither has scales.
 std::pair<uint32_t, uint32_t> tier_groups(const LayerShape& shape, const tier::Layouts& layouts);

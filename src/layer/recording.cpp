@@ -60,7 +60,7 @@ void for_each_above_mean(const ThreadSlot& slot, uint32_t token, size_t n, Visit
   }
 }
 
-// One row of `rows` alone, without Rows::wide, and what it sees.
+// One row of `rows` alone, without Rows::outliers, and what it sees.
 Rows row_of(const Rows& rows, uint32_t r, const Geometry& geometry) {
   const size_t pair = r * geometry.pairs_k.size(), group = size_t{r} * geometry.groups_k;
   return {1,
@@ -169,8 +169,8 @@ void add_tile_scores(const Call& call, const RowTile& tile, const MaskTile& mask
             if (slot.inverse_sum[r] == 0.0f) continue;
             clear_sums(slot, span.n_tokens);
             Rows row = row_of(rows, r, *span.geometry);
-            const Rows wide = span.wide ? row_of(*rows.wide, r, *span.wide_geometry) : Rows();
-            row.wide = &wide;
+            const Rows outliers = span.outliers ? row_of(*rows.outliers, r, *span.outlier_geometry) : Rows();
+            row.outliers = &outliers;
             score(row, mask_of_row(mask, r, tile.group()), r, slot.sums.data());
             for_each_above_mean(slot, r / tile.group(), span.n_tokens, [&](size_t i) { scores[first + i] += 1.0f; });
           }

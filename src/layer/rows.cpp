@@ -15,7 +15,7 @@ constexpr float kHidden = -std::numeric_limits<float>::infinity();
 
 uint32_t acc_stride(const LayerCache::Impl& layer) { return layer.layouts->staged.tiles_v * kLanes; }
 uint32_t n_groups_v(const LayerCache::Impl& layer) {
-  return (layer.shape.head_dim_v - wide_channels(layer.spec)) / layer.tier_group_v;
+  return (layer.shape.head_dim_v - n_outlier_channels(layer.spec)) / layer.tier_group_v;
 }
 uint32_t zeros_stride(const LayerCache::Impl& layer) { return n_groups_v(layer) * kLanes; }
 
@@ -67,8 +67,8 @@ Rows prepare_for_tier(const RowTile& tile, const codec::Axes& key, PreparedRows&
                  memory);
 }
 
-Rows prepare_wide(const RowTile& tile, const codec::Axes& key, PreparedRows& memory) {
-  return prepare(tile, tile.layer.wide_geometry, key, false, memory);
+Rows prepare_outliers(const RowTile& tile, const codec::Axes& key, PreparedRows& memory) {
+  return prepare(tile, tile.layer.outlier_geometry, key, false, memory);
 }
 
 Rows with_expected_error(const RowTile& tile, const codec::Axes& key, const codec::BlockLayout& layout, Rows rows,
@@ -126,7 +126,7 @@ State tier_view(RowState& state, const LayerCache::Impl& layer, uint32_t n_rows,
 void fold_tiers(RowState& state, const LayerCache::Impl& layer, uint32_t n_rows) {
   const bool apart = layer.values_transformed();
   if (apart && !state.tier_axes) return;
-  const uint32_t dim = layer.shape.head_dim_v, group = layer.tier_group_v, first = wide_channels(layer.spec);
+  const uint32_t dim = layer.shape.head_dim_v, group = layer.tier_group_v, first = n_outlier_channels(layer.spec);
   for (uint32_t r = 0; r < n_rows; ++r) {
     float* acc = state.acc.data() + size_t{r} * acc_stride(layer);
     float* tier_acc = apart ? state.tier_acc.data() + size_t{r} * acc_stride(layer) : acc;

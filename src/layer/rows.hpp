@@ -28,7 +28,7 @@ Rows prepare_raw(const RowTile& tile, PreparedRows& memory);
 /// Queries in a segment's coordinates, for its hi and lo tiers.
 Rows prepare_for_tier(const RowTile& tile, const codec::Axes& key, PreparedRows& memory);
 /// The same for the outlier channels of a layer that holds them as halves (outlier=f16).
-Rows prepare_wide(const RowTile& tile, const codec::Axes& key, PreparedRows& memory);
+Rows prepare_outliers(const RowTile& tile, const codec::Axes& key, PreparedRows& memory);
 /// The same rows with a bias, kept in `memory`, for a tier whose keys have an error of known size
 /// (codec/expected_error.hpp).
 Rows with_expected_error(const RowTile& tile, const codec::Axes& key, const codec::BlockLayout& layout, Rows rows,

@@ -24,7 +24,7 @@ uint64_t Workspace::bytes() const {
     add(s.max, s.sum, s.acc, s.tier_sum, s.tier_acc, s.zeros);
   };
   for (const attention::ThreadSlot& slot : impl_->threads) {
-    for (const attention::PreparedRows* rows : {&slot.raw, &slot.tier, &slot.wide}) {
+    for (const attention::PreparedRows* rows : {&slot.raw, &slot.tier, &slot.outliers}) {
       add(rows->q, rows->q_sums, rows->q_steps, rows->q_integers, rows->bias, rows->errors, rows->bias_with_error);
     }
     add(slot.tiers, slot.mask_low, slot.mask_high, slot.logits, slot.factors, slot.decoded, slot.weights,

@@ -52,7 +52,7 @@ struct TierOfHead {
 struct alignas(kCacheLine) ThreadSlot {
   std::vector<tier::SegmentStore*> segments;  ///< of the present call
   std::vector<TierOfHead> tiers;              ///< of the present head
-  PreparedRows raw, tier, wide;
+  PreparedRows raw, tier, outliers;
   RowState state;
   std::vector<float> mask_low, mask_high, logits, factors, decoded, weights, inverse_sum, sums;
   std::vector<float> mask_row, means;  ///< where a policy counts attention above the mean

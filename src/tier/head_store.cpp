@@ -66,7 +66,7 @@ void HeadStore::set_lo_layout(const codec::BlockLayout& layout) {
 
 bool HeadStore::goes_to_bytes(const Layouts& layouts, uint32_t n_tokens) const {
   const codec::BlockLayout& bytes = layouts.staged_bytes;  // with small groups its scales outweigh what codes save
-  return layouts.quantised() && !bytes.wide_tiles && bytes.bytes < layouts.staged.bytes && !staged_in_bytes() &&
+  return layouts.quantised() && !bytes.outlier_tiles && bytes.bytes < layouts.staged.bytes && !staged_in_bytes() &&
          !compressed() && n_tokens >= kMinCalibrationTokens;
 }
 

@@ -119,14 +119,15 @@ SavedSegment read_saved_segment(std::span<const uint8_t> bytes, uint32_t n_cells
   const auto uniform_block = [&](Format format, bool with_scores, uint32_t bytes_per_group, bool by_channel = false) {
     // By channel a scale is of 16 tokens: those of 16 channels are a group's worth for each token. Staged keys in bytes
     // are one group then.
-    const uint32_t n_wide = wide_channels(spec), dim_k = shape.head_dim_k - n_wide, dim_v = shape.head_dim_v - n_wide;
+    const uint32_t n_outlier = n_outlier_channels(spec), dim_k = shape.head_dim_k - n_outlier,
+                   dim_v = shape.head_dim_v - n_outlier;
     const uint32_t groups_k = by_channel             ? (dim_k + kTileSide - 1) / kTileSide
                               : spec.keys_by_channel ? 1
                                                      : dim_k / spec.group.resolve(dim_k),
                    groups = groups_k + dim_v / spec.group.resolve(dim_v);
-    const uint32_t n_wide_tiles = 2 * n_wide / kTileSide;  // of K and of V
+    const uint32_t n_outlier_tiles = 2 * n_outlier / kTileSide;  // of K and of V
     return block_bytes(id_bytes, with_scores, format == Format::f16 ? 0 : bytes_per_group * groups,
-                       n_wide_tiles * 16 + (n_tiles - n_wide_tiles) * format_bits(format));
+                       n_outlier_tiles * 16 + (n_tiles - n_outlier_tiles) * format_bits(format));
   };
   const auto read_tier = [&](size_t bytes_of_block) {
     const uint32_t n = in.get<uint32_t>();

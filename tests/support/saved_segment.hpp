@@ -49,7 +49,7 @@ struct SavedSegment {
 };
 
 /// Channels of K, and of V, that hi and lo hold as halves, before the others.
-constexpr uint32_t wide_channels(const Spec& spec) { return spec.outlier_channels ? 16 : 0; }
+constexpr uint32_t n_outlier_channels(const Spec& spec) { return spec.outlier_channels ? 16 : 0; }
 
 /// Throws std::runtime_error if there are too few bytes, or too many. Cell numbers have id_bytes.
 SavedSegment read_saved_segment(std::span<const uint8_t> bytes, uint32_t n_cells, const LayerShape& shape,
