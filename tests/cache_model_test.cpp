@@ -122,7 +122,7 @@ TEST(CacheModelCasesTest, CommitWaitsForTokens) {
     run(*layer, step);
     EXPECT_EQ(count_tiers(layer->dump(0, 0)).staged, 0u) << spec;
     put(*layer, 0, cell_range(40, 1), one);
-    ASSERT_TRUE(layer->commit_all(1000).ok());
+    ASSERT_TRUE(layer->commit(0, 1000).ok());
     EXPECT_EQ(count_tiers(layer->dump(0, 0)).staged, 0u) << spec;
   }
 }

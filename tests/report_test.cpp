@@ -53,6 +53,12 @@ class ReportTest : public testing::Test {
   std::vector<std::string> lines_;
 };
 
+TEST(ReportText, ASpecWithQuotesIsAStringOfJson) {
+  ReportFigures figures;
+  figures.spec = R"(rtn4:balancer=a"b\c)";
+  EXPECT_NE(report_json(figures).find(R"("spec": "rtn4:balancer=a\"b\\c")"), std::string::npos);
+}
+
 TEST_F(ReportTest, SumsContextsAndKeepsWhatThoseThatEndedCounted) {
   Report report(path("kv.json"), log());
   SmallEngine a, b;

@@ -31,6 +31,8 @@ class MIKV_API MemoryAccount {
   uint64_t peak() const { return peak_.load(std::memory_order_relaxed); }
   /// Bytes that may be held beyond what is used or reserved, by the nearest limit; UINT64_MAX without one.
   uint64_t room() const;
+  /// The account, this one or one that it is part of, whose limit room() goes by; this one without a limit.
+  const MemoryAccount& tightest() const;
 
   /// Returns false, with nothing charged, if that exceeds a limit.
   bool charge(uint64_t bytes) noexcept;
@@ -43,6 +45,7 @@ class MIKV_API MemoryAccount {
   void end_reservation() noexcept;
 
  private:
+  uint64_t own_room() const;  ///< by this account's limit alone
   bool hold(uint64_t bytes) noexcept;
   void use(uint64_t bytes) noexcept;
   void let_go(uint64_t bytes) noexcept;

@@ -44,8 +44,8 @@ class Attempt {
   void begin();
   /// Reserves what the step needs; false if there is no room for it.
   bool fits() { return scene_.account.reserve(needed({spec_, budget_.pressed_from_})); }
-  /// True if the step would fit after the last concession.
-  bool could_fit() const;
+  /// True if the step would fit after the last concession, of those that lower nothing if it may not.
+  bool could_fit(bool may_lower) const;
   uint64_t least() const;  ///< that the step takes then
 
   // Concessions. Each returns whether the step fits then.
@@ -97,9 +97,9 @@ void Attempt::begin() {
   continue_full(kSegmentTokens);
 }
 
-bool Attempt::could_fit() const {
+bool Attempt::could_fit(bool may_lower) const {
   if (spec_.uncompressed()) return false;
-  const Rung last = last_rung();
+  const Rung last = may_lower ? last_rung() : Rung();
   return needed({spec_, 0, &last}) <= with(freed_by(last, Commits::others)) ||
          needed({spec_, 0, &last, true}) <= with(freed_by(last, Commits::all));
 }
@@ -196,7 +196,7 @@ uint32_t Attempt::n_fewer() const {
   uint32_t n_largest = 0;
   for (const StepPlan::Run& run : scene_.plan.runs()) n_largest = std::max(n_largest, run.n);
   const uint32_t n_others = scene_.plan.n_tokens() - n_largest;
-  return n_others <= scene_.options.n_ubatch / 8 ? n_others : 0;
+  return n_others <= scene_.options.n_ubatch / 8 ? std::min(n_others, kFirstTokens) : 0;
 }
 
 void Attempt::set_staged_in_bytes(bool on) {
@@ -318,7 +318,7 @@ void Budget::say_lowered(const Scene& scene, const Rung& rung, const char* name)
 
 Status Budget::refuse(const Scene& scene, const std::string& what) {
   ++n_refused_;
-  const std::string why = "no room for " + what + " beside " + format_bytes(double(scene.account.used())) +
+  const std::string why = "no room for " + what + " beside " + format_bytes(double(scene.account.tightest().used())) +
                           " in use; end or shorten sequences, or raise the budget";
   const int64_t now = seconds_now();
   if (now - refused_at_s_ > kSecondsBetweenLines) say(scene, why);
@@ -343,19 +343,24 @@ void Budget::remember_refused(const StepPlan& plan) {
   if (prompt && std::ranges::find(refused_, *prompt) == refused_.end()) refused_.push_back(*prompt);
 }
 
+void Budget::set_limit(uint64_t bytes) {
+  if (bytes > limit_) refused_.clear();  // there may be room now
+  limit_ = bytes;
+}
+
 void Budget::forgive(SequenceId sequence) { std::erase(refused_, sequence); }
 
 Status Budget::make_room(const Scene& scene) {
   if (scene.account.room() == UINT64_MAX) return {};  // no limit
   scene.account.end_reservation();
-  limit_ = scene.account.used() + scene.account.room();
+  set_limit(scene.account.tightest().limit());
   Attempt attempt(*this, scene);
   attempt.begin();
   if (attempt.fits()) return {};
   bool done = false;
   const char* lowered_by = "";
-  if (attempt.could_fit()) {
-    const bool may_lower = !was_refused(scene.plan);
+  const bool may_lower = !was_refused(scene.plan);
+  if (attempt.could_fit(may_lower)) {
     for (size_t i = 0; !done && i < kConcessions.size(); ++i) {
       const Concession& concession = kConcessions[i];
       if (concession.lowers && !may_lower) continue;
@@ -378,7 +383,7 @@ Status Budget::make_room_for(const Scene& scene, const std::function<uint64_t(co
                              const std::function<void(const Rung&)>& lower) {
   if (scene.account.room() == UINT64_MAX) return {};  // no limit
   scene.account.end_reservation();
-  limit_ = scene.account.used() + scene.account.room();
+  set_limit(scene.account.tightest().limit());
   Attempt attempt(*this, scene);
   const bool done = attempt.lower_for(bytes_at, lower);
   if (attempt.lowest()) say_lowered(scene, *attempt.lowest(), "lower for a copy or a saved state");

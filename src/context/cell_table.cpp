@@ -5,6 +5,7 @@
 #include <new>
 #include <utility>
 
+#include "context/sequences.hpp"
 #include "session/byte_stream.hpp"
 
 namespace mikv::context {
@@ -61,7 +62,7 @@ void CellTable::free_cell(Stream& stream, Entry& entry) {
 Status CellTable::take(const Batch& batch) {
   std::map<uint32_t, uint32_t> wanted;
   for (const Batch::Token& token : batch.tokens) {
-    if (!valid(token.sequence)) return Error{"sequence " + std::to_string(token.sequence) + " is out of range"};
+    if (!valid(token.sequence)) return no_sequence(token.sequence, n_sequences_);
     if (token.position < 0) return Error{"position " + std::to_string(token.position) + " of the batch is negative"};
     ++wanted[stream_of(token.sequence)];
   }
@@ -94,8 +95,7 @@ void CellTable::take_cells(const Batch& batch) {
     taken_by_.push_back(token.sequence);
   }
   for (const auto& [token, sequence] : batch.shared) {
-    if (!unified_ || token >= taken_.size() || !valid(sequence))
-      continue;  // the step plan refuses what is out of range
+    if (token >= taken_.size() || !valid(sequence)) continue;  // the step plan refuses what is out of range
     Entry& entry = streams_[0].cells[taken_[token].cell];
     if (!entry.owned_by(sequence)) entry.owners.push_back(sequence);
   }

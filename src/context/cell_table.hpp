@@ -24,6 +24,7 @@ class CellTable : public CellOwner {
   /// The layer's queries see `window` tokens; 0: all.
   void add_layer(int layer, uint32_t window) { windows_[layer] = window; }
   bool any_window() const;
+  size_t n_cells() const { return streams_.front().cells.size(); }  ///< per stream
 
   /// Assigns cells to the batch's tokens. Errors: too few are free; nothing changes then.
   Status take(const Batch& batch);

@@ -24,6 +24,10 @@ constexpr uint32_t kMaxThreads = 1024;
 // Tokens beyond the windows of all sequences are forgotten from time to time, not in each step.
 constexpr uint32_t kForgetWindowEvery = 256;
 
+Error no_second_half(int layer) {
+  return Error{"store: layer " + std::to_string(layer) + " got keys without values, or values without keys"};
+}
+
 }  // namespace
 
 Error context::no_layer(int layer) {
@@ -168,6 +172,7 @@ Status Context::begin_step(const Batch& batch) {
 Status Context::end_step(bool done) {
   impl_->layers.go_to(nullptr);
   impl_->account->end_reservation();
+  if (done && impl_->failure()) impl_->check_stored();
   if (done && impl_->failure()) impl_->commit_unattended();
   const Status failed = impl_->failure();
   if (!done || !failed) {  // the step's cells are taken back
@@ -184,6 +189,12 @@ Status Context::end_step(bool done) {
     }
   }
   return failed;
+}
+
+void Context::Impl::check_stored() {
+  for (const auto& [index, layer] : layers.layers) {
+    if (layer.wants_k || layer.wants_v) fail(no_second_half(index));
+  }
 }
 
 Status Context::Impl::check_complete(const Batch& batch) const {
@@ -324,12 +335,15 @@ Status Context::store(int layer, std::span<const CellPlace> cells, const float* 
   const Status stored = guarded([&]() -> Status {
     const bool completes =
         (known->wants_k || known->wants_v) && known->wants_k == (k != nullptr) && known->wants_v == (v != nullptr);
+    if (!completes && (known->wants_k || known->wants_v)) return no_second_half(layer);
     if (!completes) known->first_row = known->next_row;
     if (impl_->keeps_cells()) {
       const auto taken = impl_->taken(known->first_row, n_tokens);
       if (!taken) return taken.error();
       cells = taken.value();
     }
+    if (completes && cells.size() != known->next_row - known->first_row)
+      return Error{"store: the values of a call of its own must be of as many tokens as the keys"};
     const LayerShape& shape = known->cache->shape();
     if ((k && k_stride < size_t{shape.n_kv_heads} * shape.head_dim_k) ||
         (v && v_stride < size_t{shape.n_kv_heads} * shape.head_dim_v)) {
@@ -442,12 +456,17 @@ Status Context::attend(int layer, std::span<const AttendArgs> calls, uint32_t th
     fail(no_layer(layer));
     return failure();
   }
+  if (thread >= n_threads) {
+    fail(Error{"attend: thread " + std::to_string(thread) + " of " + std::to_string(n_threads)});
+    return failure();
+  }
   const uint32_t usable = std::min(n_threads, impl_->workspace.max_threads());
   if (thread >= usable) return {};  // more threads than were asked for at creation: the rest have nothing to do
   if (const Status failed = failure(); !failed) return failed;  // the rest of the step has no effect
   if (thread == 0) known->attended = true;
   thread_local std::vector<LayerAttendArgs> of_thread;
   const Status attended = guarded([&]() -> Status {
+    if (known->wants_k || known->wants_v) return no_second_half(layer);
     of_thread.clear();
     const Status collected = impl_->collect_calls(*known, calls, of_thread);
     return collected ? known->cache->attend(of_thread, impl_->workspace, thread, usable) : collected;

@@ -10,9 +10,9 @@ namespace mikv {
 Result<std::vector<TokenState>> tokens_of(const Context& context, int layer, uint32_t kv_head, SequenceId sequence) {
   Context::Impl& of = impl_of(context);
   const context::ContextLayer* known = of.layers.find(layer);
-  if (!known) return Error{"layer " + std::to_string(layer) + " is not known"};
+  if (!known) return context::no_layer(layer);
   if (!of.keeps_cells()) return Error{ErrorCode::unsupported, "tokens: the engine keeps the positions"};
-  if (!of.sequences.valid(sequence)) return Error{"sequence " + std::to_string(sequence) + " is out of range"};
+  if (!of.sequences.valid(sequence)) return context::no_sequence(sequence, of.sequences.n_sequences());
   if (kv_head >= known->cache->shape().n_kv_heads)
     return Error{"KV head " + std::to_string(kv_head) + " is out of range"};
   return context::guarded([&]() -> Result<std::vector<TokenState>> {

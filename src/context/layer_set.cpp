@@ -119,10 +119,6 @@ Status LayerSet::on_all(uint32_t n_threads, const std::function<Status(LayerCach
   return first;
 }
 
-Status LayerSet::commit_all(uint32_t from, uint32_t n_threads) {
-  return on_all(n_threads, [from](LayerCache& cache) { return cache.commit_all(from); });
-}
-
 Status LayerSet::lower(std::span<const SegmentId> segments, const policy::Rung& rung, uint32_t n_threads) {
   return on_all(n_threads, [&](LayerCache& cache) {
     Status first;

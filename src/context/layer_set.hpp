@@ -38,7 +38,6 @@ class LayerSet {
 
   ContextLayer* find(int index);
   const ContextLayer* find(int index) const { return const_cast<LayerSet*>(this)->find(index); }
-  bool empty() const { return layers.empty(); }
   uint64_t n_kv_heads() const;  ///< of all layers
 
   /// True if the segment has no tokens in any layer.
@@ -62,8 +61,6 @@ class LayerSet {
   Result<uint64_t> weigh(SegmentId segment, uint32_t from, uint64_t n_most, uint32_t n_threads);
   /// LayerCache::commit() of all layers.
   Status commit(SegmentId segment, uint32_t from, uint32_t n_threads);
-  /// All segments of each layer, layers on n_threads threads.
-  Status commit_all(uint32_t from, uint32_t n_threads);
   /// LayerCache::lower() of all the segments, layers on n_threads threads. Returns the first error.
   Status lower(std::span<const SegmentId> segments, const policy::Rung& rung, uint32_t n_threads);
   void trim(SegmentId segment);

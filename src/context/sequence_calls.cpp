@@ -12,15 +12,11 @@ namespace mikv {
 using context::ContextLayer;
 using context::guarded;
 using context::no_layer;
+using context::no_sequence;
 
 namespace {
 
 bool is_everything(Position p0, Position p1) { return p0 <= 0 && (p1 < 0 || p1 == INT32_MAX); }
-
-Error no_sequence(SequenceId sequence, uint32_t n_sequences) {
-  return Error{"sequence " + std::to_string(sequence) + " is out of range; use 0 to " +
-               std::to_string(n_sequences - 1)};
-}
 
 // Turns a key by `delta` positions.
 void turn(const Rope& rope, Position delta, std::span<float> key) {
@@ -165,7 +161,9 @@ Status Context::copy(SequenceId from, SequenceId to, Position p0, Position p1) {
     } else if (const Status status = impl_->copy_stream(from, to); !status) {
       return status;
     }
-    impl_->incomplete[size_t(to)] = impl_->incomplete[size_t(from)];  // a copy of a part is a part
+    // A copy of a part is a part. In a unified context it is added to what is there, which may be one already.
+    const Status& of_from = impl_->incomplete[size_t(from)];
+    if (!impl_->sequences.unified() || !of_from) impl_->incomplete[size_t(to)] = of_from;
     return {};
   });
   if (!copied) impl_->set_incomplete(to, copied.error());
@@ -254,6 +252,8 @@ Position Context::last_position(SequenceId sequence) const { return impl_->own_c
 Status Context::rotate_keys(int layer, const RotateKeys& rotate, uint32_t thread, uint32_t n_threads) {
   ContextLayer* known = impl_->layers.find(layer);
   if (!known) return no_layer(layer);
+  if (thread >= n_threads)
+    return Error{"rotate_keys: thread " + std::to_string(thread) + " of " + std::to_string(n_threads)};
   return guarded([&]() -> Status {
     impl_->sequences.for_each_segment([&](SegmentId segment) {
       const uint32_t stream = impl_->sequences.stream_of_segment(segment);
@@ -274,11 +274,11 @@ Status Context::compress() {
   return guarded([&]() -> Status {
     Status first;
     impl_->sequences.for_each_segment([&](SegmentId segment) {
-      const Status status = impl_->share_bits(segment, context::kFirstTokens, 0);
+      if (!impl_->layers.any_staged(segment, 1)) return;
+      const Status status = impl_->commit_prompt(segment);
       if (first && !status) first = status;
     });
-    const Status status = impl_->layers.commit_all(context::kFirstTokens, impl_->options.n_threads);
-    return first ? status : first;
+    return first;
   });
 }
 

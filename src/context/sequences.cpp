@@ -4,6 +4,11 @@
 
 namespace mikv::context {
 
+Error no_sequence(SequenceId sequence, uint32_t n_sequences) {
+  return Error{"sequence " + std::to_string(sequence) + " is out of range; use 0 to " +
+               std::to_string(n_sequences - 1)};
+}
+
 Sequences::Sequences(uint32_t n_sequences, bool unified)
     : unified_(unified), seen_(std::max(1u, n_sequences)), own_(seen_.size(), kMaxSegments), reading_(seen_.size()) {}
 

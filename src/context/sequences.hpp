@@ -24,6 +24,9 @@ enum class Reading : uint8_t {
   measured,  ///< a text whose probabilities were asked for
 };
 
+/// For a sequence that is not one of n_sequences.
+Error no_sequence(SequenceId sequence, uint32_t n_sequences);
+
 class Sequences {
  public:
   Sequences(uint32_t n_sequences, bool unified);

@@ -143,6 +143,29 @@ Status read_segment(const Context::Impl& impl, const SectionView& section, uint3
   return {};
 }
 
+// That each segment has a sequence, and in a split context, whose sequences have cells of their own, one.
+Status check_sequences(const Context::Impl& impl, SequenceId sequence, const Loaded& loaded) {
+  std::set<uint32_t> named;
+  std::map<uint32_t, uint32_t> seen_by;  // the sequence that sees a segment
+  for (const SavedSequence& s : loaded.sequences) {
+    if (sequence == kAllSequences && !impl.sequences.valid(SequenceId(s.sequence))) {
+      return Error{ErrorCode::mismatch, "of a context with more sequences than this one has"};
+    }
+    if (!named.insert(s.sequence).second) return damaged("a sequence that is there twice");
+    for (const uint32_t segment : s.seen) {
+      const bool first = seen_by.emplace(segment, s.sequence).second;
+      if (!first && !impl.sequences.unified()) return damaged("a segment of two sequences");
+    }
+  }
+  for (const LoadedLayerSegment& segment : loaded.segments) {
+    const auto seen = seen_by.find(segment.segment);
+    if (seen == seen_by.end()) return damaged("a segment that no sequence has");
+    const bool in_stream = impl.sequences.unified() || segment.stream == seen->second;
+    if (sequence == kAllSequences && !in_stream) return damaged("a segment's stream");
+  }
+  return {};
+}
+
 Result<Loaded> verify(const Context::Impl& impl, SequenceId sequence, std::span<const uint8_t> bytes) {
   const auto container = session::unpack(bytes);
   if (!container) return container.error();
@@ -175,17 +198,8 @@ Result<Loaded> verify(const Context::Impl& impl, SequenceId sequence, std::span<
     return Error{ErrorCode::mismatch, "of another kind (a whole context instead of a sequence, or the other way)"};
   }
   if (sequence != kAllSequences && loaded.sequences.size() > 1) return damaged("its sequences");
-  std::set<uint32_t> seen;
-  for (const SavedSequence& s : loaded.sequences) {
-    if (sequence == kAllSequences && !impl.sequences.valid(SequenceId(s.sequence))) {
-      return Error{ErrorCode::mismatch, "of a context with more sequences than this one has"};
-    }
-    seen.insert(s.seen.begin(), s.seen.end());
-  }
-  for (const LoadedLayerSegment& segment : loaded.segments) {
-    if (!seen.contains(segment.segment)) return damaged("a segment that no sequence has");
-  }
   if (const Status status = impl.owner->check(sequence, loaded.engine); !status) return status.error();
+  if (const Status status = check_sequences(impl, sequence, loaded); !status) return status.error();
   return loaded;
 }
 
@@ -265,14 +279,14 @@ Status install(Context::Impl& impl, SequenceId sequence, bool partial, Loaded lo
 
 Result<std::vector<uint8_t>> Context::save(SequenceId sequence, std::span<const int32_t> tokens, bool partial) {
   if (sequence != kAllSequences && !impl_->sequences.valid(sequence)) {
-    return Error{"sequence " + std::to_string(sequence) + " is out of range"};
+    return context::no_sequence(sequence, impl_->sequences.n_sequences());
   }
   return context::guarded([&] { return mikv::save(*impl_, sequence, tokens, partial); });
 }
 
 Status Context::load(SequenceId sequence, std::span<const uint8_t> bytes, bool partial) {
   if (sequence != kAllSequences && !impl_->sequences.valid(sequence)) {
-    return Error{"sequence " + std::to_string(sequence) + " is out of range"};
+    return context::no_sequence(sequence, impl_->sequences.n_sequences());
   }
   bool changed = false;
   Status status = context::guarded([&]() -> Status {
@@ -320,14 +334,19 @@ Result<std::shared_ptr<const Snapshot>> Context::snapshot() const {
 }
 
 Status Context::restore(const std::shared_ptr<const Snapshot>& snapshot, const Spec& spec) {
+  const Error mismatch{ErrorCode::mismatch, "the snapshot is of another model or context; take one of this context"};
+  if (!snapshot || snapshot->sequences.n_sequences() != impl_->sequences.n_sequences() ||
+      snapshot->sequences.unified() != impl_->sequences.unified() ||
+      snapshot->cells.n_cells() != impl_->own_cells.n_cells())
+    return mismatch;
   // All or nothing: a spec that does not fit one layer must not leave a mixture behind.
   return context::guarded([&]() -> Status {
     std::map<int, std::unique_ptr<LayerCache>> next;
     for (const auto& [index, layer] : impl_->layers.layers) {
       const auto found = snapshot->layers.find(index);
-      if (found == snapshot->layers.end() || found->second->shape() != layer.cache->shape()) {
-        return Error{ErrorCode::mismatch, "the snapshot is of another model; take one of this context"};
-      }
+      if (found == snapshot->layers.end() || found->second->shape() != layer.cache->shape() ||
+          found->second->max_cells() != layer.cache->max_cells())
+        return mismatch;
       auto balancers = impl_->balancer_file.of(spec, index);
       if (!balancers) return balancers.error();
       auto cache = found->second->clone(spec, impl_->account, std::move(balancers).value());
@@ -339,6 +358,8 @@ Status Context::restore(const std::shared_ptr<const Snapshot>& snapshot, const S
     Spec next_spec = spec;
     // Nothing fails from here on.
     for (auto& [index, layer] : impl_->layers.layers) layer.cache = std::move(next.find(index)->second);
+    impl_->forget_sequence(kAllSequences);
+    impl_->may_have_ended.clear();
     impl_->sequences = std::move(sequences);
     if (impl_->keeps_cells()) impl_->own_cells = std::move(cells);
     impl_->options.spec = std::move(next_spec);

@@ -40,11 +40,12 @@ void add_segments(std::vector<SegmentId>& to, std::span<const SegmentId> more) {
 }  // namespace
 
 Result<StepPlan> StepPlan::make(const Batch& batch, Sequences& sequences, bool in_order) {
+  if (!sequences.unified() && !batch.shared.empty())
+    return Error{"tokens of several sequences need a unified context; give each sequence a token of its own"};
   std::map<SequenceId, Tally> tallies;
   for (const Batch::Token& token : batch.tokens) {
     if (!sequences.valid(token.sequence)) {
-      return Error{"sequence " + std::to_string(token.sequence) + " of the batch is out of range; use 0 to " +
-                   std::to_string(sequences.n_sequences() - 1)};
+      return no_sequence(token.sequence, sequences.n_sequences());
     }
     Tally& tally = tallies[token.sequence];
     ++tally.n;
@@ -89,8 +90,7 @@ Result<StepPlan> StepPlan::make(const Batch& batch, Sequences& sequences, bool i
   for (const auto& [token, sequence] : batch.shared) {
     if (token >= batch.tokens.size())
       return Error{"token " + std::to_string(token) + " is shared but not in the batch"};
-    if (!sequences.valid(sequence))
-      return Error{"sequence " + std::to_string(sequence) + " of the batch is out of range"};
+    if (!sequences.valid(sequence)) return no_sequence(sequence, sequences.n_sequences());
     if (!mixed_up) plan.shared_.emplace_back(batch.tokens[token].sequence, sequence);
   }
   plan.share(sequences);

@@ -108,6 +108,11 @@ Status attend_tensors(Context& context, int layer, const TensorCall& call) {
   // Before anything is read: the tensors are no larger than the batch.
   const auto cells = impl.taken(known->next_row, uint64_t{call.n_tokens} * call.sequences.size());
   if (!cells) return cells.error();
+  for (size_t s = 0; s < call.sequences.size(); ++s) {
+    const auto own = [&](const CellPlace& place) { return place.stream == uint32_t(call.sequences[s]); };
+    if (!std::ranges::all_of(cells.value().subspan(s * call.n_tokens, call.n_tokens), own))
+      return Error{"attend_tensors: sequences and their tokens must be in the order of the step's batch"};
+  }
   const uint32_t n_rows = uint32_t(call.sequences.size()) * call.n_tokens;
   const size_t k_row = size_t{shape.n_kv_heads} * shape.head_dim_k, v_row = size_t{shape.n_kv_heads} * shape.head_dim_v;
   const size_t q_row = size_t{shape.n_heads} * shape.head_dim_k, out_row = size_t{shape.n_heads} * shape.head_dim_v;

@@ -75,12 +75,4 @@ Status LayerCache::commit(SegmentId segment, uint32_t from) {
   return commit(std::span(&self, 1), segment, from, 1);
 }
 
-Status LayerCache::commit_all(uint32_t from) {
-  Status first;
-  for (SegmentId id = 0; id < impl_->segments.size(); ++id) {
-    if (const Status status = commit(id, from); first && !status) first = status;
-  }
-  return first;
-}
-
 }  // namespace mikv

@@ -148,7 +148,6 @@ class LayerCache {
   /// Compresses what is staged: freezes the segment if it is not, moves tokens to hi, demotes down to hi's share. A KV
   /// head that has nothing compressed waits until `from` tokens are staged; to be frozen it needs 16.
   Status commit(SegmentId segment, uint32_t from = 0);
-  Status commit_all(uint32_t from = 0);
   /// The same in several layers, one after the other under a limit (growth()). n_most: as of HeadStore::commit().
   static Status commit(std::span<LayerCache* const> layers, SegmentId segment, uint32_t from, uint32_t n_threads,
                        uint32_t n_most = UINT32_MAX);

@@ -47,6 +47,16 @@ std::string number(double value) {
   return {text, std::to_chars(text, text + sizeof text, value, std::chars_format::fixed, n_decimals).ptr};
 }
 
+// As a string of JSON. A spec has no control characters.
+std::string quoted(const std::string& text) {
+  std::string json = "\"";
+  for (const char c : text) {
+    if (c == '"' || c == '\\') json += '\\';
+    json += c;
+  }
+  return json + '"';
+}
+
 }  // namespace
 
 std::string report_prometheus(const ReportFigures& figures) {
@@ -63,7 +73,7 @@ std::string report_prometheus(const ReportFigures& figures) {
 std::string report_json(const ReportFigures& figures) {
   const auto& [id, started] = report::this_process();
   std::string text = "{\n  \"process\": " + std::to_string(id) +
-                     ",\n  \"process_started\": " + std::to_string(started) + ",\n  \"spec\": \"" + figures.spec + "\"";
+                     ",\n  \"process_started\": " + std::to_string(started) + ",\n  \"spec\": " + quoted(figures.spec);
   for (const Figure& f : rows(figures)) text += ",\n  \"" + std::string(f.name) + "\": " + number(f.value);
   return text + "\n}\n";
 }

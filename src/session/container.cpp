@@ -17,7 +17,6 @@ constexpr size_t kEntryBytes = 4 * sizeof(uint32_t) + 2 * sizeof(uint64_t);
 }  // namespace
 
 uint64_t hash(std::span<const uint8_t> bytes) { return XXH3_64bits(bytes.data(), bytes.size()); }
-uint64_t hash(const std::string& text) { return XXH3_64bits(text.data(), text.size()); }
 
 std::vector<uint8_t> pack(std::span<const Section> sections) {
   size_t total = kHeaderBytes + sections.size() * kEntryBytes + sizeof(uint64_t);

@@ -45,6 +45,5 @@ Result<Container> unpack(std::span<const uint8_t> bytes);
 
 /// XXH3, 64 bits.
 uint64_t hash(std::span<const uint8_t> bytes);
-uint64_t hash(const std::string& text);
 
 }  // namespace mikv::session

@@ -25,10 +25,19 @@ void MemoryAccount::use(uint64_t bytes) noexcept {
   if (whole_) whole_->use(bytes);
 }
 
-uint64_t MemoryAccount::room() const {
+uint64_t MemoryAccount::own_room() const {
   const uint64_t most = limit(), held = held_.load(std::memory_order_relaxed);
-  const uint64_t own = most ? most - std::min(most, held) : UINT64_MAX;
-  return whole_ ? std::min(own, whole_->room()) : own;
+  return most ? most - std::min(most, held) : UINT64_MAX;
+}
+
+uint64_t MemoryAccount::room() const { return tightest().own_room(); }
+
+const MemoryAccount& MemoryAccount::tightest() const {
+  const MemoryAccount* tightest = this;
+  for (const MemoryAccount* account = whole_.get(); account; account = account->whole_.get()) {
+    if (account->own_room() < tightest->own_room()) tightest = account;
+  }
+  return *tightest;
 }
 
 bool MemoryAccount::charge(uint64_t bytes) noexcept {

@@ -188,8 +188,7 @@ void Model::commit(SegmentId segment) {
 
 void Model::commit_all() {
   moves_ = true;
-  const Status status = attempt([&] { return layer_->commit_all(); });
-  for (SegmentId each = 0; each < kSegments; ++each) committed(each, !status);
+  for (SegmentId each = 0; each < kSegments; ++each) commit(each);
 }
 
 void Model::copy() {
@@ -459,16 +458,16 @@ void Model::check_encoded(std::span<const float> before, std::span<const float> 
     return;
   }
   const bool symmetric = spec.quantiser == Quantiser::symmetric && !staged;
-  const uint32_t n_wide = staged || format == Format::f16 ? 0 : wide_channels(spec);
-  for (uint32_t c = 0; c < n_wide; ++c) {
+  const uint32_t n_outlier = staged || format == Format::f16 ? 0 : n_outlier_channels(spec);
+  for (uint32_t c = 0; c < n_outlier; ++c) {
     const double bound = rounding + n_encodes * half_rounding(std::abs(wanted[c]) + rounding);
     RC_ASSERT(std::abs(got[c] - wanted[c]) <= bound);
   }
-  const uint32_t n_channels = uint32_t(wanted.size()) - n_wide;
+  const uint32_t n_channels = uint32_t(wanted.size()) - n_outlier;
   const uint32_t group = format == Format::f16         ? 1
                          : key && spec.keys_by_channel ? n_channels
                                                        : spec.group.resolve(n_channels);
-  for (size_t begin = n_wide; begin < wanted.size(); begin += group) {
+  for (size_t begin = n_outlier; begin < wanted.size(); begin += group) {
     const auto [low, high] = std::minmax_element(&wanted[begin], &wanted[begin] + group);
     double bound = rounding;  // what is encoded may be off by so much already
     for (uint32_t i = 0; i < n_encodes; ++i) {
@@ -487,16 +486,16 @@ void Model::check_bytes(const MemoryUsage& usage, const std::vector<SavedHead>& 
   const Spec& asked = layer_->spec();
   const auto groups = [&](Format format, bool by_channel = false) -> uint64_t {
     if (format == Format::f16 || format == Format::evict) return 0;
-    const uint32_t n_wide = wide_channels(asked), dim_k = shape_.head_dim_k - n_wide,
-                   dim_v = shape_.head_dim_v - n_wide;
+    const uint32_t n_outlier = n_outlier_channels(asked), dim_k = shape_.head_dim_k - n_outlier,
+                   dim_v = shape_.head_dim_v - n_outlier;
     // Two tiles' channels have a scale for 16 tokens each: two for each token. Staged keys in bytes are one group then.
     const uint32_t groups_k = by_channel ? 2 : asked.keys_by_channel ? 1 : dim_k / asked.group.resolve(dim_k);
     return groups_k + dim_v / asked.group.resolve(dim_v);
   };
   const uint64_t n_padded = 32 + (shape_.head_dim_v + 15) / 16 * 16, n_tiles = n_padded / 16;
-  const uint64_t n_wide = 2 * wide_channels(asked);  // of K and of V
+  const uint64_t n_outlier = 2 * n_outlier_channels(asked);  // of K and of V
   const auto token_bytes = [&](Format format) -> uint64_t {
-    return (n_wide * 16 + (n_padded - n_wide) * format_bits(format)) / 8;
+    return (n_outlier * 16 + (n_padded - n_outlier) * format_bits(format)) / 8;
   };
   uint64_t staged = 0, hi = 0, lo = 0, scales = 0, n_stored = 0, n_scored = 0;
   for (const SavedHead& head : heads) {

@@ -11,6 +11,7 @@
 #include <fstream>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <set>
 #include <string_view>
@@ -57,6 +58,8 @@ std::shared_ptr<MemoryAccount> shared_account() {
 }
 
 void say_once(const std::string& line) {
+  static std::mutex of_said;
+  const std::lock_guard lock(of_said);
   static std::set<std::string> said;  // programs may try again
   if (!said.insert(line).second) return;
   if (isatty(STDERR_FILENO)) std::fputs("\r\033[K", stderr);  // llama-cli shows there that it is loading

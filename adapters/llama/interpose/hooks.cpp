@@ -5,6 +5,7 @@
 
 #include <exception>
 #include <functional>
+#include <memory>
 
 #include "graph/graph_rewrite.hpp"
 #include "interpose/batch_record.hpp"
@@ -360,14 +361,14 @@ size_t llama_state_seq_load_file(llama_context* context, const char* path, llama
 }
 
 void llama_free(llama_context* context) {
-  if (const Binding* binding = Registry::get().of_context(context)) {
+  const std::unique_ptr<Binding> binding = Registry::get().take(context);  // it outlives the context
+  if (binding) {
     guarded([&] {
       binding->say_what_was_measured();
       binding->finish_report();
     });
   }
   MIKV_NEXT(llama_free)(context);
-  Registry::get().remove(context);
 }
 
 }  // extern "C"

@@ -25,14 +25,16 @@ void Registry::add(llama_context* context, std::unique_ptr<Binding> binding) {
   contexts_[context] = std::move(binding);
 }
 
-void Registry::remove(llama_context* context) {
+std::unique_ptr<Binding> Registry::take(llama_context* context) {
   const std::lock_guard lock(mutex_);
   const auto found = contexts_.find(context);
-  if (found == contexts_.end()) return;
+  if (found == contexts_.end()) return nullptr;
   const auto ours = [&](const auto& entry) { return entry.second == found->second.get(); };
   std::erase_if(memories_, ours);
   std::erase_if(schedulers_, ours);
+  std::unique_ptr<Binding> binding = std::move(found->second);
   contexts_.erase(found);
+  return binding;
 }
 
 Binding* Registry::of_context(const llama_context* context) {

@@ -15,7 +15,8 @@ class Registry {
   static Registry& get();
 
   void add(llama_context* context, std::unique_ptr<Binding> binding);
-  void remove(llama_context* context);
+  /// Forgets the context, before another one may have its address; null if it is not ours.
+  std::unique_ptr<Binding> take(llama_context* context);
   Binding* of_context(const llama_context* context);
   Binding* of_memory(llama_memory_t memory);
 
