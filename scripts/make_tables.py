@@ -127,8 +127,8 @@ def against_mikv() -> str:
     cells = {}
     for (model, context, text, kv), row in quality().items():
         cells.setdefault((model, context, text), {})[kv] = (float(row["bits_per_element"]), float(row["mean"]))
-    kinds = {"equal bits (`rtn2` to `rtn4`)": lambda kv: kv in ("rtn2", "rtn3", "rtn4"),
-             "equal bits, centred and rotated": lambda kv: kv.startswith("rtn") and "outlier" in kv,
+    kinds = {"uniform formats (`rtn2` to `rtn4`)": lambda kv: kv in ("rtn2", "rtn3", "rtn4"),
+             "uniform formats, centred and rotated": lambda kv: kv.startswith("rtn") and "outlier" in kv,
              "evicting (`h2o`)": lambda kv: kv == "h2o",
              "llama.cpp's q4_0": lambda kv: kv == "llama:q4_0:prefill=exact",
              "`mikv-paper:lo=int2`": lambda kv: kv == "mikv-paper:lo=int2",
@@ -313,16 +313,15 @@ def profile() -> str:
 @table
 def contexts() -> str:
     found = {(row["machine"], row["what"]): row["value"] for row in read("reliability")}
-    machines = {"Zen 3": "Zen 3 server, 2 cores", "Zen 4": "Zen 4 server, 2 cores, AVX-512 with VNNI"}
+    machine = "Zen 4 server, 2 cores, AVX-512 with VNNI"
     counts = []
-    for name, machine in machines.items():
-        for seed in range(1, 7):
-            arms = [found.get((machine, f"contexts seed {seed} {arm}")) for arm in ("mikv", "stock")]
-            if all(arms):
-                counts.append([name, str(seed), 192, *map(int, arms)])
-    counts.append(["all", "-", *(sum(column) for column in list(zip(*counts))[2:])])
-    lines = [[name, seed, str(ours), str(stock), f"{100 * (stock - ours) / asked:.1f}"] for name, seed, asked, ours, stock in counts]
-    return markdown(["machine", "seed", "`mikv`, right answers", "stock llama.cpp, right answers", "percentage points fewer"], lines)
+    for seed in range(1, 7):
+        arms = [found.get((machine, f"contexts seed {seed} {arm}")) for arm in ("mikv", "stock")]
+        if all(arms):
+            counts.append([str(seed), 192, *map(int, arms)])
+    counts.append(["all", *(sum(column) for column in list(zip(*counts))[1:])])
+    lines = [[seed, str(ours), str(stock), f"{100 * (stock - ours) / asked:.1f}"] for seed, asked, ours, stock in counts]
+    return markdown(["seed", "`mikv`, right answers", "stock llama.cpp, right answers", "percentage points fewer"], lines)
 
 
 @table

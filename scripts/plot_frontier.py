@@ -31,7 +31,7 @@ DOCS = Path(__file__).parent.parent / "docs"
 KEY = ["model", "context", "text", "kv"]
 FIGURES = ["bits_per_element", "mean", "median", "p99", "same_top", "n"]
 TEXTS = ["prose", "code", "dialogue"]
-FAMILIES = {"mikv": "#1f5fbf", "mikv, streaming prefill": "#7fb2f0", "equal bits for all (rtn)": "#d9822b", "equal bits, centred and rotated": "#3c9a5f",
+FAMILIES = {"mikv": "#1f5fbf", "mikv, streaming prefill": "#7fb2f0", "uniform formats (rtn)": "#d9822b", "uniform, centred and rotated": "#3c9a5f",
             "MiKV as published": "#8b5fbf", "llama.cpp, exact prefill": "#222222", "llama.cpp": "#999999", "evicting (h2o)": "#c0392b"}
 POINTS = ("llama.cpp", "evicting")  # families of single points
 SUMMARY_MODEL, SUMMARY_CONTEXT = "qwen2.5-coder-1.5b", 1024
@@ -46,7 +46,7 @@ def family(kv: str) -> str:
     if kv.startswith("llama:"):
         return "llama.cpp, exact prefill" if "exact" in kv else "llama.cpp"
     if kv.startswith("rtn"):
-        return "equal bits, centred and rotated" if "outlier" in kv else "equal bits for all (rtn)"
+        return "uniform, centred and rotated" if "outlier" in kv else "uniform formats (rtn)"
     if kv.startswith("h2o"):
         return "evicting (h2o)"
     if kv.startswith("mikv-paper"):
@@ -151,7 +151,7 @@ def draw_summary(table: dict, path: Path) -> None:
     points = {kv: (statistics.mean(float(row["bits_per_element"]) for row in rows), statistics.mean(float(row["mean"]) for row in rows))
               for kv, rows in by_kv.items() if len(rows) == len(TEXTS)}
     figure, axis = plt.subplots(figsize=(7.2, 4.0))
-    for name in ("mikv", "equal bits for all (rtn)"):
+    for name in ("mikv", "uniform formats (rtn)"):
         line = sorted(point for kv, point in points.items() if family(kv) == name)
         axis.plot(*zip(*line), color=FAMILIES[name], linewidth=1.4)
     for kv, (label, offset) in SUMMARY_LABELS.items():
