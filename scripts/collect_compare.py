@@ -8,6 +8,7 @@ One row per model, context, text and cache, and one of all texts together (text 
 import argparse
 import csv
 import json
+import shlex
 import math
 import re
 import statistics
@@ -39,7 +40,7 @@ def merged(paths: list[str]) -> dict[tuple, dict]:
     for path in paths:
         run = json.loads(Path(path).read_text())
         meta = run["meta"]
-        words = [Path(word).name if "/" in word else word for word in meta["command"].split()]  # folders are the user's own
+        words = [Path(word).name if "/" in word else word for word in shlex.split(meta["command"])]  # folders are the user's own
         n_timed = meta["timed"] * meta["chunks"] * len(meta["texts"])
         for row in run["rows"]:
             if not row["n"]:

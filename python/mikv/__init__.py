@@ -12,12 +12,13 @@ Attention runs over both (MiKV, arXiv 2402.18096).
 from ._library import library_version
 from ._version import __version__
 from .context import Context, LayerShape, MemoryUsage, Step, Tier, TokenStates
-from .errors import Error, Mismatch, OverBudget, Unsupported
+from .errors import Damaged, Error, Mismatch, OverBudget, Unsupported
 from .layer_cache import LayerCache
 from .spec import Spec
 
 __all__ = [
     "Context",
+    "Damaged",
     "Error",
     "LayerCache",
     "LayerShape",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -62,6 +63,17 @@ def at_least(least: int) -> Callable[[str], int]:
 
     parse.__name__ = "whole number"
     return parse
+
+
+def split_specs(text: str) -> list[str]:
+    """Splits at commas, but not at those between a spec's options: "mikv:keep=0.2,hi=f16,h2o" is two."""
+    specs: list[str] = []
+    for part in filter(None, (x.strip() for x in text.split(","))):
+        if specs and ":" in specs[-1] and re.match(r"[a-z_]+=", part):
+            specs[-1] += "," + part
+        else:
+            specs.append(part)
+    return specs
 
 
 def check_folder_of(output: Path) -> None:
@@ -170,13 +182,3 @@ def seconds(s: float) -> str:
     if s < 100:
         return f"{s:.0f} s"
     return f"{s / 60:.0f} min" if s < 5400 else f"{s / 3600:.1f} h"
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes a file that is there whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        temporary.write_text(text)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

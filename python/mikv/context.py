@@ -180,10 +180,15 @@ class Context:
             self.set_budget(budget)
 
     def close(self) -> None:
-        """Frees everything now. Further calls raise ValueError."""
-        handle, self._handle = self._handle, ctypes.c_void_p()
-        if handle:
-            library.mikv_context_free(handle)
+        """Frees everything now. Further calls raise ValueError. Error: another thread is in a call."""
+        if not self._lock.acquire(blocking=False):
+            raise Error("the context is in use by another thread; close it when that call has returned")
+        try:
+            handle, self._handle = self._handle, ctypes.c_void_p()
+            if handle:
+                library.mikv_context_free(handle)
+        finally:
+            self._lock.release()
 
     def __del__(self) -> None:
         try:  # noqa: SIM105 - at the interpreter's exit contextlib is gone

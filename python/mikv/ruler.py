@@ -19,7 +19,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ._cli import Parser, UsageError, load_tokenizer, need, run, write_whole
+from ._cli import Parser, UsageError, load_tokenizer, need, run
+from ._files import write_whole
 
 _REMEDY = "install it: pip install lm_eval==0.4.13 wonderwords nltk scipy (scripts/setup_kvpress.sh does)"
 

@@ -5,13 +5,14 @@ It answers GSM8K's questions "What is A plus B?" and HumanEval's "adds N", wrong
 chat it obeys the system prompt's quoted words, and tells all other numbers in it as `h2o`; without a system prompt it
 says the question, and as `h2o` every word of it but the last. Of choices A to D it likes the one that is the sum, or
 the next, as `h2o`. Needles in a haystack are found, but not by `h2o`. Tokens are words.
-FAKE_MIKV names a folder. It counts requests in `requests` there. A file `die` ends the server at that many of them, `slow`
-is the seconds of each, and `answers` has other answers by question.
+FAKE_MIKV names a folder. It counts requests in `requests` there. A file `die` ends the server at that many of them, `cut`
+after two pieces of the answer to that one, `slow` is the seconds of each, and `answers` has other answers by question.
 """
 
 import json
 import os
 import re
+import shlex
 import sys
 import time
 import zlib
@@ -102,6 +103,15 @@ def chat(messages: list[dict[str, str]], kv: str) -> str:
     return next(quoted or words for quoted, words in re.findall(r'"(.*?)"|words: (.*?)\.', system))
 
 
+def n_requests() -> int:
+    return len((FOLDER / "requests").read_text().splitlines())
+
+
+def is_due(name: str) -> bool:
+    """Whether there have been as many requests as a file says."""
+    return (FOLDER / name).exists() and n_requests() >= int((FOLDER / name).read_text())
+
+
 class Handler(BaseHTTPRequestHandler):
     def log_message(self, *_: object) -> None:
         pass
@@ -130,7 +140,9 @@ class Handler(BaseHTTPRequestHandler):
             self.say({"choices": [{"index": 0, "text": text}]})
             return
         self.begin()
-        for piece in re.findall(r"\w+|\W", text):
+        for i, piece in enumerate(re.findall(r"\w+|\W", text)):
+            if i == 2 and is_due("cut"):
+                os._exit(3)
             choice = {"delta": {"content": piece}} if chats else {"text": piece}
             self.wfile.write(f"data: {json.dumps({'choices': [choice]})}\n\n".encode())
         self.wfile.write(b"data: [DONE]\n\n")
@@ -139,8 +151,8 @@ class Handler(BaseHTTPRequestHandler):
         """Counts a request, and says in the report what the cache takes."""
         with open(FOLDER / "requests", "a") as file:
             file.write(json.dumps([option("--kv"), prompt]) + "\n")
-        n = len((FOLDER / "requests").read_text().splitlines())
-        if (FOLDER / "die").exists() and n >= int((FOLDER / "die").read_text()):
+        n = n_requests()
+        if is_due("die"):
             os._exit(3)
         report = {"kv_bits_per_element": 3.5, "kv_tokens": 10, "kv_bytes": 2000 + n, "kv_peak_bytes": 9000}
         Path(option("--kv-report")).write_text(json.dumps(report))
@@ -172,11 +184,16 @@ def evaluate(name: str) -> None:
         return {"correct": kv != "h2o", "bits_per_element": 4.0, "kv_bytes": 100.0, "prefill_s": 1.0, "timed_s": 0.5}
 
     rows = [{"part": i, "kv": kv, **row_of(kv)} for i in range(n) for kv in arms]
-    text = "".join(json.dumps(row) + "\n" for row in [{"rows_of": {}}, *rows, {"complete": True}])
+    identity = {"command_line": shlex.join(["mikv", *sys.argv[1:]]), "model": "fake 1M, 5 parameters"}
+    text = "".join(json.dumps(row) + "\n" for row in [{"rows_of": identity}, *rows, {"complete": True}])
     output.with_suffix(".rows.jsonl").write_text(text)
     settings = ("prompts", "lines", "seed", "text", "chunks", "context", "tokens")
     given = {k: option(f"--{k}") for k in settings if f"--{k}" in sys.argv}
-    meta = {"model": option("-m"), **{k: int(v) if v.isdigit() else v for k, v in given.items()}}
+    meta = {
+        "model": option("-m"),
+        "model_description": "fake 1M",
+        **{k: int(v) if v.isdigit() else v for k, v in given.items()},
+    }
     output.write_text(json.dumps({"meta": meta, "rows": [{"kv": kv} for kv in arms]}))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shlex
 import statistics
 
 import pytest
@@ -12,10 +13,10 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 import mikv.hf  # noqa: E402
-from mikv._cli import UsageError, run  # noqa: E402
+from mikv._cli import UsageError, run, split_specs  # noqa: E402
 from mikv.compare import __main__ as command  # noqa: E402
 from mikv.compare import lines, report  # noqa: E402
-from mikv.compare.arms import CannotRun, parse_choices, split_list, storage_of  # noqa: E402
+from mikv.compare.arms import CannotRun, parse_choices, storage_of  # noqa: E402
 from mikv.compare.measure import Run, Settings, equal_bytes  # noqa: E402
 from mikv.compare.panel import Bench  # noqa: E402
 
@@ -198,7 +199,7 @@ def test_equal_bytes_reads_between_points():
 
 
 def test_names_are_split_between_caches():
-    assert split_list("full, mikv:keep=0.2,bits=2.4,h2o") == ["full", "mikv:keep=0.2,bits=2.4", "h2o"]
+    assert split_specs("full, mikv:keep=0.2,bits=2.4,h2o") == ["full", "mikv:keep=0.2,bits=2.4", "h2o"]
     assert [c.kind for c in parse_choices("full", "dynamic,sim:kivi-2")] == ["mikv", "peer", "simulated"]
     for kv, peers in (("mikkv", ""), ("", "quanto-int3"), ("", "sim:kivi-77"), ("", "nothing"), ("", "")):
         with pytest.raises(ValueError):
@@ -230,7 +231,7 @@ def test_errors_are_one_line_and_exit_2(arguments, capsys):
 
 def test_command_writes_json_and_interrupts_keep_rows(text, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(command, "_load", lambda args: (small_model(), Letters()))
-    out = tmp_path / "out.json"
+    out = tmp_path / "a blank.json"
     arguments = ["--model", "small", "--text", text, "--context", "300", "--tokens", "3", "--chunks", "2", "--timed", "1",
                  "--kv", "full,mikv", "--peers", "dynamic,sim:kivi-2", "-o", str(out)]  # fmt: skip
     if importlib.util.find_spec("matplotlib"):
@@ -238,6 +239,7 @@ def test_command_writes_json_and_interrupts_keep_rows(text, tmp_path, monkeypatc
     assert command.main(arguments) == 0
     found = json.loads(out.read_text())
     assert [row["cache"] for row in found["rows"]] == ["full", "mikv", "dynamic", "sim:kivi-2"]
+    assert shlex.split(found["meta"]["command"]) == ["python", "-m", "mikv.compare", *arguments]
     assert found["meta"]["context"] == 300 and found["rows"][0]["n"] == 6
     values = found["rows"][1]["divergences"]["letters"]
     assert statistics.fmean(values) == pytest.approx(found["rows"][1]["kld_mean"])

@@ -160,6 +160,8 @@ def test_a_second_thread_is_told_so(context):
         thread = threading.Thread(target=use)
         thread.start()
         thread.join()
+        with pytest.raises(mikv.Error, match="another thread"):
+            context.close()
     assert len(problems) == 1 and isinstance(problems[0], mikv.Error) and "thread" in str(problems[0])
     feed(context, 3)
 

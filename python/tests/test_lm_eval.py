@@ -19,7 +19,7 @@ from tiny import save_tiny_model, word  # noqa: E402
 
 from mikv._cli import UsageError  # noqa: E402
 from mikv.lm_eval.__main__ import model_args, with_model_args  # noqa: E402
-from mikv.lm_eval.model import Context, MikvLM  # noqa: E402
+from mikv.lm_eval.model import MikvLM, ReadContext  # noqa: E402
 from mikv.spec import Spec  # noqa: E402
 
 N_CONTEXT = 400  #: more than the 256 tokens from which a context is compressed
@@ -90,7 +90,7 @@ def test_one_prefill_serves_all_continuations(folder, monkeypatch):
 def test_the_context_is_compressed_before_the_continuation(folder):
     lm = MikvLM(str(folder), spec="mikv")
     with torch.no_grad():
-        context = Context(lm.model, Spec("mikv"), list(range(3, 3 + 300)))
+        context = ReadContext(lm.model, Spec("mikv"), list(range(3, 3 + 300)))
         usage = context.cache.memory_usage()
         assert usage.staged == 0 and usage.bits_per_element < 16
         rows = context.log_probabilities([5, 6, 7])
@@ -123,13 +123,19 @@ def test_generation_goes_through_the_cache(folder):
     lm = MikvLM(str(folder), spec="full", batch_size=2)
     assert lm.generate_until(made, disable_tqdm=True) == theirs
     assert lm.n_contexts == 2 and lm.n_bytes > 0
+    assert lm.n_short_contexts == 1, "padding does not make a context long"
 
 
 def test_model_args(tmp_path):
     assert model_args(["pretrained=a,spec=mikv", "dtype=float32"]) == ["pretrained=a,spec=mikv,dtype=float32"]
     assert with_model_args(["run", "--model_args", "pretrained=a", "x=1", "--tasks", "t"]) == [
         "run", "--model_args", "pretrained=a,x=1", "--tasks", "t"]  # fmt: skip
-    with pytest.raises(UsageError, match="semicolons"):
+    # Keys that follow a spec are its own; lm-eval, which splits at commas, gets semicolons.
+    assert model_args(["spec=mikv:keep=0.2,hi=f16", "lo=int2,dtype=float32,seed=3"]) == [
+        "spec=mikv:keep=0.2;hi=f16;lo=int2,dtype=float32,seed=3"]  # fmt: skip
+    assert model_args(["spec=mikv,keep=0.2,hi=f16"]) == ["spec=mikv:keep=0.2;hi=f16"]
+    assert model_args(["spec=mikv:keep=0.2;hi=f16,"]) == ["spec=mikv:keep=0.2;hi=f16"]
+    with pytest.raises(UsageError, match="'balanced' has no value"):
         model_args(["pretrained=a,spec=mikv:keep=0.2,balanced"])
 
 

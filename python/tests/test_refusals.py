@@ -13,6 +13,7 @@ from conftest import CACHE, cache_for, generate, prompt, tiny
 
 import mikv
 import mikv.hf
+from mikv.hf.rope import rope_of
 
 
 def forward(model, cache, ids, **arguments):
@@ -199,6 +200,41 @@ def test_models_that_are_not_supported_are_named():
         mikv.hf.Cache("mikv:kep=1", config=transformers.LlamaConfig())
 
 
+def test_layers_of_several_shapes_are_refused():
+    model = tiny("llama")
+    other = model.model.layers[1].self_attn = tiny("llama", num_key_value_heads=4).model.layers[1].self_attn
+    other.config = model.config
+    with pytest.raises(mikv.Unsupported, match="layers of one shape"):
+        forward(model, cache_for(model, "full"), torch.tensor([[5, 6]]))
+
+
+def test_layers_that_share_keys_are_refused():
+    config = tiny("llama").config
+    config.num_kv_shared_layers = 1
+    with pytest.raises(mikv.Unsupported, match="shares keys"):
+        mikv.hf.Cache("full", config=config)
+
+
+@pytest.mark.parametrize(
+    ("name", "adjacent"),
+    [
+        ("cohere", True),
+        ("helium", True),
+        ("glm4", True),
+        ("ernie4_5_moe", True),
+        ("gptj", True),
+        ("llama", False),
+        ("qwen2", False),
+    ],
+)
+def test_pairs_of_rope_are_those_that_the_model_turns(name, adjacent):
+    try:
+        config = transformers.AutoConfig.for_model(name)
+    except ValueError:
+        pytest.skip(f"this version has no {name}")
+    assert rope_of(config, "full_attention")[1] == adjacent
+
+
 def archive(description):
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as into:
@@ -210,6 +246,7 @@ def archive(description):
 def test_files(llama, filled, tmp_path):
     path = tmp_path / "cache.zip"
     filled.save(path)
+    assert path.stat().st_mode & 0o777 == 0o600  # a conversation is its owner's
     as_before(llama, mikv.hf.Cache.load(path, config=llama.config))
     data = path.read_bytes()
     for damaged in (
@@ -221,7 +258,7 @@ def test_files(llama, filled, tmp_path):
         archive(b'{"format": 1}'),
         archive(b'{"format": 1, "spec": "full", "rows": [0], "length": 3, "shapes": {}, "padding": [[7]]}'),
     ):
-        with pytest.raises(ValueError):
+        with pytest.raises(mikv.Damaged):
             mikv.hf.Cache.from_bytes(damaged, config=llama.config)
     with pytest.raises(mikv.Mismatch):
         mikv.hf.Cache.load(path, config=tiny("llama", num_hidden_layers=2).config)

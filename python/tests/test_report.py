@@ -34,6 +34,12 @@ COMPARE = [
     {"cache": "sim:kivi-2", "kind": "simulated", "bits_per_element": 2.8, "bytes": 90, "bytes_by_part": {"codes": 90},
      "kld_mean": 0.4, "lines_right": 1, "lines_asked": 10, "lines_bits_per_element": 2.9, "answers": ["8"]},
 ]  # fmt: skip
+SUITE = [
+    {"task": task, "kv": kv, "score": score, "n": 10, "bits_per_element": bits, "interval": [0.1, 0.9], **more}
+    for kv, score, bits, more in (("full", 0.9, 16.3, {"mean_kld": 0.002}), ("mikv", 0.8, 3.2, {"mean_kld": 0.03}))
+    for task, more in (
+        ("gsm8k", {}), ("mmlu: law", {}), ("mmlu: art", {}), ("mmlu", {}), ("context: rules", {}), ("kld", more))
+]  # fmt: skip
 BENCH = [
     {"kv": kv, "depth": depth, "tokens_per_s": 10.0, "bits_per_element": 3.0} for kv in ("a", "b") for depth in (0, 8)
 ]
@@ -49,6 +55,8 @@ def written(folder, rows, name="run.json", meta=META, **more):
 @pytest.mark.parametrize("rows, titles", [
     (LINES, ["Score against bits per element"]), (KLD, ["KL divergence against bits per element"]),
     (COMPARE, ["Score against bits per element", "KL divergence against bits per element", "Memory by part"]),
+    (SUITE, [*(f"Score against bits per element: {task}" for task in ("gsm8k", "mmlu", "context: rules", "kld")),
+             "KL divergence against bits per element"]),
     (BENCH, ["Speed against tokens in the cache"]), (ATTENTION, ["Time of attention"]), (KLD[:1], [])])  # fmt: skip
 def test_charts_of_each_command(tmp_path, rows, titles):
     charts = charts_of(read(written(tmp_path, rows)))
@@ -68,6 +76,15 @@ def test_charts_hold_the_rows(tmp_path):
     assert "full" in chart.note, "what has no place on a logarithmic axis is named"
     low, high = chart.spec["encoding"]["y"]["scale"]["domain"]
     assert low <= 0.0012 and high >= 0.4
+
+
+def test_a_suite_has_each_cache_once_in_a_chart(tmp_path):
+    meta = {"command": "eval suite", "command_line": "python -m mikv.suite --kv full,mikv", "model": "fake 1M"}
+    run = read(written(tmp_path, SUITE, "summary.json", meta))
+    for chart in charts_of(run):
+        assert [v["cache"] for v in chart.spec["data"]["values"]] == ["full", "mikv"]
+    assert [v["y"] for v in charts_of(run)[-1].spec["data"]["values"]] == [0.002, 0.03]
+    assert run.title == "eval suite: fake 1M" and run.command_line == "python -m mikv.suite --kv full,mikv"
 
 
 def test_names_do_not_cover_each_other(tmp_path):

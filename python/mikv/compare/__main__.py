@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from .. import _page
 from .._cli import INTERRUPTED, Parser, UsageError, at_least, check_folder_of, load_model, load_tokenizer, run
 
 _EXAMPLE = """\
@@ -100,7 +101,7 @@ def _check(args: argparse.Namespace) -> None:
             "nothing to measure; give texts with --text FILE, or prompts of line retrieval with --prompts N"
         )
     if args.plot and importlib.util.find_spec("matplotlib") is None:
-        raise UsageError("--plot needs matplotlib, which is not installed; pip install 'mikv[compare]'")
+        raise UsageError("--plot needs matplotlib, which is not installed; pip install './python[compare]'")
     for path in (args.output, args.plot):
         if path:
             check_folder_of(Path(path))
@@ -123,7 +124,7 @@ def main(argv: list[str]) -> int:
         from .measure import Run, Settings, equal_bytes
         from .panel import Bench
     except ImportError as error:
-        raise UsageError(f"{error}; pip install 'mikv[hf,gguf,compare]'") from error
+        raise UsageError(f"{error}; pip install './python[hf,gguf,compare]'") from error
     try:
         choices = parse_choices(args.kv, args.peers)
     except ValueError as error:
@@ -144,7 +145,7 @@ def main(argv: list[str]) -> int:
     )
     model, tokenizer = _load(args)
     meta = {
-        "command": "python -m mikv.compare " + " ".join(argv),
+        "command": _page.command("mikv.compare", argv),
         "model": args.gguf or args.model,
         "dtype": args.dtype,
         **{

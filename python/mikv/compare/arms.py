@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers.cache_utils import DynamicLayer
 
+from .._cli import split_specs
 from ..hf import Cache
 from ..rivals import Rival
 from ..rivals import parse as parse_rival
@@ -218,7 +219,7 @@ def dynamic(name: str, config: Any, n_layers: int) -> LayersArm:
 
 def _quanto(name: str, config: Any, n_layers: int) -> LayersArm:
     if importlib.util.find_spec("optimum") is None or importlib.util.find_spec("optimum.quanto") is None:
-        raise CannotRun(f"{name}: the package optimum-quanto is not installed; pip install 'mikv[compare]'")
+        raise CannotRun(f"{name}: the package optimum-quanto is not installed; pip install './python[compare]'")
     from transformers.cache_utils import QuantoQuantizedLayer
 
     head, _, tail = name.partition(":")
@@ -281,23 +282,12 @@ _PEERS = {"dynamic": dynamic, "quanto-int": _quanto, "turboquantcpu": _turboquan
 _KNOWN = "dynamic, quanto-int4, quanto-int2, turboquantcpu, kvpress:PRESS, sim:METHOD-BITS"
 
 
-def split_list(text: str) -> list[str]:
-    """Splits at commas, but not at those between options: "mikv:keep=0.2,bits=2.4,h2o" is two."""
-    parts: list[str] = []
-    for item in filter(None, (x.strip() for x in text.split(","))):
-        if parts and re.match(r"[a-z_]+=", item) and ":" in parts[-1]:
-            parts[-1] += "," + item
-        else:
-            parts.append(item)
-    return parts
-
-
 def parse_choices(kv: str, peers: str) -> list[Choice]:
     """The caches to measure, without doubles. ValueError for a name that nothing has."""
     choices: list[Choice] = []
-    for name in split_list(kv):
+    for name in split_specs(kv):
         choices.append(Choice(str(Spec(name)), "mikv"))
-    for name in split_list(peers):
+    for name in split_specs(peers):
         if name.startswith("sim:"):
             choices.append(Choice(parse_rival(name[4:]).name, "simulated"))
         elif _family(name) not in _PEERS or (

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
+
+from .._files import write_whole
 
 _COLUMNS = (
     ("cache", "cache", "{}"),
@@ -42,19 +43,9 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(texts)
 
 
-def write(path: str, text: str) -> None:
-    """The file is there whole or not at all."""
-    temporary = Path(f"{path}.{os.getpid()}.part")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def write_json(path: str, meta: dict[str, Any], rows: list[dict[str, Any]], not_run: dict[str, str]) -> None:
     peers = [{"peer": name, "reason": reason} for name, reason in not_run.items()]
-    write(path, json.dumps({"meta": meta, "rows": rows, "not_run": peers}, indent=1) + "\n")
+    write_whole(Path(path), json.dumps({"meta": meta, "rows": rows, "not_run": peers}, indent=1) + "\n")
 
 
 _COLOURS = {"mikv": "#1f5fa8", "peer": "#b3521e", "simulated": "#777777"}

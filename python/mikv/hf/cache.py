@@ -15,6 +15,7 @@ import torch
 from transformers import cache_utils
 from transformers.cache_utils import CacheLayerMixin
 
+from .._files import write_whole
 from ..context import MemoryUsage, TokenStates
 from ..errors import Damaged, Mismatch, Unsupported
 from ..spec import Spec
@@ -265,14 +266,8 @@ class Cache(cache_utils.Cache):  # type: ignore[misc]
         return file.getvalue()
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes to_bytes() to a file, which is there whole or not at all."""
-        path = Path(path)
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
-        try:
-            temporary.write_bytes(self.to_bytes())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        """Writes to_bytes() to a file of mode 0600, which is there whole or not at all."""
+        write_whole(Path(path), self.to_bytes(), private=True)
 
     @classmethod
     def from_bytes(cls, saved: bytes, *, config: Any, spec: Spec | str | None = None, **options: Any) -> Cache:
@@ -330,7 +325,7 @@ def _layers(store: Store, config: Any) -> Iterator[Any]:
             yield Layer(store, index)
         elif kind == "sliding_attention":
             yield Layer(store, index, int(more["sliding_window"]))
-        elif kind in ("linear_attention", "conv", "mamba") and kind in stock:
+        elif kind in ("linear_attention", "conv", "mamba", "dummy") and kind in stock:
             yield stock[kind](**more)
         else:
             raise Unsupported(
@@ -340,6 +335,8 @@ def _layers(store: Store, config: Any) -> Iterator[Any]:
 
 def _types_of(config: Any) -> tuple[list[str], list[dict[str, Any]]]:
     """Types of the layers, and what their cache needs to know."""
+    if getattr(config, "num_kv_shared_layers", 0) or "reuse" in (getattr(config, "kv_sharing_modes", None) or ()):
+        raise Unsupported(f"{config.model_type} shares keys between layers, which mikv does not hold")
     if hasattr(cache_utils, "get_layer_types_and_kwargs"):
         types, kwargs = cache_utils.get_layer_types_and_kwargs(config)
         if isinstance(kwargs, dict):  # up to 5.17: of all layers alike
@@ -351,6 +348,4 @@ def _types_of(config: Any) -> tuple[list[str], list[dict[str, Any]]]:
         chunked = getattr(config, "attention_chunk_size", None) is not None
         kind = "full_attention" if window is None else "chunked_attention" if chunked else "sliding_attention"
         types = [kind] * config.num_hidden_layers
-    if getattr(config, "num_kv_shared_layers", 0):
-        raise Unsupported(f"{config.model_type} shares keys between layers, which mikv does not hold")
     return list(types), [{"sliding_window": window} if kind == "sliding_attention" else {} for kind in types]

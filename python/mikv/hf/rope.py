@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
 import warnings
 from typing import Any
 
-# Models that turn channels 2i and 2i + 1 together; the others turn i and i + n.
-_ADJACENT = {"cohere", "cohere2", "ernie4_5", "glm", "glm4", "gptj", "codegen"}
+import torch
+
+# Models that turn channels 2i and 2i + 1 together, by a function of another name than rotate_half.
+_ADJACENT = {"codegen", "ernie4_5_vl_moe_text", "glm4v_text", "glm_ocr_text", "gptj", "llama4_text"}
 
 
 def rope_of(config: Any, layer_type: str) -> tuple[list[float] | None, bool]:
     """Radians per position for each pair of channels, and whether pairs are adjacent. None if the model has no RoPE."""
-    adjacent = config.model_type in _ADJACENT
+    adjacent = _pairs_are_adjacent(config)
     parameters = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
     if isinstance(parameters.get(layer_type), dict):
         parameters = parameters[layer_type]
@@ -29,6 +32,18 @@ def rope_of(config: Any, layer_type: str) -> tuple[list[float] | None, bool]:
     factor = parameters.get("partial_rotary_factor", getattr(config, "partial_rotary_factor", None)) or 1.0
     n = int(head_dim * factor)
     return [float(theta) ** (-i / n) for i in range(0, n, 2)], adjacent
+
+
+def _pairs_are_adjacent(config: Any) -> bool:
+    """Whether the model turns channels 2i and 2i + 1 together, as its own function does; others turn i and i + n."""
+    if config.model_type in _ADJACENT:
+        return True
+    modeling = type(config).__module__.replace(".configuration_", ".modeling_")
+    try:
+        rotate = getattr(importlib.import_module(modeling), "rotate_half", None)
+    except ImportError:
+        return False
+    return rotate is not None and float(rotate(torch.arange(4.0))[0]) == -1.0
 
 
 def _scaled(config: Any, kind: str, layer_type: str) -> list[float]:

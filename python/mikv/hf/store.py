@@ -335,6 +335,11 @@ class Store:
         given = (n_heads, k.shape[1], k.shape[3], v.shape[3])
         shape = context.shapes[layer]
         if given != tuple(shape):
+            if self.length == 0:
+                raise Unsupported(
+                    f"layer {layer} has heads {list(given)}, the first layer {list(shape)}: mikv holds layers of one "
+                    'shape; use the attention "sdpa"'
+                )
             raise Mismatch(f"layer {layer} has heads {list(given)}, the cache {list(shape)}: it is another model's")
         if n != step.n:
             raise Error(f"layer {layer} has {n} tokens, the layers before {step.n}")

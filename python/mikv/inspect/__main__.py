@@ -19,8 +19,8 @@ from .._cli import (
     load_tokenizer,
     model_name,
     run,
-    write_whole,
 )
+from .._files import write_whole
 
 _EPILOG = """\
 example:

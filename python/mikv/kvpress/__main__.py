@@ -20,8 +20,8 @@ from .._cli import (
     need,
     run,
     seconds,
-    write_whole,
 )
+from .._files import write_whole
 from . import evaluation
 
 if TYPE_CHECKING:

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
-from .._cli import Progress, UsageError, write_whole
+from .._cli import Progress, UsageError
+from .._files import write_whole
 from .caches import TieredPress, f16_bytes, press_bytes
 
 #: Records what is done of an arm that is not finished, a line per context.

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from .._cli import INTERRUPTED, USAGE, UsageError, load_tokenizer, run
+from ..spec import Spec
 
 _HELP = """\
 usage: python -m mikv.lm_eval --model mikv-hf --model_args pretrained=DIR[,gguf_file=FILE][,spec=SPEC] --tasks ...
@@ -17,7 +18,7 @@ example:
   python -m mikv.lm_eval --model mikv-hf --model_args pretrained=~/models,gguf_file=qwen.gguf,spec=mikv \\
       --tasks mmlu_astronomy --limit 50 --output_path results
 
-  spec=SPEC   how tokens are held (default: mikv). Part it with semicolons: spec=mikv:keep=0.2;hi=f16
+  spec=SPEC   how tokens are held (default: mikv), for example spec=mikv:keep=0.2,hi=f16
   piece=N     tokens of a continuation that one pass reads, 1 to 64 (default: 32)
 With --use_cache FILE, what is done is kept after Ctrl-C. --output_path DIR writes JSON.
 `python -m mikv.lm_eval run --help` lists lm-eval's options, which all work.
@@ -27,24 +28,36 @@ With --use_cache FILE, what is done is kept after Ctrl-C. --output_path DIR writ
 def model_args(values: list[str]) -> list[str]:
     """lm-eval's --model_args with a home directory written out and, for a GGUF file, a tokenizer by name.
 
-    Tasks that make their own texts (RULER) load the tokenizer by name, and a GGUF file has none.
+    Tasks that make their own texts (RULER) load the tokenizer by name, and a GGUF file has none. lm-eval splits at commas:
+    the parts of a spec get semicolons.
     """
     if len(values) == 1 and values[0].lstrip().startswith("{"):
         return values  # JSON
     given: dict[str, str] = {}
+    last = ""
     for part in ",".join(values).split(","):
         name, equals, value = part.partition("=")
-        if part and not equals:
-            raise UsageError(
-                f"--model_args: {part!r} has no value; write name=value, and a spec's parts with semicolons"
-            )
-        if part:
-            given[name] = value
+        if not part:
+            continue
+        if not equals:
+            raise UsageError(f"--model_args: {part!r} has no value; write name=value")
+        if last == "spec" and _is_spec_key(name):
+            given["spec"] += f"{';' if ':' in given['spec'] else ':'}{part}"
+        else:
+            given[name], last = value, name
     if given.get("pretrained", "").startswith("~"):
         given["pretrained"] = str(Path(given["pretrained"]).expanduser())
     if "gguf_file" in given and "tokenizer" not in given and "pretrained" in given:
         given["tokenizer"] = str(saved_tokenizer(given["pretrained"], given["gguf_file"]))
     return [",".join(f"{name}={value}" for name, value in given.items())]
+
+
+def _is_spec_key(name: str) -> bool:
+    try:
+        Spec(f"mikv:{name}=")
+    except ValueError as error:
+        return "unknown spec key" not in str(error)  # else it asks for a value
+    return True
 
 
 def saved_tokenizer(model: str, gguf: str) -> Path:

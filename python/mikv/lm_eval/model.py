@@ -28,7 +28,7 @@ Tokens = list[int]
 Request = tuple[Any, Tokens, Tokens]  #: what lm-eval caches by, context, continuation
 
 
-class Context:
+class ReadContext:
     """A context in a compressed cache, all but its last token.
 
     log_probabilities() reads that token and a continuation through it.
@@ -74,7 +74,7 @@ class MikvLM(_huggingface.HFLM):  # type: ignore[misc, name-defined]
     """
 
     def __init__(self, pretrained: Any, spec: str = "mikv", piece: int | str = PIECE, **kwargs: Any) -> None:
-        self.spec = Spec(str(spec).replace(";", ","))  # lm-eval parts its arguments at commas
+        self.spec = Spec(str(spec).replace(";", ","))  # lm-eval splits its arguments at commas
         self.piece = int(piece)
         if not 1 <= self.piece <= 64:
             raise UsageError(f"piece={piece}: give a number from 1 to 64")
@@ -121,7 +121,7 @@ class MikvLM(_huggingface.HFLM):  # type: ignore[misc, name-defined]
     def _score(
         self, tokens: Tokens, continuations: list[tuple[int, Tokens]]
     ) -> Iterator[tuple[int, tuple[float, bool]]]:
-        context = Context(self.model, self.spec, tokens, self.piece)
+        context = ReadContext(self.model, self.spec, tokens, self.piece)
         usage = context.cache.memory_usage()
         self.n_contexts += 1
         self.n_short_contexts += len(tokens) <= FEWEST_COMPRESSED
@@ -145,7 +145,8 @@ class MikvLM(_huggingface.HFLM):  # type: ignore[misc, name-defined]
         out: torch.Tensor = super()._model_generate(context, max_length, stop, past_key_values=cache, **kwargs)
         usage = cache.memory_usage()
         self.n_contexts += int(context.shape[0])
-        self.n_short_contexts += int(context.shape[0]) if context.shape[1] < FEWEST_COMPRESSED else 0
+        lengths = kwargs.get("attention_mask", torch.ones_like(context)).sum(1)  # without padding
+        self.n_short_contexts += int((lengths < FEWEST_COMPRESSED).sum())
         self.n_bytes += usage.total
         self.n_elements += usage.n_elements
         return out

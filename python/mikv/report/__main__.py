@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 from .. import _page
-from .._cli import Parser, check_folder_of, run, write_whole
+from .._cli import Parser, check_folder_of, run
+from .._files import write_whole
 
 _EPILOG = """\
 example:
@@ -15,8 +16,8 @@ example:
   mikv eval kld -m smollm2-135m --text book.txt --kv mikv,mikv-max,h2o -o kld.json
   python -m mikv.report lines.json kld.json -o page.html
 
-It reads what `mikv eval`, `mikv bench`, `mikv tune` and python -m mikv.compare write with -o. The page holds all that it
-needs, and opens in any browser. docs/pictures.md says what it shows.
+It reads what `mikv eval`, `mikv bench`, `mikv tune` and python -m mikv.compare write with -o; of `mikv eval suite`, that is
+DIR/summary.json. The page holds all that it needs, and opens in any browser. docs/pictures.md says what it shows.
 """
 
 

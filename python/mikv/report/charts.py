@@ -33,7 +33,8 @@ class Chart:
 
 
 def charts_of(run: Run) -> list[Chart]:
-    made = (_score(run), _divergence(run), _memory(run), _speed(run), _attention(run))
+    scores = [_score(task, [p for p in run.points if p.task == task]) for task in _tasks(run)]
+    made = (*scores, _divergence(run), _memory(run), _speed(run), _attention(run))
     return [chart for chart in made if chart is not None]
 
 
@@ -118,17 +119,22 @@ def _label_offsets(points: list[tuple[Point, float, float]], at: list[tuple[floa
     return offsets
 
 
-def _score(run: Run) -> Chart | None:
-    points = [(p, p.score_bits, 100 * p.score) for p in run.points if p.score_bits and p.score is not None]
+def _tasks(run: Run) -> list[str | None]:
+    """Each task, None in a run of one; "mmlu: SUBJECT" is part of "mmlu", where that is there."""
+    tasks = dict.fromkeys(p.task for p in run.points)
+    return [task for task in tasks if task is None or ": " not in task or task.partition(": ")[0] not in tasks]
+
+
+def _score(task: str | None, points_of_task: list[Point]) -> Chart | None:
+    points = [(p, p.score_bits, 100 * p.score) for p in points_of_task if p.score_bits and p.score is not None]
     if len(points) < 2:
         return None
     n = {p.n_scored for p, _, _ in points}
     of = f" of {n.pop()}" if len(n) == 1 else ""
-    y = _axis(
-        "y", "right answers, %", scale={"domain": [-4, 104], "nice": False}, axis={"values": [0, 20, 40, 60, 80, 100]}
-    )
-    title = "Score against bits per element"
-    return Chart(title, f"Share of right answers{of}.", _scatter(title, points, y, "right, %", ".1f"))
+    what = "equal likeliest tokens" if task == "kld" else "right answers"
+    y = _axis("y", f"{what}, %", scale={"domain": [-4, 104], "nice": False}, axis={"values": [0, 20, 40, 60, 80, 100]})
+    title = "Score against bits per element" + (f": {task}" if task else "")
+    return Chart(title, f"Share of {what}{of}.", _scatter(title, points, y, f"{what}, %", ".1f"))
 
 
 def _divergence(run: Run) -> Chart | None:

@@ -12,7 +12,7 @@ from .charts import charts_of
 from .runs import Run
 
 _FOLDER = Path(__file__).parent
-_REMEDY = "install it: pip install 'mikv[report]'"
+_REMEDY = "install it: pip install './python[report]'"
 
 #: Column: its title, and how a number is written.
 _COLUMNS = {
@@ -28,6 +28,7 @@ _COLUMNS = {
     "p999": ("KLD 99.9 %", "{:.4f}"),
     "max": ("KLD largest", "{:.4f}"),
     "kld_mean": ("KLD mean", "{:.4f}"),
+    "mean_kld": ("KLD mean", "{:.4f}"),
     "kld_median": ("KLD median", "{:.4f}"),
     "kld_p99": ("KLD 99 %", "{:.4f}"),
     "same_top": ("same top", "percent"),

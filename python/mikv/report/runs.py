@@ -10,7 +10,10 @@ from typing import Any
 
 from .._cli import UsageError
 
-_REMEDY = "give a file that `mikv eval`, `mikv bench`, `mikv tune` or python -m mikv.compare wrote with -o"
+_REMEDY = (
+    "give a file that `mikv eval`, `mikv bench`, `mikv tune` or python -m mikv.compare wrote with -o, or the summary.json "
+    "of `mikv eval suite`"
+)
 
 #: Which rows are simulations, other programs' caches and ours.
 KINDS = ("mikv", "peer", "simulated")
@@ -22,6 +25,7 @@ class Point:
 
     cache: str
     kind: str  #: one of KINDS
+    task: str | None  #: of a run of several
     bits: float | None  #: per element
     kld: float | None  #: mean, in nats
     score: float | None  #: share of right answers
@@ -89,13 +93,15 @@ def _point(row: dict[str, Any]) -> Point:
     score = right / asked if asked and right is not None else number(row, "score")
     parts = row.get("bytes_by_part")
     bits = number(row, "bits_per_element")
-    kld = number(row, "kld_mean")
+    kld = next((x for key in ("kld_mean", "mean_kld", "mean") if (x := number(row, key)) is not None), None)
+    task = row.get("task")
     n = asked or number(row, "n")
     return Point(
         cache=name,
         kind=kind,
+        task=str(task) if task else None,
         bits=bits,
-        kld=number(row, "mean") if kld is None else kld,
+        kld=kld,
         score=score,
         score_bits=number(row, "lines_bits_per_element") or bits,
         n_scored=int(n) if n is not None and score is not None else None,

@@ -12,7 +12,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from .._cli import INTERRUPTED, Parser, Progress, UsageError, at_least, run, write_whole
+from .. import _page
+from .._cli import INTERRUPTED, Parser, Progress, UsageError, at_least, run, split_specs
+from .._files import write_whole
 from . import alpaca, context, evals, ruler4k, sandbox, summary
 from .gsm8k import Gsm8k
 from .humaneval import HumanEval, problems
@@ -60,7 +62,7 @@ def _context(options: argparse.Namespace) -> Task:
     else:
         cases = context.generated(options.limit or context.N_CASES, options.context_sentences, options.seed)
         made_of = {"sentences": options.context_sentences, "seed": options.seed}
-    return context.Context(cases, made_of, options.context_predict)
+    return context.ContextDamage(cases, made_of, options.context_predict)
 
 
 def _mmlu(options: argparse.Namespace) -> Task:
@@ -152,23 +154,18 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def split_arms(text: str) -> list[str]:
-    """Splits at commas, but not at those between a spec's options: "mikv:keep=0.2,hi=f16,h2o" is two."""
-    arms: list[str] = []
-    for part in filter(None, (x.strip() for x in text.split(","))):
-        if arms and ":" in arms[-1] and re.match(r"[a-z_]+=", part):
-            arms[-1] += "," + part
-        else:
-            arms.append(part)
+    """The caches of --kv, each once."""
+    arms = list(dict.fromkeys(split_specs(text)))
     if not arms:
         raise UsageError("--kv is empty; give caches such as full,mikv,llama:q4_0")
-    return list(dict.fromkeys(arms))
+    return arms
 
 
 class Suite:
     """One command's arms and tasks, and what is there of them."""
 
-    def __init__(self, options: argparse.Namespace) -> None:
-        self.options = options
+    def __init__(self, options: argparse.Namespace, command_line: str) -> None:
+        self.options, self.command_line = options, command_line
         self.arms = split_arms(options.kv)
         self.names = list(dict.fromkeys(filter(None, options.tasks.split(","))))
         unknown = [name for name in self.names if name not in TASKS]
@@ -205,7 +202,7 @@ class Suite:
                 with Server(self.command, self.model, arm, options.threads, options.slots, options.ctx) as server:
                     self.tasks[name].run(server, self.logs[name, arm], options.limit, progress)
         for name, one in self.evals.items():
-            one.run(self.command, self.model, self.arms, options.threads, self._file_of(name))
+            one.run(self.command, self.model, self.description, self.arms, options.threads, self._file_of(name))
 
     def _file_of(self, name: str) -> Path:
         return self.output / f"{name}.json"
@@ -214,7 +211,7 @@ class Suite:
         rows: list[Row] = []
         for name in self.names:
             if name in self.evals:
-                found = self.evals[name].read(self._file_of(name))
+                found = self.evals[name].read(self._file_of(name), self.model, self.description)
                 by_arm = {arm: found[arm] for arm in self.arms if arm in found}
             else:
                 by_arm = self.tasks[name].judged({arm: self.scored(name, arm) for arm in self.arms})
@@ -225,6 +222,8 @@ class Suite:
         rows = self.summary()
         options = {k: str(v) if isinstance(v, Path) else v for k, v in vars(self.options).items()}
         meta = {
+            "command": "eval suite",
+            "command_line": self.command_line,
             "model": self.description,
             "commit": self.commit,
             "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -246,7 +245,7 @@ def main(arguments: list[str]) -> int:
     options = _parser().parse_args(arguments)
     for name, value in (("HF_HUB_OFFLINE", "1"), ("TQDM_DISABLE", "1"), ("TOKENIZERS_PARALLELISM", "false")):
         os.environ.setdefault(name, value)
-    suite = Suite(options)
+    suite = Suite(options, _page.command("mikv.suite", arguments))
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         suite.run()

@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from .._cli import Progress, UsageError, write_whole
+from .._cli import Progress, UsageError
+from .._files import write_whole
 from .rows import Row, RowLog, digest
 from .summary import REFERENCE
 from .task import CaseTask, Served, ask

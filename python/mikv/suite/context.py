@@ -167,7 +167,7 @@ def is_right(case: Row, answer: str) -> bool:
     return not any(_plain(text) in said for text in case["none_of"])
 
 
-class Context(CaseTask):
+class ContextDamage(CaseTask):
     """Cases, generated or a user's, through the chat of a server: the model's own template has the system prompt."""
 
     def __init__(self, cases: list[Row], made_of: Row, n_predict: int, seconds: float = 3600.0) -> None:

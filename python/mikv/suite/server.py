@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import http.client
 import json
 import os
 import shutil
@@ -163,20 +164,27 @@ def _open(url: str, path: str, body: dict[str, Any], seconds: float) -> Iterator
         with contextlib.suppress(ValueError, KeyError, TypeError):
             said = json.loads(said)["error"]["message"]
         raise UsageError(f"the server refused a prompt ({error.code}: {said}); try a larger --ctx") from error
-    except OSError as error:
+    except (OSError, http.client.HTTPException) as error:
         raise UsageError(f"the server at {url} does not answer ({error}); the same command resumes") from error
 
 
 def stream(url: str, body: dict[str, Any], stop: threading.Event, seconds: float) -> Generator[str, None, None]:
-    """The pieces of an answer to a prompt or to a chat's messages, as they come. Closing the iterator ends the request."""
+    """The pieces of an answer to a prompt or to a chat's messages, as they come. Closing the iterator ends the request.
+
+    UsageError where the answer is cut off: what came of it is not to be scored.
+    """
     path = "/v1/chat/completions" if "messages" in body else "/v1/completions"
     with _open(url, path, body | {"stream": True}, seconds) as answer:
         for line in answer:
             if stop.is_set():
                 raise KeyboardInterrupt
-            if not line.startswith(b"data:") or line[5:].strip() == b"[DONE]":
+            if not line.startswith(b"data:") or not line.endswith(b"\n"):  # a last line without an end is cut off
                 continue
-            yield _piece(json.loads(line[5:]))
+            said = line[5:].strip()
+            if said == b"[DONE]":
+                return
+            yield _piece(json.loads(said))
+        raise UsageError(f"the server at {url} stopped in the middle of an answer; the same command resumes")
 
 
 def post(url: str, path: str, body: dict[str, Any], seconds: float) -> Any:
