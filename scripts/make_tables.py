@@ -259,13 +259,14 @@ def decode_small() -> str:
 @table
 def pause() -> str:
     rows = read("performance")
-    of = {"model": "qwen2.5-coder-0.5b", "machine": ZEN3, "tokens": 4096}
     lines = []
-    for kv, name in (("mikv:prefill=spread", "`mikv:prefill=spread`"), ("stock", "stock llama.cpp")):
-        for others in (0, 3):
-            longest, median = (value(rows, f"pause {kv} {others} others {kind}", **of) for kind in ("longest", "median"))
-            lines.append([name, str(others), longest, median, f"{float(longest) / float(median):.2f}"])
-    return markdown(["cache", "other slots that generate", "longest step, ms", "median step, ms", "longest against median"], lines)
+    for model, machine in (("qwen2.5-coder-0.5b", ZEN3), ("qwen2.5-coder-1.5b", ZEN4)):
+        of = {"model": model, "machine": machine, "tokens": 4096}
+        for kv, name in (("mikv:prefill=spread", "`mikv:prefill=spread`"), ("stock", "stock llama.cpp")):
+            for others in (0, 3):
+                longest, median = (value(rows, f"pause {kv} {others} others {kind}", **of) for kind in ("longest", "median"))
+                lines.append([MODELS[model], machine.split(" server")[0], name, str(others), longest, median, f"{float(longest) / float(median):.2f}"])
+    return markdown(["model", "machine", "cache", "other slots that generate", "longest step, ms", "median step, ms", "longest against median"], lines)
 
 
 @table

@@ -6,9 +6,9 @@
 #include <string>
 #include <vector>
 
-#include "context/budget.hpp"
 #include "context/cell_table.hpp"
 #include "context/commit_rules.hpp"
+#include "context/demand.hpp"
 #include "context/sequences.hpp"
 #include "context/step_plan.hpp"
 
@@ -204,9 +204,9 @@ TEST(StepPlanTest, RunsThatSeeTheSameSegmentAttendTogether) {
   sequences.segment_for_tokens(0);
   sequences.share(0, 1);
   const StepPlan plan = plan_of(tokens({{0, true}, {1, true}, {2, true}}), sequences);
-  EXPECT_EQ(plan.runs()[0].group, plan.runs()[1].group);
-  EXPECT_NE(plan.runs()[1].group, plan.runs()[2].group);
-  EXPECT_EQ(plan.segments_of_group(plan.runs()[0].group).size(), 2u);
+  EXPECT_EQ(plan.runs()[0].set, plan.runs()[1].set);
+  EXPECT_NE(plan.runs()[1].set, plan.runs()[2].set);
+  EXPECT_EQ(plan.segments_of_set(plan.runs()[0].set).size(), 2u);
 }
 
 TEST(StepPlanTest, RunsOfAGroupThatDoNotFollowEachOtherMakeOneGroupOfAll) {
@@ -214,8 +214,8 @@ TEST(StepPlanTest, RunsOfAGroupThatDoNotFollowEachOtherMakeOneGroupOfAll) {
   sequences.segment_for_tokens(0);
   sequences.share(0, 2);
   const StepPlan plan = plan_of(tokens({{0, true}, {1, true}, {2, true}}), sequences);
-  for (const StepPlan::Run& run : plan.runs()) EXPECT_EQ(run.group, 0u);
-  EXPECT_EQ(plan.segments_of_group(0).size(), 3u);
+  for (const StepPlan::Run& run : plan.runs()) EXPECT_EQ(run.set, 0u);
+  EXPECT_EQ(plan.segments_of_set(0).size(), 3u);
 }
 
 TEST(StepPlanTest, TokensThatAreNotInOrderShareTheSegmentOfSequence0) {

@@ -34,7 +34,7 @@ TEST(ContinueSegmentTest, PlacesForRecentTokensPassOn) {
   Random random(140);
   const auto layer = make_layer(kShape, kSpec, kCells);
   append(*layer, 0, 0, kFirst, random);
-  const uint64_t first_hi = policy::hi_budget(0.1, kFirst), passed_on = policy::n_recent(0.75, first_hi);
+  const uint64_t first_hi = policy::hi_places(0.1, kFirst), passed_on = policy::n_recent(0.75, first_hi);
   for (uint32_t head = 0; head < kShape.n_kv_heads; ++head) ASSERT_EQ(count_tiers(layer->dump(0, head)).hi, first_hi);
 
   ASSERT_TRUE(layer->continue_segment(0, 1).ok());
@@ -43,18 +43,18 @@ TEST(ContinueSegmentTest, PlacesForRecentTokensPassOn) {
     const auto first = count_tiers(layer->dump(0, head)), second = count_tiers(layer->dump(1, head));
     EXPECT_EQ(first.hi, first_hi - passed_on);
     EXPECT_EQ(first.hi + first.lo, kFirst);
-    EXPECT_EQ(second.hi, policy::hi_budget(0.1, kSecond) + passed_on);
+    EXPECT_EQ(second.hi, policy::hi_places(0.1, kSecond) + passed_on);
     EXPECT_TRUE(
-        latest_are_hi(*layer, 1, head, uint32_t(policy::n_recent(0.75, policy::hi_budget(0.1, kSecond)) + passed_on)));
+        latest_are_hi(*layer, 1, head, uint32_t(policy::n_recent(0.75, policy::hi_places(0.1, kSecond)) + passed_on)));
   }
   // And on: what the second had got goes to the third, where one token after the other is generated.
   ASSERT_TRUE(layer->continue_segment(1, 2).ok());
   append(*layer, 2, kFirst + kSecond, 150, random);
   for (uint32_t i = 0; i < 20; ++i) append(*layer, 2, kFirst + kSecond + 150 + i, 1, random);
-  const uint64_t recent = policy::n_recent(0.75, policy::hi_budget(0.1, kFirst + kSecond));
+  const uint64_t recent = policy::n_recent(0.75, policy::hi_places(0.1, kFirst + kSecond));
   EXPECT_EQ(count_tiers(layer->dump(1, 0)).hi,
-            policy::hi_budget(0.1, kSecond) - policy::n_recent(0.75, policy::hi_budget(0.1, kSecond)));
-  EXPECT_EQ(count_tiers(layer->dump(2, 0)).hi, policy::hi_budget(0.1, 170) + recent);
+            policy::hi_places(0.1, kSecond) - policy::n_recent(0.75, policy::hi_places(0.1, kSecond)));
+  EXPECT_EQ(count_tiers(layer->dump(2, 0)).hi, policy::hi_places(0.1, 170) + recent);
   EXPECT_TRUE(latest_are_hi(*layer, 2, 0, uint32_t(recent)));
 }
 

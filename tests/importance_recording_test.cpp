@@ -152,7 +152,7 @@ void check_generation(const std::string& spec_text, uint32_t n_prompt, uint32_t 
       for (uint32_t head = 0; head < kShape.n_kv_heads; ++head) before[head] = sorted_dump(*layer, 0, head);
       commit(*layer, 0);
     }
-    const uint64_t budget = policy::hi_budget(spec.keep, n_prompt + step);
+    const uint64_t budget = policy::hi_places(spec.keep, n_prompt + step);
     for (uint32_t head = 0; head < kShape.n_kv_heads; ++head) {
       expect_scores(*layer, head, scores[head], (n_prompt + step) * 3);
       if (testing::Test::HasFatalFailure()) return;
@@ -205,7 +205,7 @@ TEST(RecordingTest, LongContexts) {
     run(*layer, request, step + 1);
     for (uint32_t head = 0; head < kShape.n_kv_heads; ++head) expect_scores(*layer, head, scores[head], 3 * (step + 1));
     const auto n_cells = n_prompt + step + 1;
-    ASSERT_EQ(count_tiers(layer->dump(0, 0)).hi, policy::hi_budget(0.9, n_cells));
+    ASSERT_EQ(count_tiers(layer->dump(0, 0)).hi, policy::hi_places(0.9, n_cells));
   }
 }
 

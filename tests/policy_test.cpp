@@ -192,11 +192,11 @@ TEST(PolicyTest, RandomIsASampleThatTheSeedChooses) {
 TEST(BudgetTest, IsTheFloorInDecimalArithmetic) {
   for (uint64_t percent = 0; percent <= 100; ++percent)
     for (const uint64_t n : {0u, 1u, 9u, 10u, 11u, 99u, 100u, 101u, 1000u, 4096u, 131072u, 99999999u})
-      EXPECT_EQ(hi_budget(double(percent) / 100.0, n), percent * n / 100) << percent << " % of " << n;
+      EXPECT_EQ(hi_places(double(percent) / 100.0, n), percent * n / 100) << percent << " % of " << n;
   for (uint64_t permille = 0; permille <= 1000; ++permille)
-    for (uint64_t n = 0; n < 200; ++n) ASSERT_EQ(hi_budget(double(permille) / 1000.0, n), permille * n / 1000);
-  EXPECT_EQ(hi_budget(1.0 / 3.0, 3), 1u);
-  EXPECT_EQ(hi_budget(1.0, UINT32_MAX), UINT32_MAX);
+    for (uint64_t n = 0; n < 200; ++n) ASSERT_EQ(hi_places(double(permille) / 1000.0, n), permille * n / 1000);
+  EXPECT_EQ(hi_places(1.0 / 3.0, 3), 1u);
+  EXPECT_EQ(hi_places(1.0, UINT32_MAX), UINT32_MAX);
 }
 
 }  // namespace

@@ -24,7 +24,7 @@ enum class Format : uint8_t { evict, mixed, int2, int3, int4, int5, int8, f16 };
 ///  streaming the first `sinks` tokens and the most recent (arXiv 2309.17453)
 ///  snapkv    those that the end of the prompt attends to, and that end (arXiv 2404.14469)
 ///  scissorhands  those that many of the last queries attend to (arXiv 2305.17118)
-///  fastgen   by KV head, the smallest of four sets that recovers its attention (arXiv 2310.01801)
+///  fastgen   by KV head, the smallest of five sets that recovers its attention (arXiv 2310.01801)
 ///  residual  the most recent `residual` tokens and up to 15 more: the others leave in blocks of 16 (arXiv 2402.02750)
 ///  random    a random subset, from `seed`: the control
 enum class Importance : uint8_t { full, h2o, window, streaming, snapkv, scissorhands, fastgen, residual, random };

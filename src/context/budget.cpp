@@ -5,6 +5,7 @@
 #include <charconv>
 #include <chrono>
 
+#include "context/demand.hpp"
 #include "mikv/byte_size.hpp"
 
 namespace mikv::context {
@@ -270,10 +271,12 @@ namespace {
 
 struct Concession {
   const char* name;  ///< begins its log line
-  const char* line;  ///< logged the first time; empty: say_lowered() says what the rung is and costs
+  const char* line;  ///< logged the first time; empty where it lowers: say_lowered() says what the rung is and costs
   const char* cost;  ///< in quality
-  bool lowers;       ///< segments, for as long as they live
   bool (Attempt::*try_it)();
+
+  /// True if it lowers segments, for as long as they live.
+  bool lowers() const { return !*line; }
 };
 
 // In the order in which they are tried: what costs less quality per byte comes first.
@@ -281,23 +284,23 @@ constexpr std::array kConcessions = {
     Concession{
         "stage in bytes",
         "where there is no room for a whole prompt in f16, the part that was read is kept in 8 bits until its end",
-        "KL divergence 1.04 to 1.19 times that of f16", false, &Attempt::stage_in_bytes},
+        "KL divergence 1.04 to 1.19 times that of f16", &Attempt::stage_in_bytes},
     Concession{
         "compress large pieces",
         "where there is no room for a whole prompt in 8 bits, the part that was read is compressed before its end",
-        "as streaming prefill, docs/quality.md", false, &Attempt::compress_large_pieces},
-    Concession{"lower shares", "", "", true, &Attempt::lower_shares},
+        "as streaming prefill, docs/quality.md", &Attempt::compress_large_pieces},
+    Concession{"lower shares", "", "", &Attempt::lower_shares},
     // One prompt loses before all that is held: the room it needs while it is read comes back at its end.
     Concession{"compress small pieces",
                "where there is no room for 1,024 tokens of a prompt, it is compressed in pieces of 768 to 256",
-               "KL divergence up to 1.8 times that of exact prefill", false, &Attempt::compress_small_pieces},
+               "KL divergence up to 1.8 times that of exact prefill", &Attempt::compress_small_pieces},
     // Only where that is enough: a segment that is frozen on a prompt's first few tokens is bad for as long as it
     // lives.
-    Concession{"lower bits", "", "", true, &Attempt::lower_bits},
+    Concession{"lower bits", "", "", &Attempt::lower_bits},
     Concession{"compress immediately",
                "where there is no room for 256 tokens of a prompt, it is compressed as it is read",
-               "KL divergence 4 to 11 times that of exact prefill", false, &Attempt::compress_at_once},
-    Concession{"lower to the end", "", "", true, &Attempt::lower_to_the_end},
+               "KL divergence 4 to 11 times that of exact prefill", &Attempt::compress_at_once},
+    Concession{"lower to the end", "", "", &Attempt::lower_to_the_end},
 };
 
 }  // namespace
@@ -363,10 +366,10 @@ Status Budget::make_room(const Scene& scene) {
   if (attempt.could_fit(may_lower)) {
     for (size_t i = 0; !done && i < kConcessions.size(); ++i) {
       const Concession& concession = kConcessions[i];
-      if (concession.lowers && !may_lower) continue;
+      if (concession.lowers() && !may_lower) continue;
       done = (attempt.*concession.try_it)();
-      if (concession.lowers) lowered_by = concession.name;
-      if (*concession.line && !(said_ >> i & 1))
+      if (concession.lowers()) lowered_by = concession.name;
+      if (!concession.lowers() && !(said_ >> i & 1))
         say(scene, std::string(concession.name) + ": " + concession.line + " (quality: " + concession.cost + ")");
       said_ |= uint64_t{1} << i;
     }

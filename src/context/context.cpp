@@ -172,7 +172,11 @@ Status Context::begin_step(const Batch& batch) {
 Status Context::end_step(bool done) {
   impl_->layers.go_to(nullptr);
   impl_->account->end_reservation();
-  if (done && impl_->failure()) impl_->check_stored();
+  if (done) {
+    for (const auto& [index, layer] : impl_->layers.layers) {
+      if (layer.wants_k || layer.wants_v) impl_->fail(no_second_half(index));
+    }
+  }
   if (done && impl_->failure()) impl_->commit_unattended();
   const Status failed = impl_->failure();
   if (!done || !failed) {  // the step's cells are taken back
@@ -189,12 +193,6 @@ Status Context::end_step(bool done) {
     }
   }
   return failed;
-}
-
-void Context::Impl::check_stored() {
-  for (const auto& [index, layer] : layers.layers) {
-    if (layer.wants_k || layer.wants_v) fail(no_second_half(index));
-  }
 }
 
 Status Context::Impl::check_complete(const Batch& batch) const {
@@ -427,16 +425,16 @@ Status Context::Impl::collect_calls(const ContextLayer& layer, std::span<const A
   if (calls.size() != 1) return Error{"attend: a unified context takes one call for all tokens of a step"};
   const AttendArgs& all = calls[0];
   if (keeps_cells() && all.n_tokens > layer.next_row - layer.first_row) return more_than_stored(all.n_tokens);
-  uint32_t group = UINT32_MAX;
+  uint32_t set = UINT32_MAX;
   for (const StepPlan::Run& run : plan.runs()) {
     const uint32_t begin = std::max(run.first, layer.first_row);
     const uint32_t end = std::min(run.first + run.n, layer.first_row + all.n_tokens);
     if (begin >= end) continue;
-    if (run.group == group) {
+    if (run.set == set) {
       to.back().n_tokens += end - begin;
       to.back().commit = false;  // not all of its segments may be ready for it
     } else {
-      LayerAttendArgs* call = add_call(all, run, plan.segments_of_group(run.group));
+      LayerAttendArgs* call = add_call(all, run, plan.segments_of_set(run.set));
       const uint32_t first = begin - layer.first_row;
       call->q += first * all.q_token_stride;
       call->out += first * all.out_token_stride;
@@ -445,7 +443,7 @@ Status Context::Impl::collect_calls(const ContextLayer& layer, std::span<const A
       }
       call->n_tokens = end - begin;
     }
-    group = run.group;
+    set = run.set;
   }
   return {};
 }

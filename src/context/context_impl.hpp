@@ -95,7 +95,6 @@ struct Context::Impl {
   Status share_bits(SegmentId segment, uint32_t from, uint32_t n_to_come) {
     return layers.share_bits(segment, from, n_to_come, options.n_threads);
   }
-  void check_stored();       ///< fails the step if a layer got keys without values, or the reverse
   void commit_unattended();  ///< what attention would have, in layers that were not attended
 
   /// Where the context keeps the cells. Error: the batch has fewer tokens.

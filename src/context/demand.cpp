@@ -1,9 +1,8 @@
-// What a step needs: bytes_of_step() and its parts. The bytes themselves come from LayerCache::growth.
+#include "context/demand.hpp"
+
 #include <algorithm>
 #include <map>
 #include <vector>
-
-#include "context/budget.hpp"
 
 namespace mikv::context {
 namespace {

@@ -25,6 +25,8 @@ using session::SavedSequence;
 using session::Section;
 using session::SectionView;
 
+static_assert(session::kMaxSavedSegments == kMaxSegments);
+
 /// SectionView::kind.
 enum Kind : uint32_t { kIdentity = 1, kTokens, kEngine, kSequences, kSegment };
 

@@ -8,7 +8,6 @@
 #include <string_view>
 
 #include "codec/fp16.hpp"
-#include "context/balancer_file.hpp"
 #include "context/context_impl.hpp"
 #include "layer/layer_impl.hpp"
 #include "mikv/atomic_file.hpp"
@@ -150,27 +149,6 @@ Result<StaticBalancers> read_static_balancers(const std::string& path) {
   if (!read) return read.error();
   if (balancers.empty()) return damaged(1, "no balancers");
   return balancers;
-}
-
-Result<codec::KeyBalancers> context::BalancerFile::of(const Spec& spec, int layer) {
-  if (spec.balancer_file.empty()) return codec::KeyBalancers();
-  if (path_ != spec.balancer_file) {
-    auto read = read_static_balancers(spec.balancer_file);
-    if (!read) return Error{read.error().code, "spec key balancer: " + read.message()};
-    balancers_ = std::move(read).value();
-    path_ = spec.balancer_file;
-  }
-  const auto found = balancers_.find(layer);
-  if (found == balancers_.end()) {
-    return Error{ErrorCode::mismatch, "spec key balancer: " + path_ + " has nothing for layer " +
-                                          std::to_string(layer) + ": it is of another model" + kHowToGetOne};
-  }
-  codec::KeyBalancers heads;
-  for (const std::vector<float>& factors : found->second) {
-    auto& halves = heads.emplace_back();
-    for (const float factor : factors) halves.push_back(codec::balancer_half(factor));
-  }
-  return heads;
 }
 
 }  // namespace mikv

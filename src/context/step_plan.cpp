@@ -123,37 +123,37 @@ void StepPlan::let_wait(const std::function<uint32_t(SequenceId)>& n_streamed) {
 
 void StepPlan::share(Sequences& sequences) {
   for (const auto& [from, to] : shared_) sequences.share(from, to);
-  if (sequences.unified()) group(sequences);
+  if (sequences.unified()) find_sets(sequences);
 }
 
 // Segments that several sequences see are attended in one call: two calls must not touch the same segment. A call takes
 // rows that stand together; where they do not, one call takes all.
-void StepPlan::group(const Sequences& sequences) {
-  groups_.clear();
+void StepPlan::find_sets(const Sequences& sequences) {
+  sets_.clear();
   for (Run& run : runs_) {
     std::vector<SegmentId> segments{run.segment};
     add_segments(segments, sequences.seen_by(run.sequence));
-    run.group = uint32_t(groups_.size());
-    for (uint32_t g = 0; g < groups_.size(); ++g) {
-      if (!share_a_segment(groups_[g], segments)) continue;
-      add_segments(segments, groups_[g]);
-      groups_[g].clear();
+    run.set = uint32_t(sets_.size());
+    for (uint32_t g = 0; g < sets_.size(); ++g) {
+      if (!share_a_segment(sets_[g], segments)) continue;
+      add_segments(segments, sets_[g]);
+      sets_[g].clear();
       for (Run& other : runs_) {
-        if (&other < &run && other.group == g) other.group = run.group;
+        if (&other < &run && other.set == g) other.set = run.set;
       }
     }
-    groups_.push_back(std::move(segments));
+    sets_.push_back(std::move(segments));
   }
   bool together = true;
   for (size_t i = 1; i < runs_.size(); ++i) {
-    if (runs_[i].group == runs_[i - 1].group) continue;
-    for (size_t j = 0; j < i; ++j) together &= runs_[j].group != runs_[i].group;
+    if (runs_[i].set == runs_[i - 1].set) continue;
+    for (size_t j = 0; j < i; ++j) together &= runs_[j].set != runs_[i].set;
   }
   if (together) return;
   std::vector<SegmentId> all;
-  for (const auto& segments : groups_) add_segments(all, segments);
-  groups_.assign(1, std::move(all));
-  for (Run& run : runs_) run.group = 0;
+  for (const auto& segments : sets_) add_segments(all, segments);
+  sets_.assign(1, std::move(all));
+  for (Run& run : runs_) run.set = 0;
 }
 
 uint32_t StepPlan::n_tokens() const {

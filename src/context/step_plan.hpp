@@ -18,7 +18,7 @@ class StepPlan {
     uint32_t first = 0, n = 0;
     SequenceId sequence = 0;
     SegmentId segment = 0;
-    uint32_t group = 0;  ///< index of segments_of_group()
+    uint32_t set = 0;  ///< that it attends to: index of segments_of_set()
     /// The prompt is over: every token of the sequence in the batch wants logits. More than one is a draft, part of
     /// which may be taken back.
     bool generates = false;
@@ -50,15 +50,15 @@ class StepPlan {
   uint32_t n_tokens() const;
   /// In a context with a stream per sequence; null if the batch has no token of it.
   const Run* run_of(SequenceId sequence) const;
-  const std::vector<SegmentId>& segments_of_group(uint32_t group) const { return groups_[group]; }
+  const std::vector<SegmentId>& segments_of_set(uint32_t set) const { return sets_[set]; }
 
  private:
   void share(Sequences& sequences);
-  void group(const Sequences& sequences);
+  void find_sets(const Sequences& sequences);
 
   std::vector<Run> runs_;
   std::vector<std::pair<SequenceId, SequenceId>> shared_;  ///< the second sees what the first has
-  std::vector<std::vector<SegmentId>> groups_;
+  std::vector<std::vector<SegmentId>> sets_;
 };
 
 }  // namespace mikv::context

@@ -76,9 +76,9 @@ void add_compressed(Growth& growth, const LayerCache::Impl& layer, const tier::H
   // What lowering moves to lo before the step is counted by freed_by().
   const bool lowered = step.lowered && !head.staged.size();
   const uint64_t n_hi_before =
-      lowered ? std::min<uint64_t>(head.hi.size(), head.budget(step.spec, n_before).total) : head.hi.size();
-  const uint64_t n_all = n_hi_before + n_new, n_kept = head.budget(step.spec, step.n_live).total;
-  const uint64_t n_kept_most = head.budget(step.spec, step.n_live, step.n_tokens).total;
+      lowered ? std::min<uint64_t>(head.hi.size(), head.hi_places(step.spec, n_before).total) : head.hi.size();
+  const uint64_t n_all = n_hi_before + n_new, n_kept = head.hi_places(step.spec, step.n_live).total;
+  const uint64_t n_kept_most = head.hi_places(step.spec, step.n_live, step.n_tokens).total;
   // One more than hi may hold: the new token enters before another one leaves. It may hold more on the way there.
   const uint64_t n_hi = std::min(n_kept_most + 1 + policy::policy_of(step.spec.importance).fewer_places, n_all);
   tier::Tier::Growth hi = head.hi.growth(uint32_t(n_hi - std::min<uint64_t>(n_hi, head.hi.size())), step.in_parts);
@@ -188,10 +188,11 @@ int64_t LayerCache::Impl::freed_by(const tier::SegmentStore& segment, const poli
   for (const tier::HeadStore& head : segment.heads()) {
     const bool freezes = head.freezes_next() || !smaller.needs_calibration();
     const uint32_t n_staged = commits && (freezes || head.compressed()) ? head.staged.size() : 0;
-    if (head.staged.size() && !n_staged) continue;  // as hold_budget() does
+    if (head.staged.size() && !n_staged) continue;  // as demote_surplus() does
     if (!n_staged && smaller == segment.spec()) continue;
     const uint64_t n_stored = uint64_t{head.hi.size()} + head.lo.size() + n_staged;
-    const uint64_t n_hi = std::min<uint64_t>(head.budget(smaller, segment.n_live()).total, head.hi.size() + n_staged);
+    const uint64_t n_hi =
+        std::min<uint64_t>(head.hi_places(smaller, segment.n_live()).total, head.hi.size() + n_staged);
     freed += int64_t(head.hi.allocated_bytes() + head.lo.allocated_bytes()) - int64_t(head.hi.bytes_of(uint32_t(n_hi)));
     if (n_staged)
       freed += int64_t(head.staged.allocated_bytes()) - int64_t(tier::Tier::block_bytes(segment.layouts().staged));

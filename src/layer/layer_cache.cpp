@@ -134,7 +134,7 @@ attention::Geometry make_geometry(uint32_t dim_k, uint32_t dim_v, uint32_t group
 }
 
 Status check_cells(SegmentId segment, std::span<const Cell> cells, uint32_t max_cells) {
-  if (segment >= kMaxSegments) return Error{"segment " + std::to_string(segment) + " is out of range; use 0 to 4095"};
+  if (segment >= kMaxSegments) return segment_out_of_range(segment);
   for (const Cell cell : cells) {
     if (cell >= max_cells)
       return Error{"cell " + std::to_string(cell) + " is out of range; use 0 to " + std::to_string(max_cells - 1)};
@@ -296,7 +296,7 @@ Status LayerCache::Impl::lower(tier::SegmentStore& segment, const policy::Rung& 
     const codec::BlockLayout uniform = make_layouts(shape, smaller, positions).lo;
     tier::CommitScratch scratch;
     for (tier::HeadStore& head : segment.heads()) {
-      head.hold_budget(smaller, segment.n_live(), scratch);
+      head.demote_surplus(smaller, segment.n_live(), scratch);
       const bool fewer = smaller.mixed() ? smaller.bits + head.more_bits < head.lo.layout().bits_per_element()
                                          : head.lo.layout().bits > uniform.bits;
       if (fewer) head.lower_bits(smaller, uniform);
@@ -369,7 +369,7 @@ void LayerCache::visit_keys(SegmentId segment, const VisitKeys& visit, uint32_t 
           axes.from_tier(key(lane));
         }
         const uint32_t changed = visit(std::span(cells).first(n), h, std::span(rows).first(size_t{n} * dim));
-        if (changed && tier == &head.staged) head.turned = true;
+        if (changed && tier == &head.staged) head.rope_shifted = true;
         for (uint32_t lane = 0; lane < n; ++lane) {
           if (!(changed >> lane & 1) && !(changed && tier->layout().keys_by_channel)) continue;
           axes.to_tier(key(lane));

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -54,6 +55,10 @@ struct LayerCache::Impl {
   /// Drops a segment without cells, with its centre and balancer: the next prompt freezes its own.
   void drop_if_empty(SegmentId id);
 };
+
+inline Error segment_out_of_range(SegmentId segment) {
+  return Error{"segment " + std::to_string(segment) + " is out of range; use 0 to " + std::to_string(kMaxSegments - 1)};
+}
 
 /// Channels of K and of V that hi and lo hold as halves, before those of groups.
 inline uint32_t n_outlier_channels(const Spec& spec) { return spec.outlier_channels ? codec::kTileSide : 0; }

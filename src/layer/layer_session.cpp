@@ -95,7 +95,7 @@ Result<LoadedSegment> LayerCache::load_segment(std::span<const uint8_t> bytes, u
 }
 
 Status LayerCache::adopt_segment(SegmentId segment, LoadedSegment loaded, std::span<const Cell> cells) {
-  if (segment >= kMaxSegments) return Error{"segment " + std::to_string(segment) + " is out of range; use 0 to 4095"};
+  if (segment >= kMaxSegments) return segment_out_of_range(segment);
   if (loaded.impl_->owner != impl_.get())
     return Error{"a segment that another cache has loaded; load it into this one"};
   if (cells.size() != loaded.impl_->n_cells) return Error{"a loaded segment needs as many cells as it was saved with"};

@@ -15,8 +15,8 @@ namespace mikv::session {
 namespace {
 
 constexpr uint32_t kNotSaved = UINT32_MAX;
-constexpr uint8_t kFrozen = 1, kSampled = 2, kGoesOn = 4, kStagedInBytes = 8, kTurned = 16, kPattern = 32, kShared = 64,
-                  kWeighed = 128;
+constexpr uint8_t kFrozen = 1, kSampled = 2, kGoesOn = 4, kStagedInBytes = 8, kShifted = 16, kPattern = 32,
+                  kShared = 64, kWeighed = 128;
 
 template <typename T>
 void put_array(ByteWriter& out, const std::vector<T>& values) {
@@ -167,7 +167,7 @@ bool get_head(ByteReader& in, const SegmentContract& contract, tier::CellSet mis
   const LayerShape& shape = contract.shape;
   const uint8_t flags = in.get<uint8_t>();
   head.frozen = flags & kFrozen;
-  head.turned = flags & kTurned;
+  head.rope_shifted = flags & kShifted;
   if (flags & kGoesOn) head.n_before = in.get<uint32_t>();
   if (flags & kPattern) {
     head.pattern = in.get<uint8_t>();
@@ -232,7 +232,7 @@ void save_segment(const tier::SegmentStore& segment, std::span<const uint32_t> c
     const bool sampled = !head.queries.sample.arrivals.empty();
     const bool shared = !head.frozen && head.more_bits != 0.0, weighed = !head.frozen && head.weight;
     out.put(uint8_t((head.frozen ? kFrozen : 0) | (sampled ? kSampled : 0) | (head.n_before ? kGoesOn : 0) |
-                    (head.staged_in_bytes() ? kStagedInBytes : 0) | (head.turned ? kTurned : 0) |
+                    (head.staged_in_bytes() ? kStagedInBytes : 0) | (head.rope_shifted ? kShifted : 0) |
                     (head.pattern ? kPattern : 0) | (shared ? kShared : 0) | (weighed ? kWeighed : 0)));
     if (head.n_before) out.put(head.n_before);
     if (head.pattern) out.put(head.pattern);

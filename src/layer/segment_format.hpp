@@ -4,7 +4,8 @@
 //   u64 live[(n_cells+63)/64]  bit c % 64 of word c / 64: cell c is in the segment
 //   for each KV head:
 //     u8  flags: 1 frozen; 2 queries were sampled; 4 it continues other segments; 8 staged in bytes;
-//         16 staged keys were rotated; 32 picked a pattern; 64 bits were shared; 128 errors were weighed
+//         16 staged keys were shifted to other positions; 32 picked a pattern; 64 bits were shared;
+//         128 errors were weighed
 //     u32 tokens of those segments, if flag 4 is set
 //     u8  the pattern, if flag 32 is set
 //     f64 bits more than the spec says, if flag 64 is set

@@ -36,7 +36,7 @@ inline constexpr Pattern kParts[] = {kSpecial, kPunctuation, kFrequent, kLocal};
 /// Before the end of the prompt has picked, every token has a place.
 inline Places places(uint8_t pattern, const Spec& spec, uint64_t n_live, uint64_t n_punctuation) {
   if (pattern == kNone || pattern == kAll) return {n_live, 0};
-  const uint64_t half = hi_budget(spec.keep / 2.0, n_live);
+  const uint64_t half = hi_places(spec.keep / 2.0, n_live);
   const uint64_t n_local = pattern == kLocal ? half : 0, n_frequent = pattern == kFrequent ? half : n_local;
   const uint64_t n_named = spec.sinks + (pattern == kSpecial ? 0 : n_punctuation);
   return {std::min(n_live, n_named + n_frequent + n_local), std::min(n_live, n_local)};

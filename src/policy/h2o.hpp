@@ -1,6 +1,6 @@
 // h2o: keeps the most recent tokens and, of the others, the "heavy hitters", which received most attention. The spec
-// key `recent` divides the budget: n_keep - floor((1 - recent) * n_keep) places are for the most recent. Sources: H2O,
-// arXiv 2306.14048; MiKV, arXiv 2402.18096, section 3, which demotes by it.
+// key `recent` divides the places in hi: n_keep - floor((1 - recent) * n_keep) places are for the most recent. Sources:
+// H2O, arXiv 2306.14048; MiKV, arXiv 2402.18096, section 3, which demotes by it.
 //
 // Records the attention of all queries of all calls; the score is its sum, over queries and the group's query heads.
 // The lowest score goes first, the older first among equals. Cost: a second product of queries and keys in prefill;

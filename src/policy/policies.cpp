@@ -51,15 +51,15 @@ void choose_demotions(const Choice& choice, std::span<const float> scores, std::
   }
 }
 
-uint64_t n_recent(double recent, uint64_t n_keep) { return n_keep - hi_budget(1.0 - recent, n_keep); }
+uint64_t n_recent(double recent, uint64_t n_keep) { return n_keep - hi_places(1.0 - recent, n_keep); }
 
-uint64_t hi_budget(double keep, uint64_t n_tokens) {
+uint64_t hi_places(double keep, uint64_t n_tokens) {
   const double product = keep * double(n_tokens);
   const double nearest = std::nearbyint(product);
   // A decimal `keep` is off by at most half an ulp, and so is the product: 1e-9 of it is far above both, and far
   // below 1 token for any cache that fits a machine.
-  const double budget = std::abs(product - nearest) <= 1e-9 * std::max(1.0, nearest) ? nearest : std::floor(product);
-  return std::min(uint64_t(std::max(budget, 0.0)), n_tokens);
+  const double places = std::abs(product - nearest) <= 1e-9 * std::max(1.0, nearest) ? nearest : std::floor(product);
+  return std::min(uint64_t(std::max(places, 0.0)), n_tokens);
 }
 
 }  // namespace mikv::policy

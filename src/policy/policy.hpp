@@ -2,7 +2,8 @@
 // it scores, what it costs, its source. policies.cpp has the table of them; docs/extending.md tells how to add one.
 //
 // A policy is a total order of tokens, "first to go" first, independent of slot numbers: a pure function of scores,
-// arrivals and a budget. Arrivals are distinct within a KV head; among equal ones the lower index counts as older.
+// arrivals and a number of places. Arrivals are distinct within a KV head; among equal ones the lower index counts as
+// older.
 #pragma once
 
 #include <algorithm>
@@ -121,6 +122,6 @@ void choose_demotions(const Choice& choice, std::span<const float> scores, std::
 uint64_t n_recent(double recent, uint64_t n_keep);
 
 /// floor(keep * n_tokens). A product within rounding of a whole number counts as that number: 0.29 * 100 is 29.
-uint64_t hi_budget(double keep, uint64_t n_tokens);
+uint64_t hi_places(double keep, uint64_t n_tokens);
 
 }  // namespace mikv::policy

@@ -34,7 +34,7 @@ Calibration plan_mixed(const HeadStore& head, const Spec& spec, CommitScratch& s
   const double bits = spec.bits + head.more_bits;
   const Positions& positions = head.positions();
   policy::Moments moments = staged_moments(head, scratch);
-  if (!positions.rope.angles.empty() && !head.turned) {
+  if (!positions.rope.angles.empty() && !head.rope_shifted) {
     policy::RopeForecast forecast(positions.rope);
     for_each_staged(head, scratch, [&](uint32_t slot, const float* k, const float*) {
       forecast.add(k, head.staged.layout().scored ? head.staged.arrival(slot) : slot);

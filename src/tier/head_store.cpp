@@ -41,7 +41,7 @@ void HeadStore::record(const Layouts& layouts, const Spec& spec) {
 HeadStore::HeadStore(const HeadStore& other, const Layouts& layouts, const Spec& spec, MemoryAccount& account)
     : HeadStore(layouts, spec, account) {
   staged = Tier(other.staged, layouts.staged, account);
-  turned = other.turned;
+  rope_shifted = other.rope_shifted;
   if (spec.balancer) queries = other.queries;
 }
 
@@ -70,7 +70,7 @@ bool HeadStore::goes_to_bytes(const Layouts& layouts, uint32_t n_tokens) const {
          !compressed() && n_tokens >= kMinCalibrationTokens;
 }
 
-void HeadStore::stage_in_bytes(const Layouts& layouts, bool rotated) {
+void HeadStore::stage_in_bytes(const Layouts& layouts, bool hadamard) {
   if (!goes_to_bytes(layouts, staged.size())) return;
   const uint32_t dim = layouts.staged.dim_k;
   std::vector<float> k(codec::kMaxHeadDim), v(codec::kMaxHeadDim);
@@ -81,7 +81,7 @@ void HeadStore::stage_in_bytes(const Layouts& layouts, bool rotated) {
   }
   codec::Axes key;
   for (const double x : mean) key.centre.push_back(codec::f32_to_f16(float(x)));
-  key.hadamard = rotated;
+  key.hadamard = hadamard;
   charge_.set(calibration_bytes() + key.bytes());
   staged.reencode(layouts.staged_bytes, [&](float* token) { key.to_tier({token, dim}); });
   staged_transform.key = std::move(key);
@@ -185,14 +185,14 @@ uint8_t HeadStore::plan_pattern(const Spec& spec, uint64_t n_live, CommitScratch
   return policy.patterns.pick(spec, scratch.scores, scratch.arrivals, n_live, scratch.policy);
 }
 
-// Victims among the candidates: hi slots, then staged slots. All of them compete for the budget.
-void HeadStore::choose_victims(const Spec& spec, policy::Places budget, CommitScratch& scratch) const {
+// Victims among the candidates: hi slots, then staged slots. All of them compete for the places in hi.
+void HeadStore::choose_victims(const Spec& spec, policy::Places places, CommitScratch& scratch) const {
   scratch.victims.clear();
   const policy::Policy& policy = policy::policy_of(spec.importance);
   if (!policy.demotes()) return;
   rank(policy, scratch);
-  policy::choose_demotions({spec.importance, budget.share_of_recent(), spec.sinks, spec.seed}, scratch.scores,
-                           scratch.arrivals, budget.total, scratch.victims, scratch.policy);
+  policy::choose_demotions({spec.importance, places.share_of_recent(), spec.sinks, spec.seed}, scratch.scores,
+                           scratch.arrivals, places.total, scratch.victims, scratch.policy);
 }
 
 void HeadStore::store_scores(const CommitScratch& scratch) {
@@ -203,11 +203,11 @@ void HeadStore::store_scores(const CommitScratch& scratch) {
   }
 }
 
-policy::Places HeadStore::budget(const Spec& spec, uint64_t n_live, uint32_t n_to_come) const {
-  return budget(spec, n_live, pattern, n_to_come);
+policy::Places HeadStore::hi_places(const Spec& spec, uint64_t n_live, uint32_t n_to_come) const {
+  return hi_places(spec, n_live, pattern, n_to_come);
 }
 
-policy::Places HeadStore::budget(const Spec& spec, uint64_t n_live, uint8_t of_pattern, uint32_t n_to_come) const {
+policy::Places HeadStore::hi_places(const Spec& spec, uint64_t n_live, uint8_t of_pattern, uint32_t n_to_come) const {
   const policy::Policy& policy = policy::policy_of(spec.importance);
   if (policy.places) return policy.places(spec, n_live);
   if (policy.patterns.n) {
@@ -216,8 +216,8 @@ policy::Places HeadStore::budget(const Spec& spec, uint64_t n_live, uint8_t of_p
       n_punctuation = n_to_come + count_punctuation(hi, spec.sinks) + count_punctuation(staged, spec.sinks);
     return policy.patterns.places(of_pattern, spec, n_live, n_punctuation);
   }
-  const uint64_t own = policy::hi_budget(spec.keep, n_live);
-  const uint64_t passed_on = policy::n_recent(spec.recent, policy::hi_budget(spec.keep, n_before));
+  const uint64_t own = policy::hi_places(spec.keep, n_live);
+  const uint64_t passed_on = policy::n_recent(spec.recent, policy::hi_places(spec.keep, n_before));
   return {own + passed_on, policy::n_recent(spec.recent, own) + passed_on};
 }
 
@@ -226,21 +226,21 @@ void HeadStore::pass_on(HeadStore& next, const Spec& spec, uint64_t n_live, Comm
   next.pattern = pattern;
   next.n_before = 0;
   if (!policy::policy_of(spec.importance).reserves_recent() || staged.size()) return;
-  const policy::Places all = budget(spec, n_live);
+  const policy::Places all = hi_places(spec, n_live);
   demote_to(spec, {all.total - all.recent, 0}, scratch);
   next.n_before = uint32_t(std::min<uint64_t>(n_before + n_live, UINT32_MAX));
 }
 
-void HeadStore::hold_budget(const Spec& spec, uint64_t n_live, CommitScratch& scratch) {
-  if (!staged.size()) demote_to(spec, budget(spec, n_live), scratch);
+void HeadStore::demote_surplus(const Spec& spec, uint64_t n_live, CommitScratch& scratch) {
+  if (!staged.size()) demote_to(spec, hi_places(spec, n_live), scratch);
 }
 
-void HeadStore::demote_to(const Spec& spec, policy::Places budget, CommitScratch& scratch) {
-  if (hi.size() <= budget.total) return;
+void HeadStore::demote_to(const Spec& spec, policy::Places places, CommitScratch& scratch) {
+  if (hi.size() <= places.total) return;
   scratch.k.resize(codec::kMaxHeadDim);
   scratch.v.resize(codec::kMaxHeadDim);
   scratch.resize_rows(staged.layout().dim_k, staged.layout().dim_v);
-  choose_victims(spec, budget, scratch);
+  choose_victims(spec, places, scratch);
   if (!evict) lo.reserve(uint32_t(scratch.victims.size()));
   std::sort(scratch.victims.begin(), scratch.victims.end(), std::greater<>());
   for (const uint32_t victim : scratch.victims) demote_hi(victim, scratch);
@@ -256,7 +256,7 @@ void HeadStore::weigh(const Spec& spec, uint64_t n_live, uint32_t first, std::sp
   if (!freezes_next() || queries.empty()) return;
   scratch.k.resize(codec::kMaxHeadDim);
   scratch.v.resize(codec::kMaxHeadDim);
-  const policy::Places places = budget(spec, n_live, plan_pattern(spec, n_live, scratch), 0);
+  const policy::Places places = hi_places(spec, n_live, plan_pattern(spec, n_live, scratch), 0);
   choose_victims(spec, places, scratch);
   scratch.staged_victim.assign(n_staged, 0);
   for (const uint32_t victim : scratch.victims) {
@@ -301,7 +301,7 @@ void HeadStore::commit(const Spec& spec, uint64_t n_live, uint32_t from, CommitS
   scratch.resize_rows(staged.layout().dim_k, staged.layout().dim_v);
 
   const uint8_t planned = plan_pattern(spec, n_live, scratch);
-  choose_victims(spec, budget(spec, n_live, planned, 0), scratch);
+  choose_victims(spec, hi_places(spec, n_live, planned, 0), scratch);
   std::erase_if(scratch.victims, [&](uint32_t victim) { return victim >= n_hi && victim < n_hi + first; });
   const uint32_t n_victims = uint32_t(scratch.victims.size()), n_moved = n_staged - first;
   scratch.staged_victim.assign(n_staged, 0);

@@ -51,11 +51,12 @@ class HeadStore {
   HeadStore(HeadStore&&) noexcept = default;
 
   Tier staged, hi, lo;
-  codec::Transform transform;           ///< of hi and lo
-  codec::Transform staged_transform;    ///< of staged tokens: keys less a centre while in bytes, else none
-  QueryStatistics queries;              ///< empty without a balancer, before record(), and once the segment is frozen
-  bool frozen = false, turned = false;  ///< turned: staged keys were rotated, so arrivals are not positions
-  double more_bits = 0.0;               ///< per element of its lo tier, beyond those of the spec (share_bits)
+  codec::Transform transform;         ///< of hi and lo
+  codec::Transform staged_transform;  ///< of staged tokens: keys less a centre while in bytes, else none
+  QueryStatistics queries;            ///< empty without a balancer, before record(), and once the segment is frozen
+  bool frozen = false;
+  bool rope_shifted = false;  ///< positions of staged keys were shifted, so arrivals are not positions
+  double more_bits = 0.0;     ///< per element of its lo tier, beyond those of the spec (share_bits)
   std::optional<policy::ErrorWeight::Sums> weight;  ///< sum of weigh(), once weighed, until bits are shared
   /// Tokens of the segments that this one continues and whose places for recent tokens it took over (pass_on).
   uint32_t n_before = 0;
@@ -82,9 +83,10 @@ class HeadStore {
   /// to come. All at once, if a policy settles scores, or in bytes. May throw std::bad_alloc; nothing changes then.
   void commit(const Spec& spec, uint64_t n_live, uint32_t from, CommitScratch& scratch, uint32_t n_most = UINT32_MAX);
 
-  /// Encodes staged tokens in bytes, in place, and later ones until the next commit; keys may be `rotated`. No effect
-  /// with too few tokens for a centre, or where some are compressed. May throw std::bad_alloc; nothing changes then.
-  void stage_in_bytes(const Layouts& layouts, bool rotated);
+  /// Encodes staged tokens in bytes, in place, and later ones until the next commit; with `hadamard` keys are rotated.
+  /// No effect with too few tokens for a centre, or where some are compressed. May throw std::bad_alloc; nothing
+  /// changes then.
+  void stage_in_bytes(const Layouts& layouts, bool hadamard);
   /// True if stage_in_bytes() would have an effect on n_tokens staged tokens. Outlier channels wait in f16.
   bool goes_to_bytes(const Layouts& layouts, uint32_t n_tokens) const;
 
@@ -93,11 +95,11 @@ class HeadStore {
   void pass_on(HeadStore& next, const Spec& spec, uint64_t n_live, CommitScratch& scratch);
 
   /// n_to_come: of the n_live tokens, those that are not staged yet; each may be punctuation.
-  policy::Places budget(const Spec& spec, uint64_t n_live, uint32_t n_to_come = 0) const;
+  policy::Places hi_places(const Spec& spec, uint64_t n_live, uint32_t n_to_come = 0) const;
 
-  /// Demotes down to a lowered budget; staged tokens wait for commit(). May throw std::bad_alloc; what was demoted
-  /// until then stays so.
-  void hold_budget(const Spec& spec, uint64_t n_live, CommitScratch& scratch);
+  /// Demotes what a lowered spec has no places in hi for; staged tokens wait for commit(). May throw std::bad_alloc;
+  /// what was demoted until then stays so.
+  void demote_surplus(const Spec& spec, uint64_t n_live, CommitScratch& scratch);
   /// Gives back the memory of unused blocks.
   void trim() {
     for (Tier* tier : {&staged, &hi, &lo}) tier->shrink();
@@ -123,13 +125,13 @@ class HeadStore {
 
  private:
   void release_staged(uint32_t first);
-  policy::Places budget(const Spec& spec, uint64_t n_live, uint8_t of_pattern, uint32_t n_to_come) const;
+  policy::Places hi_places(const Spec& spec, uint64_t n_live, uint8_t of_pattern, uint32_t n_to_come) const;
   void rank(const policy::Policy& policy, CommitScratch& scratch) const;
   uint8_t plan_pattern(const Spec& spec, uint64_t n_live, CommitScratch& scratch) const;
-  void choose_victims(const Spec& spec, policy::Places budget, CommitScratch& scratch) const;
+  void choose_victims(const Spec& spec, policy::Places places, CommitScratch& scratch) const;
   /// Keeps the scores that choose_victims() settled.
   void store_scores(const CommitScratch& scratch);
-  void demote_to(const Spec& spec, policy::Places budget, CommitScratch& scratch);
+  void demote_to(const Spec& spec, policy::Places places, CommitScratch& scratch);
   void demote_hi(uint32_t slot, CommitScratch& scratch);
   void keep_staged(uint32_t slot, float* k, float* v);
   void drop_staged(uint32_t slot, float* k, float* v, CommitScratch& scratch);

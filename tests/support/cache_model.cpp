@@ -40,7 +40,7 @@ bool sized_by_head(const Spec& spec) { return policy::policy_of(spec.importance)
 /// Places in hi of other policies.
 uint64_t places(const Spec& spec, uint64_t n_live) {
   if (spec.importance == Importance::full) return n_live;
-  if (spec.importance != Importance::residual) return policy::hi_budget(spec.keep, n_live);
+  if (spec.importance != Importance::residual) return policy::hi_places(spec.keep, n_live);
   // Whole blocks of 16 leave, once there are as many beside the residual.
   uint64_t n_hi = n_live;
   while (n_hi >= spec.residual + 16) n_hi -= 16;
