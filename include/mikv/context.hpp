@@ -161,15 +161,15 @@ class MIKV_API Context {
   const LayerShape& shape(int layer) const;  ///< the layer must exist
 
   // A step
-  /// Plans the step and makes room for it. Errors: over_budget (free something or take a smaller batch); a sequence out
-  /// of range, or incomplete (see invalidate()); no free cells; an error of CellOwner. There is no step then.
+  /// Plans the step and makes room. There is no step after an error: over_budget (free something or take less); a
+  /// sequence out of range, or incomplete (invalidate()); `shared` with split streams; no free cells; CellOwner's.
   Status begin_step(const Batch& batch);
 
   /// Keeps K and V of the next tokens of the batch. Row i is at data + i * stride floats: [n_kv_heads][head_dim].
   /// cells: one per row, the engine's choice; empty where the context keeps the cells, n_tokens is the number then.
   /// K and V may come in two calls with the same cells, the other one null. Stores f16: what is too large becomes the
   /// largest finite number, NaN 0. Errors: no such layer; a small stride; a cell out of range or named twice; more
-  /// tokens than the batch has; out of memory.
+  /// tokens than the batch has; K and V of different tokens (in attend() or end_step() if one never comes); no memory.
   Status store(int layer, std::span<const CellPlace> cells, const float* k, size_t k_stride, const float* v,
                size_t v_stride, uint32_t n_tokens = 0);
 
