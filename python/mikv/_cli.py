@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import sys
 import time
 from collections.abc import Callable
@@ -66,11 +65,11 @@ def at_least(least: int) -> Callable[[str], int]:
 
 
 def split_specs(text: str) -> list[str]:
-    """Splits at commas, but not at those between a spec's options: "mikv:keep=0.2,hi=f16,h2o" is two."""
+    """Splits at commas, but not at those before a spec's keys: "mikv:keep=0.2,hi=f16,h2o" is two. As split_spec_list()."""
     specs: list[str] = []
     for part in filter(None, (x.strip() for x in text.split(","))):
-        if specs and ":" in specs[-1] and re.match(r"[a-z_]+=", part):
-            specs[-1] += "," + part
+        if specs and "=" in part.partition(":")[0]:
+            specs[-1] += ("," if ":" in specs[-1] else ":") + part
         else:
             specs.append(part)
     return specs

@@ -200,6 +200,7 @@ def test_equal_bytes_reads_between_points():
 
 def test_names_are_split_between_caches():
     assert split_specs("full, mikv:keep=0.2,bits=2.4,h2o") == ["full", "mikv:keep=0.2,bits=2.4", "h2o"]
+    assert split_specs("mikv,keep=0.2,full") == ["mikv:keep=0.2", "full"]
     assert [c.kind for c in parse_choices("full", "dynamic,sim:kivi-2")] == ["mikv", "peer", "simulated"]
     for kv, peers in (("mikkv", ""), ("", "quanto-int3"), ("", "sim:kivi-77"), ("", "nothing"), ("", "")):
         with pytest.raises(ValueError):

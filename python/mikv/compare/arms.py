@@ -12,6 +12,7 @@ import torch
 from transformers.cache_utils import DynamicLayer
 
 from .._cli import split_specs
+from .._config import head_dim_of
 from ..hf import Cache
 from ..rivals import Rival
 from ..rivals import parse as parse_rival
@@ -250,7 +251,7 @@ def _turboquantcpu(name: str, config: Any, n_layers: int) -> TurboQuantCpuArm:
             num_layers=n_layers,
             num_kv_heads=getattr(config, "num_key_value_heads", None) or n_heads,
             num_q_heads=n_heads,
-            head_dim=getattr(config, "head_dim", None) or config.hidden_size // n_heads,
+            head_dim=head_dim_of(config),
             mode=options["mode"],
             bits=options["bits"],
             value_mode=options["values"],

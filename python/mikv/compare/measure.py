@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from .._cli import UsageError, context_for
+from .._config import head_dim_of
 from . import lines
 from .arms import CannotRun, Choice, KvpressArm, SimulatedArm, dynamic
 from .panel import Bench, Panel, Record
@@ -130,7 +131,7 @@ class Run:
         self._calibration: Record | None = None
         config = bench.config
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        head_dim = head_dim_of(config)
         self.elements_per_token = config.num_hidden_layers * heads * 2 * head_dim
         for choice in choices:  # those that cannot run are known before anything is measured
             try:

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from .._config import head_dim_of
+
 # Models that turn channels 2i and 2i + 1 together, by a function of another name than rotate_half.
 _ADJACENT = {"codegen", "ernie4_5_vl_moe_text", "glm4v_text", "glm_ocr_text", "gptj", "llama4_text"}
 
@@ -28,7 +30,7 @@ def rope_of(config: Any, layer_type: str) -> tuple[list[float] | None, bool]:
         except Exception as error:  # whatever a version's function wants: compression works without, a little worse
             warnings.warn(f"mikv: RoPE of type {kind} is not used for compression: {error}", stacklevel=2)
             return None, adjacent
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    head_dim = head_dim_of(config)
     factor = parameters.get("partial_rotary_factor", getattr(config, "partial_rotary_factor", None)) or 1.0
     n = int(head_dim * factor)
     return [float(theta) ** (-i / n) for i in range(0, n, 2)], adjacent

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from .. import hf
+from .._config import head_dim_of
 from ..spec import Spec
 
 #: Bytes of a number in the cache that everything is compared with.
@@ -47,7 +48,7 @@ class TieredPress:
 def f16_bytes(config: Any, n_tokens: int) -> int:
     """Bytes of keys and values of n_tokens in 16 bits."""
     config = config.get_text_config(decoder=True)
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    head_dim = head_dim_of(config)
     n_kv_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     return int(config.num_hidden_layers * 2 * n_kv_heads * head_dim * n_tokens * F16)
 
