@@ -9,8 +9,6 @@
 namespace mikv {
 namespace {
 
-using Growth = LayerGrowth;
-
 // What a step does to a segment.
 struct Step {
   uint32_t n_tokens, n_at_once;
@@ -66,7 +64,7 @@ uint64_t lowered_lo_bytes(const Spec& spec, const tier::HeadStore& head, const c
 
 // Tokens of a head that are compressed in this step, with what is staged. All heads are staged before the first is
 // compressed; threads then compress several at once.
-void add_compressed(Growth& growth, const LayerCache::Impl& layer, const tier::HeadStore& head, const Step& step) {
+void add_compressed(LayerGrowth& growth, const LayerCache::Impl& layer, const tier::HeadStore& head, const Step& step) {
   const uint32_t n_put = std::min(step.n_tokens, step.n_at_once);
   const tier::Tier::Growth staged = head.staged.growth(n_put, false);
   // One block of the staged tier stays, or none (Tier::release).
@@ -160,7 +158,7 @@ LayerGrowth LayerCache::growth(SegmentId segment, uint32_t n_tokens, uint32_t n_
                   lowered ? &uniform : nullptr};
   // A head that there is not yet; it is no larger than one that is.
   const tier::HeadStore fresh(layouts, spec, *impl_->account);
-  Growth growth;
+  LayerGrowth growth;
   Staged staged;
   growth.lasting += int64_t(impl_->bitmap_growth(store, n_tokens ? n_tokens + n_beside : 0));
   if (!store) {
