@@ -8,9 +8,9 @@ One row per model, context, text and cache, and one of all texts together (text 
 import argparse
 import csv
 import json
-import shlex
 import math
 import re
+import shlex
 import statistics
 from pathlib import Path
 

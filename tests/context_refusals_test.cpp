@@ -133,12 +133,39 @@ TEST_P(RefusalsOnBothKinds, ACopyDoesNotMendWhatIsIncomplete) {
   EXPECT_EQ(engine.generate(1).ok(), !GetParam());
 }
 
-TEST_P(RefusalsOnBothKinds, RetriesAfterARefusalCostTheOthersNothing) {
-  Wish tight = wish();
-  tight.budget = 150 << 10;
-  tight.n_cells = 10000;
-  tight.n_ubatch = 10000;
-  SmallEngine engine(tight);
+// A budget of so many KiB, and prompts that pass through the layers at once.
+class BudgetRefusals : public BothKinds {
+ protected:
+  Wish tight(uint64_t kib) const {
+    Wish tight = wish();
+    tight.budget = kib << 10;
+    tight.n_cells = tight.n_ubatch = 10000;
+    return tight;
+  }
+};
+INSTANTIATE_TEST_SUITE_P(Context, BudgetRefusals, testing::Bool(), kind_name);
+
+TEST_P(BudgetRefusals, WhatCannotFitCostsNobodyAnything) {
+  SmallEngine engine(tight(150));
+  ASSERT_TRUE(engine.prompt(0, 300).ok());
+  ASSERT_TRUE(engine.generate(0).ok());
+  const uint64_t before = engine.bytes();
+  for (const uint32_t n : {5000, 2500, 1200, 600, 300}) {  // as programs do: half of it next
+    const Status status = engine.prompt(1, n);
+    if (n >= 2500) {
+      EXPECT_EQ(status.code(), ErrorCode::over_budget) << n;
+    }
+    if (status) break;
+  }
+  EXPECT_TRUE(engine.cache().lowered_sequences().empty());
+  EXPECT_EQ(engine.cache().figures().n_lowered, 0u);
+  ASSERT_TRUE(engine.cache().remove(1).ok());
+  ASSERT_TRUE(engine.generate(0).ok());
+  EXPECT_NEAR(double(engine.bytes()), double(before), 2048.0);
+}
+
+TEST_P(BudgetRefusals, RetriesAfterARefusalCostTheOthersNothing) {
+  SmallEngine engine(tight(150));
   ASSERT_TRUE(engine.prompt(0, 500).ok());
   ASSERT_TRUE(engine.generate(0).ok());
   ASSERT_TRUE(engine.prompt(2, 40).ok()) << "it waits for the rest of its prompt";
@@ -149,14 +176,10 @@ TEST_P(RefusalsOnBothKinds, RetriesAfterARefusalCostTheOthersNothing) {
   EXPECT_EQ(engine.cache().figures().n_lowered, 0u);
 }
 
-TEST_P(RefusalsOnBothKinds, ALargerBudgetForgetsWhatWasRefused) {
-  Wish tight = wish();
-  tight.budget = 100 << 10;
-  tight.n_cells = 10000;
-  tight.n_ubatch = 10000;
+TEST_P(BudgetRefusals, ALargerBudgetForgetsWhatWasRefused) {
   uint64_t n_lowered = 0;
   for (uint64_t larger = 200 << 10; larger <= 700 << 10; larger += 20 << 10) {
-    SmallEngine engine(tight), fresh(tight);
+    SmallEngine engine(tight(100)), fresh(tight(100));
     for (SmallEngine* each : {&engine, &fresh}) ASSERT_TRUE(each->prompt(0, 300).ok());
     ASSERT_EQ(engine.prompt(1, 5000).code(), ErrorCode::over_budget);
     for (SmallEngine* each : {&engine, &fresh}) each->cache().set_budget(larger);

@@ -405,29 +405,6 @@ TEST_P(OnBothKinds, ABudgetTakesBitsNotTheResidual) {
   EXPECT_TRUE(std::ranges::any_of(engine.log(), [&](const auto& line) { return line.find(held) != line.npos; }));
 }
 
-TEST_P(OnBothKinds, WhatCannotFitCostsNobodyAnything) {
-  Wish tight = wish();
-  tight.budget = 150 << 10;
-  tight.n_cells = 10000;
-  tight.n_ubatch = 10000;
-  SmallEngine engine(tight);
-  ASSERT_TRUE(engine.prompt(0, 300).ok());
-  ASSERT_TRUE(engine.generate(0).ok());
-  const uint64_t before = engine.bytes();
-  for (const uint32_t n : {5000, 2500, 1200, 600, 300}) {  // as programs do: half of it next
-    const Status status = engine.prompt(1, n);
-    if (n >= 2500) {
-      EXPECT_EQ(status.code(), ErrorCode::over_budget) << n;
-    }
-    if (status) break;
-  }
-  EXPECT_TRUE(engine.cache().lowered_sequences().empty());
-  EXPECT_EQ(engine.cache().figures().n_lowered, 0u);
-  ASSERT_TRUE(engine.cache().remove(1).ok());
-  ASSERT_TRUE(engine.generate(0).ok());
-  EXPECT_NEAR(double(engine.bytes()), double(before), 2048.0);
-}
-
 TEST_P(OnBothKinds, APromptStaysInItsSegmentWhereAnotherPieceHasNoRoomToWait) {
   Wish wide = wish();
   wide.n_cells = 8192;

@@ -1,4 +1,4 @@
-// The table of formats, with a row for each way to store an element. All other facts about formats follow from it.
+// The table of formats. A row says how elements are stored; everything else about a format is derived from its row.
 // visit_bits() turns a number of bits into a template argument. docs/extending.md says how to add a row.
 //
 // A code of N bits is stored in a tile of N bits (codec/tile.hpp). Tiles of 1, 2, 3, 4, 8 and 16 bits have a layout of

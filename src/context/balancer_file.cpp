@@ -17,8 +17,7 @@ Result<codec::KeyBalancers> BalancerFile::of(const Spec& spec, int layer) {
   const auto found = balancers_.find(layer);
   if (found == balancers_.end()) {
     return Error{ErrorCode::mismatch, "spec key balancer: " + path_ + " has nothing for layer " +
-                                          std::to_string(layer) +
-                                          ": it is of another model; `mikv calibrate` writes one"};
+                                          std::to_string(layer) + ": it is of another model" + kHowToGetBalancers};
   }
   codec::KeyBalancers heads;
   for (const std::vector<float>& factors : found->second) {

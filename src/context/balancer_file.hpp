@@ -9,6 +9,9 @@
 
 namespace mikv::context {
 
+/// Ends errors about such files.
+inline constexpr const char* kHowToGetBalancers = "; `mikv calibrate` writes one";
+
 class BalancerFile {
  public:
   /// The balancers of a layer; empty for a spec that names no file. Errors: those of read_static_balancers(); the file

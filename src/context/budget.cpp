@@ -346,17 +346,19 @@ void Budget::remember_refused(const StepPlan& plan) {
   if (prompt && std::ranges::find(refused_, *prompt) == refused_.end()) refused_.push_back(*prompt);
 }
 
-void Budget::set_limit(uint64_t bytes) {
-  if (bytes > limit_) refused_.clear();  // there may be room now
-  limit_ = bytes;
+bool Budget::begin(const Scene& scene) {
+  if (scene.account.room() == UINT64_MAX) return false;
+  scene.account.end_reservation();
+  const uint64_t limit = scene.account.tightest().limit();
+  if (limit > limit_) refused_.clear();  // there may be room now
+  limit_ = limit;
+  return true;
 }
 
 void Budget::forgive(SequenceId sequence) { std::erase(refused_, sequence); }
 
 Status Budget::make_room(const Scene& scene) {
-  if (scene.account.room() == UINT64_MAX) return {};  // no limit
-  scene.account.end_reservation();
-  set_limit(scene.account.tightest().limit());
+  if (!begin(scene)) return {};
   Attempt attempt(*this, scene);
   attempt.begin();
   if (attempt.fits()) return {};
@@ -384,9 +386,7 @@ Status Budget::make_room(const Scene& scene) {
 
 Status Budget::make_room_for(const Scene& scene, const std::function<uint64_t(const Rung*)>& bytes_at,
                              const std::function<void(const Rung&)>& lower) {
-  if (scene.account.room() == UINT64_MAX) return {};  // no limit
-  scene.account.end_reservation();
-  set_limit(scene.account.tightest().limit());
+  if (!begin(scene)) return {};
   Attempt attempt(*this, scene);
   const bool done = attempt.lower_for(bytes_at, lower);
   if (attempt.lowest()) say_lowered(scene, *attempt.lowest(), "lower for a copy or a saved state");

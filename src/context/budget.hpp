@@ -52,7 +52,8 @@ class Budget {
   void say(const Scene& scene, const std::string& line);
   void say_lowered(const Scene& scene, const policy::Rung& rung, const char* name);
   Status refuse(const Scene& scene, const std::string& what);
-  void set_limit(uint64_t bytes);
+  /// Begins a search: frees what was reserved before, and notes the limit. False if there is none.
+  bool begin(const Scene& scene);
   bool was_refused(const StepPlan& plan) const;
   void remember_refused(const StepPlan& plan);
 

@@ -8,6 +8,7 @@
 #include <string_view>
 
 #include "codec/fp16.hpp"
+#include "context/balancer_file.hpp"
 #include "context/context_impl.hpp"
 #include "layer/layer_impl.hpp"
 #include "mikv/atomic_file.hpp"
@@ -19,7 +20,6 @@ constexpr std::string_view kTitle = "mikv balancers 1";
 constexpr uint64_t kMaxFileBytes = uint64_t{256} << 20;
 constexpr int kMaxLayers = 1 << 16;
 constexpr size_t kMaxKvHeads = 256;
-constexpr const char* kHowToGetOne = "; `mikv calibrate` writes one";
 
 void take_largest(std::vector<float>& largest, std::span<const float> values) {
   largest.resize(values.size());
@@ -130,9 +130,10 @@ Status write_static_balancers(const std::string& path, const StaticBalancers& ba
 
 Result<StaticBalancers> read_static_balancers(const std::string& path) {
   const auto bytes = read_file(path, kMaxFileBytes);
-  if (!bytes) return Error{bytes.error().code, bytes.message() + kHowToGetOne};
+  if (!bytes) return Error{bytes.error().code, bytes.message() + context::kHowToGetBalancers};
   const auto damaged = [&](size_t line, const char* what) {
-    return Error{ErrorCode::damaged_data, path + ":" + std::to_string(line) + ": " + what + kHowToGetOne};
+    return Error{ErrorCode::damaged_data,
+                 path + ":" + std::to_string(line) + ": " + what + context::kHowToGetBalancers};
   };
   StaticBalancers balancers;
   std::string_view rest(reinterpret_cast<const char*>(bytes.value().data()), bytes.value().size());
