@@ -263,7 +263,7 @@ TEST(EncodeTokensTest, TogetherIsAsOneByOne) {
 
 TEST(EncodeTokensTest, HalvesOfABlockAreReadAsOneByOne) {
   Random random(162);
-  const auto layout = codec::BlockLayout::make(16, 40, 72, 0, 0, true);
+  const auto layout = codec::BlockLayout::make({.dim_k = 40, .dim_v = 72, .scored = true});
   std::vector<uint8_t> block(layout.bytes);
   for (uint32_t i = 0; i < codec::kBlockTokens; ++i) {
     codec::encode_token(block.data(), layout, i, random.normals(40).data(), random.normals(72).data());

@@ -17,6 +17,15 @@ namespace {
 
 using codec::BlockLayout;
 
+BlockLayout by_channel(uint32_t bits, uint32_t dim_k, uint32_t dim_v, uint32_t group_v, uint32_t id_bytes = 4) {
+  return BlockLayout::make({.bits = bits,
+                            .dim_k = dim_k,
+                            .dim_v = dim_v,
+                            .group_v = group_v,
+                            .id_bytes = id_bytes,
+                            .keys_by_channel = true});
+}
+
 // ---------------------------------------------------------------- one block
 
 constexpr uint32_t kDim = 8;
@@ -31,7 +40,7 @@ constexpr uint32_t kCodes[3][kDim] = {{0, 0, 0, 3, 3, 3, 0, 3}, {3, 3, 0, 0, 0, 
 constexpr float kValues[kDim] = {0, 3, 1, 2, 6, 0, 2, 4};
 
 struct Block {
-  BlockLayout layout = BlockLayout::make_by_channel(2, kDim, kDim, 4);
+  BlockLayout layout = by_channel(2, kDim, kDim, 4);
   std::vector<uint8_t> bytes = std::vector<uint8_t>(layout.bytes);
 
   void add(uint32_t first, const std::vector<float>& k) {
@@ -86,11 +95,11 @@ TEST(KeysByChannelTest, CodesAndScalesOfABlock) {
 }
 
 TEST(KeysByChannelTest, BytesOfABlock) {
-  const BlockLayout two = BlockLayout::make_by_channel(2, 128, 128, 32, 2);
+  const BlockLayout two = by_channel(2, 128, 128, 32, 2);
   // Ids; 128 alphas and betas by channel; four groups of 16 alphas and betas by token; 16 tiles.
   EXPECT_EQ(two.bytes, size_t{16 * 2 + 128 * 4 + 4 * 64 + 16 * 64});
   EXPECT_DOUBLE_EQ(two.bits_per_element(), 3.5 + 16.0 / 256.0);
-  const BlockLayout padded = BlockLayout::make_by_channel(4, 40, 24, 8, 4);
+  const BlockLayout padded = by_channel(4, 40, 24, 8);
   EXPECT_EQ(padded.bytes, size_t{16 * 4 + 3 * 64 + 3 * 64 + (3 + 2) * 128});
 }
 
@@ -443,7 +452,7 @@ TEST(KeysByChannelTest, ScalesThatAreNoNumbersAreRefused) {
   std::vector<uint8_t> bytes;
   ASSERT_TRUE(layer->save_segment(0, cell_range(0, 32), bytes).ok());
   ASSERT_TRUE(layer->load_segment(bytes, 32).ok());
-  const BlockLayout layout = BlockLayout::make_by_channel(2, 40, 32, 32);
+  const BlockLayout layout = by_channel(2, 40, 32, 32);
   for (size_t block = 0; block < 2; ++block) {  // lo is what the file ends with
     const size_t scales = bytes.size() - (2 - block) * layout.bytes + layout.scales_k;
     for (size_t at = 0; at < 3 * 64; at += 2) {  // those of padding too

@@ -221,46 +221,38 @@ void place_parts(BlockLayout& layout, size_t group_scale_bytes) {
 
 }  // namespace
 
-BlockLayout BlockLayout::make(uint32_t bits, uint32_t dim_k, uint32_t dim_v, uint32_t group_k, uint32_t group_v,
-                              bool scored, uint32_t id_bytes, bool symmetric, uint32_t outlier_tiles) {
+BlockLayout BlockLayout::make(const Uniform& uniform) {
   BlockLayout layout;
-  layout.symmetric = symmetric && bits != 16;
-  layout.id_bytes = id_bytes;
-  layout.bits = bits;
-  layout.dim_k = dim_k;
-  layout.dim_v = dim_v;
-  layout.scored = scored;
-  layout.tiles_k = tiles_of(dim_k);
-  layout.tiles_v = tiles_of(dim_v);
+  layout.bits = uniform.bits;
+  layout.id_bytes = uniform.id_bytes;
+  layout.dim_k = uniform.dim_k;
+  layout.dim_v = uniform.dim_v;
+  layout.scored = uniform.scored;
+  layout.tiles_k = tiles_of(uniform.dim_k);
+  layout.tiles_v = tiles_of(uniform.dim_v);
   std::array<uint8_t, kMaxTiles> tile_bits;
-  tile_bits.fill(uint8_t(bits));
-  std::fill_n(tile_bits.begin(), outlier_tiles, uint8_t{16});
+  tile_bits.fill(uint8_t(uniform.bits));
+  std::fill_n(tile_bits.begin(), uniform.outlier_tiles, uint8_t{16});
   place_tiles({tile_bits.data(), layout.tiles_k}, layout.row_k);
   place_tiles({tile_bits.data(), layout.tiles_v}, layout.row_v);
-  if (bits != 16) {
-    layout.outlier_tiles = outlier_tiles;
-    layout.group_k = group_k;
-    layout.group_v = group_v;
-    layout.groups_k = (dim_k - outlier_tiles * kTileSide) / group_k;
-    layout.groups_v = (dim_v - outlier_tiles * kTileSide) / group_v;
+  if (uniform.bits != 16) {
+    const uint32_t first_grouped = uniform.outlier_tiles * kTileSide;
+    layout.symmetric = uniform.symmetric;
+    layout.outlier_tiles = uniform.outlier_tiles;
+    layout.keys_by_channel = uniform.keys_by_channel;
+    layout.group_k = uniform.keys_by_channel ? 1 : uniform.group_k;
+    layout.group_v = uniform.group_v;
+    layout.groups_k = uniform.keys_by_channel ? layout.tiles_k : (uniform.dim_k - first_grouped) / uniform.group_k;
+    layout.groups_v = (uniform.dim_v - first_grouped) / uniform.group_v;
   }
-  place_parts(layout, layout.group_scale_bytes());
-  return layout;
-}
-
-BlockLayout BlockLayout::make_by_channel(uint32_t bits, uint32_t dim_k, uint32_t dim_v, uint32_t group_v,
-                                         uint32_t id_bytes) {
-  BlockLayout layout = make(bits, dim_k, dim_v, dim_k, group_v, false, id_bytes);
-  layout.keys_by_channel = true;
-  layout.group_k = 1;
-  layout.groups_k = layout.tiles_k;
   place_parts(layout, layout.group_scale_bytes());
   return layout;
 }
 
 BlockLayout BlockLayout::make_mixed(uint32_t dim_k, uint32_t dim_v, const MixedTiles& k, const MixedTiles& v,
                                     uint32_t id_bytes) {
-  BlockLayout layout = make(2, dim_k, dim_v, dim_k, dim_v, false, id_bytes);
+  BlockLayout layout =
+      make({.bits = 2, .dim_k = dim_k, .dim_v = dim_v, .group_k = dim_k, .group_v = dim_v, .id_bytes = id_bytes});
   layout.bits = kMixedBits;
   place_tiles(k.bits, layout.row_k);
   place_tiles(v.bits, layout.row_v);

@@ -64,12 +64,18 @@ struct BlockLayout {
   size_t scores = 0, arrivals = 0, scales_k = 0, scales_v = 0, data_k = 0, data_v = 0;  ///< byte offsets; ids are at 0
   size_t bytes = 0;  ///< of a block; a multiple of 32
 
-  /// Group sizes must divide the dimensions, less the channels of outlier tiles; all three are ignored for 16 bits.
-  static BlockLayout make(uint32_t bits, uint32_t dim_k, uint32_t dim_v, uint32_t group_k, uint32_t group_v,
-                          bool scored, uint32_t id_bytes = 4, bool symmetric = false, uint32_t outlier_tiles = 0);
-  /// Uniform codes with zeros and without scores, keys by channel and values by token. bits < 16.
-  static BlockLayout make_by_channel(uint32_t bits, uint32_t dim_k, uint32_t dim_v, uint32_t group_v,
-                                     uint32_t id_bytes = 4);
+  /// What a block of codes of as many bits each is. 16 bits have neither groups nor outlier tiles: theirs are ignored.
+  struct Uniform {
+    uint32_t bits = 16;
+    uint32_t dim_k = 0, dim_v = 0;
+    uint32_t group_k = 0, group_v = 0;  ///< divide the dimensions, less the channels of outlier tiles
+    uint32_t id_bytes = 4;
+    bool scored = false;
+    bool symmetric = false;
+    bool keys_by_channel = false;  ///< group_k is ignored then; only with zeros, and neither scores nor outlier tiles
+    uint32_t outlier_tiles = 0;
+  };
+  static BlockLayout make(const Uniform& uniform);
   /// For each tile 1 to 4, or 6, bits and a positive weight (TileRow).
   struct MixedTiles {
     std::span<const uint8_t> bits;

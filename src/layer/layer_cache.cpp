@@ -86,31 +86,34 @@ constexpr uint32_t kNarrowCells = 1u << 16;
 }  // namespace
 
 tier::Layouts make_layouts(const LayerShape& shape, const Spec& spec, const tier::Positions& positions) {
-  const uint32_t id_bytes = positions.max_cells <= kNarrowCells ? 2 : 4;
   const uint32_t n_outlier = n_outlier_channels(spec), dim_k = shape.head_dim_k - n_outlier,
                  dim_v = shape.head_dim_v - n_outlier;
   // Staged keys in bytes are read in the groups of the tiers: with keys by channel they have one.
   const uint32_t group_k = spec.keys_by_channel ? dim_k : spec.group.resolve(dim_k),
                  group_v = spec.group.resolve(dim_v);
-  const bool symmetric = spec.quantiser == Quantiser::symmetric;
-  const auto uniform_bits = [](Format format) {
-    // Bits that differ by head are known when its segment is frozen; what stands here until then is never filled.
-    return format_bits(format) ? format_bits(format) : format_bits(Format::int2);
-  };
-  const auto layout = [&](Format format, bool scored, bool has_no_zeros) {
-    return codec::BlockLayout::make(uniform_bits(format), shape.head_dim_k, shape.head_dim_v, group_k ? group_k : dim_k,
-                                    group_v ? group_v : dim_v, scored, id_bytes, has_no_zeros,
-                                    n_outlier / codec::kTileSide);
-  };
   // Scores and arrivals decide about demotion; a cache that demotes nothing has no use for them.
   const bool scored = policy::policy_of(spec.importance).demotes();
-  return {layout(Format::f16, scored, false),
-          layout(spec.hi, scored, symmetric),
-          spec.keys_by_channel
-              ? codec::BlockLayout::make_by_channel(uniform_bits(spec.lo), shape.head_dim_k, shape.head_dim_v,
-                                                    group_v ? group_v : dim_v, id_bytes)
-              : layout(spec.lo, false, symmetric),
-          layout(Format::int8, scored, false),
+  const bool symmetric = spec.quantiser == Quantiser::symmetric;
+  const auto uniform = [&](Format format) {
+    return codec::BlockLayout::Uniform{
+        // Bits that differ by head are known when its segment is frozen; what stands here until then is never filled.
+        .bits = format_bits(format) ? format_bits(format) : format_bits(Format::int2),
+        .dim_k = shape.head_dim_k,
+        .dim_v = shape.head_dim_v,
+        .group_k = group_k ? group_k : dim_k,
+        .group_v = group_v ? group_v : dim_v,
+        .id_bytes = positions.max_cells <= kNarrowCells ? 2u : 4u,
+        .outlier_tiles = n_outlier / codec::kTileSide};
+  };
+  codec::BlockLayout::Uniform staged = uniform(Format::f16), hi = uniform(spec.hi), lo = uniform(spec.lo),
+                              staged_bytes = uniform(Format::int8);
+  staged.scored = hi.scored = staged_bytes.scored = scored;
+  hi.symmetric = lo.symmetric = symmetric;
+  lo.keys_by_channel = spec.keys_by_channel;
+  return {codec::BlockLayout::make(staged),
+          codec::BlockLayout::make(hi),
+          codec::BlockLayout::make(lo),
+          codec::BlockLayout::make(staged_bytes),
           spec.lo == Format::evict,
           shape.n_heads / shape.n_kv_heads,
           &positions,
