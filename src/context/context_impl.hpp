@@ -27,6 +27,7 @@ namespace context {
 
 // Errors that calls of several files give.
 Error no_layer(int layer);
+Error no_second_half(int layer);
 Error out_of_memory() noexcept;
 
 /// What `call` returns, a Status or a Result; an error where memory or threads run out.
@@ -97,7 +98,7 @@ struct Context::Impl {
   }
   void commit_unattended();  ///< what attention would have, in layers that were not attended
 
-  /// Where the context keeps the cells. Error: the batch has fewer tokens.
+  // Tokens of a step (storing.cpp). taken(): where the context keeps the cells; error: the batch has fewer tokens.
   Result<std::span<const CellPlace>> taken(uint32_t first, uint64_t n) const;
   /// The tokens of a store() that go to one segment.
   struct Part {
@@ -119,7 +120,7 @@ struct Context::Impl {
   std::vector<float> gathered, tensor_rows;
   std::vector<AttendArgs> tensor_calls;  ///< of attend_tensors(), as tensor_rows
 
-  // Attention.
+  // Attention (attending.cpp).
   Status collect_calls(const context::ContextLayer& layer, std::span<const AttendArgs> calls,
                        std::vector<LayerAttendArgs>& to) const;
   /// Masks of the tokens first .. first + n - 1 of the step, where the context keeps the cells, by window and stream.

@@ -3,11 +3,11 @@
 
 #include <memory>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "attention/kernel_api.hpp"
 #include "layer/layer_cache.hpp"
+#include "layer/layer_layouts.hpp"
 #include "policy/ladder.hpp"
 #include "policy/policy.hpp"
 #include "tier/segment_store.hpp"
@@ -59,14 +59,5 @@ struct LayerCache::Impl {
 inline Error segment_out_of_range(SegmentId segment) {
   return Error{"segment " + std::to_string(segment) + " is out of range; use 0 to " + std::to_string(kMaxSegments - 1)};
 }
-
-/// Channels of K and of V that hi and lo hold as halves, before those of groups.
-inline uint32_t n_outlier_channels(const Spec& spec) { return spec.outlier_channels ? codec::kTileSide : 0; }
-
-/// Channels of K and of V that share a scale in hi and lo: all that may have one if neither has scales.
-std::pair<uint32_t, uint32_t> tier_groups(const LayerShape& shape, const tier::Layouts& layouts);
-
-/// Layouts of a layer's tiers under a spec.
-tier::Layouts make_layouts(const LayerShape& shape, const Spec& spec, const tier::Positions& positions);
 
 }  // namespace mikv

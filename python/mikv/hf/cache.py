@@ -19,6 +19,7 @@ from .._files import write_whole
 from ..context import MemoryUsage, TokenStates
 from ..errors import Damaged, Mismatch, Unsupported
 from ..spec import Spec
+from .layer_types import types_of
 from .store import Store
 
 _TAG = "_mikv_layer"
@@ -316,7 +317,7 @@ def _restore(saved: bytes, config: Any, options: dict[str, Any]) -> Cache:
 
 
 def _layers(store: Store, config: Any) -> Iterator[Any]:
-    types, kwargs = _types_of(config)
+    types, kwargs = types_of(config)
     stock = getattr(cache_utils, "DYNAMIC_LAYER_TYPE_MAPPING", None) or getattr(
         cache_utils, "LAYER_TYPE_CACHE_MAPPING", {}
     )
@@ -331,21 +332,3 @@ def _layers(store: Store, config: Any) -> Iterator[Any]:
             raise Unsupported(
                 f"layer {index} of {config.model_type} is of type {kind}; mikv holds full and sliding attention"
             )
-
-
-def _types_of(config: Any) -> tuple[list[str], list[dict[str, Any]]]:
-    """Types of the layers, and what their cache needs to know."""
-    if getattr(config, "num_kv_shared_layers", 0) or "reuse" in (getattr(config, "kv_sharing_modes", None) or ()):
-        raise Unsupported(f"{config.model_type} shares keys between layers, which mikv does not hold")
-    if hasattr(cache_utils, "get_layer_types_and_kwargs"):
-        types, kwargs = cache_utils.get_layer_types_and_kwargs(config)
-        if isinstance(kwargs, dict):  # up to 5.17: of all layers alike
-            return list(types), [kwargs if "sliding" in kind else {} for kind in types]
-        return list(types), list(kwargs)
-    window = getattr(config, "sliding_window", None) or getattr(config, "attention_chunk_size", None)
-    types = getattr(config, "layer_types", None)
-    if types is None:
-        chunked = getattr(config, "attention_chunk_size", None) is not None
-        kind = "full_attention" if window is None else "chunked_attention" if chunked else "sliding_attention"
-        types = [kind] * config.num_hidden_layers
-    return list(types), [{"sliding_window": window} if kind == "sliding_attention" else {} for kind in types]

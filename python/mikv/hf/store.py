@@ -7,96 +7,27 @@ padded batch: padding is not stored, its places stay empty.
 
 from __future__ import annotations
 
-import ctypes
-import json
-import struct
 import threading
 import weakref
 import zlib
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 
-from .. import _library as c
 from ..context import TOKEN, Context, LayerShape, MemoryUsage, TokenStates
 from ..errors import Damaged, Error, Mismatch, Unsupported
 from ..spec import Spec
+from .forward_pass import AT_ONCE, TYPES, Call, ForwardPass, Scoring, parts, real_tokens
+from .layer_types import fingerprint_text, windows_of
 from .rope import rope_of
 from .threads import torch_threads
 
-_TYPES = {torch.float32: c.F32, torch.bfloat16: c.BF16, torch.float16: c.F16}
-#: Tokens that pass through a layer at once.
-_AT_ONCE = 512
 #: The most tokens that are taken for a draft; more are the next turn's prompt.
 _MOST_DRAFTED = 64
 #: max_length where the model's config says nothing.
 _MAX_LENGTH = 32768
 _NOTHING = np.zeros((0, 0), dtype=bool)
-
-
-class _Step:
-    """A forward pass that has reached some layers."""
-
-    def __init__(self, n: int, real: list[np.ndarray[Any, Any] | slice], n_real: list[int]) -> None:
-        self.n = n  #: tokens of a row, padding included
-        self.real = real  #: by row: which of them are no padding
-        self.n_real = n_real
-        self.any_padding = any(k < n for k in n_real)
-        self.done: set[int] = set()  #: layers that attended
-
-    def places(self) -> np.ndarray[Any, Any]:
-        """[rows, n]: which places hold a token."""
-        places = np.zeros((len(self.real), self.n), dtype=bool)
-        for row, which in enumerate(self.real):
-            places[row, which] = True
-        return places
-
-
-class _Call:
-    """What a layer passes to the context. One pack for all fields: this is done for every layer of every token."""
-
-    _FIELDS = struct.Struct("@QQQIff4xQ" + 4 * "Qi4xQQQ")
-    assert _FIELDS.size == ctypes.sizeof(c.TensorCall)
-
-    def __init__(self) -> None:
-        self.call = c.TensorCall()
-        self._sequences = np.empty(0, np.int32)
-        self._known: list[int] = []  #: what _sequences has
-        self._address = 0
-
-    def fill(
-        self,
-        sequences: list[int],
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        out: torch.Tensor,
-        scoring: _Scoring,
-    ) -> None:
-        """q, k, v: [rows, heads, n, channels]; out: [rows, n, heads, channels]. They outlive the call."""
-        if sequences != self._known:
-            self._known = list(sequences)
-            self._sequences = np.array(sequences, np.int32)
-            self._address = self._sequences.ctypes.data
-        (q0, q1, q2, _), (k0, k1, k2, _), (v0, v1, v2, _) = q.stride(), k.stride(), v.stride()
-        o0, o1, o2, _ = out.stride()
-        of = _TYPES[q.dtype]
-        self._FIELDS.pack_into(
-            self.call, 0, self._FIELDS.size, self._address, len(sequences), q.shape[2], scoring.scale, scoring.softcap,
-            0 if scoring.sinks is None else scoring.sinks.data_ptr(),
-            q.data_ptr(), of, q0, q2, q1, k.data_ptr(), _TYPES[k.dtype], k0, k2, k1,
-            v.data_ptr(), _TYPES[v.dtype], v0, v2, v1, out.data_ptr(), of, o0, o1, o2,
-        )  # fmt: skip
-
-
-class _Scoring(NamedTuple):
-    """How logits are made, as mikv_attend_args has it."""
-
-    scale: float
-    softcap: float
-    sinks: torch.Tensor | None  #: by head, float32
 
 
 class Store:
@@ -110,12 +41,12 @@ class Store:
         self._layers: list[int] = []
         self._modules: dict[int, Any] = {}
         self._expected: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-        self._step: _Step | None = None
+        self._step: ForwardPass | None = None
         self._cropped: dict[int, int] = {}  #: layers that were cropped alone, to which length
         self._drafts = False
         self._real = _NOTHING  #: [rows, length]: which places hold a token, not padding
         self._thread: threading.Thread | None = None  #: that is in the middle of a forward pass
-        self._call = _Call()
+        self._call = Call()
 
     def finish(self, layers: list[int]) -> None:
         """Tells which layers of the model are in tiers."""
@@ -137,7 +68,7 @@ class Store:
         for x, name in ((k, "keys"), (v, "values")):
             if not x.is_cpu:
                 raise Unsupported(f"{name} on {x.device}: mikv.hf.Cache is for models on the CPU")
-            if x.dtype not in _TYPES:
+            if x.dtype not in TYPES:
                 raise Unsupported(f"{name} of {x.dtype}: mikv.hf.Cache takes float32, bfloat16 and float16")
             if x.dim() != 4:
                 raise ValueError(f"{name} have {x.dim()} dimensions; [batch, heads, tokens, channels] are needed")
@@ -179,7 +110,7 @@ class Store:
             if self._step is None:
                 self._begin(q, k, v, padding)
             logits = sinks.detach().to(torch.float32).contiguous() if sinks is not None else None
-            out = self._attend(layer, q, k, v, _Scoring(scale, softcap, logits))
+            out = self._attend(layer, q, k, v, Scoring(scale, softcap, logits))
         except BaseException:
             self.abandon()
             raise
@@ -192,7 +123,7 @@ class Store:
             self._real = np.concatenate([self._real, step.places()], axis=1)
         return out
 
-    def _open(self) -> tuple[_Step, Context]:
+    def _open(self) -> tuple[ForwardPass, Context]:
         if self._step is None or self.context is None:
             raise Error("the forward pass was given up by another use of this cache; start it again")
         return self._step, self.context
@@ -254,7 +185,7 @@ class Store:
             self._real = np.zeros((n_rows, 0), dtype=bool)
         self._own_rows(q, k, v)
         assert self.context is not None
-        real, n_real = _real_tokens(padding, n_rows, n)
+        real, n_real = real_tokens(padding, n_rows, n)
         # A single token is generated. Several are a prompt, or a draft if some may be taken back.
         draft = (self.recording or self._drafts) and self.length > 0 and n <= _MOST_DRAFTED
         self._drafts = self._drafts and draft
@@ -270,7 +201,7 @@ class Store:
                 run["output"][-1] = 1
             at += count
         self.context.begin_step(tokens)
-        self._step = _Step(n, real, n_real)
+        self._step = ForwardPass(n, real, n_real)
 
     def _own_rows(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
         """Gives every row a sequence of its own, now that rows are written to."""
@@ -310,10 +241,10 @@ class Store:
             self.spec,
             n_sequences=n_sequences,
             n_cells=self.max_length,
-            n_ubatch=_AT_ONCE,
+            n_ubatch=AT_ONCE,
             n_threads=self.n_threads,
             model=str(getattr(self.config, "name_or_path", "") or self.config.model_type),
-            fingerprint=zlib.crc32(_shape_of(self.config).encode()),
+            fingerprint=zlib.crc32(fingerprint_text(self.config).encode()),
             budget=self.budget,
             threads=torch_threads(),
         )
@@ -321,7 +252,7 @@ class Store:
     def _declare(self, context: Context, shapes: dict[int, LayerShape]) -> Context:
         """The context, which has these layers then."""
         types = getattr(self.config, "layer_types", None) or ["full_attention"] * self.config.num_hidden_layers
-        windows = _windows_of(self.config)
+        windows = windows_of(self.config)
         for layer, shape in shapes.items():
             rope, adjacent = rope_of(self.config, types[layer])
             if rope is not None and 2 * len(rope) > shape.head_dim_k:
@@ -329,7 +260,7 @@ class Store:
             context.add_layer(layer, shape, window=windows[layer], rope=rope, rope_adjacent=adjacent)
         return context
 
-    def _attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scoring: _Scoring) -> torch.Tensor:
+    def _attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scoring: Scoring) -> torch.Tensor:
         step, context = self._open()
         n_rows, n_heads, n, _ = q.shape
         given = (n_heads, k.shape[1], k.shape[3], v.shape[3])
@@ -343,11 +274,11 @@ class Store:
             raise Mismatch(f"layer {layer} has heads {list(given)}, the cache {list(shape)}: it is another model's")
         if n != step.n:
             raise Error(f"layer {layer} has {n} tokens, the layers before {step.n}")
-        if n_rows * n <= _AT_ONCE and not step.any_padding:
+        if n_rows * n <= AT_ONCE and not step.any_padding:
             return self._attend_at_once(context, layer, self.rows, q, k, v, scoring)
         out = (torch.zeros if step.any_padding else torch.empty)((n_rows, n, n_heads, shape.head_dim_v), dtype=q.dtype)
         for row, sequence in enumerate(self.rows):
-            for some in _parts(step.real[row], step.n_real[row]):
+            for some in parts(step.real[row], step.n_real[row]):
                 q_some, k_some, v_some = (x[row : row + 1, :, some] for x in (q, k, v))
                 out[row, some] = self._attend_at_once(context, layer, [sequence], q_some, k_some, v_some, scoring)[0]
         return out
@@ -360,9 +291,9 @@ class Store:
         q: torch.Tensor,
         k: torch.Tensor,
         v: torch.Tensor,
-        scoring: _Scoring,
+        scoring: Scoring,
     ) -> torch.Tensor:
-        """At most _AT_ONCE tokens, equally many of each sequence."""
+        """At most AT_ONCE tokens, equally many of each sequence."""
         if not q.stride(3) == k.stride(3) == v.stride(3) == 1:
             q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
         n_rows, n_heads, n, _ = q.shape
@@ -382,8 +313,8 @@ class Store:
         self._cropped[layer] = length
         if len(self._cropped) < len(self._layers) or len(set(self._cropped.values())) > 1:
             return
-        if any(_windows_of(self.config)) and self.length - length > _MOST_DRAFTED:
-            window = max(_windows_of(self.config))
+        if any(windows_of(self.config)) and self.length - length > _MOST_DRAFTED:
+            window = max(windows_of(self.config))
             if self.length > window:
                 self._cropped.clear()
                 raise Unsupported("cropping more than a draft where windows have forgotten what was before; reset() it")
@@ -487,48 +418,3 @@ class Store:
         self._real = np.ones((len(rows), length), dtype=bool)
         for row, places in enumerate(padding):
             self._real[row, places] = False
-
-
-def _real_tokens(padding: torch.Tensor | None, n_rows: int, n: int) -> tuple[list[Any], list[int]]:
-    """By row: which of its n new tokens are no padding (a slice where they stand together), and how many."""
-    if padding is None:
-        return [slice(0, n)] * n_rows, [n] * n_rows
-    if padding.shape[0] != n_rows or padding.shape[1] < n:
-        raise ValueError(f"the padding mask has shape {list(padding.shape)}; the batch has {n_rows} rows of {n} tokens")
-    new = padding[:, padding.shape[1] - n :].to(torch.bool).numpy()
-    real: list[Any] = []
-    counts: list[int] = []
-    for row in new:
-        index = np.flatnonzero(row)
-        counts.append(len(index))
-        together = len(index) == 0 or index[-1] - index[0] + 1 == len(index)
-        real.append(
-            slice(int(index[0]), int(index[-1]) + 1) if together and len(index) else slice(0, 0) if together else index
-        )
-    return real, counts
-
-
-def _parts(which: np.ndarray[Any, Any] | slice, count: int) -> Iterator[torch.Tensor | slice]:
-    """The real tokens of a row, _AT_ONCE at a time."""
-    for first in range(0, count, _AT_ONCE):
-        if isinstance(which, slice):
-            yield slice(which.start + first, min(which.stop, which.start + first + _AT_ONCE))
-        else:
-            yield torch.from_numpy(which[first : first + _AT_ONCE])
-
-
-def _windows_of(config: Any) -> list[int]:
-    from .cache import _types_of
-
-    types, kwargs = _types_of(config)
-    return [
-        int(more.get("sliding_window") or 0) if kind == "sliding_attention" else 0
-        for kind, more in zip(types, kwargs, strict=True)
-    ]
-
-
-def _shape_of(config: Any) -> str:
-    """What must be equal for keys to mean the same."""
-    names = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
-             "rope_parameters", "rope_theta", "rope_scaling", "sliding_window", "vocab_size")  # fmt: skip
-    return json.dumps({name: getattr(config, name, None) for name in names}, sort_keys=True, default=str)
