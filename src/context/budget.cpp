@@ -4,6 +4,7 @@
 #include <array>
 #include <charconv>
 #include <chrono>
+#include <functional>
 
 #include "context/demand.hpp"
 #include "mikv/byte_size.hpp"
@@ -63,6 +64,7 @@ class Attempt {
   bool lower_for(const std::function<uint64_t(const Rung*)>& bytes_at, const std::function<void(const Rung&)>& also);
 
   const Rung* lowest() const { return lowest_ ? &*lowest_ : nullptr; }
+  bool lowered_all() const { return lowered_all_; }
 
  private:
   /// Segments that are compressed before the step.
@@ -70,8 +72,16 @@ class Attempt {
 
   Rung last_rung() const { return rungs_.empty() ? Rung() : rungs_.back(); }
   uint64_t needed(const Pressure& pressure) const;
-  /// What lowering all segments gives back.
+  /// What lowering a segment, or all of them, gives back.
+  int64_t freed_by(SegmentId segment, const Rung& rung, bool commit) const;
   int64_t freed_by(const Rung& rung, Commits commits) const;
+  struct Freed {
+    SegmentId segment;
+    int64_t bytes;
+  };
+  /// What lowering each segment that is not of the step gives back, the most first; those that give nothing are left
+  /// out.
+  std::vector<Freed> freed_by_others(const Rung& rung) const;
   /// Room once so much was freed.
   uint64_t with(int64_t freed) const;
   bool in_step(SegmentId segment) const;
@@ -81,15 +91,20 @@ class Attempt {
   bool compress_pieces(uint32_t from);
   bool fits_shared();
   bool commit(uint32_t from);
-  /// To the first of so many rungs that is enough; to none if none is.
+  /// To the first of so many rungs that is enough, as few segments as that takes; to none if none is.
   bool lower(size_t n_rungs);
-  void hold(const Rung& rung);
+  bool lower_enough(std::span<const Freed> others, const Rung& rung);
+  void hold_all(const Rung& rung);
+  void hold(std::span<const SegmentId> segments, const Rung& rung);
 
   Budget& budget_;
   const Budget::Scene& scene_;
   const Spec& spec_;
   std::vector<Rung> rungs_;
   std::optional<Rung> lowest_;
+  bool lowered_all_ = false;
+  bool out_of_memory_ = false;     ///< the last hold() was not whole
+  bool shares_need_room_ = false;  ///< a share could not be lowered
 };
 
 void Attempt::begin() {
@@ -136,7 +151,7 @@ bool Attempt::compress_small_pieces() {
 bool Attempt::lower_to_the_end() {
   if (lower(rungs_.size())) return true;
   // What was foreseen is a little less than what is freed, or more.
-  if (!rungs_.empty()) hold(rungs_.back());
+  if (!rungs_.empty()) hold_all(rungs_.back());
   return fits();
 }
 
@@ -145,7 +160,7 @@ bool Attempt::lower_for(const std::function<uint64_t(const Rung*)>& bytes_at,
   if (scene_.account.reserve(bytes_at(nullptr))) return true;
   for (const Rung& rung : rungs_) {
     if (bytes_at(&rung) > with(freed_by(rung, Commits::none))) continue;
-    hold(rung);
+    hold_all(rung);
     also(rung);
     if (scene_.account.reserve(bytes_at(nullptr))) return true;
   }
@@ -158,15 +173,28 @@ uint64_t Attempt::needed(const Pressure& pressure) const {
   return to_compress + bytes_of_step(scene_.layers, scene_.plan, pressure, scene_.options.n_ubatch);
 }
 
+int64_t Attempt::freed_by(SegmentId segment, const Rung& rung, bool commit) const {
+  int64_t freed = 0;
+  for (const auto& [index, layer] : scene_.layers.layers) freed += layer.cache->freed_by(segment, rung, commit);
+  return freed;
+}
+
 int64_t Attempt::freed_by(const Rung& rung, Commits commits) const {
   int64_t freed = 0;
-  for (const auto& [index, layer] : scene_.layers.layers) {
-    scene_.sequences.for_each_segment([&, &layer = layer](SegmentId segment) {
-      const bool commit = commits == Commits::all || (commits == Commits::others && !in_step(segment));
-      freed += layer.cache->freed_by(segment, rung, commit);
-    });
-  }
+  scene_.sequences.for_each_segment([&](SegmentId segment) {
+    freed += freed_by(segment, rung, commits == Commits::all || (commits == Commits::others && !in_step(segment)));
+  });
   return freed;
+}
+
+std::vector<Attempt::Freed> Attempt::freed_by_others(const Rung& rung) const {
+  std::vector<Freed> others;
+  scene_.sequences.for_each_segment([&](SegmentId segment) {
+    const int64_t bytes = in_step(segment) ? 0 : freed_by(segment, rung, false);
+    if (bytes > 0) others.push_back({segment, bytes});
+  });
+  std::ranges::stable_sort(others, std::greater(), &Freed::bytes);
+  return others;
 }
 
 uint64_t Attempt::with(int64_t freed) const {
@@ -245,24 +273,57 @@ bool Attempt::lower(size_t n_rungs) {
     pieces.push_back(from);
   pieces.push_back(pressed);
   for (size_t i = 0; i < n_rungs; ++i) {
+    // A smaller share needs room before it gives some back; fewer bits do not.
+    const bool is_share = i < policy::n_share_rungs(spec_, rungs_);
+    if (is_share && shares_need_room_) continue;
+    out_of_memory_ = false;
+    const std::vector<Freed> others = freed_by_others(rungs_[i]);
     const uint64_t room = with(freed_by(rungs_[i], Commits::none));
     for (const std::optional<uint32_t> from : pieces) {
       budget_.pressed_from_ = from;
+      if (lower_enough(others, rungs_[i])) return true;
+      if (out_of_memory_) shares_need_room_ |= is_share;
+      if (out_of_memory_) break;
       if (needed({spec_, from, &rungs_[i]}) > room) continue;
-      hold(rungs_[i]);
+      hold_all(rungs_[i]);
       if (fits_shared()) return true;
     }
   }
   return false;
 }
 
-void Attempt::hold(const Rung& rung) {
-  // Segments of the step may hold nothing yet. Out of memory: the next try resumes.
+// Those that give back the most come first, so that the fewest lose quality.
+bool Attempt::lower_enough(std::span<const Freed> others, const Rung& rung) {
+  const uint64_t step = needed({spec_, budget_.pressed_from_});
+  std::vector<SegmentId> enough;
+  int64_t freed = 0;
+  auto next = others.begin();
+  for (; next != others.end() && step > with(freed); ++next) {
+    enough.push_back(next->segment);
+    freed += next->bytes;
+  }
+  if (step > with(freed)) return false;
+  if (!enough.empty()) hold(enough, rung);
+  while (!fits_shared()) {  // what was foreseen is a little less than what is freed, or more
+    if (out_of_memory_ || next == others.end()) return false;
+    hold(std::span(&next++->segment, 1), rung);
+  }
+  return true;
+}
+
+void Attempt::hold_all(const Rung& rung) {
   std::vector<SegmentId> segments;
   scene_.sequences.for_each_segment([&](SegmentId segment) {
+    // Segments of the step may hold nothing yet.
     if (in_step(segment) || !scene_.layers.is_empty(segment)) segments.push_back(segment);
   });
-  (void)scene_.layers.lower(segments, rung, scene_.options.n_threads);
+  hold(segments, rung);
+  lowered_all_ = true;
+}
+
+void Attempt::hold(std::span<const SegmentId> segments, const Rung& rung) {
+  // What there was no memory for waits for the next rung, or for the segments' next commit.
+  out_of_memory_ = !scene_.layers.lower(segments, rung, scene_.options.n_threads).ok();
   lowest_ = rung;
   ++budget_.n_lowered_;
 }
@@ -310,13 +371,14 @@ void Budget::say(const Scene& scene, const std::string& line) {
   scene.options.log("KV budget " + format_bytes(double(limit_)) + ": " + line);
 }
 
-void Budget::say_lowered(const Scene& scene, const Rung& rung, const char* name) {
+void Budget::say_lowered(const Scene& scene, const Rung& rung, bool all, const char* name) {
   const int64_t now = seconds_now();
   if (now - lowered_at_s_ <= kSecondsBetweenLines) return;
   lowered_at_s_ = now;
   const Spec spec = policy::lowered(scene.options.spec, rung);
-  say(scene, std::string(name) + ": what is in use now is held as " + held_as(spec) + " (" + policy::cost_of(spec) +
-                 "); what comes later as asked for, where there is room");
+  say(scene,
+      std::string(name) + (all ? ": what is in use now is held as " : ": some of what is in use now is held as ") +
+          held_as(spec) + " (" + policy::cost_of(spec) + "); what comes later as asked for, where there is room");
 }
 
 Status Budget::refuse(const Scene& scene, const std::string& what) {
@@ -378,7 +440,7 @@ Status Budget::make_room(const Scene& scene) {
   } else {
     remember_refused(scene.plan);
   }
-  if (attempt.lowest()) say_lowered(scene, *attempt.lowest(), lowered_by);
+  if (attempt.lowest()) say_lowered(scene, *attempt.lowest(), attempt.lowered_all(), lowered_by);
   if (done) return {};
   return refuse(scene, std::to_string(scene.plan.n_tokens()) + " more tokens (at least " +
                            format_bytes(double(attempt.least())) + ")");
@@ -389,7 +451,8 @@ Status Budget::make_room_for(const Scene& scene, const std::function<uint64_t(co
   if (!begin(scene)) return {};
   Attempt attempt(*this, scene);
   const bool done = attempt.lower_for(bytes_at, lower);
-  if (attempt.lowest()) say_lowered(scene, *attempt.lowest(), "lower for a copy or a saved state");
+  if (attempt.lowest())
+    say_lowered(scene, *attempt.lowest(), attempt.lowered_all(), "lower for a copy or a saved state");
   return done ? Status() : refuse(scene, format_bytes(double(bytes_at(nullptr))) + " of saved or copied text");
 }
 

@@ -50,7 +50,7 @@ class Budget {
  private:
   friend class Attempt;
   void say(const Scene& scene, const std::string& line);
-  void say_lowered(const Scene& scene, const policy::Rung& rung, const char* name);
+  void say_lowered(const Scene& scene, const policy::Rung& rung, bool all, const char* name);
   Status refuse(const Scene& scene, const std::string& what);
   /// Begins a search: frees what was reserved before, and notes the limit. False if there is none.
   bool begin(const Scene& scene);

@@ -185,10 +185,12 @@ Status LayerCache::Impl::lower(tier::SegmentStore& segment, const policy::Rung& 
     const codec::BlockLayout uniform = make_layouts(shape, smaller, positions).lo;
     tier::CommitScratch scratch;
     for (tier::HeadStore& head : segment.heads()) {
-      head.demote_surplus(smaller, segment.n_live(), scratch);
+      // Bits first: what they free in the blocks of lo takes the tokens of hi, where there is no room for more blocks.
       const bool fewer = smaller.mixed() ? smaller.bits + head.more_bits < head.lo.layout().bits_per_element()
                                          : head.lo.layout().bits > uniform.bits;
       if (fewer) head.lower_bits(smaller, uniform);
+      head.demote_surplus(smaller, segment.n_live(), scratch);
+      if (fewer) head.lo.shrink();
     }
   } catch (const std::bad_alloc&) {
     return Error::out_of_memory("out of memory making the KV cache smaller");

@@ -84,6 +84,7 @@ void HeadStore::stage_in_bytes(const Layouts& layouts, bool hadamard) {
   key.hadamard = hadamard;
   charge_.set(calibration_bytes() + key.bytes());
   staged.reencode(layouts.staged_bytes, [&](float* token) { key.to_tier({token, dim}); });
+  staged.shrink();
   staged_transform.key = std::move(key);
 }
 

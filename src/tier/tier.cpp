@@ -212,17 +212,24 @@ void Tier::shrink() {
   if (n_tokens_ == 0) return free_all();
   const size_t bytes = size_t{n_blocks()} * layout_->bytes;
   if (round_up(bytes, kPage) >= allocated_bytes()) return;
-  try {
-    if (blocks_.get_deleter().mapped) {
+  if (blocks_.get_deleter().mapped) {
+    try {
       resize(blocks_, bytes);
-    } else {
-      Memory memory = allocate(bytes);
-      std::memcpy(memory.get(), blocks_.get(), bytes);
-      blocks_ = std::move(memory);
+    } catch (const std::bad_alloc&) {
+      return;  // it stays as large as it is
     }
-    capacity_blocks_ = uint32_t(allocated_bytes() / layout_->bytes);
-  } catch (const std::bad_alloc&) {  // it stays as large as it is
+  } else {
+    // A copy of less than kMapFrom that is charged as a part of what it replaces: where there is no room, making a tier
+    // smaller must still be possible.
+    const size_t rounded = round_up(bytes, kLine);
+    auto* memory = static_cast<uint8_t*>(std::aligned_alloc(kLine, rounded));
+    if (!memory) return;
+    std::memcpy(memory, blocks_.get(), bytes);
+    std::memset(memory + bytes, 0, rounded - bytes);
+    blocks_.get_deleter().bytes -= rounded;
+    blocks_ = Memory(memory, FreeTierMemory{rounded, false, account_});
   }
+  capacity_blocks_ = uint32_t(allocated_bytes() / layout_->bytes);
 }
 
 void Tier::clear_unused() {
@@ -270,7 +277,6 @@ void Tier::reencode(const codec::BlockLayout& layout, const std::function<void(f
   layout_ = &layout;
   clear_unused();  // what held larger blocks holds more of the smaller ones, in which kernels must find numbers (see
                    // allocate())
-  shrink();
 }
 
 }  // namespace mikv::tier

@@ -105,11 +105,12 @@ class Tier {
   /// Zeroes unused places. Kernels round the weights of a step by the largest of its scales, stale ones included: with
   /// them a loaded sequence would not continue bit for bit.
   void clear_unused();
-  /// Gives back the memory of unused blocks, if there is memory to move the others to.
+  /// Gives back the memory of unused blocks, if the system has memory to move the others to. Needs no room of the
+  /// account.
   void shrink();
-  /// Encodes all tokens in `layout`, whose blocks are smaller, in place: memory never exceeds what it was. `layout` is
-  /// borrowed as in the constructor, and scored as the present one. change: null, or called on each token's key. May
-  /// throw std::bad_alloc; nothing changes then.
+  /// Encodes all tokens in `layout`, whose blocks are smaller, in place: memory stays what it was, until shrink().
+  /// `layout` is borrowed as in the constructor, and scored as the present one. change: null, or called on each token's
+  /// key. May throw std::bad_alloc; nothing changes then.
   void reencode(const codec::BlockLayout& layout, const std::function<void(float* k)>& change = {});
 
  private:
