@@ -387,37 +387,6 @@ TEST_P(OnBothKinds, ABudgetIsNeverExceededAndEndsInARefusal) {
   EXPECT_EQ(engine.cache().lowered_sequences(), std::vector<SequenceId>{3});
 }
 
-TEST_P(OnBothKinds, ABudgetLowersAsFewSequencesAsItMust) {
-  Wish roomy = wish();
-  roomy.n_cells = 16384;
-  SmallEngine engine(roomy);
-  const uint32_t n_tokens[] = {2000, 4000, 1500, 400};
-  for (SequenceId s = 0; s < 4; ++s) {
-    ASSERT_TRUE(engine.prompt(s, n_tokens[s]).ok());
-    ASSERT_TRUE(engine.generate(s).ok());
-  }
-  // Too little for a token that leaves the hi tier, whose lo tier is copied as it grows: bits are lowered in place.
-  const uint64_t limit = engine.bytes() + 256;
-  engine.cache().set_budget(limit);
-  while (engine.cache().lowered_sequences().empty()) {
-    const Status generated = engine.generate(3);
-    ASSERT_TRUE(generated.ok()) << generated.message();
-    ASSERT_LE(engine.bytes(), limit);
-  }
-  EXPECT_EQ(engine.cache().lowered_sequences(), std::vector<SequenceId>{1}) << "the longest gives back the most";
-  const std::string some = "lower bits: some of what is in use now is held as 5.0 %";
-  EXPECT_TRUE(std::ranges::any_of(engine.log(), [&](const auto& line) { return line.find(some) != line.npos; }));
-  // Further room is taken from the others, and then from all, before anything is refused.
-  size_t n_lowered = 1;
-  for (Status status; status; status = engine.generate(3)) {
-    EXPECT_GE(engine.cache().lowered_sequences().size(), n_lowered);
-    n_lowered = engine.cache().lowered_sequences().size();
-    EXPECT_LE(engine.bytes(), limit);
-  }
-  EXPECT_EQ(n_lowered, 4u);
-  EXPECT_GT(engine.cache().figures().n_refused, 0u);
-}
-
 TEST_P(OnBothKinds, ABudgetTakesBitsNotTheResidual) {
   Wish tight = wish("kivi4:group=head");
   tight.budget = 400 << 10;

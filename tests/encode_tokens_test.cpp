@@ -184,7 +184,7 @@ codec::Axes any_axes(uint32_t dim, Random& random) {
 // A job with all that it points to.
 struct Case {
   codec::Axes axes;
-  codec::TileRow row;
+  codec::TileTable row;
   std::vector<float> values;
   std::vector<uint8_t> codes, scales;
   codec::EncodeJob job{};

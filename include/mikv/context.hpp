@@ -1,10 +1,12 @@
 // Context: the KV cache of one model instance, as an engine talks to it. It has the shape of llama.cpp's
 // llama_memory_i.
 //
-//   begin_step(batch)                  plans where tokens go, makes room for them within the budget
+//   begin_step(batch)                  plans the step, reserves its memory, and compresses prompts that have ended: that
+//                                      may take long, on up to n_threads threads of its own
 //     for each layer, in the model's order:
-//       store(layer, cells, k, v)      keeps keys and values, in f16 at first
-//       attend(layer, calls)           softmax(q k) v over all tiers; compresses what the step completes
+//       store(layer, cells, k, v)      keeps keys and values, uncompressed
+//       attend(layer, calls)           softmax(q k) v over all tiers; compresses generated tokens, and pieces of a prompt
+//                                      that is streamed
 //   end_step()
 //
 // Between steps an engine removes, copies, keeps and shifts sequences, saves and loads them.
@@ -14,10 +16,11 @@
 // (llama.cpp does) implements CellOwner.
 //
 // Threads: attend() and rotate_keys() are collective, fail() may come from any thread. memory_usage(), figures() and
-// failure() may be read from any thread between steps. All other calls need the context for themselves. Two contexts
-// are independent; they may share a MemoryAccount.
-// Errors: every call that can fail returns a Status or Result. After a step that failed, sequences hold what they held
-// before it. The tokens of the step are forgotten where the context keeps the cells; else the engine removes them.
+// failure() may be read from any thread between steps. All other calls need the context for themselves. begin_step(),
+// compress(), save(), copy() and load() may start up to n_threads threads, and join them; attend_all() keeps a team.
+// Two contexts are independent; they may share a MemoryAccount. Errors: every call that can fail returns a Status or
+// Result. After a step that failed, sequences hold what they held before it. The tokens of the step are forgotten where
+// the context keeps the cells; else the engine removes them. Words: docs/glossary.md.
 #pragma once
 
 #include <cstdint>
@@ -37,7 +40,7 @@
 namespace mikv {
 
 using SequenceId = int32_t;  ///< 0 .. n_sequences - 1
-using Position = int32_t;    ///< of a token in its sequence; what RoPE turns by
+using Position = int32_t;    ///< of a token in its sequence; RoPE rotates by it
 
 /// In remove(), shift(), save() and load(): all sequences.
 inline constexpr SequenceId kAllSequences = -1;
@@ -60,7 +63,7 @@ struct Batch {
 
 /// A cell of one of the context's streams.
 struct CellPlace {
-  uint32_t stream = 0;
+  uint32_t stream = 0;  ///< 0 in a unified context, else the sequence's number
   Cell cell = 0;
 };
 using CellsByLayer = std::map<int, std::vector<CellPlace>>;
@@ -106,8 +109,10 @@ struct ContextOptions {
   uint32_t n_sequences = 1;  ///< 1 to 4096
   bool unified = false;      ///< one stream of cells for all sequences, else one per sequence
   uint32_t n_cells = 4096;   ///< cells per stream, where the context keeps the table
-  uint32_t n_ubatch = 512;   ///< tokens that pass through a layer at once (the micro-batch)
-  uint32_t n_threads = 1;    ///< the most threads that attend() is called by; also used by compression
+  /// Most tokens of a store() (the micro-batch). Not checked: more may exceed what the step reserved.
+  uint32_t n_ubatch = 512;
+  /// Most threads that attend() uses; further ones return at once. Compression and copies use as many.
+  uint32_t n_threads = 1;
   /// Tokens of a unified step are stored in the order of the batch. If false they cannot be told apart, and all share
   /// the segments of sequence 0.
   bool tokens_in_order = true;
@@ -116,7 +121,7 @@ struct ContextOptions {
   Log log;                                 ///< null: nothing is logged
   RunThreads run_threads;                  ///< the engine's threads for attend_all(); null: the context's own
   std::string model;                       ///< name for messages; part of saved states
-  uint64_t fingerprint = 0;                ///< of all that must be equal for a saved state to mean the same
+  uint64_t fingerprint = 0;                ///< hash of weights, RoPE and shapes: a state loads only where it is equal
 };
 
 /// Counters since the context was created.
@@ -162,7 +167,7 @@ class MIKV_API Context {
 
   // A step
   /// Plans the step and makes room. There is no step after an error: over_budget (free something or take less); a
-  /// sequence out of range, or incomplete (invalidate()); `shared` with split streams; no free cells; CellOwner's.
+  /// sequence out of range or incomplete; a negative position; a bad entry of `shared`; no free cells; CellOwner's.
   Status begin_step(const Batch& batch);
 
   /// Keeps K and V of the next tokens of the batch. Row i is at data + i * stride floats: [n_kv_heads][head_dim].
@@ -178,8 +183,8 @@ class MIKV_API Context {
   /// Mask::Type::none: the context's own mask where it keeps the cells (same sequence, no later position, within the
   /// layer's window), else no mask.
   /// Collective: each of n_threads threads calls it with its own number and equal arguments. Outputs are complete, and
-  /// the next call on this context may start, when all have returned.
-  /// Errors: no such layer; a null pointer or a small stride; out of memory.
+  /// the next call on this context may start, when all have returned. Errors: no such layer; a null pointer; a small
+  /// stride; a bad thread; a sequence not of the step, or twice; tokens that the last store() did not keep; no memory.
   Status attend(int layer, std::span<const AttendArgs> calls, uint32_t thread = 0, uint32_t n_threads = 1);
 
   /// attend() by options().n_threads threads: those of options().run_threads, or the context's own.
@@ -196,8 +201,9 @@ class MIKV_API Context {
   /// Forgets tokens at positions p0 <= p < p1; negative: from the beginning, to the end. An engine that keeps the cells
   /// removes them first.
   Status remove(SequenceId sequence, Position p0 = -1, Position p1 = -1);
-  /// Lets `to` hold what `from` holds at p0 <= p < p1. Unified: shares the cells. Otherwise a copy replaces what `to`
-  /// held. An engine that keeps the cells copies them afterwards. Errors leave `to` incomplete: over_budget.
+  /// Lets `to` hold what `from` holds at p0 <= p < p1. Unified: shares the cells, and `to` keeps what it held.
+  /// Otherwise a copy replaces that. An engine that keeps the cells copies them afterwards. Errors leave `to`
+  /// incomplete: over_budget.
   Status copy(SequenceId from, SequenceId to, Position p0 = -1, Position p1 = -1);
   /// Forgets all other sequences. An engine that keeps split streams decides itself which.
   Status keep(SequenceId sequence);
@@ -215,8 +221,8 @@ class MIKV_API Context {
   /// Visits every stored key of the layer; keys stay in their tier. Collective, as attend(). Errors: no such layer.
   Status rotate_keys(int layer, const RotateKeys& rotate, uint32_t thread = 0, uint32_t n_threads = 1);
 
-  /// Compresses what waits in f16, of segments of 256 tokens or more: the end of a prompt. A sequence's first step of a
-  /// single token does the same. Errors: out of memory.
+  /// Compresses staged tokens of every segment that has 256 of them, or compressed ones already: the end of a prompt. A
+  /// sequence's first step of a single token does the same. Errors: out of memory.
   Status compress();
 
   // States
@@ -224,10 +230,9 @@ class MIKV_API Context {
   /// partial: see CellOwner::save. Errors: out of memory; those of CellOwner.
   Result<std::vector<uint8_t>> save(SequenceId sequence, std::span<const int32_t> tokens = {}, bool partial = false);
   /// Replaces what the sequence held. Bytes may be hostile: all are verified before anything changes. Errors:
-  /// damaged_data; mismatch (another model or options, a smaller context, or a spec of another kind: evicted or not,
-  /// compressed or not, lo=mixed or uniform, outlier=f16 or not, another rotation or groups); over_budget and
-  /// out_of_memory: the sequence is empty then. What was saved in other bits or shares is held so, and lowered where
-  /// the budget needs it.
+  /// damaged_data; mismatch (another model or options, a smaller context, or a spec that is not alike in: evicting,
+  /// compressing, lo=mixed, outlier=f16, keys, rotation, groups); over_budget and out_of_memory: the sequence is empty
+  /// then. What was saved in other bits or shares is held so, and lowered where the budget needs it.
   Status load(SequenceId sequence, std::span<const uint8_t> bytes, bool partial = false);
   /// The tokens that were saved with a state. Errors: damaged_data.
   static Result<std::vector<int32_t>> saved_tokens(std::span<const uint8_t> bytes);
@@ -243,12 +248,12 @@ class MIKV_API Context {
   uint64_t read_f16(int layer, uint32_t stream, uint16_t* k, size_t k_stride, uint16_t* v, size_t v_stride) const;
 
   // Sizes
-  /// Limit of this context, or of all with its ContextOptions::account, at once; 0: none. Calls lower what is stored.
+  /// Of this context, or of all with its account; 0: none. The next call that needs room lowers stored tokens.
   void set_budget(uint64_t bytes);
   MemoryAccount& account() const;  ///< this context's part of a shared one
   MemoryUsage memory_usage() const;
   Figures figures() const;
-  const Spec& spec() const;  ///< as it was asked for; what new text is held as, where there is room
+  const Spec& spec() const;  ///< that create() or restore() got; new tokens use it where the budget allows
   /// Sequences of which a budget has lowered a part below spec(). It stays so until they are removed.
   std::vector<SequenceId> lowered_sequences() const;
   const ContextOptions& options() const;

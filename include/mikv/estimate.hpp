@@ -18,7 +18,7 @@ namespace mikv {
 /// What one layer took.
 struct MeasuredLayer {
   MemoryUsage held;         ///< with the prompt compressed
-  uint64_t peak_bytes = 0;  ///< while the prompt was read, without what is needed for a moment only
+  uint64_t peak_bytes = 0;  ///< while the prompt was read, without transient memory
 };
 
 /// Stores a prompt of n_tokens random tokens, and the one that ends it, in a layer of a context of n_cells cells.

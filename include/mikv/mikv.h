@@ -110,7 +110,7 @@ typedef struct mikv_layer_shape {
  * balancer=FILE, which is read here. */
 MIKV_API mikv_error mikv_context_add_layer(mikv_context* context, int32_t layer, const mikv_layer_shape* shape,
                                            uint32_t window);
-/* How the layer's keys turn with their position: pair i by angles[i] radians per position, usually
+/* How the layer's keys rotate with their position: pair i by angles[i] radians per position, usually
  * pow(base, -2.0 * i / head_dim_k). adjacent: pair i is channels 2i and 2i + 1, else i and i + n_angles. Copied.
  * Compression uses it, and mikv_context_shift() needs it. Errors: more pairs than a key has; an angle that is not
  * finite. */
@@ -231,7 +231,7 @@ MIKV_API mikv_error mikv_context_shift(mikv_context* context, int32_t sequence, 
 MIKV_API void mikv_context_clear(mikv_context* context);
 /* The largest position of a sequence, -1 if it holds nothing. */
 MIKV_API int32_t mikv_context_last_position(const mikv_context* context, int32_t sequence);
-/* Compresses what waits in f16, of all sequences that have at least 256 tokens. */
+/* Compresses staged tokens of every segment that has 256 of them, or compressed ones already. */
 MIKV_API mikv_error mikv_context_compress(mikv_context* context);
 
 /* ------------------------------------------------------------ states */

@@ -51,6 +51,8 @@ struct GroupSize {
 /// 2305.17888).
 enum class Quantiser : uint8_t { asymmetric, symmetric };
 
+/// Make one by parse(): it sets the defaults of each format and refuses keys that do not fit together. Members that are
+/// set by hand are checked where they are used, by Context::add_layer().
 struct Spec {
   std::string preset = "mikv";  ///< name of the preset it was made from, for reports
   Importance importance = Importance::h2o;

@@ -54,7 +54,7 @@ struct AttendArgs {
   size_t out_token_stride = 0;  ///< in floats
   size_t out_head_stride = 0;   ///< in floats
   uint32_t n_tokens = 0;
-  uint32_t stream = 0;   ///< buffer of cells that the queries look at
+  uint32_t stream = 0;   ///< of cells that the queries see: 0 in a unified context, else the sequence's number
   float scale = 1.0f;    ///< of the logits, usually 1 / sqrt(head_dim_k)
   float softcap = 0.0f;  ///< logits become softcap * tanh(logit / softcap); 0: off
   Mask mask;

@@ -150,9 +150,9 @@ HWY_INLINE HWY_ATTR void StoreQueryFactors(const VI* integers, uint8_t* to) {
   std::memcpy(to + kLanes, high, kLanes);
 }
 
-// Of 64 integers, of a row of kStepTokens.
+// Of 64 integers, of a row of kStripTokens.
 HWY_INLINE HWY_ATTR void StoreWeightFactors(const VI* integers, uint8_t* to) {
-  StoreParts(integers, to, to + kStepTokens);
+  StoreParts(integers, to, to + kStripTokens);
 }
 #else
 // Of 16 integers.
@@ -181,12 +181,12 @@ HWY_INLINE HWY_ATTR void StoreParts(const VI* integers, uint8_t* low, uint8_t* h
 
 HWY_INLINE HWY_ATTR void StoreQueryFactors(const VI* integers, uint8_t* to) { StoreParts(integers, to, to + kLanes); }
 
-// Of 64 integers, of a row of kStepTokens.
+// Of 64 integers, of a row of kStripTokens.
 HWY_INLINE HWY_ATTR void StoreWeightFactors(const VI* integers, uint8_t* to) {
   constexpr size_t kVectors = 16 / (sizeof(VI) / sizeof(int32_t));
 #pragma GCC unroll 4
   for (size_t b = 0; b < 4; ++b) {
-    StoreParts(integers + b * kVectors, to + b * kLanes, to + kStepTokens + b * kLanes);
+    StoreParts(integers + b * kVectors, to + b * kLanes, to + kStripTokens + b * kLanes);
   }
 }
 #endif

@@ -31,7 +31,7 @@ constexpr uint32_t Chains() {
 }
 
 template <class Rowwise, uint32_t kRows, size_t kRow>
-HWY_INLINE HWY_ATTR void TileRow(const Rowwise& rows, const float* const* coefficients, VF* sums) {
+HWY_INLINE HWY_ATTR void TileTable(const Rowwise& rows, const float* const* coefficients, VF* sums) {
   const VF codes = rows.template Row<kRow>();
   constexpr uint32_t kChain = kRow % Chains<kRows>();
 #pragma GCC unroll 8
@@ -44,7 +44,7 @@ HWY_INLINE HWY_ATTR void TileRow(const Rowwise& rows, const float* const* coeffi
 // Rows kRow..15. Recursion, not a fold over a lambda: a call that is not inlined would force the sums into memory.
 template <class Rowwise, uint32_t kRows, size_t kRow>
 HWY_INLINE HWY_ATTR void TileRowsFrom(const Rowwise& rows, const float* const* coefficients, VF* sums) {
-  TileRow<Rowwise, kRows, kRow>(rows, coefficients, sums);
+  TileTable<Rowwise, kRows, kRow>(rows, coefficients, sums);
   if constexpr (kRow + 1 < codec::kTileSide) TileRowsFrom<Rowwise, kRows, kRow + 1>(rows, coefficients, sums);
 }
 
@@ -80,7 +80,7 @@ HWY_INLINE HWY_ATTR VF SumChains(const VF* sums, uint32_t r) {
 
 // ---------------------------------------------------------------- logits
 
-// Raw logits (no mask) of one block for kRows rows, to logits[r * kStepTokens + lane]; or added to them, without bias.
+// Raw logits (no mask) of one block for kRows rows, to logits[r * kStripTokens + lane]; or added to them, without bias.
 template <class Rowwise, uint32_t kRows>
 HWY_ATTR void BlockLogits(const BlockSpan& span, const uint8_t* block, const Tiles& tiles, uint32_t b, const Rows& rows,
                           uint32_t first_row, bool adds, float* logits, Ahead& ahead) {
@@ -94,7 +94,7 @@ HWY_ATTR void BlockLogits(const BlockSpan& span, const uint8_t* block, const Til
   for (size_t lane = 0; lane < kLanes; lane += Width()) {
     VF total[kRows];
     for (uint32_t r = 0; r < kRows; ++r) {
-      total[r] = adds ? hn::LoadU(DF(), logits + r * kStepTokens + lane) : hn::Set(DF(), rows.bias[first_row + r]);
+      total[r] = adds ? hn::LoadU(DF(), logits + r * kStripTokens + lane) : hn::Set(DF(), rows.bias[first_row + r]);
     }
     size_t p = 0;
     while (p < pairs.size()) {
@@ -116,13 +116,14 @@ HWY_ATTR void BlockLogits(const BlockSpan& span, const uint8_t* block, const Til
         for (uint32_t r = 0; r < kRows; ++r) total[r] = hn::Add(total[r], SumChains<kRows>(sums, r));
       }
     }
-    for (uint32_t r = 0; r < kRows; ++r) hn::StoreU(total[r], DF(), logits + r * kStepTokens + lane);
+    for (uint32_t r = 0; r < kRows; ++r) hn::StoreU(total[r], DF(), logits + r * kStripTokens + lane);
   }
 }
 
 // ---------------------------------------------------------------- weighted values
 
-// weights[r][token] = w * alpha of one group, and zeros[r] += the step's factor * w * beta. Without scales: w as it is.
+// weights[r][token] = w * alpha of one group, and zeros[r] += the strip's factor * w * beta. Without scales: w as it
+// is.
 HWY_ATTR inline void GroupWeights(const BlockSpan& span, const uint8_t* blocks, uint32_t n_blocks, uint32_t n_rows,
                                   uint32_t group, const float* w, const float* factors, float* zeros,
                                   size_t zeros_stride, float* weights) {
@@ -131,20 +132,20 @@ HWY_ATTR inline void GroupWeights(const BlockSpan& span, const uint8_t* blocks, 
     const uint8_t* block = blocks + i / kLanes * span.layout->bytes;
     const auto [alpha, beta] = LoadScales(*span.layout, block + span.layout->scales_v, group, lane);
     for (uint32_t r = 0; r < n_rows; ++r) {
-      const VF weight = hn::LoadU(DF(), w + r * kStepTokens + i);
-      hn::StoreU(hn::Mul(weight, alpha), DF(), weights + r * kStepTokens + i);
+      const VF weight = hn::LoadU(DF(), w + r * kStripTokens + i);
+      hn::StoreU(hn::Mul(weight, alpha), DF(), weights + r * kStripTokens + i);
       float* zero = zeros + r * zeros_stride + lane;
       hn::StoreU(hn::MulAdd(weight, hn::Mul(beta, hn::Set(DF(), factors[r])), hn::LoadU(DF(), zero)), DF(), zero);
     }
   }
 }
 
-// Adds the weighted values of a step to the rows' accumulators.
+// Adds the weighted values of a strip to the rows' accumulators.
 template <class Rowwise, uint32_t kRows>
-HWY_ATTR void StepValues(const BlockSpan& span, const uint8_t* blocks, uint32_t n_blocks, const Tiles& tiles,
-                         const State& state, uint32_t first_row, const Scratch& scratch, Ahead& ahead) {
+HWY_ATTR void StripValues(const BlockSpan& span, const uint8_t* blocks, uint32_t n_blocks, const Tiles& tiles,
+                          const State& state, uint32_t first_row, const Scratch& scratch, Ahead& ahead) {
   const float* factors = scratch.factors + first_row;
-  const float* weights = scratch.logits + first_row * kStepTokens;
+  const float* weights = scratch.logits + first_row * kStripTokens;
   const size_t acc_stride = state.acc_stride, zeros_stride = state.zeros_stride;
   const bool scaled = span.layout->groups_v > 0;
   const LevelTable levels = LevelsOf<Rowwise>();
@@ -153,7 +154,7 @@ HWY_ATTR void StepValues(const BlockSpan& span, const uint8_t* blocks, uint32_t 
   for (const TilePair& pair : span.geometry->pairs_v) {
     if (scaled && pair.group != group) {
       group = pair.group;
-      GroupWeights(span, blocks, n_blocks, kRows, group, scratch.logits + first_row * kStepTokens, factors,
+      GroupWeights(span, blocks, n_blocks, kRows, group, scratch.logits + first_row * kStripTokens, factors,
                    state.zeros + first_row * zeros_stride + group * kLanes, zeros_stride, scratch.weights);
       weights = scratch.weights;
     }
@@ -163,7 +164,7 @@ HWY_ATTR void StepValues(const BlockSpan& span, const uint8_t* blocks, uint32_t 
       for (uint32_t b = 0; b < n_blocks; ++b) {
         ahead.Fetch();
         TileDot<Rowwise, kRows>(tiles.Of(b, pair.tile), tiles.Bits(pair.tile), lane, levels, weights + b * kLanes,
-                                kStepTokens, sums);
+                                kStripTokens, sums);
       }
       const auto inside = LanesInside(pair, lane);
       for (uint32_t r = 0; r < kRows; ++r) {

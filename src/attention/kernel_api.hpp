@@ -19,8 +19,8 @@ namespace mikv::attention {
 
 inline constexpr uint32_t kLanes = codec::kTileSide;
 /// Blocks whose logits are held at once: amortises the maximum, the exponentials and the accumulator's traffic.
-inline constexpr uint32_t kStepBlocks = 8;
-inline constexpr uint32_t kStepTokens = kStepBlocks * codec::kBlockTokens;
+inline constexpr uint32_t kStripBlocks = 8;
+inline constexpr uint32_t kStripTokens = kStripBlocks * codec::kBlockTokens;
 /// Rows that one decoded tile serves at most before it is decoded again.
 inline constexpr uint32_t kMaxKernelRows = 8;
 
@@ -60,14 +60,14 @@ struct Rows {
   float* q_sums = nullptr;  ///< [n][groups_k]: sum over the group's channels; what a zero is multiplied by
   uint8_t* q_integers =
       nullptr;  ///< [n][pairs_k][kQueryIntegerBytes], or null: no tier holds codes, or the target takes floats
-  float* q_steps = nullptr;        ///< [n][groups_k]: what the integers in q_integers are multiplied by
+  float* q_scales = nullptr;       ///< [n][groups_k]: what the integers in q_integers are multiplied by
   const Rows* outliers = nullptr;  ///< the same queries for BlockSpan::outliers; its bias is not read
 };
 /// Bytes of Rows::q_integers for a pair: its 16 channels as integers of 16 bits, in the order that the target wants.
 inline constexpr size_t kQueryIntegerBytes = 32;
 
 /// Mask of the tokens of a row tile. low/high: per cell, the smallest and largest mask value over the tile's tokens.
-struct MaskTile {
+struct QueryMask {
   const Mask* mask = nullptr;  ///< null: all visible
   const float* low = nullptr;
   const float* high = nullptr;
@@ -92,11 +92,11 @@ struct State {
 };
 
 struct Scratch {
-  float* logits = nullptr;  ///< [n][kStepTokens]; then the weights, relative to the step's largest logit
+  float* logits = nullptr;  ///< [n][kStripTokens]; then the weights, relative to the strip's largest logit
   float* factors =
-      nullptr;  ///< [padded n]: what the step's sums are multiplied by, exp(step's largest logit - State::max)
-  float* decoded = nullptr;  ///< [kStepBlocks][tiles][16][16], of K or V
-  float* weights = nullptr;  ///< [kMaxKernelRows][kStepTokens]: of one group, times its scales
+      nullptr;  ///< [padded n]: what the strip's sums are multiplied by, exp(strip's largest logit - State::max)
+  float* decoded = nullptr;  ///< [kStripBlocks][tiles][16][16], of K or V
+  float* weights = nullptr;  ///< [kMaxKernelRows][kStripTokens]: of one group, times its scales
 };
 
 struct Kernels {
@@ -117,11 +117,11 @@ struct Kernels {
 
   /// Adds blocks [begin, end) to the state. keep_logits: null, or [n][keep_stride] floats that receive the final
   /// logits, those of the first token of block `begin` at [0].
-  void (*attend)(const BlockSpan&, uint32_t begin, uint32_t end, const Rows&, const MaskTile&, float softcap,
+  void (*attend)(const BlockSpan&, uint32_t begin, uint32_t end, const Rows&, const QueryMask&, float softcap,
                  const State&, float* keep_logits, size_t keep_stride, const Scratch&);
 
   /// scores[i] += sum over rows of exp(logit - max) / sum, for the tokens of blocks [begin, end).
-  void (*score)(const BlockSpan&, uint32_t begin, uint32_t end, const Rows&, const MaskTile&, float softcap,
+  void (*score)(const BlockSpan&, uint32_t begin, uint32_t end, const Rows&, const QueryMask&, float softcap,
                 const float* row_max, const float* row_inverse_sum, float* scores, const Scratch&);
 
   /// scores[i] += sum over rows of exp(logits[row][i] - max) / sum, i < n: when the logits were kept.

@@ -1,6 +1,6 @@
 // The attention kernels. Included once per SIMD target. See kernel_api.hpp for what they compute.
 //
-// A step takes 128 tokens (8 blocks): logits of all rows; running maximum and exponentials; weighted values. With few
+// A strip is 128 tokens (8 blocks): logits of all rows; running maximum and exponentials; weighted values. With few
 // rows (a decode step) the tiles are decoded on the fly, but for mixed ones on AVX2; with more (a prefill chunk) each
 // tile is decoded once before. Keys by channel are decoded block by block, to floats with their scales: a scale for
 // each row of a tile would have to meet each query row.
@@ -28,9 +28,9 @@ namespace mikv::attention::HWY_NAMESPACE {
 
 // ---------------------------------------------------------------- dispatch on format and row count
 
-struct StepArgs {
+struct StripArgs {
   const BlockSpan& span;
-  const uint8_t* blocks;  // of the step
+  const uint8_t* blocks;  // of the strip
   uint32_t n_blocks;
   const Rows* rows;
   const State* state;  // null: logits only
@@ -40,10 +40,10 @@ struct StepArgs {
 };
 
 template <class TileReader, uint32_t kRows>
-HWY_ATTR void LogitsOf(const StepArgs& args, const Tiles& tiles, uint32_t row) {
+HWY_ATTR void LogitsOf(const StripArgs& args, const Tiles& tiles, uint32_t row) {
   for (uint32_t b = 0; b < args.n_blocks; ++b) {
     const uint8_t* block = args.blocks + b * args.span.layout->bytes;
-    float* logits = args.scratch.logits + row * kStepTokens + b * kLanes;
+    float* logits = args.scratch.logits + row * kStripTokens + b * kLanes;
     if constexpr (HandsOutQuads<TileReader>) {
       BlockLogits<TileReader, kRows>(args.span, block, tiles, b, *args.rows, row, logits, args.ahead);
     } else {
@@ -53,15 +53,15 @@ HWY_ATTR void LogitsOf(const StepArgs& args, const Tiles& tiles, uint32_t row) {
 }
 
 template <class TileReader, uint32_t kRows>
-HWY_ATTR void ValuesOf(const StepArgs& args, const Tiles& tiles, uint32_t row) {
-  StepValues<TileReader, kRows>(args.span, args.blocks, args.n_blocks, tiles, *args.state, row, args.scratch,
-                                args.ahead);
+HWY_ATTR void ValuesOf(const StripArgs& args, const Tiles& tiles, uint32_t row) {
+  StripValues<TileReader, kRows>(args.span, args.blocks, args.n_blocks, tiles, *args.state, row, args.scratch,
+                                 args.ahead);
 }
 
 enum class Work { logits, values };
 
 template <Work kWork, class TileReader, uint32_t kRows>
-HWY_ATTR void RunRows(const StepArgs& args, const Tiles& tiles, uint32_t row, uint32_t n) {
+HWY_ATTR void RunRows(const StripArgs& args, const Tiles& tiles, uint32_t row, uint32_t n) {
   if (n == kRows) {
     if constexpr (kWork == Work::logits) return LogitsOf<TileReader, kRows>(args, tiles, row);
     return ValuesOf<TileReader, kRows>(args, tiles, row);
@@ -73,7 +73,7 @@ inline uint32_t RowChunks(uint32_t n_rows) { return (n_rows + kMaxRows - 1) / kM
 
 // All rows, in chunks of nearly equal size: 12 rows are 6 + 6, not 8 + 4.
 template <Work kWork, class TileReader>
-HWY_ATTR void RunChunks(const StepArgs& args, const Tiles& tiles, uint32_t n_rows) {
+HWY_ATTR void RunChunks(const StripArgs& args, const Tiles& tiles, uint32_t n_rows) {
   const uint32_t n_chunks = RowChunks(n_rows);
   for (uint32_t chunk = 0; chunk < n_chunks; ++chunk) {
     const uint32_t row = n_rows * chunk / n_chunks, end = n_rows * (chunk + 1) / n_chunks;
@@ -81,13 +81,13 @@ HWY_ATTR void RunChunks(const StepArgs& args, const Tiles& tiles, uint32_t n_row
   }
 }
 
-constexpr codec::TileRow EvenRow(size_t tile_bytes) {
-  codec::TileRow row;
+constexpr codec::TileTable EvenRow(size_t tile_bytes) {
+  codec::TileTable row;
   for (uint32_t t = 0; t < codec::kMaxTiles; ++t) row.at[t] = uint16_t(t * tile_bytes);
   return row;
 }
 
-// Tile t of all blocks of the step to tiles that Unpacked reads, the first at `out`.
+// Tile t of all blocks of the strip to tiles that Unpacked reads, the first at `out`.
 template <class TileReader, class Unpacked>
 HWY_ATTR void UnpackTile(const Tiles& tiles, uint32_t n_blocks, uint32_t t, LevelTable levels, uint8_t* out,
                          size_t stride) {
@@ -116,7 +116,7 @@ constexpr uint32_t kUnpacksFrom =
 
 // Tiles that many rows will meet are decoded once, to tiles that Unpacked reads.
 template <Work kWork, class TileReader, class Unpacked>
-HWY_ATTR void RunFormat(const StepArgs& args, uint32_t n_rows) {
+HWY_ATTR void RunFormat(const StripArgs& args, uint32_t n_rows) {
   const codec::BlockLayout& layout = *args.span.layout;
   const bool keys = kWork == Work::logits;
   const Tiles tiles{args.blocks + (keys ? layout.data_k : layout.data_v), layout.bytes,
@@ -128,7 +128,7 @@ HWY_ATTR void RunFormat(const StepArgs& args, uint32_t n_rows) {
   }
   const uint32_t n_tiles = keys ? layout.tiles_k : layout.tiles_v;
   const LevelTable levels = LevelsOf<TileReader>();
-  static constexpr codec::TileRow kRow = EvenRow(Unpacked::kTileBytes);
+  static constexpr codec::TileTable kRow = EvenRow(Unpacked::kTileBytes);
   uint8_t* memory = reinterpret_cast<uint8_t*>(args.scratch.decoded);
   const size_t stride = n_tiles * Unpacked::kTileBytes;
   for (uint32_t t = 0; t < n_tiles; ++t) {
@@ -139,7 +139,7 @@ HWY_ATTR void RunFormat(const StepArgs& args, uint32_t n_rows) {
 static_assert(codec::kMaxTiles * UnpackedRows::kTileBytes <= UINT16_MAX + 1);
 
 template <Work kWork, uint32_t kBits>
-HWY_ATTR void RunBits(const StepArgs& args, uint32_t n_rows) {
+HWY_ATTR void RunBits(const StripArgs& args, uint32_t n_rows) {
   if constexpr (kBits == 16) {
     RunFormat<kWork, HalfRows, UnpackedRows>(args, n_rows);
   } else {
@@ -155,9 +155,9 @@ HWY_ATTR void RunBits(const StepArgs& args, uint32_t n_rows) {
 
 // Keys by channel: each block becomes one of floats without scales.
 template <uint32_t kBits>
-HWY_ATTR void RunChannelLogits(const StepArgs& args, uint32_t n_rows) {
+HWY_ATTR void RunChannelLogits(const StripArgs& args, uint32_t n_rows) {
   using Reader = FloatRows<Uniform<kBits>>;
-  static constexpr codec::TileRow kRow = EvenRow(UnpackedRows::kTileBytes);
+  static constexpr codec::TileTable kRow = EvenRow(UnpackedRows::kTileBytes);
   const codec::BlockLayout& layout = *args.span.layout;
   const LevelTable levels = LevelsOf<Reader>();
   uint8_t* memory = reinterpret_cast<uint8_t*>(args.scratch.decoded);
@@ -181,7 +181,7 @@ HWY_ATTR void RunChannelLogits(const StepArgs& args, uint32_t n_rows) {
 }
 
 template <Work kWork>
-HWY_ATTR void Run(const StepArgs& args, uint32_t n_rows) {
+HWY_ATTR void Run(const StripArgs& args, uint32_t n_rows) {
   if constexpr (kWork == Work::logits) {
     if (args.span.layout->keys_by_channel) {
       return codec::visit_bits<codec::has_blocks>(args.span.layout->bits, [&](auto bits) HWY_ATTR {
@@ -197,7 +197,7 @@ HWY_ATTR void Run(const StepArgs& args, uint32_t n_rows) {
       {outliers, args.blocks, args.n_blocks, args.rows->outliers, args.state, args.scratch, args.ahead, true}, n_rows);
 }
 
-// ---------------------------------------------------------------- one step
+// ---------------------------------------------------------------- one strip
 
 HWY_ATTR inline void CapLogits(float* logits, uint32_t n, float softcap) {
   for (uint32_t i = 0; i < n; i += uint32_t(Width())) {
@@ -206,15 +206,16 @@ HWY_ATTR inline void CapLogits(float* logits, uint32_t n, float softcap) {
   }
 }
 
-// Final logits of a step, hidden and unused tokens at -inf. False if no row sees any of its tokens: nothing to do then.
-HWY_ATTR inline bool StepLogits(const StepArgs& args, uint32_t first_token, const MaskTile& mask, float softcap) {
+// Final logits of a strip, hidden and unused tokens at -inf. False if no row sees any of its tokens: nothing to do
+// then.
+HWY_ATTR inline bool StripLogits(const StripArgs& args, uint32_t first_token, const QueryMask& mask, float softcap) {
   const uint32_t n_rows = args.rows->n;
   const codec::BlockLayout& layout = *args.span.layout;
   const uint32_t left = args.span.n_tokens - first_token;
   const uint32_t n_tokens = HWY_MIN(left, args.n_blocks * kLanes);
   const auto tokens_in = [n_tokens](uint32_t b) { return HWY_MIN(n_tokens - b * kLanes, kLanes); };
   const auto block_at = [&](uint32_t b) { return args.blocks + b * layout.bytes; };
-  BlockMask masks[kStepBlocks];
+  BlockMask masks[kStripBlocks];
   bool any = false;
   for (uint32_t b = 0; b < args.n_blocks; ++b) {
     masks[b].Gather(mask, layout, block_at(b), tokens_in(b));
@@ -225,18 +226,18 @@ HWY_ATTR inline bool StepLogits(const StepArgs& args, uint32_t first_token, cons
   Run<Work::logits>(args, n_rows);
   float* logits = args.scratch.logits;
   if (softcap > 0.0f) {
-    for (uint32_t r = 0; r < n_rows; ++r) CapLogits(logits + r * kStepTokens, args.n_blocks * kLanes, softcap);
+    for (uint32_t r = 0; r < n_rows; ++r) CapLogits(logits + r * kStripTokens, args.n_blocks * kLanes, softcap);
   }
   for (uint32_t b = 0; b < args.n_blocks; ++b) {
     if (!masks[b].plain) AddMask(mask, masks[b], layout, block_at(b), tokens_in(b), n_rows, logits + b * kLanes);
   }
   for (uint32_t r = 0; r < n_rows; ++r) {
-    for (uint32_t i = n_tokens; i < kStepTokens; ++i) logits[r * kStepTokens + i] = kHidden;
+    for (uint32_t i = n_tokens; i < kStripTokens; ++i) logits[r * kStripTokens + i] = kHidden;
   }
   return true;
 }
 
-// What the step at blocks [first, first + n) fetches: the blocks that follow, up to `end`, or what comes then, in as
+// What the strip at blocks [first, first + n) fetches: the blocks that follow, up to `end`, or what comes then, in as
 // many calls as it has tiles, or parts of tiles on narrower targets.
 HWY_ATTR inline Ahead FetchAfter(const BlockSpan& span, uint32_t first, uint32_t n, uint32_t end, uint32_t n_rows,
                                  bool values) {
@@ -245,27 +246,27 @@ HWY_ATTR inline Ahead FetchAfter(const BlockSpan& span, uint32_t first, uint32_t
   const size_t n_tiles = geometry.pairs_k.size() + (values ? geometry.pairs_v.size() : 0);
   const uint32_t n_left = end - first - n;
   const std::span<const uint8_t> next =
-      n_left ? std::span(span.blocks + (first + n) * stride, HWY_MIN(kStepBlocks, n_left) * stride) : span.next;
+      n_left ? std::span(span.blocks + (first + n) * stride, HWY_MIN(kStripBlocks, n_left) * stride) : span.next;
   return {next.data(), next.data(), next.size() / (n * n_tiles * RowChunks(n_rows) * (kLanes / Width()))};
 }
 
-void Attend(const BlockSpan& span, uint32_t begin, uint32_t end, const Rows& rows, const MaskTile& mask, float softcap,
+void Attend(const BlockSpan& span, uint32_t begin, uint32_t end, const Rows& rows, const QueryMask& mask, float softcap,
             const State& state, float* keep_logits, size_t keep_stride, const Scratch& scratch) {
-  for (uint32_t first = begin; first < end; first += kStepBlocks) {
-    const uint32_t n_blocks = HWY_MIN(kStepBlocks, end - first);
+  for (uint32_t first = begin; first < end; first += kStripBlocks) {
+    const uint32_t n_blocks = HWY_MIN(kStripBlocks, end - first);
     Ahead ahead = FetchAfter(span, first, n_blocks, end, rows.n, true);
-    const StepArgs args{span, span.blocks + first * span.layout->bytes, n_blocks, &rows, &state, scratch, ahead};
+    const StripArgs args{span, span.blocks + first * span.layout->bytes, n_blocks, &rows, &state, scratch, ahead};
     const uint32_t first_token = first * kLanes;
-    const bool visible = StepLogits(args, first_token, mask, softcap);
+    const bool visible = StripLogits(args, first_token, mask, softcap);
     if (keep_logits) {
       const uint32_t n = HWY_MIN(span.n_tokens - first_token, args.n_blocks * kLanes);
       for (uint32_t r = 0; r < rows.n; ++r) {
         float* kept = keep_logits + r * keep_stride + (first - begin) * kLanes;
-        for (uint32_t i = 0; i < n; ++i) kept[i] = visible ? scratch.logits[r * kStepTokens + i] : kHidden;
+        for (uint32_t i = 0; i < n; ++i) kept[i] = visible ? scratch.logits[r * kStripTokens + i] : kHidden;
       }
     }
     if (!visible) continue;
-    StepSoftmax(rows.n, args.n_blocks, scratch.logits, state, scratch.factors);
+    StripSoftmax(rows.n, args.n_blocks, scratch.logits, state, scratch.factors);
     Run<Work::values>(args, rows.n);
   }
 }
@@ -279,16 +280,16 @@ void ScoreKept(const float* logits, size_t stride, uint32_t n, uint32_t n_rows, 
   }
 }
 
-void Score(const BlockSpan& span, uint32_t begin, uint32_t end, const Rows& rows, const MaskTile& mask, float softcap,
+void Score(const BlockSpan& span, uint32_t begin, uint32_t end, const Rows& rows, const QueryMask& mask, float softcap,
            const float* row_max, const float* row_inverse_sum, float* scores, const Scratch& scratch) {
-  for (uint32_t first = begin; first < end; first += kStepBlocks) {
-    const uint32_t n_blocks = HWY_MIN(kStepBlocks, end - first);
+  for (uint32_t first = begin; first < end; first += kStripBlocks) {
+    const uint32_t n_blocks = HWY_MIN(kStripBlocks, end - first);
     Ahead ahead = FetchAfter(span, first, n_blocks, end, rows.n, false);
-    const StepArgs args{span, span.blocks + first * span.layout->bytes, n_blocks, &rows, nullptr, scratch, ahead};
+    const StripArgs args{span, span.blocks + first * span.layout->bytes, n_blocks, &rows, nullptr, scratch, ahead};
     const uint32_t first_token = first * kLanes;
-    if (!StepLogits(args, first_token, mask, softcap)) continue;
+    if (!StripLogits(args, first_token, mask, softcap)) continue;
     const uint32_t n = HWY_MIN(span.n_tokens - first_token, args.n_blocks * kLanes);
-    ScoreKept(scratch.logits, kStepTokens, n, rows.n, row_max, row_inverse_sum, scores + first_token);
+    ScoreKept(scratch.logits, kStripTokens, n, rows.n, row_max, row_inverse_sum, scores + first_token);
   }
 }
 

@@ -1,4 +1,4 @@
-// The mask of a step: which cells a tile of query tokens can see. Included once per SIMD target.
+// The mask of a strip: which cells a tile of query tokens can see. Included once per SIMD target.
 
 #if defined(MIKV_MASK_INL) == defined(HWY_TARGET_TOGGLE)
 #ifdef MIKV_MASK_INL
@@ -96,7 +96,7 @@ struct BlockMask {
   bool hidden = false;  // from every row
   bool plain = true;    // 0 for every row and token
 
-  HWY_ATTR void Gather(const MaskTile& tile, const codec::BlockLayout& layout, const uint8_t* block,
+  HWY_ATTR void Gather(const QueryMask& tile, const codec::BlockLayout& layout, const uint8_t* block,
                        uint32_t n_tokens) {
     if (!tile.mask) return;
     // Largest values first: most blocks of a window or of other sequences are hidden, and need no more than these.
@@ -123,12 +123,12 @@ struct BlockMask {
   }
 };
 
-HWY_ATTR inline void AddMask(const MaskTile& tile, const BlockMask& seen, const codec::BlockLayout& layout,
+HWY_ATTR inline void AddMask(const QueryMask& tile, const BlockMask& seen, const codec::BlockLayout& layout,
                              const uint8_t* block, uint32_t n_tokens, uint32_t n_rows, float* logits) {
   if (seen.hidden) {
     for (uint32_t r = 0; r < n_rows; ++r) {
       for (uint32_t i = 0; i < kLanes; i += uint32_t(Width()))
-        hn::StoreU(hn::Set(DF(), kHidden), DF(), logits + r * kStepTokens + i);
+        hn::StoreU(hn::Set(DF(), kHidden), DF(), logits + r * kStripTokens + i);
     }
     return;
   }
@@ -138,7 +138,7 @@ HWY_ATTR inline void AddMask(const MaskTile& tile, const BlockMask& seen, const 
     const uint32_t token = tile.first_token + r / tile.group;
     for (uint32_t i = 0; i < n_tokens; ++i) {
       const float value = one_token ? seen.high[i] : MaskAt(*tile.mask, token, codec::block_id(block, layout, i));
-      float& logit = logits[r * kStepTokens + i];
+      float& logit = logits[r * kStripTokens + i];
       logit = value == kHidden ? kHidden : logit + slope * value;
     }
   }

@@ -1,4 +1,4 @@
-// The softmax of a step, and probabilities from logits. Included once per SIMD target.
+// The softmax of a strip, and probabilities from logits. Included once per SIMD target.
 
 #if defined(MIKV_SOFTMAX_INL) == defined(HWY_TARGET_TOGGLE)
 #ifdef MIKV_SOFTMAX_INL
@@ -60,13 +60,13 @@ HWY_ATTR inline void ScaleAll(float* values, size_t n, float factor) {
   }
 }
 
-// Raises the running maxima to those of the step, step_max[padded n]; earlier sums shrink accordingly. factors, in
-// place of step_max: what the weights of the step are to be multiplied by.
-HWY_ATTR inline void RaiseMaxima(uint32_t n_rows, const State& state, float* step_max) {
+// Raises the running maxima to those of the strip, strip_max[padded n]; earlier sums shrink accordingly. factors, in
+// place of strip_max: what the weights of the strip are to be multiplied by.
+HWY_ATTR inline void RaiseMaxima(uint32_t n_rows, const State& state, float* strip_max) {
   for (uint32_t r = 0; r < n_rows; r += uint32_t(Width())) {
-    const VF old = hn::LoadU(DF(), state.max + r), of_step = hn::LoadU(DF(), step_max + r);
-    const VF raised = hn::Max(old, of_step), finite = FiniteMax(raised);
-    hn::StoreU(Exp(hn::Sub(of_step, finite)), DF(), step_max + r);
+    const VF old = hn::LoadU(DF(), state.max + r), of_strip = hn::LoadU(DF(), strip_max + r);
+    const VF raised = hn::Max(old, of_strip), finite = FiniteMax(raised);
+    hn::StoreU(Exp(hn::Sub(of_strip, finite)), DF(), strip_max + r);
     if (hn::AllFalse(DF(), hn::Gt(raised, old))) continue;
     hn::StoreU(raised, DF(), state.max + r);
     float shrink[kLanes];
@@ -85,21 +85,21 @@ HWY_ATTR inline void RaiseMaxima(uint32_t n_rows, const State& state, float* ste
   }
 }
 
-// logits -> weights exp(logit - the step's largest) in place, n_blocks blocks of each row and what follows up to a
-// multiple of 4 blocks, where logits are -inf; factors: see Scratch. Weights relative to the step's own maximum are at
+// logits -> weights exp(logit - the strip's largest) in place, n_blocks blocks of each row and what follows up to a
+// multiple of 4 blocks, where logits are -inf; factors: see Scratch. Weights relative to the strip's own maximum are at
 // most 1, which is what rounding them to integers wants.
-HWY_ATTR inline void StepSoftmax(uint32_t n_rows, uint32_t n_blocks, float* logits, const State& state,
-                                 float* factors) {
+HWY_ATTR inline void StripSoftmax(uint32_t n_rows, uint32_t n_blocks, float* logits, const State& state,
+                                  float* factors) {
   const size_t n = (n_blocks + 3) / 4 * 4 * kLanes;
   for (uint32_t r = n_rows; r < padded_rows(n_rows); ++r) factors[r] = kHidden;
   for (uint32_t r = 0; r < n_rows; ++r) {
-    const float* row = logits + r * kStepTokens;
+    const float* row = logits + r * kStripTokens;
     VF top = hn::LoadU(DF(), row);
     for (size_t i = Width(); i < n; i += Width()) top = hn::Max(top, hn::LoadU(DF(), row + i));
     factors[r] = hn::GetLane(hn::MaxOfLanes(DF(), top));
   }
   for (uint32_t r = 0; r < n_rows; ++r) {
-    float* row = logits + r * kStepTokens;
+    float* row = logits + r * kStripTokens;
     const VF max = FiniteMax(hn::Set(DF(), factors[r]));
     for (size_t i = 0; i < n; i += 4 * Width()) {
       VF x[4];
@@ -112,7 +112,7 @@ HWY_ATTR inline void StepSoftmax(uint32_t n_rows, uint32_t n_blocks, float* logi
   }
   RaiseMaxima(n_rows, state, factors);
   for (uint32_t r = 0; r < n_rows; ++r) {
-    const float* row = logits + r * kStepTokens;
+    const float* row = logits + r * kStripTokens;
     const VF factor = hn::Set(DF(), factors[r]);
     for (size_t lane = 0; lane < kLanes; lane += Width()) {
       VF sum = hn::LoadU(DF(), row + lane);

@@ -94,7 +94,7 @@ HWY_INLINE HWY_ATTR Scales LoadScales(const codec::BlockLayout& layout, const ui
 struct Tiles {
   const uint8_t* first = nullptr;  // of the first block
   size_t block_stride = 0;
-  const codec::TileRow* row = nullptr;
+  const codec::TileTable* row = nullptr;
 
   HWY_INLINE const uint8_t* Of(uint32_t block, uint32_t tile) const {
     return first + block * block_stride + row->at[tile];
@@ -102,8 +102,8 @@ struct Tiles {
   HWY_INLINE uint32_t Bits(uint32_t tile) const { return row->bits[tile]; }
 };
 
-// Memory of the next step, fetched evenly between the products of this one: the access pattern (parts of blocks) is not
-// one that the CPU predicts, a cache in use has been pushed out by the model's weights, and a core has few reads in
+// Memory of the next strip, fetched evenly between the products of this one: the access pattern (parts of blocks) is
+// not one that the CPU predicts, a cache in use has been pushed out by the model's weights, and a core has few reads in
 // flight.
 struct Ahead {
   const uint8_t* at = nullptr;

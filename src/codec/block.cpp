@@ -25,7 +25,7 @@ struct Part {
   bool symmetric;
   bool keys;  // a token is a lane of the tiles, else a row
   bool by_channel;
-  const TileRow& row;
+  const TileTable& row;
 
   uint32_t first_grouped() const { return n_outlier * kTileSide; }  // channel
 };

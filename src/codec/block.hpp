@@ -41,7 +41,7 @@ inline constexpr uint32_t kMaxTiles = kMaxHeadDim / kTileSide;
 inline constexpr uint32_t kMixedBits = 0;
 
 /// Where the tiles of K or V stand and how many bits their codes have.
-struct TileRow {
+struct TileTable {
   std::array<uint16_t, kMaxTiles> at{};  ///< byte offset from the first tile
   std::array<uint8_t, kMaxTiles> bits{};
   std::array<float, kMaxTiles>
@@ -60,7 +60,7 @@ struct BlockLayout {
   bool symmetric = false;        ///< uniform codes without zeros (codec/quantiser.hpp)
   bool keys_by_channel = false;  ///< groups of K are a channel's 16 tokens; groups_k counts tiles of their scales
   uint32_t id_bytes = 4;         ///< of a cell number: 2 or 4
-  TileRow row_k, row_v;
+  TileTable row_k, row_v;
   size_t scores = 0, arrivals = 0, scales_k = 0, scales_v = 0, data_k = 0, data_v = 0;  ///< byte offsets; ids are at 0
   size_t bytes = 0;  ///< of a block; a multiple of 32
 
@@ -76,7 +76,7 @@ struct BlockLayout {
     uint32_t outlier_tiles = 0;
   };
   static BlockLayout make(const Uniform& uniform);
-  /// For each tile 1 to 4, or 6, bits and a positive weight (TileRow).
+  /// For each tile 1 to 4, or 6, bits and a positive weight (TileTable).
   struct MixedTiles {
     std::span<const uint8_t> bits;
     std::span<const float> weights;

@@ -9,7 +9,7 @@ namespace mikv::codec {
 
 namespace {
 
-void place_tiles(std::span<const uint8_t> bits, TileRow& row) {
+void place_tiles(std::span<const uint8_t> bits, TileTable& row) {
   size_t at = 0;
   for (size_t t = 0; t < bits.size(); ++t) {
     row.bits[t] = bits[t];
@@ -22,7 +22,7 @@ void place_tiles(std::span<const uint8_t> bits, TileRow& row) {
 void place_parts(BlockLayout& layout, size_t group_scale_bytes) {
   size_t at = size_t{layout.id_bytes} * kBlockTokens;
   const auto place = [&at](size_t bytes) { return std::exchange(at, at + bytes); };
-  const auto data_bytes = [](const TileRow& row, uint32_t n) { return row.at[n - 1] + tile_bytes(row.bits[n - 1]); };
+  const auto data_bytes = [](const TileTable& row, uint32_t n) { return row.at[n - 1] + tile_bytes(row.bits[n - 1]); };
   layout.scores = place(layout.scored ? sizeof(float) * kBlockTokens : 0);
   layout.arrivals = place(layout.scored ? sizeof(uint32_t) * kBlockTokens : 0);
   layout.scales_k = place(group_scale_bytes * layout.groups_k);

@@ -21,12 +21,12 @@ namespace mikv::codec {
 /// Keys or values of some tokens, and where they go.
 struct EncodeJob {
   Ring ring;
-  const Axes* axes;     ///< of the tier
-  const TileRow* row;   ///< of the tier's layout
-  const float* values;  ///< [n][dim], in the engine's coordinates
-  uint32_t n, dim;      ///< n: 1 to 16
-  uint8_t* codes;       ///< [n][tiles_of(dim) * 16]
-  uint8_t* scales;      ///< [n] (codec/scale8.hpp)
+  const Axes* axes;      ///< of the tier
+  const TileTable* row;  ///< of the tier's layout
+  const float* values;   ///< [n][dim], in the engine's coordinates
+  uint32_t n, dim;       ///< n: 1 to 16
+  uint8_t* codes;        ///< [n][tiles_of(dim) * 16]
+  uint8_t* scales;       ///< [n] (codec/scale8.hpp)
 };
 
 struct EncodeKernels {

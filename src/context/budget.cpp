@@ -83,7 +83,7 @@ class Attempt {
   /// out.
   std::vector<Freed> freed_by_others(const Rung& rung) const;
   /// Room once so much was freed.
-  uint64_t with(int64_t freed) const;
+  uint64_t room_after(int64_t freed) const;
   bool in_step(SegmentId segment) const;
   void continue_full(uint32_t n_tokens);
   uint32_t n_fewer() const;
@@ -94,8 +94,8 @@ class Attempt {
   /// To the first of so many rungs that is enough, as few segments as that takes; to none if none is.
   bool lower(size_t n_rungs);
   bool lower_enough(std::span<const Freed> others, const Rung& rung);
-  void hold_all(const Rung& rung);
-  void hold(std::span<const SegmentId> segments, const Rung& rung);
+  void lower_all(const Rung& rung);
+  void lower_to(std::span<const SegmentId> segments, const Rung& rung);
 
   Budget& budget_;
   const Budget::Scene& scene_;
@@ -103,7 +103,7 @@ class Attempt {
   std::vector<Rung> rungs_;
   std::optional<Rung> lowest_;
   bool lowered_all_ = false;
-  bool out_of_memory_ = false;     ///< the last hold() was not whole
+  bool out_of_memory_ = false;     ///< the last lower_to() was not whole
   bool shares_need_room_ = false;  ///< a share could not be lowered
 };
 
@@ -116,8 +116,8 @@ void Attempt::begin() {
 bool Attempt::could_fit(bool may_lower) const {
   if (spec_.uncompressed()) return false;
   const Rung last = may_lower ? last_rung() : Rung();
-  return needed({spec_, 0, &last}) <= with(freed_by(last, Commits::others)) ||
-         needed({spec_, 0, &last, true}) <= with(freed_by(last, Commits::all));
+  return needed({spec_, 0, &last}) <= room_after(freed_by(last, Commits::others)) ||
+         needed({spec_, 0, &last, true}) <= room_after(freed_by(last, Commits::all));
 }
 
 uint64_t Attempt::least() const {
@@ -151,7 +151,7 @@ bool Attempt::compress_small_pieces() {
 bool Attempt::lower_to_the_end() {
   if (lower(rungs_.size())) return true;
   // What was foreseen is a little less than what is freed, or more.
-  if (!rungs_.empty()) hold_all(rungs_.back());
+  if (!rungs_.empty()) lower_all(rungs_.back());
   return fits();
 }
 
@@ -159,8 +159,8 @@ bool Attempt::lower_for(const std::function<uint64_t(const Rung*)>& bytes_at,
                         const std::function<void(const Rung&)>& also) {
   if (scene_.account.reserve(bytes_at(nullptr))) return true;
   for (const Rung& rung : rungs_) {
-    if (bytes_at(&rung) > with(freed_by(rung, Commits::none))) continue;
-    hold_all(rung);
+    if (bytes_at(&rung) > room_after(freed_by(rung, Commits::none))) continue;
+    lower_all(rung);
     also(rung);
     if (scene_.account.reserve(bytes_at(nullptr))) return true;
   }
@@ -197,7 +197,7 @@ std::vector<Attempt::Freed> Attempt::freed_by_others(const Rung& rung) const {
   return others;
 }
 
-uint64_t Attempt::with(int64_t freed) const {
+uint64_t Attempt::room_after(int64_t freed) const {
   const uint64_t room = scene_.account.room();
   return freed >= 0 ? room + uint64_t(freed) : room - std::min(room, uint64_t(-freed));
 }
@@ -278,14 +278,14 @@ bool Attempt::lower(size_t n_rungs) {
     if (is_share && shares_need_room_) continue;
     out_of_memory_ = false;
     const std::vector<Freed> others = freed_by_others(rungs_[i]);
-    const uint64_t room = with(freed_by(rungs_[i], Commits::none));
+    const uint64_t room = room_after(freed_by(rungs_[i], Commits::none));
     for (const std::optional<uint32_t> from : pieces) {
       budget_.pressed_from_ = from;
       if (lower_enough(others, rungs_[i])) return true;
       if (out_of_memory_) shares_need_room_ |= is_share;
       if (out_of_memory_) break;
       if (needed({spec_, from, &rungs_[i]}) > room) continue;
-      hold_all(rungs_[i]);
+      lower_all(rungs_[i]);
       if (fits_shared()) return true;
     }
   }
@@ -298,30 +298,30 @@ bool Attempt::lower_enough(std::span<const Freed> others, const Rung& rung) {
   std::vector<SegmentId> enough;
   int64_t freed = 0;
   auto next = others.begin();
-  for (; next != others.end() && step > with(freed); ++next) {
+  for (; next != others.end() && step > room_after(freed); ++next) {
     enough.push_back(next->segment);
     freed += next->bytes;
   }
-  if (step > with(freed)) return false;
-  if (!enough.empty()) hold(enough, rung);
+  if (step > room_after(freed)) return false;
+  if (!enough.empty()) lower_to(enough, rung);
   while (!fits_shared()) {  // what was foreseen is a little less than what is freed, or more
     if (out_of_memory_ || next == others.end()) return false;
-    hold(std::span(&next++->segment, 1), rung);
+    lower_to(std::span(&next++->segment, 1), rung);
   }
   return true;
 }
 
-void Attempt::hold_all(const Rung& rung) {
+void Attempt::lower_all(const Rung& rung) {
   std::vector<SegmentId> segments;
   scene_.sequences.for_each_segment([&](SegmentId segment) {
     // Segments of the step may hold nothing yet.
     if (in_step(segment) || !scene_.layers.is_empty(segment)) segments.push_back(segment);
   });
-  hold(segments, rung);
+  lower_to(segments, rung);
   lowered_all_ = true;
 }
 
-void Attempt::hold(std::span<const SegmentId> segments, const Rung& rung) {
+void Attempt::lower_to(std::span<const SegmentId> segments, const Rung& rung) {
   // What there was no memory for waits for the next rung, or for the segments' next commit.
   out_of_memory_ = !scene_.layers.lower(segments, rung, scene_.options.n_threads).ok();
   lowest_ = rung;
@@ -332,7 +332,7 @@ namespace {
 
 struct Concession {
   const char* name;  ///< begins its log line
-  const char* line;  ///< logged the first time; empty where it lowers: say_lowered() says what the rung is and costs
+  const char* line;  ///< logged the first time; empty where it lowers: log_lowered() says what the rung is and costs
   const char* cost;  ///< in quality
   bool (Attempt::*try_it)();
 
@@ -366,19 +366,19 @@ constexpr std::array kConcessions = {
 
 }  // namespace
 
-void Budget::say(const Scene& scene, const std::string& line) {
+void Budget::log_line(const Scene& scene, const std::string& line) {
   if (!scene.options.log) return;
   scene.options.log("KV budget " + format_bytes(double(limit_)) + ": " + line);
 }
 
-void Budget::say_lowered(const Scene& scene, const Rung& rung, bool all, const char* name) {
+void Budget::log_lowered(const Scene& scene, const Rung& rung, bool all, const char* name) {
   const int64_t now = seconds_now();
   if (now - lowered_at_s_ <= kSecondsBetweenLines) return;
   lowered_at_s_ = now;
   const Spec spec = policy::lowered(scene.options.spec, rung);
-  say(scene,
-      std::string(name) + (all ? ": what is in use now is held as " : ": some of what is in use now is held as ") +
-          held_as(spec) + " (" + policy::cost_of(spec) + "); what comes later as asked for, where there is room");
+  log_line(scene,
+           std::string(name) + (all ? ": what is in use now is held as " : ": some of what is in use now is held as ") +
+               held_as(spec) + " (" + policy::cost_of(spec) + "); what comes later as asked for, where there is room");
 }
 
 Status Budget::refuse(const Scene& scene, const std::string& what) {
@@ -386,7 +386,7 @@ Status Budget::refuse(const Scene& scene, const std::string& what) {
   const std::string why = "no room for " + what + " beside " + format_bytes(double(scene.account.tightest().used())) +
                           " in use; end or shorten sequences, or raise the budget";
   const int64_t now = seconds_now();
-  if (now - refused_at_s_ > kSecondsBetweenLines) say(scene, why);
+  if (now - refused_at_s_ > kSecondsBetweenLines) log_line(scene, why);
   refused_at_s_ = now;
   return Error{ErrorCode::over_budget, "KV budget " + format_bytes(double(limit_)) + ": " + why};
 }
@@ -417,7 +417,7 @@ bool Budget::begin(const Scene& scene) {
   return true;
 }
 
-void Budget::forgive(SequenceId sequence) { std::erase(refused_, sequence); }
+void Budget::forget_refusal(SequenceId sequence) { std::erase(refused_, sequence); }
 
 Status Budget::make_room(const Scene& scene) {
   if (!begin(scene)) return {};
@@ -434,13 +434,13 @@ Status Budget::make_room(const Scene& scene) {
       done = (attempt.*concession.try_it)();
       if (concession.lowers()) lowered_by = concession.name;
       if (!concession.lowers() && !(said_ >> i & 1))
-        say(scene, std::string(concession.name) + ": " + concession.line + " (quality: " + concession.cost + ")");
+        log_line(scene, std::string(concession.name) + ": " + concession.line + " (quality: " + concession.cost + ")");
       said_ |= uint64_t{1} << i;
     }
   } else {
     remember_refused(scene.plan);
   }
-  if (attempt.lowest()) say_lowered(scene, *attempt.lowest(), attempt.lowered_all(), lowered_by);
+  if (attempt.lowest()) log_lowered(scene, *attempt.lowest(), attempt.lowered_all(), lowered_by);
   if (done) return {};
   return refuse(scene, std::to_string(scene.plan.n_tokens()) + " more tokens (at least " +
                            format_bytes(double(attempt.least())) + ")");
@@ -452,7 +452,7 @@ Status Budget::make_room_for(const Scene& scene, const std::function<uint64_t(co
   Attempt attempt(*this, scene);
   const bool done = attempt.lower_for(bytes_at, lower);
   if (attempt.lowest())
-    say_lowered(scene, *attempt.lowest(), attempt.lowered_all(), "lower for a copy or a saved state");
+    log_lowered(scene, *attempt.lowest(), attempt.lowered_all(), "lower for a copy or a saved state");
   return done ? Status() : refuse(scene, format_bytes(double(bytes_at(nullptr))) + " of saved or copied text");
 }
 

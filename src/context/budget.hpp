@@ -40,7 +40,7 @@ class Budget {
                        const std::function<void(const policy::Rung&)>& lower);
 
   /// The sequence begins anew: an earlier prompt of it that was refused says nothing about the next.
-  void forgive(SequenceId sequence);
+  void forget_refusal(SequenceId sequence);
 
   /// Of the present step: prompts are compressed from this many tokens on.
   std::optional<uint32_t> pressed_from() const { return pressed_from_; }
@@ -49,8 +49,8 @@ class Budget {
 
  private:
   friend class Attempt;
-  void say(const Scene& scene, const std::string& line);
-  void say_lowered(const Scene& scene, const policy::Rung& rung, bool all, const char* name);
+  void log_line(const Scene& scene, const std::string& line);
+  void log_lowered(const Scene& scene, const policy::Rung& rung, bool all, const char* name);
   Status refuse(const Scene& scene, const std::string& what);
   /// Begins a search: frees what was reserved before, and notes the limit. False if there is none.
   bool begin(const Scene& scene);

@@ -1,5 +1,6 @@
-// Commit rules: when tokens are compressed, and where a long prompt begins another segment. Pure functions of counts,
-// so that the context, its budget and `mikv estimate` decide alike.
+// Commit rules: which tokens attention compresses in a step, and where a long prompt begins another segment. Pure
+// functions of counts, so that the context, its budget and `mikv estimate` decide alike. docs/architecture.md lists all
+// moments at which something is compressed.
 #pragma once
 
 #include <cstdint>

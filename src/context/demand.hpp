@@ -21,10 +21,10 @@ struct Pressure {
   bool committed = false;              ///< as if what waits in the step's segments had been compressed before
 };
 
-/// Most bytes that a step adds to what is held: growth of the tiers, and what is needed for a moment.
+/// Most bytes that a step adds to what is held: growth of the tiers, and transient memory.
 uint64_t bytes_of_step(const LayerSet& layers, const StepPlan& plan, const Pressure& pressure, uint32_t n_ubatch);
 
-/// Bytes that compressing what waits now needs for a moment: one segment of one layer at a time.
+/// Transient bytes to compress all staged tokens: one segment of one layer at a time.
 uint64_t bytes_to_compress(const LayerSet& layers, const Sequences& sequences, const policy::Rung* rung = nullptr);
 
 /// Most tokens of a prompt, up to n_most, that are staged when a micro-batch ends and wait for the next. Alone, a

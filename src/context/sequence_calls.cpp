@@ -90,7 +90,7 @@ void Context::Impl::forget_sequence(SequenceId sequence) {
   for (SequenceId s = 0; sequences.valid(s); ++s) {
     if (s != sequence && sequence >= 0) continue;
     sequences.forget(s);
-    budget.forgive(s);
+    budget.forget_refusal(s);
     incomplete[size_t(s)] = {};
   }
 }

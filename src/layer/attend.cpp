@@ -37,19 +37,19 @@ struct Shares {
 // A step of blocks [begin, end).
 std::span<const uint8_t> first_step(const tier::Tier& tier, uint32_t begin, uint32_t end) {
   const size_t stride = tier.layout().bytes;
-  return {tier.blocks() + begin * stride, std::min(end - begin, kStepBlocks) * stride};
+  return {tier.blocks() + begin * stride, std::min(end - begin, kStripBlocks) * stride};
 }
 
 // ---------------------------------------------------------------- a generation step
 
 // Splits [first, last) one after the other in each span: the queries are prepared once. A split that has nothing of a
 // tier takes its view of the state all the same: states that are merged have the same coordinates.
-void run_splits(const Call& call, const RowTile& tile, uint32_t first, uint32_t last, ThreadSlot& slot) {
+void run_splits(const Call& call, const QueryTile& tile, uint32_t first, uint32_t last, ThreadSlot& slot) {
   const auto partial = [&](uint32_t split) -> Partial& {
     return call.workspace.partial(call.head_index(tile.kv_head), split);
   };
   for (uint32_t split = first; split < last; ++split) reset(partial(split).state, call.layer, tile.n_rows());
-  const MaskTile mask = mask_for(call, tile, slot);
+  const QueryMask mask = mask_for(call, tile, slot);
   const Scratch scratch = scratch_for(slot, call.layer, tile.n_rows());
   const bool scoring = call.scoring(tile.kv_head);
   for (uint32_t split = first; split < last; ++split) partial(split).kept.begin(tile.n_rows());
@@ -71,7 +71,7 @@ void run_splits(const Call& call, const RowTile& tile, uint32_t first, uint32_t 
       });
 }
 
-void finish_step(const Call& call, const RowTile& tile, ThreadSlot& slot) {
+void finish_step(const Call& call, const QueryTile& tile, ThreadSlot& slot) {
   const size_t head_index = call.head_index(tile.kv_head);
   RowState& state = call.workspace.partial(head_index, 0).state;
   for (uint32_t split = 1; split < call.n_splits; ++split) {
@@ -83,9 +83,9 @@ void finish_step(const Call& call, const RowTile& tile, ThreadSlot& slot) {
 
 // ---------------------------------------------------------------- a chunk of tokens
 
-void run_tile(const Call& call, const RowTile& tile, ThreadSlot& slot) {
+void run_tile(const Call& call, const QueryTile& tile, ThreadSlot& slot) {
   reset(slot.state, call.layer, tile.n_rows());
-  const MaskTile mask = mask_for(call, tile, slot);
+  const QueryMask mask = mask_for(call, tile, slot);
   const Scratch scratch = scratch_for(slot, call.layer, tile.n_rows());
   const float softcap = call.args.softcap;
   const bool scores = scores_tile(call, tile);
@@ -114,16 +114,16 @@ void commit_head(const Call& call, uint32_t kv_head, ThreadSlot& slot) {
 // Items [first, last) of a KV head.
 void run_items(const Call& call, uint32_t kv_head, uint32_t first, uint32_t last, ThreadSlot& slot) {
   const auto tile_at = [&](uint32_t first_token) {
-    return RowTile{call.args, call.layer, kv_head, first_token,
-                   std::min(call.tile_tokens, call.args.n_tokens - first_token)};
+    return QueryTile{call.args, call.layer, kv_head, first_token,
+                     std::min(call.tile_tokens, call.args.n_tokens - first_token)};
   };
-  if (call.step()) {
-    const RowTile tile = tile_at(0);
+  if (call.one_token()) {
+    const QueryTile tile = tile_at(0);
     if (first == 0) note_queries(call, tile);
     run_splits(call, tile, first, last, slot);
   } else {
     for (uint32_t i = first; i < last; ++i) {
-      const RowTile tile = tile_at(i * call.tile_tokens);
+      const QueryTile tile = tile_at(i * call.tile_tokens);
       note_queries(call, tile);
       run_tile(call, tile, slot);
     }
@@ -131,7 +131,7 @@ void run_items(const Call& call, uint32_t kv_head, uint32_t first, uint32_t last
   std::atomic<uint32_t>& done = call.workspace.done[call.head_index(kv_head)].n;
   if (done.fetch_add(last - first, std::memory_order_acq_rel) + last - first != call.items_per_head()) return;
   done.store(0, std::memory_order_relaxed);
-  if (call.step()) {
+  if (call.one_token()) {
     finish_step(call, tile_at(0), slot);
   } else if (call.scoring(kv_head)) {
     add_chunk_scores(call, kv_head);

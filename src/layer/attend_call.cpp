@@ -26,7 +26,7 @@ Call plan(const LayerAttendArgs& args, LayerCache::Impl& layer, Workspace::Impl&
   Call call{args, layer, workspace, first_head, segments};
   // Live cells, not stored tokens: a faster thread may be committing a head already, and all must cut alike.
   for (const tier::SegmentStore* segment : segments) call.n_live += segment->n_live();
-  if (call.step()) {
+  if (call.one_token()) {
     const uint32_t split_tokens = call.n_heads() <= kFewHeads ? kLeastSplitTokens : kSplitTokens;
     call.n_splits = uint32_t(std::clamp<uint64_t>(call.n_live / split_tokens, 1, Workspace::Impl::kMaxSplits));
     return call;
@@ -54,9 +54,9 @@ BlockSpan span_with_outliers(const tier::Tier& tier, const LayerCache::Impl& lay
 
 Scratch scratch_for(ThreadSlot& slot, const LayerCache::Impl& layer, uint32_t n_rows) {
   const uint32_t n_tiles = std::max(layer.layouts->staged.tiles_k, layer.layouts->staged.tiles_v);
-  slot.logits.resize(size_t{n_rows} * kStepTokens);
-  slot.decoded.resize(size_t{kStepBlocks} * n_tiles * kLanes * kLanes);
-  slot.weights.resize(size_t{kMaxKernelRows} * kStepTokens);
+  slot.logits.resize(size_t{n_rows} * kStripTokens);
+  slot.decoded.resize(size_t{kStripBlocks} * n_tiles * kLanes * kLanes);
+  slot.weights.resize(size_t{kMaxKernelRows} * kStripTokens);
   slot.factors.resize(padded_rows(n_rows));
   return {slot.logits.data(), slot.factors.data(), slot.decoded.data(), slot.weights.data()};
 }
@@ -67,7 +67,7 @@ uint32_t n_cells_of(const Call& call) {
   return n_cells;
 }
 
-MaskTile mask_for(const Call& call, const RowTile& tile, ThreadSlot& slot) {
+QueryMask mask_for(const Call& call, const QueryTile& tile, ThreadSlot& slot) {
   const Mask& mask = call.args.mask;
   if (mask.type == Mask::Type::none) return {};
   bool all_seen = true;
@@ -90,7 +90,7 @@ uint32_t cut(const TierOfHead& at, uint32_t i, uint32_t n) {
   if (in_head <= at.first_block) return 0;
   const uint64_t in_tier = in_head - at.first_block;
   if (in_tier >= n_blocks) return uint32_t(n_blocks);
-  return uint32_t(std::min((in_tier + kStepBlocks / 2) / kStepBlocks * kStepBlocks, n_blocks));
+  return uint32_t(std::min((in_tier + kStripBlocks / 2) / kStripBlocks * kStripBlocks, n_blocks));
 }
 
 void find_tiers(const Call& call, uint32_t kv_head, ThreadSlot& slot) {

@@ -20,9 +20,9 @@ struct Call {
   uint32_t n_splits = 1, n_tiles = 1, tile_tokens = 1;
   policy::Recording recording = policy::recording_of(layer.spec);
 
-  bool step() const { return args.n_tokens == 1; }
+  bool one_token() const { return args.n_tokens == 1; }
   uint32_t n_heads() const { return layer.shape.n_kv_heads; }
-  uint32_t items_per_head() const { return step() ? n_splits : n_tiles; }
+  uint32_t items_per_head() const { return one_token() ? n_splits : n_tiles; }
   double item_cost() const { return double((n_live / n_splits + kLanes) * tile_tokens); }
   /// Whether a KV head's scores record this call. The same for all of its items: they are done before it is committed.
   bool scoring(uint32_t kv_head) const {
@@ -45,10 +45,10 @@ Scratch scratch_for(ThreadSlot& slot, const LayerCache::Impl& layer, uint32_t n_
 /// Cells that a mask is read for: up to the last live one of all segments.
 uint32_t n_cells_of(const Call& call);
 /// What the tile's rows see; nothing where they see all. In memory of the thread.
-MaskTile mask_for(const Call& call, const RowTile& tile, ThreadSlot& slot);
+QueryMask mask_for(const Call& call, const QueryTile& tile, ThreadSlot& slot);
 
-/// The tier's first block in split i of n. Splits are equal parts of the head's blocks, tier after tier, in whole steps
-/// of the kernels.
+/// The tier's first block in split i of n. Splits are equal parts of the head's blocks, tier after tier, in whole
+/// strips of the kernels.
 uint32_t cut(const TierOfHead& at, uint32_t i, uint32_t n);
 
 /// The tiers of a head that hold something, into slot.tiers.
@@ -61,7 +61,7 @@ BlockSpan span_with_outliers(const tier::Tier& tier, const LayerCache::Impl& lay
 /// Calls work(tier, span, rows, view, next) for every non-empty tier of the head: view(state) is what the kernels see
 /// of a state there, next the tier that follows or null.
 template <typename Work>
-void for_each_tier(const Call& call, const RowTile& tile, ThreadSlot& slot, Work work) {
+void for_each_tier(const Call& call, const QueryTile& tile, ThreadSlot& slot, Work work) {
   const LayerCache::Impl& layer = call.layer;
   find_tiers(call, tile.kv_head, slot);
   Rows raw, rows, outliers;

@@ -14,7 +14,7 @@ class KeptLogits {
  public:
   struct Part {
     float* logits = nullptr;  ///< [rows][stride()]; until the next call of next()
-    uint32_t n_blocks = 0;    ///< of those asked for, the first ones; whole steps, if it is not all
+    uint32_t n_blocks = 0;    ///< of those asked for, the first ones; whole strips, if it is not all
     size_t stride() const { return size_t{n_blocks} * kLanes; }
   };
 
@@ -28,7 +28,7 @@ class KeptLogits {
   Part next(uint32_t n_blocks) {
     const size_t left = (most_ - used_) / (size_t{n_rows_} * kLanes);
     Part part;
-    part.n_blocks = n_blocks <= left ? n_blocks : uint32_t(left / kStepBlocks * kStepBlocks);
+    part.n_blocks = n_blocks <= left ? n_blocks : uint32_t(left / kStripBlocks * kStripBlocks);
     const size_t end = used_ + n_rows_ * part.stride();
     if (memory_.capacity() < end) memory_.reserve(std::min(most_, 2 * end));
     if (memory_.size() < end) memory_.resize(end);

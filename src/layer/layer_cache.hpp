@@ -92,7 +92,7 @@ class LoadedSegment {
 struct LayerGrowth {
   int64_t lasting = 0;      ///< afterwards
   uint64_t transient = 0;   ///< beyond `lasting`, while tokens are put and tiers grow
-  uint64_t compressed = 0;  ///< of hi and lo, while what they are made of is still staged
+  uint64_t compressed = 0;  ///< bytes of hi and lo while their staged source still exists
 };
 
 /// Visits up to 16 keys of one KV head: keys[cells.size()][head_dim_k], in the engine's coordinates. Bit i of the
@@ -101,7 +101,7 @@ using VisitKeys = std::function<uint32_t(std::span<const Cell> cells, uint32_t k
 
 /// The cache of one layer. Calls that change it need exclusive access, except that write_k, write_v, attend and
 /// visit_keys are made to be called by all threads of a step together: thread t of n_threads does its share.
-/// Where a call runs out of memory, it says so, and what it says of the content holds.
+/// Each call documents what the cache holds after an error.
 class LayerCache {
  public:
   /// Cells are below max_cells; up to 65,536 their numbers take two bytes, not four. account: what memory is charged
@@ -120,8 +120,8 @@ class LayerCache {
   uint32_t max_cells() const;
   const std::shared_ptr<MemoryAccount>& account() const;
 
-  /// Tells how keys turn with their position: coordinates that are frozen on a prompt then hold for what follows it too
-  /// (policy/rope_forecast.hpp). Errors: more channels than a key has, an angle that is not finite.
+  /// Declares how keys rotate with their position: coordinates that are frozen on a prompt then hold for what follows
+  /// it too (policy/rope_forecast.hpp). Errors: more channels than a key has, an angle that is not finite.
   Status set_rope(Rope rope);
   /// Records queries from a segment's n_tokens on: statistics of short texts would be larger than the texts.
   void record_from(uint32_t n_tokens);
@@ -165,8 +165,9 @@ class LayerCache {
   /// what is staged, which is not counted otherwise.
   int64_t freed_by(SegmentId segment, const policy::Rung& rung, bool commits) const;
 
-  /// Makes a segment smaller, or what it will hold, if it holds more than the rung: hi has floor(rung.keep * S) of S
-  /// tokens, lo rung.bits. Tokens are encoded anew in place. Errors: out of memory; calling again resumes.
+  /// Lowers a segment, and the tokens that it gets later, to the rung: hi has floor(rung.keep * S) of S tokens, lo
+  /// rung.bits; a segment below it stays as it is. Tokens are encoded anew in place. Errors: out of memory; calling
+  /// again resumes.
   Status lower(SegmentId segment, const policy::Rung& rung);
   const Spec& spec_of(SegmentId segment) const;  ///< how it holds its tokens: spec(), unless lowered or loaded
   /// Gives back memory that is reserved for tokens to come, 1 to 3 %: for sequences that rest.
@@ -175,7 +176,7 @@ class LayerCache {
   /// until the next commit; where memory for that runs out, they stay (docs/adr/0017-prompts-wait-in-bytes.md). off:
   /// what has 8 bits keeps them, and under prefill=streaming tokens get them from 256 on.
   void stage_in_bytes(bool on);
-  void encode_staged();  ///< to 8 bits what was put since and gets them: once the layer has attended to it
+  void encode_staged();  ///< to 8 bits, what is newly staged and asks for it; after the layer's attention
 
   /// Forgets cells. Unknown cells are no error.
   void erase(SegmentId segment, std::span<const Cell> cells);

@@ -12,7 +12,7 @@ constexpr size_t kKeptLogits = size_t{1} << 20;
 
 // The rows are taken for the last tokens that were put in the segment, which they are unless several sequences share
 // the call.
-void sample_queries(const Call& call, const RowTile& tile, const tier::SegmentStore& segment, tier::HeadStore& head) {
+void sample_queries(const Call& call, const QueryTile& tile, const tier::SegmentStore& segment, tier::HeadStore& head) {
   if (call.args.n_tokens > segment.n_last_staged()) return;
   const uint32_t last = segment.next_arrival() - 1, first = last + 1 - call.args.n_tokens + tile.first_token;
   for (uint32_t r = 0; r < tile.n_rows(); ++r) {
@@ -25,7 +25,7 @@ void sample_queries(const Call& call, const RowTile& tile, const tier::SegmentSt
 
 // Means of attention, 1 / t of the t live cells that a token sees, into slot.means: what counts is above it. Softmax of
 // equal logits is the mean but for the error of exp, and must not count.
-void note_means(const Call& call, const RowTile& tile, ThreadSlot& slot) {
+void note_means(const Call& call, const QueryTile& tile, ThreadSlot& slot) {
   constexpr float kMargin = 1.0f + 0x1p-10f;
   const Mask& mask = call.args.mask;
   slot.means.assign(tile.n_tokens, kMargin / float(std::max<uint64_t>(1, call.n_live)));
@@ -68,9 +68,9 @@ Rows row_of(const Rows& rows, uint32_t r, const Geometry& geometry) {
           rows.bias + r,
           rows.q_sums + group,
           rows.q_integers ? rows.q_integers + pair * kQueryIntegerBytes : nullptr,
-          rows.q_steps ? rows.q_steps + group : nullptr};
+          rows.q_scales ? rows.q_scales + group : nullptr};
 }
-MaskTile mask_of_row(MaskTile mask, uint32_t r, uint32_t group) {
+QueryMask mask_of_row(QueryMask mask, uint32_t r, uint32_t group) {
   mask.first_token += r / group;
   mask.group = 1;
   if (mask.slopes) mask.slopes += r % group;
@@ -85,7 +85,7 @@ void forget_scores(tier::Tier& tier) {
 
 }  // namespace
 
-void note_queries(const Call& call, const RowTile& tile) {
+void note_queries(const Call& call, const QueryTile& tile) {
   if (!call.args.record) return;
   for (tier::SegmentStore* segment : call.segments) {
     tier::HeadStore& head = segment->heads()[tile.kv_head];
@@ -97,7 +97,7 @@ void note_queries(const Call& call, const RowTile& tile) {
   }
 }
 
-void add_step_scores(const Call& call, const RowTile& tile, const RowState& state, ThreadSlot& slot) {
+void add_step_scores(const Call& call, const QueryTile& tile, const RowState& state, ThreadSlot& slot) {
   const auto kept_of = [&](uint32_t split) -> KeptLogits& {
     return call.workspace.partial(call.head_index(tile.kv_head), split).kept;
   };
@@ -133,14 +133,14 @@ void add_step_scores(const Call& call, const RowTile& tile, const RowState& stat
   }
 }
 
-bool scores_tile(const Call& call, const RowTile& tile) {
+bool scores_tile(const Call& call, const QueryTile& tile) {
   return call.scoring(tile.kv_head) &&
          tile.first_token + tile.n_tokens > call.recording.first_query(call.args.n_tokens);
 }
 
-void begin_tile_logits(const RowTile& tile, ThreadSlot& slot) { slot.kept.begin(tile.n_rows(), kKeptLogits); }
+void begin_tile_logits(const QueryTile& tile, ThreadSlot& slot) { slot.kept.begin(tile.n_rows(), kKeptLogits); }
 
-void add_tile_scores(const Call& call, const RowTile& tile, const MaskTile& mask, const Scratch& scratch,
+void add_tile_scores(const Call& call, const QueryTile& tile, const QueryMask& mask, const Scratch& scratch,
                      ThreadSlot& slot) {
   const uint32_t first_counted = call.recording.first_query(call.args.n_tokens);
   const float softcap = call.args.softcap;
@@ -157,7 +157,7 @@ void add_tile_scores(const Call& call, const RowTile& tile, const MaskTile& mask
         const size_t last = first + span.n_tokens;
         if (scores.size() < last) scores.resize(last, 0.0f);
         const KeptLogits::Part kept = slot.kept.next(at.tier->n_blocks());
-        const auto score = [&](const Rows& counted, const MaskTile& seen, uint32_t row, float* sums) {
+        const auto score = [&](const Rows& counted, const QueryMask& seen, uint32_t row, float* sums) {
           const float *max = slot.state.max.data() + row, *inverse = slot.inverse_sum.data() + row;
           const uint32_t n_kept = uint32_t(std::min<size_t>(span.n_tokens, kept.stride()));
           kernels().score_kept(kept.logits + row * kept.stride(), kept.stride(), n_kept, counted.n, max, inverse, sums);

@@ -19,7 +19,8 @@ uint32_t n_groups_v(const LayerCache::Impl& layer) {
 }
 uint32_t zeros_stride(const LayerCache::Impl& layer) { return n_groups_v(layer) * kLanes; }
 
-Rows prepare(const RowTile& tile, const Geometry& geometry, const codec::Axes& key, bool bytes, PreparedRows& memory) {
+Rows prepare(const QueryTile& tile, const Geometry& geometry, const codec::Axes& key, bool bytes,
+             PreparedRows& memory) {
   const size_t n_rows = tile.n_rows(), n_pairs = geometry.pairs_k.size();
   memory.q.resize(n_rows * n_pairs * kLanes);
   memory.bias.resize(n_rows);
@@ -27,9 +28,9 @@ Rows prepare(const RowTile& tile, const Geometry& geometry, const codec::Axes& k
   Rows rows{tile.n_rows(), memory.q.data(), memory.bias.data(), memory.q_sums.data()};
   if (bytes) {
     memory.q_integers.resize(n_rows * n_pairs * kQueryIntegerBytes);
-    memory.q_steps.resize(n_rows * geometry.groups_k);
+    memory.q_scales.resize(n_rows * geometry.groups_k);
     rows.q_integers = memory.q_integers.data();
-    rows.q_steps = memory.q_steps.data();
+    rows.q_scales = memory.q_scales.data();
   }
   for (uint32_t r = 0; r < rows.n; ++r) {
     kernels().prepare_row(geometry, key, tile.query(r), tile.layer.shape.head_dim_k, tile.args.scale, r, rows);
@@ -45,21 +46,21 @@ void merge_part(std::vector<float>& into, const std::vector<float>& from, uint32
 
 }  // namespace
 
-Rows prepare_raw(const RowTile& tile, PreparedRows& memory) {
+Rows prepare_raw(const QueryTile& tile, PreparedRows& memory) {
   static const codec::Axes kAsTheyAre;
   return prepare(tile, tile.layer.raw_geometry, kAsTheyAre, false, memory);
 }
 
-Rows prepare_for_tier(const RowTile& tile, const codec::Axes& key, PreparedRows& memory) {
+Rows prepare_for_tier(const QueryTile& tile, const codec::Axes& key, PreparedRows& memory) {
   return prepare(tile, tile.layer.tier_geometry, key, kernels().multiplies_integers && tile.layer.layouts->quantised(),
                  memory);
 }
 
-Rows prepare_outliers(const RowTile& tile, const codec::Axes& key, PreparedRows& memory) {
+Rows prepare_outliers(const QueryTile& tile, const codec::Axes& key, PreparedRows& memory) {
   return prepare(tile, tile.layer.outlier_geometry, key, false, memory);
 }
 
-Rows with_expected_error(const RowTile& tile, const codec::Axes& key, const codec::BlockLayout& layout, Rows rows,
+Rows with_expected_error(const QueryTile& tile, const codec::Axes& key, const codec::BlockLayout& layout, Rows rows,
                          PreparedRows& memory) {
   if (!layout.mixed()) return rows;
   const float scale = tile.args.scale;
@@ -149,7 +150,7 @@ void merge(RowState& into, const RowState& from, uint32_t n_rows) {
   }
 }
 
-void finish(const RowTile& tile, RowState& state, std::vector<float>& inverse_sum) {
+void finish(const QueryTile& tile, RowState& state, std::vector<float>& inverse_sum) {
   const LayerCache::Impl& layer = tile.layer;
   const uint32_t dim = layer.shape.head_dim_v;
   fold_tiers(state, layer, tile.n_rows());

@@ -7,7 +7,7 @@
 namespace mikv::attention {
 
 /// The query rows of one item: tokens [first_token, first_token + n_tokens) x the query heads of one KV head.
-struct RowTile {
+struct QueryTile {
   const LayerAttendArgs& args;
   const LayerCache::Impl& layer;
   uint32_t kv_head = 0, first_token = 0, n_tokens = 0;
@@ -24,14 +24,14 @@ struct RowTile {
 };
 
 /// Queries in the engine's own coordinates, for staged tokens.
-Rows prepare_raw(const RowTile& tile, PreparedRows& memory);
+Rows prepare_raw(const QueryTile& tile, PreparedRows& memory);
 /// Queries in a segment's coordinates, for its hi and lo tiers.
-Rows prepare_for_tier(const RowTile& tile, const codec::Axes& key, PreparedRows& memory);
+Rows prepare_for_tier(const QueryTile& tile, const codec::Axes& key, PreparedRows& memory);
 /// The same for the outlier channels of a layer that holds them as halves (outlier=f16).
-Rows prepare_outliers(const RowTile& tile, const codec::Axes& key, PreparedRows& memory);
+Rows prepare_outliers(const QueryTile& tile, const codec::Axes& key, PreparedRows& memory);
 /// The same rows with a bias, kept in `memory`, for a tier whose keys have an error of known size
 /// (codec/expected_error.hpp).
-Rows with_expected_error(const RowTile& tile, const codec::Axes& key, const codec::BlockLayout& layout, Rows rows,
+Rows with_expected_error(const QueryTile& tile, const codec::Axes& key, const codec::BlockLayout& layout, Rows rows,
                          PreparedRows& memory);
 
 /// An empty state for n rows: identity of merge().
@@ -46,6 +46,6 @@ void fold_tiers(RowState& state, const LayerCache::Impl& layer, uint32_t n_rows)
 void merge(RowState& into, const RowState& from, uint32_t n_rows);
 
 /// Writes the outputs of the tile, and 1 / softmax denominator to inverse_sum[row] (0 for a row that saw nothing).
-void finish(const RowTile& tile, RowState& state, std::vector<float>& inverse_sum);
+void finish(const QueryTile& tile, RowState& state, std::vector<float>& inverse_sum);
 
 }  // namespace mikv::attention

@@ -48,7 +48,7 @@ codec::Axes get_axes(ByteReader& in) {
   return axes;
 }
 
-void put_tiles(ByteWriter& out, const codec::TileRow& row, uint32_t n_tiles) {
+void put_tiles(ByteWriter& out, const codec::TileTable& row, uint32_t n_tiles) {
   put_array(out, std::vector<uint8_t>(row.bits.begin(), row.bits.begin() + n_tiles));
   put_array(out, std::vector<float>(row.weight.begin(), row.weight.begin() + n_tiles));
 }

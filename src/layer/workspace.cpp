@@ -25,7 +25,7 @@ uint64_t Workspace::bytes() const {
   };
   for (const attention::ThreadSlot& slot : impl_->threads) {
     for (const attention::PreparedRows* rows : {&slot.raw, &slot.tier, &slot.outliers}) {
-      add(rows->q, rows->q_sums, rows->q_steps, rows->q_integers, rows->bias, rows->errors, rows->bias_with_error);
+      add(rows->q, rows->q_sums, rows->q_scales, rows->q_integers, rows->bias, rows->errors, rows->bias_with_error);
     }
     add(slot.tiers, slot.mask_low, slot.mask_high, slot.logits, slot.factors, slot.decoded, slot.weights,
         slot.inverse_sum, slot.sums, slot.mask_row, slot.means);

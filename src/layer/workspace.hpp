@@ -14,7 +14,7 @@ namespace attention {
 
 /// Memory of Rows: queries in one geometry.
 struct PreparedRows {
-  std::vector<float> q, q_sums, q_steps, bias;
+  std::vector<float> q, q_sums, q_scales, bias;
   std::vector<float> errors, bias_with_error;  ///< with_expected_error()
   std::vector<uint8_t> q_integers;
 };

@@ -102,7 +102,7 @@ double fixed_bytes(uint32_t id_bytes) { return codec::kBlockTokens * (id_bytes +
 
 // Harms of losing each tile, up to a factor: the largest gain that one more bit would bring is 1, as it was for K and V
 // alike when their bits were given out.
-std::vector<double> relative_harms(const codec::TileRow& row, uint32_t n_tiles) {
+std::vector<double> relative_harms(const codec::TileTable& row, uint32_t n_tiles) {
   std::vector<double> harm(row.weight.begin(), row.weight.begin() + n_tiles);
   double gain = 0.0;
   for (uint32_t t = 0; t < n_tiles; ++t) {
